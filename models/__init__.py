@@ -1,0 +1,1 @@
+"""Networks, training and engines: tensors never leave this package."""

@@ -1,0 +1,109 @@
+"""What a model says of itself: read and checked without loading the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from wsi.config import Config
+from wsi.errors import ModelError
+
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
+
+
+class Architecture(Config):
+    """Which network, and how wide."""
+
+    name: Literal["inception_v3", "torchscript"] = "inception_v3"
+    width: float = Field(default=1.0, gt=0, le=1)
+
+
+class ModelCard(Config):
+    """Everything a run needs to know of a model, and a reader wants to.
+
+    Attributes:
+        classes: in the order of the network's outputs.
+        positive: the class whose probability is the heatmap that lesions are found on.
+        patch_px: side of the patch the network sees.
+        stride_px: side of the cell it speaks for; the distance between patches.
+        spacing_um: um per pixel it was trained at; None reads every slide at level 0.
+        spacing_tolerance: relative difference within which a slide's level 0 is read as it is.
+        demonstration: trained on phantoms; not for real tissue.
+        sha256: of the weight file.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    architecture: Architecture
+    classes: tuple[str, ...] = Field(min_length=1)
+    positive: str
+    patch_px: int = Field(gt=0)
+    stride_px: int = Field(gt=0)
+    spacing_um: float | None
+    spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
+    demonstration: bool = False
+    intended_use: str = "Research use only; not for diagnosis."
+    limits: str = ""
+    training: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    code_version: str = ""
+    sha256: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelCard:
+        if self.positive not in self.classes:
+            raise ValueError(f"positive class {self.positive!r} is not among {list(self.classes)}")
+        if self.stride_px > self.patch_px:
+            raise ValueError(f"stride_px {self.stride_px} is larger than patch_px {self.patch_px}")
+        return self
+
+    @property
+    def positive_index(self) -> int:
+        """Index of the positive class."""
+        return self.classes.index(self.positive)
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read ``card.json`` and check the weights' hash against it.
+
+    Raises:
+        ModelError: a file is missing, the card is not valid, or a byte of the weights changed.
+    """
+    path = folder / CARD
+    try:
+        card = ModelCard.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{folder} is not a model: {CARD} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "card"
+        raise ModelError(f"{path} is not a valid card: {where}: {first['msg']}") from error
+    found = hash_file(folder / WEIGHTS)
+    if found != card.sha256:
+        raise ModelError(
+            f"{folder / WEIGHTS} has sha256 {found[:12]}..., its card says {card.sha256[:12]}...; copy the model again"
+        )
+    return card
+
+
+def hash_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}); copy the model again") from error
+
+
+def card_json(card: ModelCard) -> str:
+    """The card as JSON text."""
+    return json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,84 @@
+"""A model on disk: a folder with ``model.safetensors`` and ``card.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.card import CARD, WEIGHTS, ModelCard, card_json, hash_file, read_card
+from models.inception import InceptionV3
+from wsi.errors import ModelError
+from wsi.files import replacing, write_text
+
+_AUX = "AuxLogits."
+
+
+def save_checkpoint(folder: Path, network: InceptionV3, **card: Any) -> ModelCard:
+    """Write weights (without the auxiliary head) and card; each file whole or not at all.
+
+    Args:
+        folder: made if it is not there.
+        network: what is saved.
+        card: the fields of `ModelCard` except ``sha256``.
+    """
+    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items() if not k.startswith(_AUX)}
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(state, partial)
+    result = ModelCard(sha256=hash_file(folder / WEIGHTS), **card)
+    write_text(folder / CARD, card_json(result))
+    return result
+
+
+def load_checkpoint(folder: Path) -> tuple[InceptionV3, ModelCard]:
+    """Read a network for scoring (no auxiliary head, evaluation mode, float32).
+
+    Raises:
+        ModelError: a byte changed, the file is cut short, or classes or architecture do not fit.
+    """
+    card = read_card(folder)
+    if card.architecture.name != "inception_v3":
+        raise ModelError(f"{folder}: architecture {card.architecture.name!r} is not an Inception-v3 checkpoint")
+    network = InceptionV3(len(card.classes), width=card.architecture.width, aux=False)
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        raise ModelError(
+            f"{folder / WEIGHTS} does not hold an Inception-v3 of width {card.architecture.width} "
+            f"with {len(card.classes)} classes ({first[:160]})"
+        ) from error
+    return network.eval(), card
+
+
+def load_imagenet(network: InceptionV3, path: Path) -> None:
+    """Start from torchvision's ImageNet weights (``.pth`` or ``.safetensors``) except the class layers.
+
+    Raises:
+        ModelError: the file is broken, or is not of width 1.
+    """
+    try:
+        state: dict[str, Tensor] = (
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
+        )
+        heads = ("fc.", f"{_AUX}fc.")
+        wanted = network.state_dict()
+        body = {k: v for k, v in state.items() if k in wanted and not k.startswith(heads)}
+        missing = [k for k in wanted if k not in body and not k.startswith((*heads, _AUX))]
+        if missing:
+            raise ModelError(f"{path} lacks {len(missing)} arrays of Inception-v3, first {missing[0]}")
+        network.load_state_dict(wanted | body)
+    except ModelError:
+        raise
+    except Exception as error:  # torch.load raises by pickle's and zip's many ways
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path} is not a weight file for Inception-v3 of width 1 ({first[:160]})") from error
+
+
+def parameters_of(network: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,38 @@
+"""One contract, several ways to run a network: arrays in, arrays out."""
+
+from __future__ import annotations
+
+from models.engines.contract import Engine, EngineConfig, Models, find_models
+from wsi.errors import ConfigError
+
+__all__ = ["Engine", "EngineConfig", "Models", "find_models", "load_engine"]
+
+
+def load_engine(models: Models, cfg: EngineConfig) -> Engine:
+    """Make the engine that suits this machine, or the one asked for.
+
+    Raises:
+        ConfigError: this machine cannot run what was asked for.
+        ModelError: a model is broken.
+    """
+    if cfg.engine == "openvino" or (cfg.engine == "auto" and not _has_gpu()):
+        if cfg.precision == "fp16":
+            raise ConfigError("precision fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")
+        from models.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(models, cfg)
+    from models.engines.torch import TorchEngine
+
+    return TorchEngine(models, cfg)
+
+
+def _has_gpu() -> bool:
+    """Whether a CUDA driver answers; asked without loading torch, which takes seconds."""
+    import ctypes
+
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

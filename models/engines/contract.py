@@ -1,0 +1,107 @@
+"""What every engine promises, and how one is chosen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from models.card import ModelCard, read_card
+from wsi.arrays import Scores
+from wsi.blocks import PatchBlock
+from wsi.config import Config
+from wsi.errors import ModelError
+
+ZOO = Path(__file__).resolve().parents[1] / "zoo"
+
+
+class EngineConfig(Config):
+    """How the network is run.
+
+    Attributes:
+        engine: ``auto`` is torch where there is a GPU, else openvino.
+        precision: ``auto`` is fp16 on a GPU, bf16 on a CPU that computes in it, else fp32.
+        orientations: 1, or the mean over the 8 flips and turns.
+        batch: patches run at once; None is 8 on a CPU, 256 on a GPU.
+    """
+
+    engine: Literal["auto", "openvino", "torch"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    orientations: Literal[1, 8] = 1
+    batch: int | None = Field(default=None, gt=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """One model, or several whose scores are averaged."""
+
+    folders: tuple[Path, ...]
+    cards: tuple[ModelCard, ...]
+
+    @property
+    def card(self) -> ModelCard:
+        """The first card: classes, patch and spacing are those of all."""
+        return self.cards[0]
+
+    @property
+    def weights(self) -> list[str]:
+        """Each weight file's sha256."""
+        return [card.sha256 for card in self.cards]
+
+
+class Engine(Protocol):
+    """Scores patches; what it was made of is in ``models`` and ``description``."""
+
+    models: Models
+    description: str
+
+    def score(self, blocks: Iterable[PatchBlock]) -> Iterator[Scores]:
+        """One (n, classes) array of 0..1 per block, in the order of the blocks.
+
+        Blocks are taken a few ahead of the answers, so a generator that reads them runs meanwhile.
+        The answer for a patch does not depend on the blocks around its own.
+        """
+        ...
+
+
+def find_models(names: Sequence[str]) -> Models:
+    """Look models up: a folder, or the name of one that ships.
+
+    Raises:
+        ModelError: there is none of this name, or several do not go together.
+    """
+    folders = tuple(_find(name) for name in names)
+    cards = tuple(_card(folder) for folder in folders)
+    for name, card in zip(names, cards, strict=True):
+        for field in ("classes", "positive", "patch_px", "stride_px", "spacing_um"):
+            first, this = getattr(cards[0], field), getattr(card, field)
+            if first != this:
+                raise ModelError(
+                    f"models {names[0]} and {name} differ in {field} ({first} and {this}); "
+                    f"only models of the same patches can be averaged"
+                )
+    return Models(folders, cards)
+
+
+def _card(folder: Path) -> ModelCard:
+    from models.wsinfer import is_wsinfer, read_wsinfer
+
+    return read_wsinfer(folder)[0] if is_wsinfer(folder) else read_card(folder)
+
+
+def _find(name: str) -> Path:
+    for folder in (Path(name), ZOO / name):
+        if folder.is_dir():
+            return folder
+    shipped = ", ".join(sorted(p.name for p in ZOO.iterdir() if p.is_dir()))
+    raise ModelError(f"there is no model folder {name}; models that ship: {shipped}")
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$XDG_CACHE_HOME/slidewright`` or ``~/.cache/slidewright``."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "slidewright"

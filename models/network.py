@@ -1,0 +1,78 @@
+"""A network as every engine runs it: RGB uint8 patches in, scores in 0..1 out.
+
+Preprocessing, softmax, the 8 orientations and the mean over several models are all part of the
+module, so that an engine only runs or converts one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ORIENTATIONS = 8
+
+
+def normalise(patches: Tensor) -> Tensor:
+    """RGB uint8 (n, h, w, 3) to float (n, 3, h, w) in [-1, 1], as Inception-v3 was trained."""
+    return patches.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_scores(logits: Tensor) -> Tensor:
+    """Softmax over the classes; sigmoid where there is only one."""
+    logits = logits.float()
+    return torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
+
+
+class PatchNetwork(nn.Module):
+    """Scores (n, classes) of uint8 patches (n, size, size, 3)."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Normalise, run, turn logits into scores."""
+        pixels = normalise(patches)
+        parameter = next(self.body.parameters())
+        if parameter.dtype != torch.float32:
+            pixels = pixels.to(parameter.dtype)
+        if parameter.is_cuda:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return to_scores(self.body(pixels))
+
+
+class Oriented(nn.Module):
+    """Mean score over the 8 flips and turns of each patch (Liu et al. 2017)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Run the network on each orientation in turn; memory is that of one."""
+        total = self.network(orient(patches, 0))
+        for k in range(1, ORIENTATIONS):
+            total = total + self.network(orient(patches, k))
+        return total / ORIENTATIONS
+
+
+class MeanOf(nn.Module):
+    """Mean score of several networks of the same patches and classes."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Average."""
+        return torch.stack([network(patches) for network in self.networks]).mean(dim=0)
+
+
+def orient(patches: Tensor, k: int) -> Tensor:
+    """Orientation ``k`` of 8 of (n, h, w, c): a transpose for odd ``k``, then flips by its other bits."""
+    if k & 1:
+        patches = patches.transpose(1, 2)
+    dims = [dim for bit, dim in ((2, 1), (4, 2)) if k & bit]
+    return patches.flip(dims) if dims else patches

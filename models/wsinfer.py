@@ -1,0 +1,101 @@
+"""Models in WSInfer's folder form: ``torchscript_model.pt`` and ``config.json``.
+
+TorchScript runs the code that is in the file. Use models only from those whose programs you would run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
+
+from models.card import Architecture, ModelCard, hash_file
+from models.network import to_scores
+from wsi.errors import ModelError
+
+WEIGHTS = "torchscript_model.pt"
+CONFIG = "config.json"
+
+
+def is_wsinfer(folder: Path) -> bool:
+    """Whether a folder has WSInfer's two files."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def read_wsinfer(folder: Path) -> tuple[ModelCard, list[dict[str, Any]]]:
+    """The card that ``config.json`` amounts to, and its list of transforms.
+
+    WSInfer cuts patches side by side, so the stride is the patch. The positive class is the last.
+
+    Raises:
+        ModelError: a key is missing or of the wrong type.
+    """
+    path = folder / CONFIG
+    try:
+        value = json.loads(path.read_bytes())
+        size = int(value["patch_size_pixels"])
+        names = tuple(str(name) for name in value["class_names"])
+        if len(names) != int(value["num_classes"]):
+            raise ValueError(f"num_classes is {value['num_classes']}, class_names has {len(names)}")
+        card = ModelCard(
+            name=folder.name,
+            architecture=Architecture(name="torchscript"),
+            classes=names,
+            positive=names[-1],
+            patch_px=size,
+            stride_px=size,
+            spacing_um=float(value["spacing_um_px"]),
+            training={"architecture": str(value["architecture"]), "form": "WSInfer"},
+            sha256=hash_file(folder / WEIGHTS),
+        )
+        return card, list(value["transform"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is not WSInfer's configuration ({error!r}); see its model zoo's schema") from error
+
+
+class WSInferNetwork(nn.Module):
+    """WSInfer's transforms and the scripted network: uint8 (n, h, w, 3) to scores (n, classes)."""
+
+    def __init__(self, body: nn.Module, transforms: list[dict[str, Any]], path: Path) -> None:
+        super().__init__()
+        self.body = body
+        self.size: list[int] | None = None
+        self.mean, self.std = torch.zeros(3), torch.ones(3)
+        for step in transforms:
+            self._take(step["name"], step.get("arguments") or {}, path)
+
+    def _take(self, name: str, arguments: dict[str, Any], path: Path) -> None:
+        if name == "Resize":
+            size = arguments["size"]
+            self.size = [size, size] if isinstance(size, int) else list(size)
+        elif name == "Normalize":
+            self.mean, self.std = (torch.tensor(arguments[key]) for key in ("mean", "std"))
+        elif name != "ToTensor":
+            raise ModelError(f"{path / CONFIG} asks for the transform {name!r}; known are Resize, ToTensor, Normalize")
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Resize with antialiasing as Pillow does, scale to 0..1, normalise, run."""
+        pixels = patches.permute(0, 3, 1, 2).float() / 255
+        if self.size is not None and list(pixels.shape[2:]) != self.size:
+            pixels = TF.resize(pixels, self.size, antialias=True)
+        mean, std = (v.to(pixels.device)[:, None, None] for v in (self.mean, self.std))
+        return to_scores(self.body((pixels - mean) / std))
+
+
+def load_wsinfer(folder: Path) -> tuple[WSInferNetwork, ModelCard]:
+    """Read the scripted network for the CPU.
+
+    Raises:
+        ModelError: the file is not TorchScript, or the configuration is wrong.
+    """
+    card, transforms = read_wsinfer(folder)
+    try:
+        body = torch.jit.load(folder / WEIGHTS, map_location="cpu").eval()
+    except RuntimeError as error:
+        first = (str(error).splitlines() or ["unknown"])[0]
+        raise ModelError(f"{folder / WEIGHTS} is not a TorchScript file ({first[:160]})") from error
+    return WSInferNetwork(body, transforms, folder).eval(), card

@@ -1,0 +1,1 @@
+"""Whole runs, reports and the command line."""

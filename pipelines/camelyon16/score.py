@@ -1,0 +1,302 @@
+"""One slide: tissue, grid, blocks, scores chunk by chunk, lesions, files."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from models.engines import Engine
+from pipelines.camelyon16.lesions import (
+    Lesion,
+    LesionConfig,
+    Outline,
+    confidence_level,
+    find_lesions,
+    outlines,
+    slide_score,
+)
+from pipelines.camelyon16.preview import write_preview
+from pipelines.provenance import code_hash, fingerprint
+from wsi.arrays import CellsRC
+from wsi.blocks import Block, PatchBlock, ReadBlock, chunk_side, plan_blocks, read_ahead
+from wsi.config import Config
+from wsi.errors import ConfigError
+from wsi.export import Feature, origin_offset, write_geojson
+from wsi.files import write_json, write_text
+from wsi.grid import MIN_TISSUE, TileGrid, make_grid
+from wsi.heatmap import Heatmap
+from wsi.manifest import SlideRow
+from wsi.slide import Slide, plan_read
+from wsi.store import HeatmapSpec, HeatmapStore
+from wsi.tissue import Mask, TissueConfig, detect_tissue
+from wsi.user_mask import mask_identity, read_user_mask
+
+OUTLINE_COLOUR, LESION_COLOUR = (200, 0, 0), (255, 140, 0)
+
+
+class ScoreConfig(Config):
+    """How a slide is scored.
+
+    Attributes:
+        stride: level-0 pixels (at the model's spacing) from cell to cell; None is the model's own.
+        native: read level 0 as it is, whatever its spacing.
+        min_tissue: share of a cell that must be tissue.
+        threads: that read slides.
+    """
+
+    stride: Literal[64, 128, 256] | None = None
+    native: bool = False
+    tissue: TissueConfig = TissueConfig()
+    min_tissue: float = Field(default=MIN_TISSUE, gt=0, le=1)
+    lesions: LesionConfig = LesionConfig()
+    threads: int = Field(default=1, gt=0)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideResult:
+    """What is known of a slide after scoring.
+
+    Attributes:
+        score: the heatmap's maximum; None where no cell was scored.
+        cells: cells with tissue.
+        unreadable: of those, cells whose pixels could not be decoded.
+        note: a sentence for the user, or empty.
+    """
+
+    name: str
+    path: str
+    score: float | None
+    confidence: str | None
+    lesions: tuple[Lesion, ...]
+    cells: int
+    unreadable: int
+    mpp: float
+    size: tuple[int, int]
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ScorePlan:
+    """Everything of a slide that is fixed before the first pixel is scored."""
+
+    grid: TileGrid
+    mask: Mask
+    blocks: list[Block]
+    spec: HeatmapSpec
+
+
+def plan_slide(slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig) -> ScorePlan:
+    """Tissue, cells and chunks of a slide.
+
+    Raises:
+        SpacingError: the slide is too coarse for the model.
+    """
+    card = engine.models.card
+    stride = cfg.stride or card.stride_px
+    if stride > card.patch_px:
+        raise ConfigError(
+            f"--stride {stride} is larger than the model's patch of {card.patch_px} px; choose a smaller one"
+        )
+    spacing = None if cfg.native else card.spacing_um
+    plan = plan_read(slide, card.patch_px, stride, spacing, tolerance=card.spacing_tolerance)
+    mask = detect_tissue(slide, cfg.tissue) if row.mask is None else read_user_mask(row.mask, slide, cfg.tissue.mpp)
+    grid = make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue)
+    side = chunk_side(slide, plan)
+    spec = HeatmapSpec(
+        card.classes, grid.shape, side, plan.stride_l0, plan.size_l0, slide.mpp, _fingerprint(row, slide, engine, cfg)
+    )
+    return ScorePlan(grid, mask, plan_blocks(grid, side), spec)
+
+
+def _fingerprint(row: SlideRow, slide: Slide, engine: Engine, cfg: ScoreConfig) -> str:
+    return fingerprint(
+        slide=row.source.identity(),
+        mpp=slide.mpp,
+        mask=None if row.mask is None else mask_identity(row.mask),
+        settings=cfg.model_dump(mode="json", exclude={"lesions", "threads"}),
+        engine=engine.description,
+        weights=engine.models.weights,
+        code=code_hash(),
+    )
+
+
+def score_slide(
+    row: SlideRow,
+    name: str,
+    engine: Engine,
+    out: Path,
+    cfg: ScoreConfig,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SlideResult:
+    """Score one slide into the folder ``out``, going on where an interrupted run stopped.
+
+    Args:
+        row: the slide, and the user's own tissue mask if there is one.
+        name: what the slide is called in outputs.
+        engine: scores the patches.
+        out: this slide's folder.
+        cfg: how.
+        overwrite: replace a heatmap that was made otherwise.
+        progress: called with (cells done, cells).
+
+    Raises:
+        WsiError: the slide cannot be scored, or the folder belongs to another run.
+    """
+    with row.source.open() as slide:
+        plan = plan_slide(slide, row, engine, cfg)
+        finished = _finished(out, plan.spec.fingerprint, cfg)
+        if finished is not None:
+            return finished
+        if overwrite:
+            HeatmapStore.discard(out / "heatmap.zarr", unless=plan.spec.fingerprint)
+        store = HeatmapStore.create(out / "heatmap.zarr", plan.spec)
+        _score_chunks(slide, plan, engine, store, cfg.threads, progress)
+        heatmap = store.read(engine.models.card.positive_index)
+        return _write_results(slide, name, engine, out, cfg, plan, heatmap)
+
+
+def _score_chunks(
+    slide: Slide,
+    plan: ScorePlan,
+    engine: Engine,
+    store: HeatmapStore,
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    todo = [block for block in plan.blocks if not store.has_chunk(block.chunk)]
+    done = len(plan.grid) - sum(len(block.cells) for block in todo)
+    progress(done, len(plan.grid))
+    waiting: deque[ReadBlock] = deque()
+
+    def feed() -> Iterator[PatchBlock]:
+        for read in read_ahead(slide, todo, threads=threads, ahead=threads):
+            waiting.append(read)
+            yield read.patches
+
+    for scores in engine.score(feed()):
+        read = waiting.popleft()
+        whole = np.full((len(read.block.cells), scores.shape[1]), np.nan, np.float32)
+        whole[read.readable] = scores
+        store.write_chunk(read.block.chunk, read.block.cells, whole)
+        done += len(read.block.cells)
+        progress(done, len(plan.grid))
+
+
+def _write_results(
+    slide: Slide, name: str, engine: Engine, out: Path, cfg: ScoreConfig, plan: ScorePlan, heatmap: Heatmap
+) -> SlideResult:
+    """Lesions and every file of the slide; ``slide.json`` comes last and says that all are there."""
+    score = slide_score(heatmap)
+    lesions = find_lesions(heatmap, cfg.lesions)
+    areas = outlines(heatmap, cfg.lesions)
+    missing = plan.grid.cells[np.isnan(heatmap.scores[tuple(plan.grid.cells.T)])]
+    result = SlideResult(
+        name=name,
+        path=slide.path,
+        score=None if np.isnan(score) else round(score, 6),
+        confidence=confidence_level(score, cfg.lesions),
+        lesions=tuple(lesions),
+        cells=len(plan.grid),
+        unreadable=len(missing),
+        mpp=slide.mpp,
+        size=slide.size,
+        note=_note(slide, plan.grid, missing),
+    )
+    write_text(out / "lesions.csv", "".join(f"{v.score:.6f},{v.x:.0f},{v.y:.0f}\n" for v in lesions))
+    made_by = {"model": engine.models.card.name, "fingerprint": plan.spec.fingerprint}
+    features = lesion_features(name, lesions, areas, heatmap, slide.mpp, made_by)
+    write_geojson(out / "lesions.geojson", features, origin_offset(slide.bounds, "auto"))
+    write_preview(out / "preview.png", slide, heatmap, lesions, result, engine.models.card)
+    write_json(
+        out / "slide.json",
+        asdict(result)
+        | {
+            "fingerprint": plan.spec.fingerprint,
+            "lesion_settings": cfg.lesions.model_dump(mode="json"),
+            "bounds": slide.bounds,
+            "model": engine.models.card.name,
+            "demonstration_model": engine.models.card.demonstration,
+            "classes": list(plan.spec.classes),
+            "positive": engine.models.card.positive,
+            "unreadable_cells": _corners(missing, plan.grid),
+            "tissue_mm2": round(plan.mask.area_um2(slide.mpp) / 1e6, 3),
+        },
+    )
+    return result
+
+
+def _note(slide: Slide, grid: TileGrid, missing: CellsRC) -> str:
+    if len(grid) == 0:
+        return "no tissue found: nothing was scored; look at preview.png, or pass --mask"
+    if len(missing) == len(grid):
+        return "no cell with tissue could be decoded: nothing was scored"
+    if len(missing):
+        x, y = _corners(missing, grid)[0]
+        return f"{len(missing)} of {len(grid)} cells could not be decoded, the first at ({x}, {y}); see slide.json"
+    return ""
+
+
+def _corners(cells: CellsRC, grid: TileGrid) -> list[list[int]]:
+    """Level-0 (x, y) of each cell's corner, as plain numbers."""
+    return [[int(col) * grid.plan.stride_l0, int(row) * grid.plan.stride_l0] for row, col in cells]
+
+
+def lesion_features(
+    name: str,
+    lesions: list[Lesion],
+    areas: list[Outline],
+    heatmap: Heatmap,
+    mpp: float,
+    made_by: dict[str, str],
+) -> list[Feature]:
+    """Outlines as annotations, lesions as detections one cell large."""
+    import shapely
+
+    found = []
+    for i, area in enumerate(areas, start=1):
+        measured = {
+            "probability max": area.maximum,
+            "probability mean": area.mean,
+            "area um2": area.shape.area * mpp**2,
+        }
+        key = f"{name} outline {area.shape.bounds}"
+        found.append(
+            Feature(key, area.shape, "annotation", f"tumour area {i}", "Tumor", OUTLINE_COLOUR, measured, made_by)
+        )
+    half = heatmap.placement.step_x / 2
+    for i, lesion in enumerate(lesions, start=1):
+        square = shapely.box(lesion.x - half, lesion.y - half, lesion.x + half, lesion.y + half)
+        measured = {"probability": lesion.score, "rank": i}
+        key = f"{name} lesion {lesion.x} {lesion.y}"
+        found.append(
+            Feature(key, square, "detection", f"lesion {i}", "Lesion", LESION_COLOUR, measured, made_by)
+        )
+    return found
+
+
+def _finished(out: Path, expected: str, cfg: ScoreConfig) -> SlideResult | None:
+    """The result of an earlier run with the same fingerprint and lesion settings."""
+    try:
+        value: dict[str, Any] = json.loads((out / "slide.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    same_lesions = value.get("lesion_settings") == cfg.lesions.model_dump(mode="json")
+    if value.get("fingerprint") != expected or not same_lesions:
+        return None
+    return result_of(value)
+
+
+def result_of(value: dict[str, Any]) -> SlideResult:
+    """A `SlideResult` from what ``slide.json`` holds."""
+    fields = {key: value[key] for key in SlideResult.__dataclass_fields__}
+    lesions = tuple(Lesion(**lesion) for lesion in value["lesions"])
+    return SlideResult(**fields | {"lesions": lesions, "size": tuple(value["size"])})

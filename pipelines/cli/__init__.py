@@ -1,0 +1,34 @@
+"""The command line: parse, call, print. Exit codes: 0 well, 1 some slide failed, 2 could not start."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from pipelines.cli import phantom, train
+from pipelines.cli.console import err, set_up_logging
+from wsi.errors import WsiError
+
+app = typer.Typer(
+    name="wsi",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Reads gigapixel pathology slides and says what is on them, and where. For research use only.",
+)
+app.add_typer(phantom.app, name="phantom")
+app.add_typer(train.app, name="train")
+
+
+def main() -> None:
+    """Run, and turn what a user can mend into one sentence and an exit code."""
+    set_up_logging()
+    try:
+        app()
+    except WsiError as error:
+        err.print(f"wsi: {error}", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("wsi: stopped; run the same command again to go on where it stopped")
+        sys.exit(130)

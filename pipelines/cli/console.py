@@ -1,0 +1,78 @@
+"""What people see: lines, progress with time left, errors in one sentence."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+PLAIN_EVERY_S = 10.0  # between two lines of progress where there is no terminal
+
+Tick = Callable[[int, int, str], None]
+"""(done, total, note): moves the bar."""
+
+
+def set_up_logging() -> None:
+    """The libraries' notes go to standard error, plainly."""
+    handler = RichHandler(console=err, show_time=False, show_path=False, show_level=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+    for package in ("wsi", "models", "pipelines"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+@contextmanager
+def progress(title: str, *, transient: bool = False) -> Iterator[Tick]:
+    """A bar with time left on a terminal; elsewhere a line every ten seconds."""
+    if not err.is_terminal:
+        yield _Plain(title)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err, transient=transient) as bar:
+        task = bar.add_task(title, total=None, note="")
+        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+
+
+class _Plain:
+    """Lines of progress for logs; none for what is over sooner."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.start = self.last = time.monotonic()
+        self.first: int | None = None
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done
+        if now - self.last < PLAIN_EVERY_S:
+            return
+        self.last = now
+        speed = (done - self.first) / (now - self.start)
+        left = f", {duration((total - done) / speed)} left" if speed > 0 else ""
+        err.print(f"{self.title}: {done} of {total}{left} {note}".rstrip(), markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``12 s``, ``3 min 20 s`` or ``1 h 05 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,58 @@
+"""``wsi phantom``: synthetic slides with known truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.console import out, progress
+from pipelines.provenance import code_hash, version
+from wsi.errors import ConfigError
+from wsi.files import write_json
+from wsi.phantom.lymph_node import plan_cohort, write_manifest, write_phantom
+
+app = typer.Typer(no_args_is_help=True, help="Make synthetic slides with known truth.")
+
+
+@app.callback()
+def _group() -> None:
+    """Make synthetic slides with known truth."""
+
+
+@app.command("lymph-node")
+def lymph_node(
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the slides.")],
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many slides.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other slides.")] = 1,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of level 0, in pixels.")] = "14336x12288",
+    tumour_share: Annotated[float, typer.Option(min=0, max=1, help="Share of tumour slides.")] = 0.5,
+    validation_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of slides marked 'validation' in slides.csv.")
+    ] = 0.2,
+) -> None:
+    """Lymph nodes with metastases: slides, ASAP XML and mask as truth, and slides.csv."""
+    slides = plan_cohort(count, seed, _size(size), tumour_share)
+    for i, slide in enumerate(slides, start=1):
+        with progress(f"{slide.name} ({i} of {count})", transient=True) as tick:
+            layout = write_phantom(slide, folder, progress=lambda done, total: tick(done, total, ""))
+        kinds = [lesion.kind for lesion in layout.lesions]
+        found = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) or "no lesion"
+        out.print(f"{folder / slide.name}.tif  {layout.mpp} um/px  {found}", markup=False)
+    every = round(1 / validation_share) if validation_share else count + 1
+    write_manifest(folder, slides, lambda i: "validation" if i % every == every - 1 else "train")
+    settings = {"seed": seed, "count": count, "size": size, "tumour_share": tumour_share}
+    made_by = {"program": f"slidewright {version()}", "code": code_hash(), "command": "wsi phantom lymph-node"}
+    write_json(folder / "phantoms.json", made_by | {"settings": settings, "note": "synthetic; not tissue"})
+    out.print(f"{folder / 'slides.csv'} lists them", markup=False)
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError as error:
+        raise ConfigError(f"--size must be WIDTHxHEIGHT such as 14336x12288, got {text!r}") from error
+    if not (4096 <= width <= 400_000 and 4096 <= height <= 400_000):
+        raise ConfigError(f"--size must lie between 4096 and 400000 px in each direction, got {text}")
+    return width, height

@@ -1,0 +1,1 @@
+"""Slides, tissue, grids, heatmaps and geometry, without any network."""

@@ -1,0 +1,191 @@
+"""Outlines on a slide: polygons with holes, read from and written to other programs' files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+import numpy as np
+import shapely
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import ParseError, fromstring
+from shapely import MultiPolygon, Polygon
+from shapely.geometry.base import BaseGeometry
+
+from wsi.errors import AnnotationError
+from wsi.files import write_text
+
+TUMOUR_GROUPS = frozenset({"Tumor", "_0", "_1", "metastases"})
+HOLE_GROUPS = frozenset({"_2", "Exclusion", "normal"})  # cut out (NCRF annotation.py; NCRF#61)
+GROUP_COLOURS = {"Tumor": "#c80000", "Exclusion": "#0000c8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One outline with its group, in level-0 pixels."""
+
+    outline: Polygon
+    group: str
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Regions:
+    """The area an annotation file marks.
+
+    Attributes:
+        area: union of the positive outlines less the negative ones; may be empty.
+        repaired: rings that crossed themselves and were mended.
+    """
+
+    area: MultiPolygon
+    repaired: int
+
+
+def read_annotations(path: Path) -> list[Annotation]:
+    """Read ASAP XML, ImageScope XML or GeoJSON; rings as they are in the file.
+
+    Raises:
+        AnnotationError: the file is none of these, or broken.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise AnnotationError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    if path.suffix.lower() == ".xml":
+        return _read_xml(path, data)
+    if path.suffix.lower() in (".geojson", ".json"):
+        return _read_geojson(path, data)
+    raise AnnotationError(f"{path} has no known suffix; use .xml (ASAP, ImageScope), .geojson or .json")
+
+
+def _read_xml(path: Path, data: bytes) -> list[Annotation]:
+    try:
+        root = fromstring(data)
+    except (ParseError, DefusedXmlException, ValueError) as error:
+        raise AnnotationError(f"{path} is not safe, well-formed XML ({error}); export it again") from error
+    if root.tag == "ASAP_Annotations":
+        found = [_asap(node, path) for node in root.iter("Annotation")]
+    else:
+        found = [_imagescope(node, path) for node in root.iter("Region")]
+        if not found and root.tag != "Annotations":
+            raise AnnotationError(f"{path} is XML of kind <{root.tag}>; ASAP or ImageScope was expected")
+    return [a for a in found if a is not None]
+
+
+def _asap(node: Element, path: Path) -> Annotation | None:
+    rows = [(n.get("Order", "0"), n.get("X", ""), n.get("Y", "")) for n in node.iter("Coordinate")]
+    points = _numbers(rows, path)
+    order = np.argsort(points[:, 0], kind="stable") if len(points) else []
+    return _polygon(points[order][:, 1:], node.get("PartOfGroup", "None"), node.get("Name", ""))
+
+
+def _imagescope(node: Element, path: Path) -> Annotation | None:
+    rows = [("0", n.get("X", ""), n.get("Y", "")) for n in node.iter("Vertex")]
+    group = "Exclusion" if node.get("NegativeROA") == "1" else "Tumor"
+    return _polygon(_numbers(rows, path)[:, 1:], group, node.get("Text", ""))
+
+
+def _numbers(rows: Sequence[tuple[str, str, str]], path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+    try:
+        points = np.array(rows, dtype=np.float64).reshape(-1, 3)
+    except ValueError as error:
+        raise AnnotationError(f"{path} holds a coordinate that is not a number ({error})") from error
+    if not np.isfinite(points).all():
+        raise AnnotationError(f"{path} holds a coordinate that is not finite; export it again")
+    return points
+
+
+def _polygon(points: np.ndarray[Any, np.dtype[np.float64]], group: str, name: str) -> Annotation | None:
+    """A ring of three points at least; dots and lines enclose nothing and are left out."""
+    return Annotation(Polygon(points), group, name) if len(points) >= 3 else None
+
+
+def _read_geojson(path: Path, data: bytes) -> list[Annotation]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise AnnotationError(f"{path} is not JSON ({error}); export it again") from error
+    if isinstance(value, dict) and "positive" in value:  # NCRF's form of Camelyon16's outlines
+        return _ncrf(value, path)
+    features = value.get("features", [value]) if isinstance(value, dict) else value
+    found: list[Annotation] = []
+    try:
+        for feature in features:
+            properties = feature.get("properties") or {}
+            shape = shapely.geometry.shape(feature.get("geometry", feature))
+            label = properties.get("classification") or "Tumor"
+            group = label["name"] if isinstance(label, dict) else str(label)
+            name = str(properties.get("name", ""))
+            found += [Annotation(part, group, name) for part in _polygons(shape)]
+    except (AttributeError, KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+        raise AnnotationError(f"{path} is JSON but not GeoJSON of polygons ({error!r})") from error
+    return found
+
+
+def _ncrf(value: dict[str, Any], path: Path) -> list[Annotation]:
+    found = []
+    for key, group in (("positive", "Tumor"), ("negative", "Exclusion")):
+        for ring in value.get(key, []):
+            points = _numbers([("0", x, y) for x, y in ring["vertices"]], path)[:, 1:]
+            found.append(_polygon(points, group, str(ring.get("name", ""))))
+    return [a for a in found if a is not None]
+
+
+def tumour_regions(annotations: Iterable[Annotation]) -> Regions:
+    """Union of tumour outlines less the excluded ones; rings that cross themselves are repaired.
+
+    Groups in `HOLE_GROUPS` are cut out, every other one counts as tumour: also ``None`` and ``Tumour``.
+    """
+    repaired = 0
+    parts: dict[bool, list[BaseGeometry]] = {True: [], False: []}
+    for annotation in annotations:
+        outline: BaseGeometry = annotation.outline
+        if not outline.is_valid:
+            repaired += 1
+            outline = shapely.make_valid(outline, method="structure", keep_collapsed=False)
+        parts[annotation.group not in HOLE_GROUPS].append(outline)
+    area = shapely.union_all(parts[True])
+    if parts[False]:
+        area = area.difference(shapely.union_all(parts[False]))
+    return Regions(MultiPolygon(_polygons(area)), repaired)
+
+
+def _polygons(shape: BaseGeometry) -> list[Polygon]:
+    if isinstance(shape, Polygon):
+        return [] if shape.is_empty else [shape]
+    return [polygon for part in getattr(shape, "geoms", []) for polygon in _polygons(part)]
+
+
+def write_asap(path: Path, annotations: Iterable[Annotation]) -> None:
+    """Write ASAP XML; holes become rings of the group ``Exclusion``, every group is declared.
+
+    ASAP refuses a whole file when an annotation's group is not declared.
+    """
+    root = Element("ASAP_Annotations")
+    body = SubElement(root, "Annotations")
+    groups: dict[str, None] = {}
+    index = 0
+    for annotation in annotations:
+        rings = [(annotation.outline.exterior, annotation.group, annotation.name)]
+        rings += [(ring, "Exclusion", "") for ring in annotation.outline.interiors]
+        for ring, group, name in rings:
+            groups.setdefault(group)
+            colour = GROUP_COLOURS.get(group, "#f4fa58")
+            label = f"{name or 'Annotation'} {index}"
+            node = SubElement(body, "Annotation", Name=label, Type="Polygon", PartOfGroup=group, Color=colour)
+            coordinates = SubElement(node, "Coordinates")
+            for order, (x, y) in enumerate(list(ring.coords)[:-1]):
+                SubElement(coordinates, "Coordinate", Order=str(order), X=f"{x:.2f}", Y=f"{y:.2f}")
+            index += 1
+    declared = SubElement(root, "AnnotationGroups")
+    for group in groups:
+        colour = GROUP_COLOURS.get(group, "#f4fa58")
+        node = SubElement(declared, "Group", Name=group, PartOfGroup="None", Color=colour)
+        SubElement(node, "Attributes")
+    indent(root, " ")
+    write_text(path, '<?xml version="1.0"?>\n' + tostring(root, encoding="unicode") + "\n")

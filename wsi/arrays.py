@@ -1,0 +1,34 @@
+"""Named array types: order, dtype and range of every array in a public signature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+RgbImage = npt.NDArray[np.uint8]
+"""(height, width, 3), 0..255, red first."""
+
+BoolRaster = npt.NDArray[np.bool_]
+"""(rows, cols)."""
+
+CellsRC = npt.NDArray[np.int64]
+"""(n, 2): row, col of raster cells."""
+
+PointsXY = npt.NDArray[np.float64]
+"""(n, 2): x, y in level-0 pixels."""
+
+BoxesXYXY = npt.NDArray[np.float64]
+"""(n, 4): x0, y0, x1, y1 in level-0 pixels, half-open."""
+
+Scores = npt.NDArray[np.float32]
+"""Probabilities in 0..1; NaN is "not scored". The shape is said where it is used."""
+
+
+def check_array(name: str, array: npt.NDArray[Any], *, ndim: int, dtype: npt.DTypeLike) -> None:
+    """Raise ValueError unless ``array`` has this many dimensions and this dtype."""
+    if array.ndim != ndim or array.dtype != np.dtype(dtype):
+        raise ValueError(
+            f"{name} must be a {ndim}-d {np.dtype(dtype)} array, got {array.shape} {array.dtype}"
+        )

@@ -1,0 +1,33 @@
+"""Scores over a slide's cells, and where they lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsi.arrays import Scores, check_array
+from wsi.placement import Placement
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Heatmap:
+    """One class's scores: (rows, cols) float32 in 0..1, NaN where nothing was scored."""
+
+    scores: Scores
+    placement: Placement
+
+    def __post_init__(self) -> None:
+        check_array("scores", self.scores, ndim=2, dtype=np.float32)
+        if np.nanmin(self.scores, initial=0) < 0 or np.nanmax(self.scores, initial=0) > 1:
+            raise ValueError("scores must lie in 0..1")
+
+    @property
+    def scored(self) -> int:
+        """How many cells have a score."""
+        return int(np.isfinite(self.scores).sum())
+
+    @property
+    def maximum(self) -> float:
+        """The highest score; NaN where no cell was scored."""
+        return float(np.nanmax(self.scores)) if self.scored else float("nan")

@@ -1,0 +1,86 @@
+"""``slides.csv``: a table of slides that every command understands."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi.errors import ConfigError
+from wsi.source import SlideSource
+
+COLUMNS = ("path", "mpp", "mask", "truth", "label", "split")
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRow:
+    """One slide of a manifest; paths are resolved against the manifest's folder.
+
+    Attributes:
+        source: the slide.
+        mask: a tissue mask of the user's own, or None.
+        truth: an annotation file, or None.
+        label: the slide's class, or None.
+        split: ``train``, ``validation``, ``test`` or any other word, or None.
+    """
+
+    source: SlideSource
+    mask: Path | None = None
+    truth: Path | None = None
+    label: str | None = None
+    split: str | None = None
+
+
+def read_manifest(path: Path) -> list[SlideRow]:
+    """Read a CSV with a header; only ``path`` is required, empty cells are None.
+
+    Raises:
+        ConfigError: an unknown or missing column, a number that is none, a file that is not there.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = tuple(reader.fieldnames or ())
+            _check_columns(path, columns)
+            return [_row(path, line, values) for line, values in enumerate(reader, start=2)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read as a CSV manifest ({error})") from error
+
+
+def _check_columns(path: Path, columns: Iterable[str]) -> None:
+    known = ", ".join(COLUMNS)
+    for column in columns:
+        if column not in COLUMNS:
+            raise ConfigError(f"{path} has the unknown column {column!r}; known are {known}")
+    if "path" not in columns:
+        raise ConfigError(f"{path} has no column 'path'; known columns are {known}")
+
+
+def _row(manifest: Path, line: int, values: dict[str, str]) -> SlideRow:
+    def file(column: str) -> Path | None:
+        text = (values.get(column) or "").strip()
+        if not text:
+            return None
+        found = manifest.parent / text
+        if not found.exists():
+            raise ConfigError(f"{manifest} line {line}: {column} {found} does not exist; check the path")
+        return found
+
+    path = (values.get("path") or "").strip()
+    if not path:
+        raise ConfigError(f"{manifest} line {line} has no path; fill it in or remove the line")
+    source = SlideSource(path if "://" in path else str(file("path")), _mpp(manifest, line, values))
+    label, split = ((values.get(key) or "").strip() or None for key in ("label", "split"))
+    return SlideRow(source, file("mask"), file("truth"), label, split)
+
+
+def _mpp(manifest: Path, line: int, values: dict[str, str]) -> float | None:
+    text = (values.get("mpp") or "").strip()
+    try:
+        mpp = float(text) if text else None
+    except ValueError as error:
+        raise ConfigError(f"{manifest} line {line}: mpp {text!r} is not a number of um per pixel") from error
+    if mpp is not None and not 0 < mpp < 1000:
+        raise ConfigError(f"{manifest} line {line}: mpp must lie between 0 and 1000 um per pixel, got {text}")
+    return mpp

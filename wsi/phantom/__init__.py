@@ -1,0 +1,1 @@
+"""Synthetic slides with known truth, made from a seed. They are drawings, not histology."""

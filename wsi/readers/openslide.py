@@ -1,0 +1,108 @@
+"""SVS, NDPI, MRXS, SCN, BIF, DICOM and generic TIFF through OpenSlide."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import openslide
+
+from wsi.errors import RegionError, SlideError
+from wsi.slide import Level, Slide, Spacing
+
+TIFF_UNITS_UM = {"inch": 25_400.0, "centimeter": 10_000.0}
+
+
+class OpenSlideReader(Slide):
+    """One OpenSlide handle, safe to read from several threads.
+
+    An OpenSlide handle answers every call with its first error for good. After an error the
+    region is tried once more on a fresh handle, which then replaces the broken one.
+    """
+
+    def __init__(self, path: str, *, mpp: float | None = None, allow_anisotropic: bool = False) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+        self._handle = open_handle(path)
+        properties = self._handle.properties
+        sizes = zip(self._handle.level_dimensions, self._handle.level_downsamples, strict=True)
+        super().__init__(
+            path,
+            [Level(size, downsample) for size, downsample in sizes],
+            stored_spacings(properties),
+            mpp=mpp,
+            allow_anisotropic=allow_anisotropic,
+        )
+        self.vendor = str(properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"))
+        self.objective = properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+        self.bounds = stored_bounds(properties)
+
+    def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        used = self._handle
+        try:
+            return np.asarray(used.read_region(location, level, size))
+        except (openslide.OpenSlideError, OSError) as error:
+            with self._lock:
+                return self._retry(used, location, level, size, error)
+
+    def _retry(
+        self,
+        used: openslide.OpenSlide,
+        location: tuple[int, int],
+        level: int,
+        size: tuple[int, int],
+        error: Exception,
+    ) -> npt.NDArray[np.uint8]:
+        if self._handle is used:
+            self._handle = open_handle(self.path)
+        with open_handle(self.path) as private:
+            try:
+                return np.asarray(private.read_region(location, level, size))
+            except (openslide.OpenSlideError, OSError):
+                raise RegionError(
+                    f"{self.path}: cannot decode {size[0]} x {size[1]} px of level {level} at {location}: {error}"
+                ) from error
+
+    def close(self) -> None:
+        """Close the handle; calling it twice is fine."""
+        if not self._closed:
+            self._closed = True
+            self._handle.close()
+
+
+def open_handle(path: str) -> openslide.OpenSlide:
+    """Open, turning OpenSlide's errors into one sentence."""
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise SlideError(
+            f"{path} is not a slide that OpenSlide can read; convert it to a pyramidal TIFF"
+        ) from error
+    except (openslide.OpenSlideError, OSError) as error:
+        raise SlideError(f"{path} cannot be opened ({error}); check that the copy is complete") from error
+
+
+def stored_spacings(properties: Mapping[str, str]) -> list[Spacing]:
+    """What the file says of its spacing: the slide's own properties, then the TIFF tags."""
+    keys = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+    found = []
+    if all(key in properties for key in keys):
+        found.append(Spacing(float(properties[keys[0]]), float(properties[keys[1]]), "openslide"))
+    unit = TIFF_UNITS_UM.get(properties.get("tiff.ResolutionUnit", ""))
+    per_unit = [float(properties.get(f"tiff.{axis}Resolution", 0)) for axis in "XY"]
+    if unit is not None and min(per_unit) > 0:
+        found.append(Spacing(unit / per_unit[0], unit / per_unit[1], "TIFF tags"))
+    return found
+
+
+def stored_bounds(properties: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    """``openslide.bounds-*`` as (x, y, width, height)."""
+    try:
+        x, y, width, height = (
+            int(properties[f"openslide.bounds-{k}"]) for k in ("x", "y", "width", "height")
+        )
+    except KeyError:
+        return None
+    return x, y, width, height

@@ -1,0 +1,222 @@
+"""What a slide promises, its spacing, and which level serves a wanted spacing."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsi.arrays import RgbImage
+from wsi.errors import MissingMppError, SpacingError
+
+SANE_MPP = (0.05, 20.0)  # um/px; a 72-dpi TIFF reads as 352.8 (facts/conventions.md, section 8)
+MAX_MPP_DIFFERENCE = 0.05  # relative, between x and y
+LEVEL_TOLERANCE = 0.01  # stored downsamples read 4.00012 or 2.0034 where 4 and 2 are meant
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of the pyramid: its (width, height) and level-0 pixels per pixel."""
+
+    size: tuple[int, int]
+    downsample: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spacing:
+    """Micrometres per level-0 pixel, and who says so (``--mpp``, ``openslide``, ``TIFF tags`` ...)."""
+
+    x_um: float
+    y_um: float
+    origin: str
+
+    @property
+    def sane(self) -> bool:
+        """Whether both values can be those of a microscope's scanner."""
+        return all(SANE_MPP[0] <= value <= SANE_MPP[1] for value in (self.x_um, self.y_um))
+
+    @property
+    def square(self) -> bool:
+        """Whether x and y agree within 5 %."""
+        low, high = sorted((self.x_um, self.y_um))
+        return high <= low * (1 + MAX_MPP_DIFFERENCE)
+
+
+class Slide(ABC):
+    """A pyramid of RGB pixels. Location (x, y) is always in level-0 pixels, origin top-left.
+
+    Readers give `_read` and `close`; this class makes sure of the promises: exactly the size
+    asked for, uint8 RGB, white off the slide and where nothing was scanned.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        levels: Sequence[Level],
+        stored: Sequence[Spacing],
+        *,
+        mpp: float | None = None,
+        allow_anisotropic: bool = False,
+    ) -> None:
+        self.path = path
+        self.levels = tuple(levels)
+        self.stored = tuple(stored)
+        given = [] if mpp is None else [Spacing(mpp, mpp, "--mpp")]
+        usable = given or [spacing for spacing in stored if spacing.sane]
+        self.spacing = usable[0] if usable else None
+        self._allow_anisotropic = allow_anisotropic
+
+    vendor = "unknown"
+    bounds: tuple[int, int, int, int] | None = None
+    """(x, y, width, height) of the scanned part, as OpenSlide states it; None where it does not."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of level 0."""
+        return self.levels[0].size
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres per level-0 pixel, the mean of x and y.
+
+        Raises:
+            MissingMppError: nothing sane is stored, or x and y differ by more than 5 %.
+        """
+        if self.spacing is None:
+            found = ", ".join(f"{s.origin}: {s.x_um:.5g} um/px" for s in self.stored)
+            why = (
+                f"stores only {found}, outside {SANE_MPP[0]} to {SANE_MPP[1]}"
+                if found
+                else "stores no micron size"
+            )
+            raise MissingMppError(f"{self.path} {why}; pass --mpp with the micrometres per pixel of level 0")
+        if not (self.spacing.square or self._allow_anisotropic):
+            raise MissingMppError(
+                f"{self.path} has pixels of {self.spacing.x_um:.4g} x {self.spacing.y_um:.4g} um, "
+                f"which differ by over 5 %; pass --mpp, or --allow-anisotropic to use their mean"
+            )
+        return (self.spacing.x_um + self.spacing.y_um) / 2
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> RgbImage:
+        """RGB pixels of one region of one level.
+
+        Args:
+            location: (x, y) of the top-left corner, in level-0 pixels; may lie off the slide.
+            level: index into `levels`.
+            size: (width, height) in pixels of ``level``, both positive.
+
+        Raises:
+            RegionError: the file cannot be decoded there.
+        """
+        if not 0 <= level < len(self.levels):
+            raise ValueError(f"{self.path} has levels 0 to {len(self.levels) - 1}, got {level}")
+        if min(size) <= 0:
+            raise ValueError(f"size must be positive, got {size}")
+        return self._whiten_outside(over_white(self._read(location, level, size)), location, level)
+
+    def _whiten_outside(self, image: RgbImage, location: tuple[int, int], level: int) -> RgbImage:
+        """Paint white every pixel whose corner lies off the slide."""
+        downsample = self.levels[level].downsample
+        height, width = image.shape[:2]
+        for axis, (start, length) in enumerate(zip(location, (width, height), strict=True)):
+            # pixel i covers start + i * downsample onward; a hundredth of a pixel is rounding
+            first = max(0, math.ceil(-start / downsample - 0.01))
+            last = max(0, math.ceil((self.size[axis] - start) / downsample - 0.01))
+            view = image if axis == 1 else image.swapaxes(0, 1)
+            view[:first] = 255
+            view[last:] = 255
+        return image
+
+    @abstractmethod
+    def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """RGB or RGBA of exactly ``size``; what lies off the slide may be anything."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file; calling it twice is fine."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def over_white(pixels: npt.NDArray[np.uint8]) -> RgbImage:
+    """A writable RGB copy of RGB or RGBA pixels, what is transparent laid over white."""
+    if pixels.shape[2] == 3:
+        return np.array(pixels)
+    rgb: RgbImage = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)
+    alpha = pixels[..., 3]
+    if alpha.min() < 255:
+        partial = alpha < 255
+        a = alpha[partial].astype(np.uint32)[:, None]
+        rgb[partial] = (rgb[partial] * a + 255 * (255 - a) + 127) // 255
+    return rgb
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """How pixels of the model's frame come from the slide.
+
+    Attributes:
+        level: the level that is read.
+        stride_l0: level-0 pixels from cell to cell.
+        stride_px: the same in the model's pixels.
+        size_px: side of the patch the model sees, at least ``stride_px``.
+    """
+
+    level: int
+    stride_l0: int
+    stride_px: int
+    size_px: int
+
+    @property
+    def scale(self) -> float:
+        """Level-0 pixels per model pixel; exactly 1 when level 0 is read as it is."""
+        return self.stride_l0 / self.stride_px
+
+    @property
+    def halo_px(self) -> int:
+        """How far a patch reaches left of and above its cell: 85 for 299 around 128."""
+        return (self.size_px - self.stride_px) // 2
+
+    @property
+    def size_l0(self) -> int:
+        """Side of the patch on the slide."""
+        return round(self.size_px * self.scale)
+
+
+def plan_read(
+    slide: Slide, size_px: int, stride_px: int, spacing_um: float | None, *, tolerance: float = 0.1
+) -> ReadPlan:
+    """Choose the level and step that show the model its spacing.
+
+    Args:
+        slide: what is read; its `mpp` is asked for only when ``spacing_um`` is given.
+        size_px: side of a patch, in pixels the model sees.
+        stride_px: side of a cell, in the same pixels.
+        spacing_um: um per pixel the model was trained at; None reads level 0 as it is.
+        tolerance: relative difference within which level 0 is read as it is.
+
+    Raises:
+        SpacingError: the slide is coarser than the tolerance allows.
+    """
+    if stride_px <= 0 or size_px < stride_px:
+        raise ValueError(f"need 0 < stride_px <= size_px, got {stride_px} and {size_px}")
+    if spacing_um is None or abs(slide.mpp / spacing_um - 1) <= tolerance:
+        return ReadPlan(level=0, stride_l0=stride_px, stride_px=stride_px, size_px=size_px)
+    if slide.mpp > spacing_um:
+        raise SpacingError(
+            f"{slide.path} has {slide.mpp:.4g} um/px, the model needs {spacing_um:.4g} or finer; "
+            f"use a model trained at this spacing, or pass --native to read level 0 as it is"
+        )
+    wanted = spacing_um / slide.mpp
+    level = max(i for i, lv in enumerate(slide.levels) if lv.downsample <= wanted * (1 + LEVEL_TOLERANCE))
+    return ReadPlan(level, round(stride_px * wanted), stride_px, size_px)

@@ -1,0 +1,144 @@
+"""A heatmap on disk: zarr format 3, written chunk by chunk, each chunk whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from wsi.arrays import Scores
+from wsi.errors import StoreError
+from wsi.heatmap import Heatmap
+from wsi.placement import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class HeatmapSpec:
+    """What is fixed before the first chunk.
+
+    Attributes:
+        classes: names, in the order of the first axis.
+        shape: (rows, cols).
+        chunk: cells along a chunk's side.
+        stride_l0: level-0 pixels from cell to cell; the corner of cell (0, 0) is level-0 pixel (0, 0).
+        patch_l0: side of the patch around each cell, in level-0 pixels.
+        mpp: um per level-0 pixel.
+        fingerprint: of the slide, settings, weights and code.
+    """
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int]
+    chunk: int
+    stride_l0: int
+    patch_l0: int
+    mpp: float
+    fingerprint: str
+
+    def attributes(self) -> dict[str, Any]:
+        """As written into the array's metadata."""
+        return {
+            "classes": list(self.classes),
+            "origin_level0": [0, 0],
+            "stride_level0": [self.stride_l0, self.stride_l0],
+            "patch_level0": [self.patch_l0, self.patch_l0],
+            "mpp": [self.mpp, self.mpp],
+            "nodata": "NaN: not scored",
+            "fingerprint": self.fingerprint,
+        }
+
+
+class HeatmapStore:
+    """An open ``heatmap.zarr``: float32 (classes, rows, cols)."""
+
+    def __init__(self, path: Path, array: zarr.Array[Any]) -> None:
+        self.path = path
+        self._array = array
+
+    @classmethod
+    def create(cls, path: Path, spec: HeatmapSpec) -> HeatmapStore:
+        """Open the store of an interrupted run, or make an empty one.
+
+        Raises:
+            StoreError: the folder holds another run's heatmap, or cannot be written.
+        """
+        if path.exists():
+            store = cls.open(path)
+            found = store.attributes.get("fingerprint")
+            if found != spec.fingerprint:
+                raise StoreError(
+                    f"{path} was made from another slide, model or settings ({found}, now "
+                    f"{spec.fingerprint}); choose another --out, or pass --overwrite"
+                )
+            return store
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            zarr.create_array(
+                partial,
+                shape=(len(spec.classes), *spec.shape),
+                chunks=(len(spec.classes), spec.chunk, spec.chunk),
+                dtype="float32",
+                fill_value=float("nan"),
+                attributes=spec.attributes(),
+                dimension_names=("class", "row", "col"),
+            )
+            partial.rename(path)
+        except OSError as error:
+            raise StoreError(f"cannot write {path} ({error.strerror or error}); free space or choose another --out") from error
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> HeatmapStore:
+        """Open what `create` made.
+
+        Raises:
+            StoreError: there is no heatmap there.
+        """
+        try:
+            array = zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(f"{path} is not a heatmap ({error}); score the slide first") from error
+        return cls(path, array)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The array's metadata, see `HeatmapSpec`."""
+        return dict(self._array.attrs)
+
+    def has_chunk(self, chunk: tuple[int, int]) -> bool:
+        """Whether this (row, col) of chunks was written."""
+        return (self.path / "c" / "0" / str(chunk[0]) / str(chunk[1])).is_file()
+
+    def write_chunk(self, chunk: tuple[int, int], cells: np.ndarray[Any, Any], scores: Scores) -> None:
+        """Write one chunk: the rest of it is NaN.
+
+        Args:
+            chunk: (row, col) of the chunk.
+            cells: (n, 2) row, col in the heatmap.
+            scores: (n, classes); NaN rows are allowed.
+
+        Raises:
+            StoreError: the chunk cannot be written.
+        """
+        classes, rows, cols = self._array.shape
+        side = self._array.chunks[1]
+        top, left = chunk[0] * side, chunk[1] * side
+        values = np.full((classes, min(side, rows - top), min(side, cols - left)), np.nan, np.float32)
+        values[:, cells[:, 0] - top, cells[:, 1] - left] = scores.T
+        try:
+            self._array[:, top : top + values.shape[1], left : left + values.shape[2]] = values
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {self.path} ({error.strerror or error}); free space and run the same command again"
+            ) from error
+
+    def read(self, class_index: int) -> Heatmap:
+        """One class of the whole heatmap."""
+        step_x, step_y = self.attributes["stride_level0"]
+        scores = np.asarray(self._array[class_index], dtype=np.float32)
+        return Heatmap(scores, Placement(step_x, step_y))
