@@ -92,4 +92,5 @@ def _hue_matrix(angle: Tensor) -> Tensor:
     cos, sin = torch.cos(angle), torch.sin(angle)
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     rows = [torch.stack(r, -1) for r in ((one, zero, zero), (zero, cos, -sin), (zero, sin, cos))]
-    return torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=1) @ to_yiq
+    matrix: Tensor = torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=1) @ to_yiq
+    return matrix

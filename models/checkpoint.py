@@ -26,7 +26,9 @@ def save_checkpoint(folder: Path, network: InceptionV3, **card: Any) -> ModelCar
         network: what is saved.
         card: the fields of `ModelCard` except ``sha256``.
     """
-    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items() if not k.startswith(_AUX)}
+    state = {
+        k: v.detach().cpu().contiguous() for k, v in network.state_dict().items() if not k.startswith(_AUX)
+    }
     with replacing(folder / WEIGHTS) as partial:
         save_file(state, partial)
     result = ModelCard(sha256=hash_file(folder / WEIGHTS), **card)
@@ -42,7 +44,9 @@ def load_checkpoint(folder: Path) -> tuple[InceptionV3, ModelCard]:
     """
     card = read_card(folder)
     if card.architecture.name != "inception_v3":
-        raise ModelError(f"{folder}: architecture {card.architecture.name!r} is not an Inception-v3 checkpoint")
+        raise ModelError(
+            f"{folder}: architecture {card.architecture.name!r} is not an Inception-v3 checkpoint"
+        )
     network = InceptionV3(len(card.classes), width=card.architecture.width, aux=False)
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
@@ -62,9 +66,11 @@ def load_imagenet(network: InceptionV3, path: Path) -> None:
         ModelError: the file is broken, or is not of width 1.
     """
     try:
-        state: dict[str, Tensor] = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
-        )
+        state: dict[str, Tensor]
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, weights_only=True, map_location="cpu")
         heads = ("fc.", f"{_AUX}fc.")
         wanted = network.state_dict()
         body = {k: v for k, v in state.items() if k in wanted and not k.startswith(heads)}
@@ -76,7 +82,9 @@ def load_imagenet(network: InceptionV3, path: Path) -> None:
         raise
     except Exception as error:  # torch.load raises by pickle's and zip's many ways
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path} is not a weight file for Inception-v3 of width 1 ({first[:160]})") from error
+        raise ModelError(
+            f"{path} is not a weight file for Inception-v3 of width 1 ({first[:160]})"
+        ) from error
 
 
 def parameters_of(network: nn.Module) -> int:

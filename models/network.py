@@ -55,7 +55,8 @@ class Oriented(nn.Module):
         total = self.network(orient(patches, 0))
         for k in range(1, ORIENTATIONS):
             total = total + self.network(orient(patches, k))
-        return total / ORIENTATIONS
+        mean: Tensor = total / ORIENTATIONS
+        return mean
 
 
 class MeanOf(nn.Module):

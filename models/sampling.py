@@ -78,7 +78,9 @@ class Sampler:
         self.having = [[i for i, s in enumerate(slides) if len(s.cells[label])] for label in (NORMAL, TUMOUR)]
         for name, having in zip(("normal", "tumour"), self.having, strict=True):
             if not having:
-                raise ConfigError(f"none of the {len(slides)} slides has a {name} cell; add slides or truth files")
+                raise ConfigError(
+                    f"none of the {len(slides)} slides has a {name} cell; add slides or truth files"
+                )
 
     def draw(self) -> Place:
         """One place."""

@@ -123,7 +123,7 @@ def train(
     network = InceptionV3(2, width=cfg.width, dropout=cfg.dropout)
     if cfg.init is not None:
         load_imagenet(network, cfg.init)
-    network = network.to(device, memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=torch.channels_last)
     optimiser = TensorFlowRMSprop(
         network.parameters(),
         lr=cfg.learning_rate,
@@ -196,7 +196,9 @@ def _prepare(
     chosen = [row for row in rows if row.split == split]
     if not chosen:
         raise ConfigError(f"the manifest has no slide whose split is {split!r}; fill in the column 'split'")
-    slides = [prepare_slide(row, PATCH_PX, STRIDE_PX, cfg.spacing_um, cfg.spacing_tolerance) for row in chosen]
+    slides = [
+        prepare_slide(row, PATCH_PX, STRIDE_PX, cfg.spacing_um, cfg.spacing_tolerance) for row in chosen
+    ]
     normal, tumour = (sum(len(s.cells[label]) for s in slides) for label in (NORMAL, TUMOUR))
     say(f"{split}: {len(slides)} slides, {normal} normal and {tumour} tumour cells")
     return slides
@@ -223,7 +225,9 @@ def _save(
     progress: Progress,
     code_version: str,
 ) -> None:
-    recipe: dict[str, Any] = cfg.model_dump(mode="json", exclude={"slides", "init", "limits", "training_data"})
+    recipe: dict[str, Any] = cfg.model_dump(
+        mode="json", exclude={"slides", "init", "limits", "training_data"}
+    )
     save_checkpoint(
         folder,
         network,

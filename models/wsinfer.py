@@ -54,7 +54,9 @@ def read_wsinfer(folder: Path) -> tuple[ModelCard, list[dict[str, Any]]]:
         )
         return card, list(value["transform"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is not WSInfer's configuration ({error!r}); see its model zoo's schema") from error
+        raise ModelError(
+            f"{path} is not WSInfer's configuration ({error!r}); see its model zoo's schema"
+        ) from error
 
 
 class WSInferNetwork(nn.Module):
@@ -75,7 +77,9 @@ class WSInferNetwork(nn.Module):
         elif name == "Normalize":
             self.mean, self.std = (torch.tensor(arguments[key]) for key in ("mean", "std"))
         elif name != "ToTensor":
-            raise ModelError(f"{path / CONFIG} asks for the transform {name!r}; known are Resize, ToTensor, Normalize")
+            raise ModelError(
+                f"{path / CONFIG} asks for the transform {name!r}; known are Resize, ToTensor, Normalize"
+            )
 
     def forward(self, patches: Tensor) -> Tensor:
         """Resize with antialiasing as Pillow does, scale to 0..1, normalise, run."""
@@ -94,7 +98,7 @@ def load_wsinfer(folder: Path) -> tuple[WSInferNetwork, ModelCard]:
     """
     card, transforms = read_wsinfer(folder)
     try:
-        body = torch.jit.load(folder / WEIGHTS, map_location="cpu").eval()
+        body = torch.jit.load(folder / WEIGHTS, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         first = (str(error).splitlines() or ["unknown"])[0]
         raise ModelError(f"{folder / WEIGHTS} is not a TorchScript file ({first[:160]})") from error

@@ -44,8 +44,12 @@ def parse_config(name: str, value: dict[str, Any], model: type[Model]) -> Model:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        known = f"; known keys are {', '.join(model.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise ConfigError(f"{name}: {where}: {first['msg'].lower()} (got {_short(first['input'])}){known}") from error
+        known = (
+            f"; known keys are {', '.join(model.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        )
+        raise ConfigError(
+            f"{name}: {where}: {first['msg'].lower()} (got {_short(first['input'])}){known}"
+        ) from error
 
 
 def _short(value: Any) -> str:

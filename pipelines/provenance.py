@@ -50,7 +50,9 @@ def commit() -> str | None:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", "-C", str(_ROOT), *words], capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(
+        ["git", "-C", str(_ROOT), *words], capture_output=True, text=True, check=True, timeout=10
+    )
     return done.stdout.strip()
 
 

@@ -80,7 +80,7 @@ def _read_xml(path: Path, data: bytes) -> list[Annotation]:
 def _asap(node: Element, path: Path) -> Annotation | None:
     rows = [(n.get("Order", "0"), n.get("X", ""), n.get("Y", "")) for n in node.iter("Coordinate")]
     points = _numbers(rows, path)
-    order = np.argsort(points[:, 0], kind="stable") if len(points) else []
+    order = np.argsort(points[:, 0], kind="stable")
     return _polygon(points[order][:, 1:], node.get("PartOfGroup", "None"), node.get("Name", ""))
 
 

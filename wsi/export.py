@@ -59,7 +59,8 @@ def origin_offset(bounds: tuple[int, int, int, int] | None, origin: Origin) -> t
 def geojson(features: Sequence[Feature], offset: tuple[int, int]) -> str:
     """A FeatureCollection by QuPath's rules: UUIDs, classes with a colour, rings closed, no bare NaN."""
     text = ",\n".join(
-        json.dumps(_feature(f, offset), allow_nan=False, ensure_ascii=False, separators=(",", ":")) for f in features
+        json.dumps(_feature(f, offset), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        for f in features
     )
     return '{"type":"FeatureCollection","features":[\n' + text + "\n]}\n"
 

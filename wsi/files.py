@@ -12,6 +12,14 @@ from typing import Any
 from wsi.errors import StoreError
 
 
+def cannot_write(path: Path, error: OSError) -> StoreError:
+    """No space, no right, no folder: one sentence for all of them."""
+    why = error.strerror or str(error)
+    return StoreError(
+        f"cannot write {path} ({why}); free space and run the same command again, or choose another --out"
+    )
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to, and rename it when the block ends well.
@@ -25,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        raise StoreError(f"cannot write {path} ({error.strerror or error}); free space or choose another --out") from error
+        raise cannot_write(path, error) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -44,7 +44,8 @@ class TileGrid:
     @property
     def corners(self) -> PointsXY:
         """Level-0 (x, y) of each patch's top-left corner; may lie off the slide."""
-        return (self.cells[:, ::-1] * self.plan.stride_px - self.plan.halo_px) * self.plan.scale
+        corners_px = self.cells[:, ::-1] * self.plan.stride_px - self.plan.halo_px
+        return np.asarray(corners_px * self.plan.scale, np.float64)
 
 
 def make_grid(

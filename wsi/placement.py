@@ -43,4 +43,4 @@ class Placement:
 
     def raster_points(self, points: PointsXY) -> PointsXY:
         """Level-0 (x, y) as (x, y) in cells, with fractions: (0, 0) is the raster's corner."""
-        return points / np.array([self.step_x, self.step_y])
+        return np.asarray(points / np.array([self.step_x, self.step_y]))

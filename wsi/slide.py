@@ -123,8 +123,7 @@ class Slide(ABC):
     def _whiten_outside(self, image: RgbImage, location: tuple[int, int], level: int) -> RgbImage:
         """Paint white every pixel whose corner lies off the slide."""
         downsample = self.levels[level].downsample
-        height, width = image.shape[:2]
-        for axis, (start, length) in enumerate(zip(location, (width, height), strict=True)):
+        for axis, start in enumerate(location):
             # pixel i covers start + i * downsample onward; a hundredth of a pixel is rounding
             first = max(0, math.ceil(-start / downsample - 0.01))
             last = max(0, math.ceil((self.size[axis] - start) / downsample - 0.01))

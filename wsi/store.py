@@ -12,6 +12,7 @@ import zarr
 
 from wsi.arrays import Scores
 from wsi.errors import StoreError
+from wsi.files import cannot_write
 from wsi.heatmap import Heatmap
 from wsi.placement import Placement
 
@@ -89,8 +90,19 @@ class HeatmapStore:
             )
             partial.rename(path)
         except OSError as error:
-            raise StoreError(f"cannot write {path} ({error.strerror or error}); free space or choose another --out") from error
+            raise cannot_write(path, error) from error
         return cls.open(path)
+
+    @staticmethod
+    def discard(path: Path, *, unless: str) -> None:
+        """Remove a store, but not one whose fingerprint is ``unless``."""
+        if path.exists():
+            try:
+                same = HeatmapStore.open(path).attributes.get("fingerprint") == unless
+            except StoreError:
+                same = False
+            if not same:
+                shutil.rmtree(path)
 
     @classmethod
     def open(cls, path: Path) -> HeatmapStore:
@@ -133,9 +145,7 @@ class HeatmapStore:
         try:
             self._array[:, top : top + values.shape[1], left : left + values.shape[2]] = values
         except OSError as error:
-            raise StoreError(
-                f"cannot write {self.path} ({error.strerror or error}); free space and run the same command again"
-            ) from error
+            raise cannot_write(self.path, error) from error
 
     def read(self, class_index: int) -> Heatmap:
         """One class of the whole heatmap."""

@@ -33,7 +33,9 @@ class TorchEngine:
         self._device = torch.device("cuda" if self._gpu else "cpu")
         precision = ("fp16" if self._gpu else "fp32") if cfg.precision == "auto" else cfg.precision
         if precision == "fp16" and not self._gpu:
-            raise ConfigError("precision fp16 needs a GPU; use --precision fp32, or --engine openvino for bf16")
+            raise ConfigError(
+                "precision fp16 needs a GPU; use --precision fp32, or --engine openvino for bf16"
+            )
         self._batch = cfg.batch or (BATCH_GPU if self._gpu else BATCH_CPU)
         network = build_network(models.folders, cfg.orientations)
         if precision != "fp32":
@@ -41,7 +43,7 @@ class TorchEngine:
             network = network.to(_DTYPES[precision])
         self._network = network.to(self._device)
         if self._gpu:
-            self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._network = self._network.to(memory_format=torch.channels_last)
             torch.backends.cudnn.allow_tf32 = precision != "fp32"  # TF32 keeps 10 bits of a mantissa
         self._seen = 0
         self._compiled = False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +83,10 @@ class SlideResult:
     size: tuple[int, int]
     note: str = ""
 
+    def summary(self) -> dict[str, Any]:
+        """Its entry in ``run.json``."""
+        return asdict(self) | {"lesions": len(self.lesions)}
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ScorePlan:
@@ -106,11 +112,21 @@ def plan_slide(slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig) ->
         )
     spacing = None if cfg.native else card.spacing_um
     plan = plan_read(slide, card.patch_px, stride, spacing, tolerance=card.spacing_tolerance)
-    mask = detect_tissue(slide, cfg.tissue) if row.mask is None else read_user_mask(row.mask, slide, cfg.tissue.mpp)
+    mask = (
+        detect_tissue(slide, cfg.tissue)
+        if row.mask is None
+        else read_user_mask(row.mask, slide, cfg.tissue.mpp)
+    )
     grid = make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue)
     side = chunk_side(slide, plan)
     spec = HeatmapSpec(
-        card.classes, grid.shape, side, plan.stride_l0, plan.size_l0, slide.mpp, _fingerprint(row, slide, engine, cfg)
+        card.classes,
+        grid.shape,
+        side,
+        plan.stride_l0,
+        plan.size_l0,
+        slide.mpp,
+        _fingerprint(row, slide, engine, cfg),
     )
     return ScorePlan(grid, mask, plan_blocks(grid, side), spec)
 
@@ -270,7 +286,9 @@ def lesion_features(
         }
         key = f"{name} outline {area.shape.bounds}"
         found.append(
-            Feature(key, area.shape, "annotation", f"tumour area {i}", "Tumor", OUTLINE_COLOUR, measured, made_by)
+            Feature(
+                key, area.shape, "annotation", f"tumour area {i}", "Tumor", OUTLINE_COLOUR, measured, made_by
+            )
         )
     half = heatmap.placement.step_x / 2
     for i, lesion in enumerate(lesions, start=1):
@@ -300,3 +318,13 @@ def result_of(value: dict[str, Any]) -> SlideResult:
     fields = {key: value[key] for key in SlideResult.__dataclass_fields__}
     lesions = tuple(Lesion(**lesion) for lesion in value["lesions"])
     return SlideResult(**fields | {"lesions": lesions, "size": tuple(value["size"])})
+
+
+def scores_csv(results: Sequence[SlideResult]) -> str:
+    """``slide,score,confidence``; the score is empty where nothing was scored, never 0."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["slide", "score", "confidence"])
+    for r in results:
+        rows.writerow([r.name, "" if r.score is None else f"{r.score:.6f}", r.confidence or "not scored"])
+    return text.getvalue()

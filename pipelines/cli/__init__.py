@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from pipelines.cli import phantom, train
+from pipelines.cli import export, phantom, score, slides, train
 from pipelines.cli.console import err, set_up_logging
 from wsi.errors import WsiError
 
@@ -17,6 +17,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reads gigapixel pathology slides and says what is on them, and where. For research use only.",
 )
+app.command("score")(score.score)
+app.command("info")(slides.info)
+app.command("doctor")(slides.doctor)
+app.add_typer(export.app, name="export")
 app.add_typer(phantom.app, name="phantom")
 app.add_typer(train.app, name="train")
 

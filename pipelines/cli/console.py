@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 PLAIN_EVERY_S = 10.0  # between two lines of progress where there is no terminal
 
-Tick = Callable[[int, int, str], None]
-"""(done, total, note): moves the bar."""
+
+class Tick(Protocol):
+    """Moves the bar."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Say how far it is."""
+        ...
 
 
 def set_up_logging() -> None:
@@ -45,7 +58,11 @@ def progress(title: str, *, transient: bool = False) -> Iterator[Tick]:
     )
     with Progress(*columns, console=err, transient=transient) as bar:
         task = bar.add_task(title, total=None, note="")
-        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+
+        def tick(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield tick
 
 
 class _Plain:

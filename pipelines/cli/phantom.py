@@ -43,7 +43,11 @@ def lymph_node(
     every = round(1 / validation_share) if validation_share else count + 1
     write_manifest(folder, slides, lambda i: "validation" if i % every == every - 1 else "train")
     settings = {"seed": seed, "count": count, "size": size, "tumour_share": tumour_share}
-    made_by = {"program": f"slidewright {version()}", "code": code_hash(), "command": "wsi phantom lymph-node"}
+    made_by = {
+        "program": f"slidewright {version()}",
+        "code": code_hash(),
+        "command": "wsi phantom lymph-node",
+    }
     write_json(folder / "phantoms.json", made_by | {"settings": settings, "note": "synthetic; not tissue"})
     out.print(f"{folder / 'slides.csv'} lists them", markup=False)
 

@@ -27,7 +27,9 @@ def classifier(
     config: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/camelyon16.yaml.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the model and metrics.csv.")],
     slides: Annotated[Path | None, typer.Option(help="slides.csv; overrides the recipe's.")] = None,
-    init: Annotated[Path | None, typer.Option(help="ImageNet weight file of torchvision, at width 1.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="ImageNet weight file of torchvision, at width 1.")
+    ] = None,
     examples: Annotated[int | None, typer.Option(help="Patches to train on; overrides the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,
 ) -> None:

@@ -224,7 +224,7 @@ class Planner:
 
 def longest(shape: Polygon) -> float:
     """Longest side of the smallest enclosing rectangle, in the outline's unit."""
-    points = np.asarray(shapely.oriented_envelope(shape).exterior.coords)
+    points = shapely.get_coordinates(shapely.oriented_envelope(shape))
     return float(np.hypot(*np.diff(points[:3], axis=0).T).max())
 
 

@@ -42,9 +42,7 @@ class Painter:
     def __init__(self, layout: Layout, rng: np.random.Generator, scanner: Scanner) -> None:
         self.layout = layout
         self.mpp = layout.mpp
-        staining = Staining(
-            scanner, rng.uniform(0.85, 1.15), rng.uniform(0.8, 1.25), rng.uniform(0.75, 1.15)
-        )
+        staining = Staining(scanner, rng.uniform(0.85, 1.15), rng.uniform(0.8, 1.25), rng.uniform(0.75, 1.15))
         self.atlas = make_atlas(rng, staining)
         self.lattices = rng.standard_normal((3, _LATTICE, _LATTICE)).astype(np.float32)
         self.wiggle = self._wiggle(rng)
@@ -56,9 +54,11 @@ class Painter:
         """Cell-sized noise, 64..192, that makes borders of regions follow cells."""
         side = 1024
         field = cv2.GaussianBlur(
-            np.pad(rng.standard_normal((side, side)).astype(np.float32), 64, mode="wrap"), (0, 0), 3 / self.mpp
+            np.pad(rng.standard_normal((side, side)).astype(np.float32), 64, mode="wrap"),
+            (0, 0),
+            3 / self.mpp,
         )[64:-64, 64:-64]
-        return np.clip(128 + 32 * field / field.std(), 64, 192).astype(np.uint8)
+        return np.asarray(np.clip(128 + 32 * field / field.std(), 64, 192), np.uint8)
 
     def _depth(self) -> Plane:
         """Signed distance to the nodes' border in um, positive inside, on every 64th pixel."""
@@ -88,12 +88,19 @@ class Painter:
     def _grid(self, x0: int, y0: int, width: int, height: int) -> tuple[Plane, Plane]:
         x = (np.arange(width // _COARSE + 2, dtype=np.float32) - 0.5) * _COARSE + x0
         y = (np.arange(height // _COARSE + 2, dtype=np.float32) - 0.5) * _COARSE + y0
-        return np.meshgrid(x, y)  # type: ignore[return-value]
+        across, down = np.meshgrid(x, y)
+        return across, down
 
     def _depth_of(self, x0: int, y0: int, width: int, height: int) -> Plane:
         x, y = self._grid(x0, y0, width, height)
         return np.asarray(
-            cv2.remap(self.depth_um, x / _FAR - 0.5, y / _FAR - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            cv2.remap(
+                self.depth_um,
+                x / _FAR - 0.5,
+                y / _FAR - 0.5,
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
         )
 
     def _noise(self, which: int, blob_um: float, x: Plane, y: Plane) -> Plane:
@@ -118,10 +125,10 @@ class Painter:
         self._lay(image, "sinus", sinuses & (rough > 0), place)
         trabecula = (np.abs(self._noise(0, 420, x, y)) < 0.045) & (rough > 0)
         self._lay(image, "stroma", ((rough > 0) & (rough < 42)) | trabecula, place)
-        walls = self._discs(self.layout.vessels, x, y, 0.3 * bands)
+        walls = self._discs(self.layout.vessels, x, y, np.float32(0.3) * bands)
         self._lay(image, "stroma", walls, place)
         inner = tuple(Disc(v.x, v.y, v.radius * 0.6) for v in self.layout.vessels)
-        self._lay(image, "blood", self._discs(inner, x, y, 0.3 * bands), place)
+        self._lay(image, "blood", self._discs(inner, x, y, np.float32(0.3) * bands), place)
         self._lay(image, "tumour", self._lesions(x0, y0, x.shape), place)
         self._lone_cells(image, x0, y0)
         return self._uneven(image, x, y)
@@ -134,7 +141,11 @@ class Painter:
             return
         x0, y0, width, height = place
         soft = cv2.resize(
-            cv2.blur(where.astype(np.uint8) * 255, (3, 3)), None, fx=_COARSE, fy=_COARSE, interpolation=cv2.INTER_LINEAR
+            cv2.blur(where.astype(np.uint8) * 255, (3, 3)),
+            None,
+            fx=_COARSE,
+            fy=_COARSE,
+            interpolation=cv2.INTER_LINEAR,
         )[_COARSE : _COARSE + height, _COARSE : _COARSE + width]
         side = self.wiggle.shape[0]
         rows = np.arange(y0, y0 + height) % side
@@ -252,7 +263,9 @@ PAINTERS: dict[str, Callable[[RgbImage, Artefact, int, int], None]] = {
 }
 
 
-def plan_cohort(count: int, seed: int, size: tuple[int, int], tumour_share: float = 0.5) -> list[PhantomSlide]:
+def plan_cohort(
+    count: int, seed: int, size: tuple[int, int], tumour_share: float = 0.5
+) -> list[PhantomSlide]:
     """Names and seeds: tumour slides first, each seed its own and unlike those of another ``seed``."""
     tumours = round(count * tumour_share)
     return [
@@ -279,9 +292,7 @@ def write_phantom(
     layout = Planner(np.random.default_rng(layout_seed), slide.size, scanner.mpp).layout(tumour=slide.tumour)
     painter = Painter(layout, np.random.default_rng(paint_seed), scanner)
     path = out / f"{slide.name}.tif"
-    write_pyramid(
-        path, slide.size, scanner.mpp, painter.render, background=scanner.glass, progress=progress
-    )
+    write_pyramid(path, slide.size, scanner.mpp, painter.render, background=scanner.glass, progress=progress)
     truth = [Annotation(lesion.outline, "Tumor", name=lesion.kind) for lesion in layout.lesions]
     write_asap(out / f"{slide.name}.xml", truth)
     _write_mask(out / f"{slide.name}_mask.png", layout)

@@ -85,7 +85,7 @@ class PyramidWriter:
 
 def encode(tile: RgbImage) -> bytes:
     """One tile as a whole JPEG stream, YCbCr with halved chroma."""
-    return imagecodecs.jpeg8_encode(tile, level=JPEG_QUALITY, subsampling="420")  # type: ignore[no-any-return]
+    return bytes(imagecodecs.jpeg8_encode(tile, level=JPEG_QUALITY, subsampling="420"))
 
 
 def finish_tile(tile: RgbImage) -> tuple[bytes, RgbImage]:

@@ -124,7 +124,9 @@ class Texturer:
 
     def grain(self, plane: Plane, amount: float, blob_um: float = 0.9) -> Plane:
         """Chromatin: multiply by fine noise."""
-        return np.asarray(plane * np.clip(1 + amount * self.noise(plane.shape[0], blob_um), 0.3, 2), np.float32)
+        return np.asarray(
+            plane * np.clip(1 + amount * self.noise(plane.shape[0], blob_um), 0.3, 2), np.float32
+        )
 
 
 def ellipse(
@@ -207,7 +209,7 @@ def fat(t: Texturer, side: int) -> Stains:
     margin = side // 2
     window = seeds[side - margin : 2 * side + margin, side - margin : 2 * side + margin]
     small = cv2.resize(window, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
-    near, labels = cv2.distanceTransformWithLabels(
+    _, labels = cv2.distanceTransformWithLabels(
         np.where(small < 255, 0, 255).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP
     )
     wall = cv2.morphologyEx(labels.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0

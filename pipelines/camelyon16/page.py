@@ -1,0 +1,32 @@
+"""``index.html``: one page with every slide of a run, best looked at in a browser, no server needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from pipelines.camelyon16.score import SlideResult
+from pipelines.cohort import Failure
+from wsi.files import write_text
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("pipelines"),
+    autoescape=select_autoescape(default=True),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TOP_LESIONS = 8
+
+
+def write_page(
+    path: Path, results: Sequence[SlideResult], failures: Sequence[Failure], record: dict[str, Any]
+) -> None:
+    """Write the page: slides by falling score, pictures by relative link, what failed, what made it."""
+    order = sorted(results, key=lambda r: (-(r.score if r.score is not None else -1), r.name))
+    page = _TEMPLATES.get_template("score.html").render(
+        results=order, failures=failures, record=record, top=TOP_LESIONS
+    )
+    write_text(path, page)

@@ -1,0 +1,137 @@
+"""The picture of a scored slide: overview, heatmap over it, scale bar, colour bar, numbered lesions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
+
+from models.card import ModelCard
+from pipelines.camelyon16.lesions import Lesion
+from wsi.files import replacing
+from wsi.heatmap import Heatmap
+from wsi.overview import Overview, read_overview
+from wsi.slide import Slide
+
+if TYPE_CHECKING:
+    from pipelines.camelyon16.score import SlideResult
+
+PANEL_PX = 1000  # longer side of the overview
+NUMBERED = 30  # lesions that get a number; more would hide the tissue
+# transparent where the score is low, so that the tissue stays visible
+COLOURS = LinearSegmentedColormap.from_list(
+    "tumour",
+    [(1.0, 0.95, 0.4, 0.12), (1.0, 0.75, 0.1, 0.45), (0.9, 0.25, 0.05, 0.62), (0.62, 0.0, 0.1, 0.75)],
+)
+
+
+def write_preview(
+    path: Path,
+    slide: Slide,
+    heatmap: Heatmap,
+    lesions: Sequence[Lesion],
+    result: SlideResult,
+    card: ModelCard,
+) -> None:
+    """Draw the slide beside the slide with its heatmap, as PNG."""
+    overview = read_overview(slide, max(slide.size) * slide.mpp / PANEL_PX)
+    width, height = slide.size
+    tall = height > 1.4 * width
+    scale = 6.2 / max(width, height)
+    panel = (max(width * scale, 2.6), max(height * scale, 2.2))
+    figure = Figure(figsize=(2 * panel[0] + 1.5, panel[1] + 1.25), dpi=130)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        _show(axes, overview, slide)
+    right.imshow(
+        heatmap.scores, cmap=COLOURS, vmin=0, vmax=1, extent=_extent(heatmap), interpolation="nearest"
+    )
+    _mark_unreadable(right, overview)
+    _number(right, lesions, max(width, height))
+    _scale_bar(left, slide)
+    figure.suptitle(_title(result), x=0.02, y=0.985, ha="left", va="top", fontsize=11 if tall else 12)
+    note = f"model {card.name}" + (
+        " (demonstration model, trained on phantoms)" if card.demonstration else ""
+    )
+    figure.text(0.02, 0.012, f"{note}. For research use only.", fontsize=8, color="#555555")
+    figure.subplots_adjust(
+        left=0.02, right=0.9, bottom=0.06, top=1 - 0.62 / figure.get_figheight(), wspace=0.03
+    )
+    box = right.get_position()
+    bar_axes = figure.add_axes((0.915, box.y0, 0.014, box.height))
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar_axes)
+    bar.set_label(f"score of {card.positive!r}", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})
+
+
+def _title(result: SlideResult) -> str:
+    if result.score is None:
+        return f"{result.name}: not scored ({result.note})"
+    count = len(result.lesions)
+    found = f"{count} lesion{'' if count == 1 else 's'}"
+    lost = f", {result.unreadable} cells unreadable" if result.unreadable else ""
+    return f"{result.name}: score {result.score:.3f}, {result.confidence}, {found}{lost}"
+
+
+def _show(axes: Axes, overview: Overview, slide: Slide) -> None:
+    rows, cols = overview.pixels.shape[:2]
+    extent = (0, cols * overview.placement.step_x, rows * overview.placement.step_y, 0)
+    axes.imshow(overview.pixels, extent=extent, interpolation="antialiased")
+    axes.set_xlim(0, slide.size[0])
+    axes.set_ylim(slide.size[1], 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#bbbbbb")
+
+
+def _extent(heatmap: Heatmap) -> tuple[float, float, float, float]:
+    rows, cols = heatmap.scores.shape
+    return 0, cols * heatmap.placement.step_x, rows * heatmap.placement.step_y, 0
+
+
+def _mark_unreadable(axes: Axes, overview: Overview) -> None:
+    for row, col in np.argwhere(overview.broken)[:2000]:
+        corner = (col * overview.placement.step_x, row * overview.placement.step_y)
+        axes.add_patch(
+            Rectangle(corner, overview.placement.step_x, overview.placement.step_y, color="#777777")
+        )
+
+
+def _number(axes: Axes, lesions: Sequence[Lesion], side: int) -> None:
+    style: dict[str, Any] = {"fill": False, "edgecolor": "#00307a", "linewidth": 1.1}
+    for i, lesion in enumerate(lesions[:NUMBERED], start=1):
+        axes.add_patch(Circle((lesion.x, lesion.y), side / 90, **style))
+        axes.annotate(
+            str(i),
+            (lesion.x, lesion.y),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=8,
+            color="#00307a",
+            fontweight="bold",
+        )
+
+
+def _scale_bar(axes: Axes, slide: Slide) -> None:
+    """A bar of 1, 2 or 5 times a power of ten, about a fifth of the width."""
+    wanted_um = slide.size[0] * slide.mpp / 5
+    power = 10.0 ** np.floor(np.log10(wanted_um))
+    length_um = max(step * power for step in (1, 2, 5) if step * power <= wanted_um)
+    label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    x, y = slide.size[0] * 0.03, slide.size[1] * 0.97
+    height = slide.size[1] * 0.008
+    length = length_um / slide.mpp
+    axes.add_patch(Rectangle((x, y - height), length, height, color="black"))
+    axes.text(x + length / 2, y - 1.6 * height, label, ha="center", va="bottom", fontsize=9)

@@ -1,0 +1,149 @@
+"""``wsi export``: results for other programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from pipelines.camelyon16.lesions import LesionConfig, find_lesions, outlines
+from pipelines.camelyon16.score import SlideResult, lesion_features, result_of
+from pipelines.cli.console import out
+from wsi.annotations import Annotation, write_asap
+from wsi.errors import StoreError
+from wsi.export import Origin, origin_offset, tile_features, write_cells_csv, write_geojson, write_ome_tiff
+from wsi.store import HeatmapStore
+
+app = typer.Typer(no_args_is_help=True, help="Write results for QuPath, ASAP and others.")
+Folder = Annotated[Path, typer.Argument(help="OUT of wsi score, or one slide's folder in it.")]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scored:
+    """One slide's results, read back."""
+
+    folder: Path
+    result: SlideResult
+    facts: dict[str, Any]
+    store: HeatmapStore
+
+    @property
+    def lesion_settings(self) -> LesionConfig:
+        """How its lesions were found."""
+        return LesionConfig.model_validate_json(json.dumps(self.facts["lesion_settings"]))
+
+
+def read_scored(folder: Path) -> list[Scored]:
+    """Every scored slide of a run's folder, by name.
+
+    Raises:
+        StoreError: there is none, or a file is broken.
+    """
+    files = (
+        [folder / "slide.json"] if (folder / "slide.json").is_file() else sorted(folder.glob("*/slide.json"))
+    )
+    if not files:
+        raise StoreError(f"{folder} holds no scored slide; run wsi score first, and give its --out here")
+    found = []
+    for path in files:
+        try:
+            facts = json.loads(path.read_bytes())
+            result = result_of(facts)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} is broken ({error!r}); score the slide again") from error
+        found.append(Scored(path.parent, result, facts, HeatmapStore.open(path.parent / "heatmap.zarr")))
+    return found
+
+
+def _each(folder: Path, write: Callable[[Scored], Path]) -> None:
+    for scored in read_scored(folder):
+        out.print(str(write(scored)), markup=False)
+
+
+@app.command("geojson")
+def geojson(
+    folder: Folder,
+    origin: Annotated[
+        Origin, typer.Option(help="auto and bounds follow QuPath's crop; slide does not.")
+    ] = "auto",
+    tiles: Annotated[
+        bool, typer.Option("--tiles", help="Also every scored cell, as a tile with its score.")
+    ] = False,
+    gz: Annotated[bool, typer.Option("--gz", help="Compress with gzip; QuPath reads it.")] = False,
+) -> None:
+    """Outlines, lesions and, with --tiles, cells for QuPath."""
+
+    def write(scored: Scored) -> Path:
+        heatmap = scored.store.read(scored.facts["classes"].index(scored.facts["positive"]))
+        cfg = scored.lesion_settings
+        made_by = {"model": scored.facts["model"], "fingerprint": scored.facts["fingerprint"]}
+        name = scored.result.name
+        features = lesion_features(
+            name, find_lesions(heatmap, cfg), outlines(heatmap, cfg), heatmap, scored.result.mpp, made_by
+        )
+        if tiles:
+            cells = np.argwhere(np.isfinite(heatmap.scores))
+            boxes = heatmap.placement.boxes(cells)
+            features += tile_features(name, boxes, heatmap.scores[tuple(cells.T)], scored.facts["positive"])
+        path = scored.folder / ("lesions.geojson.gz" if gz else "lesions.geojson")
+        bounds = scored.facts["bounds"]
+        write_geojson(path, features, origin_offset(bounds and tuple(bounds), origin))
+        return path
+
+    _each(folder, write)
+
+
+@app.command("asap")
+def asap(folder: Folder) -> None:
+    """Outlines as ASAP XML."""
+
+    def write(scored: Scored) -> Path:
+        heatmap = scored.store.read(scored.facts["classes"].index(scored.facts["positive"]))
+        areas = outlines(heatmap, scored.lesion_settings)
+        path = scored.folder / "lesions.xml"
+        write_asap(path, [Annotation(a.shape, "Tumor", f"area {a.maximum:.3f}") for a in areas])
+        return path
+
+    _each(folder, write)
+
+
+@app.command("csv")
+def csv_cells(folder: Folder) -> None:
+    """Every scored cell as a row: minx,miny,width,height,prob_CLASS..., WSInfer's form."""
+
+    def write(scored: Scored) -> Path:
+        classes: list[str] = scored.facts["classes"]
+        maps = [scored.store.read(i) for i in range(len(classes))]
+        cells = np.argwhere(np.isfinite(maps[0].scores))
+        scores = np.stack([m.scores[tuple(cells.T)] for m in maps], axis=1)
+        path = scored.folder / "cells.csv"
+        write_cells_csv(path, maps[0].placement.boxes(cells), scores, classes)
+        return path
+
+    _each(folder, write)
+
+
+@app.command("ome-tiff")
+def ome_tiff(
+    folder: Folder,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="Which class; default the positive one.")
+    ] = None,
+) -> None:
+    """The heatmap of one class as lossless float32 OME-TIFF with physical sizes."""
+
+    def write(scored: Scored) -> Path:
+        name = class_name or scored.facts["positive"]
+        classes: list[str] = scored.facts["classes"]
+        if name not in classes:
+            raise StoreError(f"{scored.folder} has no class {name!r}; it has {', '.join(classes)}")
+        path = scored.folder / "heatmap.ome.tif"
+        write_ome_tiff(path, scored.store.read(classes.index(name)), scored.result.mpp, name)
+        return path
+
+    _each(folder, write)

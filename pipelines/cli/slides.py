@@ -1,0 +1,182 @@
+"""``wsi info`` and ``wsi doctor``: what a slide says of itself, and whether all is ready."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import openslide
+import typer
+from rich.table import Table
+
+from models.engines import Engine, EngineConfig, find_models, load_engine
+from pipelines.camelyon16.score import ScoreConfig, plan_slide
+from pipelines.cli.console import duration, err, out
+from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp
+from pipelines.cohort import gather
+from pipelines.provenance import libraries, machine, version
+from wsi.blocks import PatchBlock
+from wsi.errors import WsiError
+from wsi.manifest import SlideRow
+from wsi.slide import Slide
+
+SAFE_OPENSLIDE = (4, 0, 1)  # 4.0.0 has two published vulnerabilities in its readers
+BYTES_PER_CELL = 16  # two float32 and what lies around them, before compression
+MIN_FREE_GIB = 2
+
+
+def info(
+    slides: Annotated[list[str], typer.Argument(help="Slides, folders or URLs.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    mpp: Mpp = None,
+    allow_anisotropic: Anisotropic = False,
+) -> None:
+    """Print what a slide says of itself: size, spacing and its origin, levels, bounds."""
+    failed = False
+    for row in gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic):
+        try:
+            with row.source.open() as slide:
+                facts = describe(slide)
+        except WsiError as error:
+            failed = True
+            err.print(f"wsi: {error}", markup=False)
+            continue
+        if as_json:
+            out.print(json.dumps(facts, ensure_ascii=False), markup=False)
+        else:
+            _print_facts(facts)
+    raise typer.Exit(1 if failed else 0)
+
+
+def describe(slide: Slide) -> dict[str, Any]:
+    """Facts of an open slide as plain values; no label, no barcode."""
+    try:
+        mpp, problem = slide.mpp, None
+    except WsiError as error:
+        mpp, problem = None, str(error)
+    return {
+        "path": slide.path,
+        "format": slide.vendor,
+        "size": list(slide.size),
+        "mpp": mpp,
+        "spacing_from": None if mpp is None or slide.spacing is None else slide.spacing.origin,
+        "problem": problem,
+        "stored_spacings": [[s.origin, s.x_um, s.y_um] for s in slide.stored],
+        "levels": [{"size": list(v.size), "downsample": round(v.downsample, 4)} for v in slide.levels],
+        "bounds": slide.bounds,
+    }
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    width, height = facts["size"]
+    out.print(facts["path"], markup=False, style="bold")
+    out.print(f"  format   {facts['format']}", markup=False)
+    mpp = facts["mpp"]
+    physical = "" if mpp is None else f" = {width * mpp / 1e3:.2f} x {height * mpp / 1e3:.2f} mm"
+    out.print(f"  size     {width} x {height} px{physical}", markup=False)
+    if facts["problem"]:
+        out.print(f"  spacing  {facts['problem']}", markup=False, style="red")
+    else:
+        out.print(f"  spacing  {facts['mpp']:.4g} um/px, from {facts['spacing_from']}", markup=False)
+    levels = ", ".join(f"{v['size'][0]} x {v['size'][1]} (1:{v['downsample']:g})" for v in facts["levels"])
+    out.print(f"  levels   {levels}", markup=False)
+    if facts["bounds"]:
+        out.print(f"  bounds   x, y, width, height {facts['bounds']}", markup=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of ``wsi doctor``."""
+
+    what: str
+    good: bool
+    said: str
+
+
+def doctor(
+    slides: Annotated[list[str] | None, typer.Argument(help="Slides, folders or a manifest.")] = None,
+    model: ModelNames = None,
+    mpp: Mpp = None,
+    native: Annotated[bool, typer.Option("--native", help="As for wsi score.")] = False,
+    allow_anisotropic: Anisotropic = False,
+) -> None:
+    """Say whether this machine is ready, and each slide: versions, device, spacing, levels, time it will take."""
+    engine = load_engine(find_models(model or [DEFAULT_MODEL]), EngineConfig())
+    speed = measure_speed(engine)
+    checks = check_machine(engine, speed)
+    if slides:
+        rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic)
+        checks += check_slides(rows, engine, speed, ScoreConfig(native=native))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for check in checks:
+        table.add_row("[green]ok[/]" if check.good else "[red]no[/]", check.what, check.said)
+    out.print(table)
+    raise typer.Exit(0 if all(check.good for check in checks) else 1)
+
+
+def measure_speed(engine: Engine) -> float:
+    """Patches per second of the network alone, on noise, after a warm-up."""
+    size = engine.models.card.patch_px
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    count = 16
+    block = PatchBlock(pixels, np.zeros((count, 2), np.int64), size)
+    list(engine.score([block]))
+    start, done = time.monotonic(), 0
+    while time.monotonic() - start < 1.0:
+        list(engine.score([block]))
+        done += count
+    return done / (time.monotonic() - start)
+
+
+def check_machine(engine: Engine, speed: float) -> list[Check]:
+    """Versions, device and disk."""
+    facts, versions = machine(), libraries()
+    found = tuple(int(part) for part in openslide.__library_version__.split(".")[:3])
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return [
+        Check("program", True, f"slidewright {version()}, Python {facts['python']}, {facts['system']}"),
+        Check("processor", True, f"{facts['cores']} cores, {facts['processor']}"),
+        Check(
+            "OpenSlide",
+            found >= SAFE_OPENSLIDE,
+            f"{openslide.__library_version__}"
+            + (
+                ""
+                if found >= SAFE_OPENSLIDE
+                else "; has known vulnerabilities, install openslide-bin >= 4.0.1.1"
+            ),
+        ),
+        Check("libraries", True, ", ".join(f"{k} {v}" for k, v in versions.items() if k != "openslide-bin")),
+        Check("engine", True, f"{engine.description}: {speed:.0f} patches/s with {engine.models.card.name}"),
+        Check("disk", free >= MIN_FREE_GIB, f"{free:.1f} GiB free here"),
+    ]
+
+
+def check_slides(rows: list[SlideRow], engine: Engine, speed: float, cfg: ScoreConfig) -> list[Check]:
+    """Open each slide, find its tissue, say how long it will take."""
+    checks, total = [], 0.0
+    for row in rows:
+        name = Path(row.source.path).name
+        try:
+            with row.source.open() as slide:
+                cells = len(plan_slide(slide, row, engine, cfg).grid)
+                seconds = cells / speed
+                total += seconds
+                origin = slide.spacing.origin if slide.spacing else "unknown"
+                said = (
+                    f"{slide.size[0]} x {slide.size[1]} px, {slide.mpp:.4g} um/px ({origin}), "
+                    f"{len(slide.levels)} levels, {cells} cells with tissue, about {duration(seconds)}"
+                )
+                if slide.bounds and slide.bounds[:2] != (0, 0):
+                    said += f"; QuPath's origin is at {slide.bounds[:2]}, exports follow it"
+                checks.append(
+                    Check(name, cells > 0, said if cells else f"{said}; no tissue found, pass --mask")
+                )
+        except WsiError as error:
+            checks.append(Check(name, False, str(error)))
+    return [*checks, Check("all slides", True, f"about {duration(total)} of scoring")]

@@ -1,0 +1,182 @@
+"""Many slides: which there are, what each is called, and one loop that a broken slide does not end."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from wsi.errors import ConfigError, ModelError, StoreError, WsiError
+from wsi.files import write_json
+from wsi.manifest import SlideRow, read_manifest
+from wsi.source import SLIDE_SUFFIXES, SlideSource
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A slide that could not be scored, and why."""
+
+    name: str
+    path: str
+    reason: str
+    trace: str | None = None
+
+
+class Result(Protocol):
+    """What an application knows of one slide when it is done."""
+
+    @property
+    def name(self) -> str:
+        """What the slide is called in outputs."""
+        ...
+
+    @property
+    def unreadable(self) -> int:
+        """How many cells could not be decoded."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """Its entry in ``run.json``."""
+        ...
+
+
+R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[R]):
+    """What a run over many slides came to, in the order of the input."""
+
+    results: tuple[R, ...]
+    failures: tuple[Failure, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every slide was scored, to the last cell."""
+        return not self.failures and all(r.unreadable == 0 for r in self.results)
+
+
+def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool) -> list[SlideRow]:
+    """Slides from files, folders (sorted), URLs and manifests, each once.
+
+    Args:
+        inputs: paths or URLs; a ``.csv`` is a manifest.
+        mpp: overrides the spacing of every slide, and a manifest's.
+        allow_anisotropic: see `SlideSource`.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    rows: dict[str, SlideRow] = {}
+    for text in inputs:
+        for row in _rows(text):
+            source = SlideSource(
+                row.source.path, mpp if mpp is not None else row.source.mpp, allow_anisotropic
+            )
+            rows.setdefault(source.path, SlideRow(source, row.mask, row.truth, row.label, row.split))
+    if not rows:
+        raise ConfigError(f"no slide in {', '.join(inputs)}; slides end in {', '.join(SLIDE_SUFFIXES)}")
+    return list(rows.values())
+
+
+def _rows(text: str) -> list[SlideRow]:
+    path = Path(text)
+    if "://" not in text and path.is_dir():
+        files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SLIDE_SUFFIXES and _is_slide(p)]
+        return [SlideRow(SlideSource(str(p))) for p in files]
+    if text.lower().endswith(".csv"):
+        return read_manifest(path)
+    return [SlideRow(SlideSource(text))]
+
+
+def _is_slide(path: Path) -> bool:
+    """Leave out hidden files, and masks that lie beside their slides."""
+    return path.is_file() and not path.name.startswith(".") and not path.stem.lower().endswith("_mask")
+
+
+def unique_names(rows: Sequence[SlideRow]) -> list[str]:
+    """A folder name for each slide: its stem; where two share it, their file name, then folder and file name."""
+    names = [row.source.name for row in rows]
+    forms: list[Callable[[SlideRow], str]] = [
+        lambda row: Path(row.source.path).name,
+        lambda row: f"{Path(row.source.path).parent.name}_{Path(row.source.path).name}",
+        lambda row: row.source.path.replace("/", "_"),
+    ]
+    for form in forms:
+        counts = Counter(name.casefold() for name in names)
+        names = [
+            form(row) if counts[name.casefold()] > 1 else name for name, row in zip(names, rows, strict=True)
+        ]
+    return names
+
+
+def run_cohort(
+    rows: Sequence[SlideRow],
+    work: Callable[[SlideRow, str, int], R],
+    summarise: Callable[[str, Sequence[R], Sequence[Failure]], None],
+    *,
+    finished: Callable[[R | Failure], None] = lambda result: None,
+) -> Outcome[R]:
+    """Work on slide after slide; a slide that fails is recorded and costs only itself.
+
+    A full disk or a broken model would fail every slide alike: it ends the run, summarised.
+
+    Args:
+        rows: the slides.
+        work: does one, given its name and index.
+        summarise: given how the run ended, the results and the failures; called also when the run stops.
+        finished: told of each slide.
+    """
+    results: list[R] = []
+    failures: list[Failure] = []
+    state = "finished"
+    try:
+        for index, (row, name) in enumerate(zip(rows, unique_names(rows), strict=True)):
+            outcome = _one(row, name, index, work)
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                results.append(outcome)
+            finished(outcome)
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    except WsiError as error:
+        state = f"stopped: {error}"
+        raise
+    finally:
+        try:
+            summarise(state, results, failures)
+        except StoreError as error:
+            log.error("%s", error)  # the disk is full; what was scored is on it all the same
+    return Outcome(tuple(results), tuple(failures))
+
+
+def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, int], R]) -> R | Failure:
+    try:
+        return work(row, name, index)
+    except (StoreError, ModelError, ConfigError):
+        raise
+    except WsiError as error:
+        return Failure(name, row.source.path, str(error))
+    except Exception as error:  # a defect of ours on one slide must not cost the others
+        reason = (
+            f"{row.source.path}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
+        )
+        return Failure(name, row.source.path, reason, traceback.format_exc())
+
+
+def write_run(
+    out: Path, record: dict[str, Any], state: str, results: Sequence[Result], failures: Sequence[Failure]
+) -> None:
+    """Write ``run.json``: what made the outputs, how the run ended, every slide and every failure."""
+    done = [result.summary() for result in results]
+    write_json(
+        out / "run.json", record | {"state": state, "slides": done, "failed": [asdict(f) for f in failures]}
+    )
