@@ -51,12 +51,9 @@ class Oriented(nn.Module):
         self.network = network
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Run the network on each orientation in turn; memory is that of one."""
-        total = self.network(orient(patches, 0))
-        for k in range(1, ORIENTATIONS):
-            total = total + self.network(orient(patches, k))
-        mean: Tensor = total / ORIENTATIONS
-        return mean
+        """Run the eight as one batch, eight times as large."""
+        scores: Tensor = self.network(torch.cat([orient(patches, k) for k in range(ORIENTATIONS)]))
+        return scores.reshape(ORIENTATIONS, -1, scores.shape[1]).mean(dim=0)
 
 
 class MeanOf(nn.Module):

@@ -6,6 +6,7 @@ TorchScript runs the code that is in the file. Use models only from those whose 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,9 @@ def load_wsinfer(folder: Path) -> tuple[WSInferNetwork, ModelCard]:
     """
     card, transforms = read_wsinfer(folder)
     try:
-        body = torch.jit.load(folder / WEIGHTS, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated is known
+            body = torch.jit.load(folder / WEIGHTS, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         first = (str(error).splitlines() or ["unknown"])[0]
         raise ModelError(f"{folder / WEIGHTS} is not a TorchScript file ({first[:160]})") from error

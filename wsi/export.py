@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import uuid
@@ -129,6 +130,7 @@ def write_ome_tiff(path: Path, heatmap: Heatmap, mpp: float, name: str) -> None:
         "PhysicalSizeY": heatmap.placement.step_y * mpp,
         "PhysicalSizeYUnit": "µm",
     }
+    identity = uuid.uuid5(_NAMESPACE, hashlib.sha256(heatmap.scores.tobytes()).hexdigest())  # not a random one
     with replacing(path) as partial:
         tifffile.imwrite(
             partial,
@@ -137,5 +139,5 @@ def write_ome_tiff(path: Path, heatmap: Heatmap, mpp: float, name: str) -> None:
             photometric="minisblack",
             compression="deflate",
             tile=(256, 256),
-            metadata={"axes": "YX", "Channel": {"Name": name}, "UUID": None, **sizes},
+            metadata={"axes": "YX", "Channel": {"Name": name}, "UUID": str(identity), **sizes},
         )

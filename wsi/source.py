@@ -60,7 +60,9 @@ class SlideSource:
         except SlideError:
             for reader in others:  # what the first said of the file is the better sentence
                 with suppress(SlideError):
-                    return reader(self.path, mpp=self.mpp, allow_anisotropic=self.allow_anisotropic)
+                    slide = reader(self.path, mpp=self.mpp, allow_anisotropic=self.allow_anisotropic)
+                    slide.read_region((0, 0), len(slide.levels) - 1, (1, 1))  # can it decode, too?
+                    return slide
             raise
 
     def _readers(self) -> tuple[Callable[..., Slide], ...]:

@@ -112,7 +112,8 @@ class HeatmapStore:
             StoreError: there is no heatmap there.
         """
         try:
-            array = zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})
+            # an all-NaN chunk is written too: it says that its cells were tried
+            array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(f"{path} is not a heatmap ({error}); score the slide first") from error
         return cls(path, array)

@@ -26,7 +26,7 @@ class EngineConfig(Config):
         engine: ``auto`` is torch where there is a GPU, else openvino.
         precision: ``auto`` is fp16 on a GPU, bf16 on a CPU that computes in it, else fp32.
         orientations: 1, or the mean over the 8 flips and turns.
-        batch: patches run at once; None is 8 on a CPU, 256 on a GPU.
+        batch: patches run at once; None is 8 on a CPU and 256 on a GPU, orientations counted in.
     """
 
     engine: Literal["auto", "openvino", "torch"] = "auto"

@@ -23,7 +23,7 @@ from wsi.errors import ConfigError
 log = logging.getLogger(__name__)
 
 BATCH = 8  # larger batches were no faster on 2 cores (facts/performance.md)
-CONVERSION = 1  # raise when the exported graph changes
+CONVERSION = 2  # raise when the exported graph changes
 
 
 class OpenVinoEngine:
@@ -31,7 +31,7 @@ class OpenVinoEngine:
 
     def __init__(self, models: Models, cfg: EngineConfig) -> None:
         self.models = models
-        self._batch = cfg.batch or BATCH
+        self._batch = cfg.batch or BATCH // cfg.orientations
         core = ov.Core()
         precision = _precision(cfg.precision, core)
         path = _converted(models, cfg.orientations)

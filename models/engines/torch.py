@@ -36,7 +36,7 @@ class TorchEngine:
             raise ConfigError(
                 "precision fp16 needs a GPU; use --precision fp32, or --engine openvino for bf16"
             )
-        self._batch = cfg.batch or (BATCH_GPU if self._gpu else BATCH_CPU)
+        self._batch = cfg.batch or (BATCH_GPU if self._gpu else BATCH_CPU) // cfg.orientations
         network = build_network(models.folders, cfg.orientations)
         if precision != "fp32":
             fold_batch_norm(network)

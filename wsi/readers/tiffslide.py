@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tiffslide
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import ParseError, fromstring
 
 from wsi.errors import RegionError, SlideError
 from wsi.slide import Level, Slide, Spacing
+
+_UNITS_UM = {2: 25_400.0, 3: 10_000.0}  # TIFF's inch and centimetre
+_OME_UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3}
 
 
 class TiffSlideReader(Slide):
@@ -25,7 +30,7 @@ class TiffSlideReader(Slide):
         super().__init__(
             path,
             levels,
-            _stored_spacings(self._handle.properties),
+            _stored_spacings(self._handle),
             mpp=mpp,
             allow_anisotropic=allow_anisotropic,
         )
@@ -70,9 +75,34 @@ def _rgb(pixels: npt.NDArray[Any], path: str) -> npt.NDArray[np.uint8]:
     return pixels[..., :3]
 
 
-def _stored_spacings(properties: Any) -> list[Spacing]:
-    pairs = [(properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y"))]
-    return [Spacing(float(x), float(y), "tiffslide") for x, y in pairs if x and y]
+def _stored_spacings(handle: Any) -> list[Spacing]:
+    """What the file says of its spacing: the slide's own properties, then TIFF tags, then OME."""
+    x, y = (handle.properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
+    found = [Spacing(float(x), float(y), "tiffslide")] if x and y else []
+    page = handle.ts_tifffile.pages[0]
+    unit = _UNITS_UM.get(page.tags.valueof("ResolutionUnit", default=1))
+    per_unit = [_ratio(page.tags.valueof(f"{axis}Resolution", default=(0, 1))) for axis in "XY"]
+    if unit is not None and min(per_unit) > 0:
+        found.append(Spacing(unit / per_unit[0], unit / per_unit[1], "TIFF tags"))
+    return found + _ome_spacings(handle.ts_tifffile.ome_metadata)
+
+
+def _ratio(value: tuple[int, int]) -> float:
+    return value[0] / value[1] if value[1] else 0.0
+
+
+def _ome_spacings(xml: str | None) -> list[Spacing]:
+    """``PhysicalSizeX`` and ``Y`` of the first image; the unit is um where none is stated."""
+    try:
+        nodes = [n for n in fromstring(xml).iter() if n.tag.endswith("}Pixels")] if xml else []
+        values = nodes[0].attrib if nodes else {}
+        x, y = (
+            float(values[f"PhysicalSize{a}"]) * _OME_UNITS_UM[values.get(f"PhysicalSize{a}Unit", "µm")]
+            for a in "XY"
+        )
+    except (DefusedXmlException, ParseError, KeyError, ValueError):
+        return []
+    return [Spacing(x, y, "OME")]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench clean help
+
+help:
+	@echo "make demo    set everything up, make phantom slides, score them, write a page to look at"
+	@echo "make test    set up and pass every check"
+	@echo "make check   the checks that take seconds: style, types, layers"
+	@echo "make bench   speed and quality, side by side"
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("slidewright needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; run make PYTHON=python3.12")'
+	@echo "setting up $(VENV): about 5 GB and two minutes, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/wsi doctor
+	$(BIN)/wsi phantom lymph-node --seed 101 --count 4 --out demo/slides
+	$(BIN)/wsi score demo/slides/slides.csv --out demo/results --overwrite
+	@echo
+	@echo "Open demo/results/index.html in a browser. Phantoms are drawings; for research use only."
+
+check: $(READY)
+	$(BIN)/ruff format --check --diff .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest
+
+bench: $(READY)
+	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/phantoms.py
+	$(BIN)/python benchmarks/demo_model.py
+
+clean:
+	rm -rf $(VENV) demo runs

@@ -1,0 +1,103 @@
+"""Tiny slides whose pixels say where they are, and an engine that needs no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from models.card import Architecture, ModelCard
+from models.engines import Models
+from wsi.arrays import RgbImage, Scores
+from wsi.blocks import PatchBlock
+
+MPP = 0.25
+
+
+def write_pyramid(
+    path: Path, level0: RgbImage, levels: int = 3, tile: int = 64, mpp: float | None = MPP, **options: object
+) -> Path:
+    """A tiled pyramidal TIFF that OpenSlide reads as generic-tiff, losslessly."""
+    with tifffile.TiffWriter(path) as tif:
+        image = level0
+        for level in range(levels):
+            settings: dict[str, object] = {"compression": "deflate", "metadata": None, **options}
+            if mpp is not None:
+                per_cm = 1e4 / mpp / 2**level
+                settings |= {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
+            tif.write(
+                image,
+                tile=(tile, tile),
+                photometric="rgb",
+                subfiletype=0 if level == 0 else 1,
+                **settings,
+            )
+            image = image[::2, ::2]
+    return path
+
+
+def coordinates(width: int = 700, height: int = 500) -> RgbImage:
+    """Red holds x // 4 and green y // 4 of every pixel, so a crop tells where it came from."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x // 4, y // 4, np.full_like(x, 128)], axis=-1).astype(np.uint8)
+
+
+def painted(width: int, height: int, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> RgbImage:
+    """White with one rectangle (x0, y0, x1, y1) of a colour."""
+    image = np.full((height, width, 3), 255, np.uint8)
+    x0, y0, x1, y1 = box
+    image[y0:y1, x0:x1] = colour
+    return image
+
+
+def card(**changes: object) -> ModelCard:
+    """A card for an engine that measures redness."""
+    fields: dict[str, object] = {
+        "name": "redness",
+        "architecture": Architecture(width=1.0),
+        "classes": ("normal", "tumor"),
+        "positive": "tumor",
+        "patch_px": 299,
+        "stride_px": 128,
+        "spacing_um": MPP,
+        "sha256": "0" * 64,
+    }
+    return ModelCard(**fields | changes)  # type: ignore[arg-type]
+
+
+class RednessEngine:
+    """Scores the centre 128 px of a patch: how much redder than green it is."""
+
+    description = "redness, fp32, CPU"
+
+    def __init__(self, own: ModelCard | None = None, fail_after: int | None = None) -> None:
+        self.models = Models((Path("redness"),), (own or card(),))
+        self.fail_after = fail_after
+        self.blocks = 0
+
+    def score(self, blocks: Iterable[PatchBlock]) -> Iterator[Scores]:
+        size, stride = self.models.card.patch_px, self.models.card.stride_px
+        low = (size - stride) // 2
+        for block in blocks:
+            if self.fail_after is not None and self.blocks >= self.fail_after:
+                raise KeyboardInterrupt
+            self.blocks += 1
+            scores = np.empty((len(block), 2), np.float32)
+            for i in range(len(block)):
+                centre = block.patches(i, i + 1)[0, low : low + stride, low : low + stride].astype(np.float32)
+                scores[i, 1] = np.clip((centre[..., 0] - centre[..., 1]).mean() / 255, 0, 1)
+            scores[:, 0] = 1 - scores[:, 1]
+            yield scores
+
+
+def real_data(*parts: str) -> Path:
+    """A file of the real test data, or a skip that says where it was looked for."""
+    base = Path(os.environ.get("WSI_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    path = base.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"real data not found at {path}; set WSI_TEST_DATA")
+    return path

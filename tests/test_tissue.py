@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.slides import real_data
+from wsi.overview import Overview, read_overview
+from wsi.placement import Placement
+from wsi.readers.array import ArraySlide
+from wsi.source import SlideSource
+from wsi.tissue import METHODS, TissueConfig, detect_tissue, tissue_of
+
+MPP = 8.0
+PINK = (200, 120, 180)
+
+
+def glass(height: int = 400, width: int = 600) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, 1.5, (height, width, 3))
+    return np.clip(243 + noise, 0, 255).astype(np.uint8)
+
+
+def overview(image: np.ndarray) -> Overview:
+    return Overview(image, np.zeros(image.shape[:2], np.bool_), Placement(32, 32), MPP)
+
+
+def two_ellipses() -> tuple[np.ndarray, float]:
+    image = glass()
+    cv2.ellipse(image, (150, 200), (100, 60), 20, 0, 360, PINK, -1)
+    cv2.ellipse(image, (420, 200), (90, 120), 0, 0, 360, PINK, -1)
+    return image, np.pi * (100 * 60 + 90 * 120)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_area_is_that_of_two_known_ellipses(method: str) -> None:
+    image, area = two_ellipses()
+    mask = tissue_of(overview(image), TissueConfig(method=method))  # type: ignore[arg-type]
+    assert mask.pixels.sum() == pytest.approx(area, rel=0.05)
+    assert mask.area_um2(MPP / 32) == pytest.approx(area * MPP**2, rel=0.05)
+
+
+@pytest.mark.parametrize("ink", [(28, 62, 150), (22, 110, 62), (30, 30, 34), (220, 20, 30), (0, 0, 0)])
+def test_pen_and_black_are_left_out(ink: tuple[int, int, int]) -> None:
+    image, area = two_ellipses()
+    cv2.line(image, (20, 350), (580, 370), ink, 12)
+    mask = tissue_of(overview(image), TissueConfig())
+    assert not mask.pixels[340:].any()
+    assert mask.pixels.sum() == pytest.approx(area, rel=0.05)
+
+
+def test_all_glass_has_no_tissue() -> None:
+    assert not tissue_of(overview(glass()), TissueConfig()).pixels.any()
+
+
+def test_specks_go_and_small_holes_close_by_area() -> None:
+    image = glass()
+    cv2.circle(image, (300, 200), 80, PINK, -1)
+    cv2.circle(image, (300, 200), 5, (243, 243, 243), -1)  # a hole of 5,000 um2
+    cv2.circle(image, (50, 50), 6, PINK, -1)  # a speck of 7,200 um2
+    kept = tissue_of(overview(image), TissueConfig(min_speck_um2=20_000, max_hole_um2=20_000)).pixels
+    assert kept[200, 300]
+    assert not kept[50, 50]
+    exact = tissue_of(overview(image), TissueConfig(min_speck_um2=0, max_hole_um2=0)).pixels
+    assert not exact[200, 300]
+    assert exact[50, 50]
+
+
+def test_undecodable_places_count_as_tissue_so_that_they_are_reported() -> None:
+    broken = np.zeros((400, 600), np.bool_)
+    broken[10:20, 10:20] = True
+    mask = tissue_of(Overview(glass(), broken, Placement(32, 32), MPP), TissueConfig())
+    assert (mask.pixels == broken).all()
+
+
+def test_overview_averages_exactly_and_knows_its_place() -> None:
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    seen = read_overview(ArraySlide([image], mpp=0.5), mpp=5.0)
+    assert seen.pixels.shape == (30, 50, 3)
+    assert seen.placement == Placement(10, 10)
+    means = image.reshape(30, 10, 50, 10, 3).mean(axis=(1, 3))
+    assert np.abs(seen.pixels - means).max() <= 0.51
+
+
+def test_deterministic() -> None:
+    image, _ = two_ellipses()
+    first, second = (tissue_of(overview(image), TissueConfig()).pixels for _ in range(2))
+    assert (first == second).all()
+
+
+def test_real_lymph_node_with_bubbles_and_glass_edge() -> None:
+    source = SlideSource(str(real_data("slides", "camelyon_overview_j2k.dcm")), mpp=28.97)
+    with source.open() as slide:
+        mask = detect_tissue(slide, TissueConfig())
+    share = mask.pixels.mean()
+    assert 0.1 < share < 0.4
+    assert not mask.pixels[:, :20].any()  # the glass's left edge
