@@ -46,7 +46,9 @@ def coordinates(width: int = 700, height: int = 500) -> RgbImage:
     return np.stack([x // 4, y // 4, np.full_like(x, 128)], axis=-1).astype(np.uint8)
 
 
-def painted(width: int, height: int, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> RgbImage:
+def painted(
+    width: int, height: int, box: tuple[int, int, int, int], colour: tuple[int, int, int]
+) -> RgbImage:
     """White with one rectangle (x0, y0, x1, y1) of a colour."""
     image = np.full((height, width, 3), 255, np.uint8)
     x0, y0, x1, y1 = box

@@ -50,7 +50,9 @@ def test_negative_groups_are_cut_out(tmp_path: Path, group: str) -> None:
 def test_points_go_by_order_not_by_place_in_the_file(tmp_path: Path) -> None:
     text = asap([("Tumor", SQUARE)])
     points = [part for part in text.split("<Coordinate ")[1:]]
-    swapped = text.replace(points[0].split("/>")[0], "@").replace(points[2].split("/>")[0], points[0].split("/>")[0])
+    swapped = text.replace(points[0].split("/>")[0], "@").replace(
+        points[2].split("/>")[0], points[0].split("/>")[0]
+    )
     path = write(tmp_path / "a.xml", swapped.replace("@", points[2].split("/>")[0]))
     assert tumour_regions(read_annotations(path)).area.area == 100  # else it crosses itself: 50
 
@@ -104,18 +106,27 @@ def test_geojson_with_holes(tmp_path: Path, classification: object) -> None:
         "geometry": {"type": "Polygon", "coordinates": rings},
         "properties": {"classification": classification},
     }
-    for value in ({"type": "FeatureCollection", "features": [feature]}, [feature], feature, feature["geometry"]):
+    for value in (
+        {"type": "FeatureCollection", "features": [feature]},
+        [feature],
+        feature,
+        feature["geometry"],
+    ):
         path = write(tmp_path / "a.geojson", json.dumps(value))
         assert tumour_regions(read_annotations(path)).area.area == 96
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(4, 30)), min_size=1, max_size=4))
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(4, 30)), min_size=1, max_size=4)
+)
 def test_asap_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, squares) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path_factory.mktemp("asap") / "a.xml"
     made = []
     for i, (x, y, side) in enumerate(squares):
         outer = box(100 * i + x, y, 100 * i + x + side, y + side)
-        made.append(Annotation(outer.difference(box(100 * i + x + 1, y + 1, 100 * i + x + 2, y + 2)), "Tumor"))
+        made.append(
+            Annotation(outer.difference(box(100 * i + x + 1, y + 1, 100 * i + x + 2, y + 2)), "Tumor")
+        )
     write_asap(path, made)
     text = path.read_text()
     for group in ("Tumor", "Exclusion"):  # ASAP refuses a file whose groups are not declared

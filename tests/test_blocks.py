@@ -38,7 +38,9 @@ def test_patches_are_the_pixels_that_reading_each_alone_gives(coordinate_slide: 
     with SlideSource(str(coordinate_slide)).open() as slide:
         plan = ReadPlan(0, 128, 128, 299)
         grid = make_grid(slide.size, plan, None)
-        corners = {tuple(cell): corner for cell, corner in zip(grid.cells.tolist(), grid.corners, strict=True)}
+        corners = {
+            tuple(cell): corner for cell, corner in zip(grid.cells.tolist(), grid.corners, strict=True)
+        }
         seen = 0
         for block in plan_blocks(grid, 3):
             read = read_block(slide, block)
@@ -66,7 +68,9 @@ def test_resampled_patches_lie_where_they_should() -> None:
                 assert abs(green * 4 + 1.5 - y) < 4
 
 
-@pytest.mark.parametrize(("stride", "scale", "side"), [(128, 1, 32), (64, 1, 64), (256, 1, 16), (5000, 1, 1), (128, 3, 10)])
+@pytest.mark.parametrize(
+    ("stride", "scale", "side"), [(128, 1, 32), (64, 1, 64), (256, 1, 16), (5000, 1, 1), (128, 3, 10)]
+)
 def test_chunks_bound_what_is_read_at_once(stride: int, scale: int, side: int) -> None:
     slide = ArraySlide([coordinates()], mpp=0.25)
     assert chunk_side(slide, ReadPlan(0, stride * scale, stride, stride)) == side

@@ -40,7 +40,9 @@ def by_the_letter(scores: np.ndarray, threshold: float, radius: float) -> list[t
 steps = st.sampled_from([0.0, 0.2, 0.5, 0.6, 0.75, 0.9, 1.0, NAN])
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=steps), st.floats(0.5, 7))
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=steps), st.floats(0.5, 7)
+)
 def test_suppression_is_the_published_loop(scores: np.ndarray, reach: float) -> None:
     cfg = LesionConfig(threshold=0.5, radius_l0=reach * 100)
     found = find_lesions(Heatmap(scores, Placement(100, 100)), cfg)

@@ -177,7 +177,10 @@ class TestCheckpoint:
             ({"classes": ["normal"], "positive": "normal"}, "with 1 classes"),
             ({"classes": ["normal", "tumor", "fat"]}, "with 3 classes"),
             ({"architecture": {"name": "inception_v3", "width": 0.5}}, "width 0.5"),
-            ({"architecture": {"name": "resnet", "width": 0.5}}, r"card.json is not a valid card: architecture.name"),
+            (
+                {"architecture": {"name": "resnet", "width": 0.5}},
+                r"card.json is not a valid card: architecture.name",
+            ),
             ({"positive": "cat"}, "positive class 'cat' is not among"),
             ({"colour": "red"}, "not a valid card: colour"),
             ({"patch_px": "299"}, "not a valid card: patch_px"),
@@ -193,7 +196,9 @@ class TestCheckpoint:
             load_checkpoint(tmp_path / "m")
 
     def test_no_model_at_all(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelError, match="there is no model folder nowhere; models that ship: .*lymph-node-demo"):
+        with pytest.raises(
+            ModelError, match="there is no model folder nowhere; models that ship: .*lymph-node-demo"
+        ):
             find_models(["nowhere"])
         with pytest.raises(ModelError, match="is not a model: card.json cannot be read"):
             find_models([str(tmp_path)])
@@ -305,7 +310,9 @@ class TestEngines:
         found = cut(torch.from_numpy(patches.pixels), torch.from_numpy(patches.offsets_px), 299).numpy()
         np.testing.assert_array_equal(found, patches.patches(0, 4))
 
-    def test_folding_batch_norm_changes_nothing_that_matters(self, network: nn.Module, expected: np.ndarray) -> None:
+    def test_folding_batch_norm_changes_nothing_that_matters(
+        self, network: nn.Module, expected: np.ndarray
+    ) -> None:
         folded = load_checkpoint(DEMO)[0]
         fold_batch_norm(folded)
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
@@ -356,7 +363,9 @@ class TestWSInfer:
 
     @pytest.mark.parametrize("name", ["torch", "openvino"])
     @pytest.mark.parametrize("classes", [1, 2])
-    def test_answers_are_those_of_the_transforms_by_hand(self, tmp_path: Path, name: Any, classes: int) -> None:
+    def test_answers_are_those_of_the_transforms_by_hand(
+        self, tmp_path: Path, name: Any, classes: int
+    ) -> None:
         models = find_models([str(self.folder(tmp_path / "m", classes))])
         assert models.card.positive == "Tumor"
         assert (models.card.patch_px, models.card.stride_px, models.card.spacing_um) == (350, 350, 0.25)
@@ -375,7 +384,9 @@ class TestWSInfer:
             ({"transform": [{"name": "Solarize"}]}, "asks for the transform 'Solarize'"),
         ],
     )
-    def test_broken_configurations_are_refused(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    def test_broken_configurations_are_refused(
+        self, tmp_path: Path, changes: dict[str, Any], message: str
+    ) -> None:
         folder = self.folder(tmp_path / "m", **changes)
         with pytest.raises(ModelError, match=message):
             build_network(find_models([str(folder)]).folders)

@@ -33,7 +33,9 @@ class SlideContract:
     def test_size_and_levels(self, source: SlideSource) -> None:
         with source.open() as slide:
             assert slide.size == (700, 500)
-            assert [level.size for level in slide.levels] == [(700, 500), (350, 250), (175, 125)][: self.levels]
+            assert [level.size for level in slide.levels] == [(700, 500), (350, 250), (175, 125)][
+                : self.levels
+            ]
 
     def test_regions_are_rgb_of_exactly_the_size_asked_for(self, source: SlideSource) -> None:
         with source.open() as slide:
@@ -125,7 +127,12 @@ class TestOmeTiff(SlideContract):
         path, image = tmp_path / "Größe 1.ome.tif", coordinates()
         with tifffile.TiffWriter(path, ome=True) as tif:
             options = {"tile": (64, 64), "photometric": "rgb", "compression": "deflate"}
-            sizes = {"PhysicalSizeX": MPP, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": MPP, "PhysicalSizeYUnit": "µm"}
+            sizes = {
+                "PhysicalSizeX": MPP,
+                "PhysicalSizeXUnit": "µm",
+                "PhysicalSizeY": MPP,
+                "PhysicalSizeYUnit": "µm",
+            }
             tif.write(image, subifds=2, metadata={"axes": "YXS", **sizes}, **options)
             tif.write(image[::2, ::2], subfiletype=1, **options)
             tif.write(image[::4, ::4], subfiletype=1, **options)
@@ -147,7 +154,10 @@ class TestPlainImage(SlideContract):
         return SlideSource(str(tmp_path / "plain.png"))
 
     def test_no_spacing_is_an_error_that_names_the_flag(self, source: SlideSource) -> None:
-        with source.open() as slide, pytest.raises(MissingMppError, match=r"plain.png stores no micron size.*--mpp"):
+        with (
+            source.open() as slide,
+            pytest.raises(MissingMppError, match=r"plain.png stores no micron size.*--mpp"),
+        ):
             _ = slide.mpp
 
 
@@ -204,7 +214,10 @@ class TestSpacing:
         write_pyramid(
             tmp_path / "dpi.tif", coordinates(), mpp=None, resolution=(72, 72), resolutionunit="INCH"
         )
-        with SlideSource(str(tmp_path / "dpi.tif")).open() as slide, pytest.raises(MissingMppError, match="352.7"):
+        with (
+            SlideSource(str(tmp_path / "dpi.tif")).open() as slide,
+            pytest.raises(MissingMppError, match="352.7"),
+        ):
             _ = slide.mpp
 
 

@@ -130,7 +130,9 @@ def write_ome_tiff(path: Path, heatmap: Heatmap, mpp: float, name: str) -> None:
         "PhysicalSizeY": heatmap.placement.step_y * mpp,
         "PhysicalSizeYUnit": "µm",
     }
-    identity = uuid.uuid5(_NAMESPACE, hashlib.sha256(heatmap.scores.tobytes()).hexdigest())  # not a random one
+    identity = uuid.uuid5(
+        _NAMESPACE, hashlib.sha256(heatmap.scores.tobytes()).hexdigest()
+    )  # not a random one
     with replacing(path) as partial:
         tifffile.imwrite(
             partial,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from wsi.annotations import read_annotations, tumour_regions
 from wsi.errors import AnnotationError
 from wsi.placement import Placement
+from wsi.raster import fill_polygon
 from wsi.slide import Slide
 from wsi.tissue import Mask
 
@@ -42,10 +43,8 @@ def read_user_mask(path: Path, slide: Slide, mpp: float) -> Mask:
     cols, rows = (math.ceil(n / step) for n in slide.size)
     raster = np.zeros((rows, cols), np.uint8)
     for polygon in tumour_regions(read_annotations(path)).area.geoms:
-        rings = [polygon.exterior, *polygon.interiors]
-        points = [np.round((np.asarray(r.coords) / step - 0.5) * 256).astype(np.int32) for r in rings]
         own = np.zeros_like(raster)
-        cv2.fillPoly(own, points, 1, cv2.LINE_8, 8)
+        fill_polygon(own, polygon, (step, step), 1)
         raster |= own
     return Mask(raster > 0, Placement(step, step))
 

@@ -80,7 +80,10 @@ class Planner:
         lesions, cells = self.lesions(nodes) if tumour else ((), np.empty((0, 2)))
         follicles = self.discs(nodes, per_mm2=2.2, radius_um=(90, 240), inset_um=170)
         vessels = self.discs(nodes, per_mm2=1.5, radius_um=(15, 55), inset_um=60)
-        artefacts = tuple(self.artefact(kind) for kind in ARTEFACTS if self.rng.random() < 0.35)
+        # where a slide is out of focus it is so in several places
+        counts = {kind: int(self.rng.integers(1, 5)) if kind == "blur" else 1 for kind in ARTEFACTS}
+        present = [kind for kind in ARTEFACTS if self.rng.random() < 0.5]
+        artefacts = tuple(self.artefact(kind) for kind in present for _ in range(counts[kind]))
         return Layout(self.size, self.mpp, nodes, follicles, vessels, lesions, cells, artefacts)
 
     def blob(self, x: float, y: float, radius: tuple[float, float], rough: float, waves: int) -> Polygon:

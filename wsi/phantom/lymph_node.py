@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from shapely import Polygon
 
 from wsi.annotations import Annotation, write_asap
 from wsi.arrays import RgbImage
@@ -19,11 +18,15 @@ from wsi.files import write_text
 from wsi.phantom.layout import Artefact, Disc, Layout, Planner
 from wsi.phantom.pyramid import write_pyramid
 from wsi.phantom.textures import SCANNERS, Plane, Scanner, Staining, lone_px, make_atlas, wrap_crop
+from wsi.raster import fill_polygon
 
 MASK_LEVEL_PX = 32  # truth masks have Camelyon16's evaluation level 5: level-0 pixels per mask pixel
 _COARSE = 8  # regions are decided on every 8th pixel, then enlarged
+_MARGIN = 2  # coarse cells around a piece, so that smoothing sees the same on both sides of its border
+_EDGE = _MARGIN * _COARSE
 _FAR = 64  # distance to the border is kept on every 64th pixel
 _LATTICE = 128
+_BLUR_PX = 6  # standard deviation of the blur artefact
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class Painter:
         cols, rows = (-(-n // _FAR) + 2 for n in self.layout.size)
         inside = np.zeros((rows, cols), np.uint8)
         for node in self.layout.nodes:
-            _fill(inside, node, 0, 0, _FAR, 1)
+            fill_polygon(inside, node, (_FAR, _FAR), 1)
         within = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
         outside = cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5)
         return np.asarray((within - outside) * _FAR * self.mpp, np.float32)
@@ -73,6 +76,14 @@ class Painter:
     def render(self, x0: int, y0: int, width: int, height: int) -> RgbImage | None:
         """Pixels of one piece; None where there is only glass."""
         artefacts = [a for a in self.layout.artefacts if _near(a, x0, y0, width, height)]
+        if any(a.kind == "blur" for a in artefacts):
+            # what is blurred looks beyond the piece's border
+            edge = _BLUR_PX * 4
+            image = self._paint(x0 - edge, y0 - edge, width + 2 * edge, height + 2 * edge, artefacts)
+            return None if image is None else np.ascontiguousarray(image[edge:-edge, edge:-edge])
+        return self._paint(x0, y0, width, height, artefacts)
+
+    def _paint(self, x0: int, y0: int, width: int, height: int, artefacts: list[Artefact]) -> RgbImage | None:
         depth = self._depth_of(x0, y0, width, height)
         tissue = depth.max() > -130
         if not tissue and not artefacts:
@@ -86,8 +97,8 @@ class Painter:
         return np.full((height, width, 3), self.glass, np.uint8)
 
     def _grid(self, x0: int, y0: int, width: int, height: int) -> tuple[Plane, Plane]:
-        x = (np.arange(width // _COARSE + 2, dtype=np.float32) - 0.5) * _COARSE + x0
-        y = (np.arange(height // _COARSE + 2, dtype=np.float32) - 0.5) * _COARSE + y0
+        x = (np.arange(width // _COARSE + 2 * _MARGIN, dtype=np.float32) + 0.5 - _MARGIN) * _COARSE + x0
+        y = (np.arange(height // _COARSE + 2 * _MARGIN, dtype=np.float32) + 0.5 - _MARGIN) * _COARSE + y0
         across, down = np.meshgrid(x, y)
         return across, down
 
@@ -146,7 +157,7 @@ class Painter:
             fx=_COARSE,
             fy=_COARSE,
             interpolation=cv2.INTER_LINEAR,
-        )[_COARSE : _COARSE + height, _COARSE : _COARSE + width]
+        )[_EDGE : _EDGE + height, _EDGE : _EDGE + width]
         side = self.wiggle.shape[0]
         rows = np.arange(y0, y0 + height) % side
         threshold = np.tile(self.wiggle, (1, -(-width // side) + 1))[rows, x0 % side : x0 % side + width]
@@ -166,7 +177,7 @@ class Painter:
         raster = np.zeros(shape, np.uint8)
         for lesion in self.layout.lesions:
             if lesion.kind != "isolated":
-                _fill(raster, lesion.outline, x0 - _COARSE, y0 - _COARSE, _COARSE, 1)
+                fill_polygon(raster, lesion.outline, (_COARSE, _COARSE), 1, corner=(x0 - _EDGE, y0 - _EDGE))
         return raster > 0
 
     def _lone_cells(self, image: RgbImage, x0: int, y0: int) -> None:
@@ -191,18 +202,9 @@ class Painter:
         gain = 1 + np.clip(0.06 * self._noise(1, 500, x, y), -0.15, 0.15)
         height, width = image.shape[:2]
         full = cv2.resize(gain, None, fx=_COARSE, fy=_COARSE, interpolation=cv2.INTER_LINEAR)
-        full = full[_COARSE : _COARSE + height, _COARSE : _COARSE + width]
+        full = full[_EDGE : _EDGE + height, _EDGE : _EDGE + width]
         dark = cv2.multiply(cv2.bitwise_not(image), cv2.merge([full] * 3), dtype=cv2.CV_8U)
         return np.asarray(cv2.bitwise_not(dark))
-
-
-def _fill(raster: npt.NDArray[np.uint8], shape: Polygon, x0: float, y0: float, step: int, value: int) -> None:
-    """Fill a polygon with holes into a raster whose cell (0, 0) has its corner at (x0, y0)."""
-    rings = [shape.exterior, *shape.interiors]
-    points = [
-        np.round(((np.asarray(r.coords) - [x0, y0]) / step - 0.5) * 256).astype(np.int32) for r in rings
-    ]
-    cv2.fillPoly(raster, points, value, cv2.LINE_8, 8)
 
 
 def _near(artefact: Artefact, x0: int, y0: int, width: int, height: int) -> bool:
@@ -222,16 +224,17 @@ def _stroke(image: RgbImage, artefact: Artefact, x0: int, y0: int, width: float)
 
 
 def _fold(image: RgbImage, artefact: Artefact, x0: int, y0: int) -> None:
-    """Tissue lies twice: its density doubles."""
-    mask = _stroke(image, artefact, x0, y0, artefact.width) > 0
+    """Tissue lies twice: its density doubles; glass stays as it is."""
+    tissue = cv2.blur(image, (9, 9)).min(axis=2) < 228
+    mask = (_stroke(image, artefact, x0, y0, artefact.width) > 0) & tissue
     light = image[mask].astype(np.float32) / 255
     image[mask] = np.round(255 * light * light).astype(np.uint8)
 
 
 def _blur(image: RgbImage, artefact: Artefact, x0: int, y0: int) -> None:
-    """Out of focus inside a disc. The piece's border is mirrored, which shows at most as a faint line."""
+    """Out of focus inside a disc."""
     mask = _stroke(image, artefact, x0, y0, artefact.width)
-    cv2.copyTo(cv2.GaussianBlur(image, (0, 0), 6), mask, image)
+    cv2.copyTo(cv2.GaussianBlur(image, (0, 0), _BLUR_PX), mask, image)
 
 
 def _pen(image: RgbImage, artefact: Artefact, x0: int, y0: int) -> None:
@@ -304,7 +307,7 @@ def _write_mask(path: Path, layout: Layout) -> None:
     cols, rows = (-(-n // MASK_LEVEL_PX) for n in layout.size)
     raster = np.zeros((rows, cols), np.uint8)
     for lesion in layout.lesions:
-        _fill(raster, lesion.outline, 0, 0, MASK_LEVEL_PX, 255)
+        fill_polygon(raster, lesion.outline, (MASK_LEVEL_PX, MASK_LEVEL_PX), 255)
     path.write_bytes(cv2.imencode(".png", raster)[1].tobytes())
 
 

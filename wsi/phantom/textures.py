@@ -177,11 +177,12 @@ def sinus(t: Texturer, side: int) -> Stains:
     h = np.zeros((side, side), np.float32)
     eosin = np.clip(0.12 + 0.16 * t.noise(side, 12.0), 0.0, 0.5)
     for point in t.places(side, 21 / t.mpp, 0.45):
+        reach, density = t.rng.uniform(6, 10) / t.mpp, t.rng.uniform(0.5, 0.7)
+        turn, cytoplasm = t.rng.uniform(0, 180), t.rng.uniform(0.35, 0.6)
         if t.rng.random() < 0.6:
-            reach = t.rng.uniform(6, 10) / t.mpp
             for copy in wrapped(point, reach * 1.3, side):
-                ellipse(eosin, copy, (reach, reach * 0.8), t.rng.uniform(0, 180), t.rng.uniform(0.35, 0.6))
-                ellipse(h, copy, (3.9 / t.mpp, 2.9 / t.mpp), t.rng.uniform(0, 180), t.rng.uniform(0.5, 0.7))
+                ellipse(eosin, copy, (reach, reach * 0.8), turn, cytoplasm)
+                ellipse(h, copy, (3.9 / t.mpp, 2.9 / t.mpp), turn + 40, density)
     t.draw_nuclei(h, Nuclei(13.0, (5.8, 7.6), (0.85, 1.2), present=0.45, jitter=0.5))
     return Stains(t.grain(h, 0.25), np.asarray(eosin, np.float32))
 
@@ -269,8 +270,9 @@ def blood(t: Texturer, side: int) -> Stains:
     """Packed red cells: eosin without nuclei."""
     eosin = np.full((side, side), 0.25, np.float32)
     for point in t.places(side, 6.6 / t.mpp, 0.3):
+        density = t.rng.uniform(1.2, 1.7)
         for copy in wrapped(point, 4 / t.mpp, side):
-            ellipse(eosin, copy, (3.1 / t.mpp, 2.8 / t.mpp), 0, t.rng.uniform(1.2, 1.7))
+            ellipse(eosin, copy, (3.1 / t.mpp, 2.8 / t.mpp), 0, density)
     return Stains(np.zeros((side, side), np.float32), eosin)
 
 
