@@ -11,8 +11,8 @@ from tests.slides import coordinates, painted, write_pyramid
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("quick")
 
-RED = (200, 20, 30)
-PINK = (200, 120, 180)
+RED = (200, 80, 90)
+PINK = (190, 150, 185)
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +29,9 @@ def coordinate_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def red_square(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4608 x 3072, pink tissue with a red square at x 1280..2048, y 1024..1792 (6 x 6 cells)."""
+    """4608 x 3072, pink tissue with a red square at x 1280..1920, y 1024..1664 (5 x 5 cells)."""
     image = painted(4608, 3072, (512, 512, 4096, 2560), PINK)
-    image[1024:1792, 1280:2048] = RED
+    image[1024:1664, 1280:1920] = RED
     return write_pyramid(tmp_path_factory.mktemp("slides") / "red square.tif", image, levels=5, tile=256)
 
 
@@ -42,7 +42,7 @@ def broken_tile(tmp_path_factory: pytest.TempPathFactory, red_square: Path) -> P
 
     path = tmp_path_factory.mktemp("slides") / "broken tile.tif"
     image = painted(4608, 3072, (512, 512, 4096, 2560), PINK)
-    image[1024:1792, 1280:2048] = RED
+    image[1024:1664, 1280:1920] = RED
     write_pyramid(path, image, levels=5, tile=256, compression="jpeg")
     with tifffile.TiffFile(path) as tif:
         page = tif.pages[0]

@@ -7,6 +7,7 @@ import io
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -194,17 +195,19 @@ def _score_chunks(
     waiting: deque[ReadBlock] = deque()
 
     def feed() -> Iterator[PatchBlock]:
-        for read in read_ahead(slide, todo, threads=threads, ahead=threads):
+        for read in reads:
             waiting.append(read)
             yield read.patches
 
-    for scores in engine.score(feed()):
-        read = waiting.popleft()
-        whole = np.full((len(read.block.cells), scores.shape[1]), np.nan, np.float32)
-        whole[read.readable] = scores
-        store.write_chunk(read.block.chunk, read.block.cells, whole)
-        done += len(read.block.cells)
-        progress(done, len(plan.grid))
+    # closed here, whatever happens: a thread must not read from a slide that is closed already
+    with closing(read_ahead(slide, todo, threads=threads, ahead=threads)) as reads:
+        for scores in engine.score(feed()):
+            read = waiting.popleft()
+            whole = np.full((len(read.block.cells), scores.shape[1]), np.nan, np.float32)
+            whole[read.readable] = scores
+            store.write_chunk(read.block.chunk, read.block.cells, whole)
+            done += len(read.block.cells)
+            progress(done, len(plan.grid))
 
 
 def _write_results(

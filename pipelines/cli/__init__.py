@@ -10,6 +10,8 @@ from pipelines.cli import export, phantom, score, slides, train
 from pipelines.cli.console import err, set_up_logging
 from wsi.errors import WsiError
 
+INTERRUPTED = 130  # typer's exit code for Ctrl-C, the shell's 128 + SIGINT
+
 app = typer.Typer(
     name="wsi",
     no_args_is_help=True,
@@ -33,6 +35,7 @@ def main() -> None:
     except WsiError as error:
         err.print(f"wsi: {error}", markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("wsi: stopped; run the same command again to go on where it stopped")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            err.print("wsi: stopped; run the same command again to go on where it stopped")
+        raise

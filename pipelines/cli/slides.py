@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import numpy as np
 import openslide
 import typer
-from rich.table import Table
 
 from models.engines import Engine, EngineConfig, find_models, load_engine
 from pipelines.camelyon16.score import ScoreConfig, plan_slide
@@ -112,10 +111,8 @@ def doctor(
     if slides:
         rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic)
         checks += check_slides(rows, engine, speed, ScoreConfig(native=native))
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for check in checks:
-        table.add_row("[green]ok[/]" if check.good else "[red]no[/]", check.what, check.said)
-    out.print(table)
+        out.print(f"{'ok' if check.good else 'NO'}  {check.what}: {check.said}", markup=False)
     raise typer.Exit(0 if all(check.good for check in checks) else 1)
 
 

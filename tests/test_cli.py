@@ -1,0 +1,319 @@
+"""The command line as its user meets it: what is said, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import cli
+from pipelines.cli import score as score_command
+from tests.slides import RednessEngine, card, painted, real_data, write_pyramid
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def wsi(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run ``wsi`` with words; exit code, standard output, standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["wsi", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def redness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wsi score` measures redness instead of running a network."""
+    monkeypatch.setattr(score_command, "find_models", lambda names: names)
+    monkeypatch.setattr(score_command, "load_engine", lambda models, cfg: RednessEngine())
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """All but ``run.json``, which says when and where."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "run.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+@pytest.mark.usefixtures("redness")
+class TestScore:
+    def test_a_folder_with_broken_slides_among_good_ones(
+        self, wsi: Run, red_square: Path, tmp_path: Path
+    ) -> None:
+        slides = tmp_path / "slides with space"
+        slides.mkdir()
+        shutil.copy(red_square, slides / "Größe 1.tif")
+        (slides / "text.svs").write_text("not a slide")
+        code, out, err = wsi("score", slides, "--out", tmp_path / "out")
+        assert code == 1
+        assert "Größe 1: score 0.938, definitely tumour, 1 lesion" in out
+        assert "text: failed: " in err
+        assert "text.svs is not a slide that OpenSlide can read" in err
+        run = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert run["state"] == "finished"
+        assert [s["name"] for s in run["slides"]] == ["Größe 1"]
+        assert run["failed"][0]["path"].endswith("text.svs")
+        assert (tmp_path / "out" / "slide_scores.csv").read_text() == (
+            "slide,score,confidence\nGröße 1,0.937500,definitely tumour\n"
+        )
+        page = (tmp_path / "out" / "index.html").read_text()
+        assert "Größe 1" in page
+        assert "For research use only" in page
+
+    def test_names_are_escaped_on_the_page(self, wsi: Run, red_square: Path, tmp_path: Path) -> None:
+        path = tmp_path / "<img src=x onerror=alert(1)>.tif"
+        shutil.copy(red_square, path)
+        wsi("score", path, "--out", tmp_path / "out")
+        assert "<img src=x" not in (tmp_path / "out" / "index.html").read_text()
+
+    def test_two_runs_give_the_same_bytes(self, wsi: Run, red_square: Path, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            assert wsi("score", red_square, "--out", tmp_path / name)[0] == 0
+        assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+
+    def test_unreadable_cells_are_said_and_the_exit_code_says_so(
+        self, wsi: Run, broken_tile: Path, tmp_path: Path
+    ) -> None:
+        code, out, err = wsi("score", broken_tile, "--out", tmp_path / "out")
+        assert code == 1
+        assert "score 0.9" in out
+        assert "cells could not be decoded" in err
+
+    def test_no_tissue_is_said(self, wsi: Run, tmp_path: Path) -> None:
+        path = write_pyramid(tmp_path / "glass.tif", np.full((1024, 1024, 3), 245, np.uint8))
+        code, _, err = wsi("score", path, "--out", tmp_path / "out")
+        assert code == 0
+        assert "no tissue found" in err
+        assert "glass,,not scored" in (tmp_path / "out" / "slide_scores.csv").read_text()
+
+    def test_a_folder_of_another_model_is_refused(
+        self, wsi: Run, red_square: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wsi("score", red_square, "--out", tmp_path / "out")
+        before = outputs(tmp_path / "out")
+        monkeypatch.setattr(
+            score_command,
+            "load_engine",
+            lambda models, cfg: RednessEngine(card(sha256="1" * 64, name="other")),
+        )
+        code, _, err = wsi("score", red_square, "--out", tmp_path / "out")
+        assert code == 2
+        assert "holds results of another model" in err
+        assert "--overwrite" in err
+        assert outputs(tmp_path / "out") == before
+        assert wsi("score", red_square, "--out", tmp_path / "out", "--overwrite")[0] == 0
+
+    def test_two_slides_of_one_stem(self, wsi: Run, red_square: Path, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            shutil.copy(red_square, tmp_path / name / "s.tif")
+        assert wsi("score", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")[0] == 0
+        assert (tmp_path / "out" / "a_s.tif" / "preview.png").exists()
+        assert (tmp_path / "out" / "b_s.tif" / "preview.png").exists()
+
+    def test_an_interruption_is_said(
+        self, wsi: Run, red_square: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(score_command, "load_engine", lambda models, cfg: RednessEngine(fail_after=0))
+        code, _, err = wsi("score", red_square, "--out", tmp_path / "out")
+        assert code == 130
+        assert "run the same command again" in err
+        assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "interrupted"
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("score: {strid: 128}", r"c.yaml: score.strid: extra inputs are not permitted"),
+            ("score: {stride: 100}", r"c.yaml: score.stride: input should be 64, 128 or 256"),
+            ("engine: {precision: half}", "engine.precision"),
+            ("score: {min_tissue: '0.5'}", "score.min_tissue: input should be a valid number"),
+            ("- a", "must hold keys and values"),
+            ("a: [", "is not YAML"),
+        ],
+    )
+    def test_mistakes_in_a_configuration_are_named(
+        self, wsi: Run, red_square: Path, tmp_path: Path, text: str, message: str
+    ) -> None:
+        (tmp_path / "c.yaml").write_text(text)
+        code, _, err = wsi("score", red_square, "--out", tmp_path / "out", "--config", tmp_path / "c.yaml")
+        assert code == 2
+        assert message in err
+
+    def test_a_mask_with_an_entity_bomb(self, wsi: Run, red_square: Path, tmp_path: Path) -> None:
+        (tmp_path / "m.xml").write_text(
+            '<!DOCTYPE x [<!ENTITY a "aa">]><ASAP_Annotations>&a;</ASAP_Annotations>'
+        )
+        code, _, err = wsi("score", red_square, "--out", tmp_path / "out", "--mask", tmp_path / "m.xml")
+        assert code == 1
+        assert "m.xml is not safe, well-formed XML" in err
+
+    def test_a_manifest_with_a_missing_file(self, wsi: Run, tmp_path: Path) -> None:
+        (tmp_path / "s.csv").write_text("path\ngone.tif\n")
+        code, _, err = wsi("score", tmp_path / "s.csv", "--out", tmp_path / "out")
+        assert code == 2
+        assert "gone.tif does not exist" in err
+
+
+@pytest.mark.usefixtures("redness")
+class TestExport:
+    @pytest.fixture
+    def scored(self, wsi: Run, red_square: Path, tmp_path: Path) -> Path:
+        assert wsi("score", red_square, "--out", tmp_path / "out")[0] == 0
+        return tmp_path / "out"
+
+    def test_every_form(self, wsi: Run, scored: Path) -> None:
+        for kind, name in [
+            ("geojson", "lesions.geojson"),
+            ("asap", "lesions.xml"),
+            ("csv", "cells.csv"),
+            ("ome-tiff", "heatmap.ome.tif"),
+        ]:
+            code, out, _ = wsi("export", kind, scored)
+            assert code == 0
+            assert out.strip() == str(scored / "red square" / name)
+            assert (scored / "red square" / name).stat().st_size > 0
+
+    def test_tiles_and_gz(self, wsi: Run, scored: Path) -> None:
+        import gzip
+
+        assert wsi("export", "geojson", scored, "--tiles", "--gz")[0] == 0
+        text = gzip.decompress((scored / "red square" / "lesions.geojson.gz").read_bytes())
+        kinds = [f["properties"]["objectType"] for f in json.loads(text)["features"]]
+        assert kinds.count("tile") == json.loads((scored / "red square" / "slide.json").read_text())["cells"]
+
+    def test_nothing_to_export(self, wsi: Run, tmp_path: Path) -> None:
+        code, _, err = wsi("export", "csv", tmp_path)
+        assert code == 2
+        assert "holds no scored slide; run wsi score first" in err
+
+
+class TestInfoAndDoctor:
+    def test_info(self, wsi: Run, coordinate_slide: Path) -> None:
+        code, out, _ = wsi("info", coordinate_slide)
+        assert code == 0
+        assert "700 x 500 px" in out
+        assert "0.25 um/px, from openslide" in out
+        code, out, _ = wsi("info", coordinate_slide, "--json")
+        assert json.loads(out)["levels"][1] == {"size": [350, 250], "downsample": 2.0}
+
+    def test_info_of_a_missing_slide(self, wsi: Run, tmp_path: Path) -> None:
+        code, _, err = wsi("info", tmp_path / "gone.svs")
+        assert code == 1
+        assert "gone.svs does not exist" in err
+
+    def test_doctor(self, wsi: Run, coordinate_slide: Path, tmp_path: Path) -> None:
+        square = write_pyramid(
+            tmp_path / "s.tif", painted(1500, 1500, (200, 200, 1300, 1300), (200, 80, 90)), levels=3
+        )
+        code, out, _ = wsi("doctor", square)
+        assert code == 0
+        assert "OpenSlide" in out
+        assert "patches/s" in out
+        assert "cells with tissue" in out
+        (tmp_path / "bad.svs").write_text("x")
+        code, out, _ = wsi("doctor", tmp_path / "bad.svs")
+        assert code == 1
+        assert "not a slide" in out
+
+    def test_no_words_is_help_and_a_wrong_word_is_usage(self, wsi: Run) -> None:
+        assert "score" in wsi()[1]
+        assert wsi("scroe")[0] == 2
+
+
+class TestModels:
+    def test_a_model_that_is_not_there(self, wsi: Run, coordinate_slide: Path, tmp_path: Path) -> None:
+        code, _, err = wsi("score", coordinate_slide, "--model", "nowhere", "--out", tmp_path / "o")
+        assert code == 2
+        assert "there is no model folder nowhere; models that ship: lymph-node-demo" in err
+
+    def test_a_phantom_too_small(self, wsi: Run, tmp_path: Path) -> None:
+        code, _, err = wsi("phantom", "lymph-node", "--size", "10x10", "--out", tmp_path)
+        assert code == 2
+        assert "--size must lie between" in err
+
+    def test_training_without_slides(self, wsi: Run, tmp_path: Path) -> None:
+        (tmp_path / "c.yaml").write_text("name: x\n")
+        code, _, err = wsi("train", "classifier", tmp_path / "c.yaml", "--out", tmp_path / "o")
+        assert code == 2
+        assert "names no slides; pass --slides" in err
+
+
+@pytest.mark.slow
+class TestForReal:
+    """The model that ships, as a process of its own."""
+
+    def command(self, slides: Path, out: Path) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "pipelines.cli",
+            "score",
+            str(slides),
+            "--out",
+            str(out),
+            "--native",
+            "--mpp",
+            "0.25",
+        ]
+
+    def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+        self, red_square: Path, tmp_path: Path
+    ) -> None:
+        # three strides of 64 px: more chunks, and more moments
+        environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+        whole, killed = tmp_path / "whole", tmp_path / "killed"
+        command = [*self.command(red_square, whole), "--stride", "64"]
+        start = time.monotonic()
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        took = time.monotonic() - start
+        command = [*self.command(red_square, killed), "--stride", "64"]
+        moments = random.Random(0)
+        for _ in range(3):
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            time.sleep(moments.uniform(0.3, 1.0) * took)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        assert outputs(killed) == outputs(whole)
+
+    def test_real_slides_the_broken_ones_refused_by_name(self, wsi: Run, tmp_path: Path) -> None:
+        code, out, err = wsi("score", real_data("slides"), "--out", tmp_path / "out", "--native")
+        assert code == 1
+        assert "cmu-1-small-region: score" in out
+        for name, why in [
+            ("boxes", "stores only"),
+            ("tcga_j2k_no_mpp", "stores no micron size"),
+            ("camelyon_overview_j2k", "28.969"),
+            ("not_a_slide", "not a slide that OpenSlide can read"),
+            ("unopenable", "cannot be opened"),
+            ("unreadable", "no part of it can be decoded"),
+        ]:
+            line = next(line for line in err.splitlines() if line.startswith(f"{name}: failed"))
+            assert why in line
+
+    def test_a_jpeg_2000_slide_with_downsample_2_0005(self, wsi: Run, tmp_path: Path) -> None:
+        path = real_data("slides", "tcga_j2k_no_mpp.svs")
+        code, out, _ = wsi("score", path, "--mpp", "0.25", "--out", tmp_path / "out")
+        assert code == 0
+        assert "tcga_j2k_no_mpp: score" in out
