@@ -35,10 +35,12 @@ test: check
 	$(BIN)/pytest
 
 bench: $(READY)
-	$(BIN)/python benchmarks/scoring.py
-	$(BIN)/python benchmarks/planning.py
-	$(BIN)/python benchmarks/phantoms.py
-	$(BIN)/python benchmarks/demo_model.py
+	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.planning
+	$(BIN)/python -m benchmarks.phantoms
+	$(BIN)/python -m benchmarks.demo_model
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.kill
 
 clean:
 	rm -rf $(VENV) demo runs

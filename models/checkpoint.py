@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision.models import Inception_V3_Weights
 
 from models.card import CARD, WEIGHTS, ModelCard, card_json, hash_file, read_card
 from models.inception import InceptionV3
@@ -60,14 +61,20 @@ def load_checkpoint(folder: Path) -> tuple[InceptionV3, ModelCard]:
 
 
 def load_imagenet(network: InceptionV3, path: Path) -> None:
-    """Start from torchvision's ImageNet weights (``.pth`` or ``.safetensors``) except the class layers.
+    """Start from torchvision's ImageNet weights except the class layers.
+
+    Args:
+        network: changed in place; of width 1.
+        path: a ``.pth`` or ``.safetensors`` file, or the word ``imagenet`` for torchvision's own download.
 
     Raises:
-        ModelError: the file is broken, or is not of width 1.
+        ModelError: the file is broken or cannot be had, or the network is not of width 1.
     """
     try:
         state: dict[str, Tensor]
-        if path.suffix == ".safetensors":
+        if str(path) == "imagenet":
+            state = Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+        elif path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, weights_only=True, map_location="cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -115,7 +115,7 @@ def read_patch(training: TrainingSlide, corner: tuple[int, int]) -> npt.NDArray[
 
 def batches(
     slides: Sequence[TrainingSlide], draw: Callable[[], Place], size: int, *, threads: int = 1, ahead: int = 3
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Endless batches in the order of the draws, read ahead by threads."""
 
     def start() -> tuple[list[Future[npt.NDArray[np.uint8]]], npt.NDArray[np.int64]]:

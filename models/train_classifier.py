@@ -35,7 +35,7 @@ class TrainConfig(Config):
 
     Attributes:
         width: multiplier of the channels; 1 is the full Inception-v3.
-        init: ImageNet weight file to start from, at width 1.
+        init: ImageNet weight file to start from, at width 1; ``imagenet`` lets torchvision download it.
         examples: patches to train on.
         halve_every: examples after which the learning rate is halved.
         validate_every: examples between validations.
@@ -213,7 +213,7 @@ def _draw_validation(
     wanted = cfg.validation_patches // cfg.batch
     stream = batches(slides, lambda: next(source, places[-1]), cfg.batch, threads=cfg.threads)
     held_out = [batch for _, batch in zip(range(wanted), stream, strict=False)]
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     return held_out
 
 

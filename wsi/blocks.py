@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -127,7 +127,7 @@ def _untouched(block: Block, broken: Iterable[Box], to_level: float) -> npt.NDAr
 
 def read_ahead(
     slide: Slide, blocks: Iterable[Block], *, threads: int = 1, ahead: int = 2
-) -> Iterator[ReadBlock]:
+) -> Generator[ReadBlock]:
     """Blocks in order, read by ``threads`` while the caller works; at most ``ahead`` wait in memory."""
     pending: deque[Future[ReadBlock]] = deque()
     source = iter(blocks)

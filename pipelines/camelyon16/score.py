@@ -69,7 +69,7 @@ class SlideResult:
     Attributes:
         score: the heatmap's maximum; None where no cell was scored.
         cells: cells with tissue.
-        unreadable: of those, cells whose pixels could not be decoded.
+        unreadable_cells: of those, level-0 (x, y) of the corners of the cells that could not be decoded.
         note: a sentence for the user, or empty.
     """
 
@@ -79,10 +79,15 @@ class SlideResult:
     confidence: str | None
     lesions: tuple[Lesion, ...]
     cells: int
-    unreadable: int
+    unreadable_cells: tuple[tuple[int, int], ...]
     mpp: float
     size: tuple[int, int]
     note: str = ""
+
+    @property
+    def unreadable(self) -> int:
+        """How many cells could not be decoded."""
+        return len(self.unreadable_cells)
 
     def summary(self) -> dict[str, Any]:
         """Its entry in ``run.json``."""
@@ -225,7 +230,7 @@ def _write_results(
         confidence=confidence_level(score, cfg.lesions),
         lesions=tuple(lesions),
         cells=len(plan.grid),
-        unreadable=len(missing),
+        unreadable_cells=tuple(_corners(missing, plan.grid)),
         mpp=slide.mpp,
         size=slide.size,
         note=_note(slide, plan.grid, missing),
@@ -246,7 +251,6 @@ def _write_results(
             "demonstration_model": engine.models.card.demonstration,
             "classes": list(plan.spec.classes),
             "positive": engine.models.card.positive,
-            "unreadable_cells": _corners(missing, plan.grid),
             "tissue_mm2": round(plan.mask.area_um2(slide.mpp) / 1e6, 3),
         },
     )
@@ -264,9 +268,9 @@ def _note(slide: Slide, grid: TileGrid, missing: CellsRC) -> str:
     return ""
 
 
-def _corners(cells: CellsRC, grid: TileGrid) -> list[list[int]]:
+def _corners(cells: CellsRC, grid: TileGrid) -> list[tuple[int, int]]:
     """Level-0 (x, y) of each cell's corner, as plain numbers."""
-    return [[int(col) * grid.plan.stride_l0, int(row) * grid.plan.stride_l0] for row, col in cells]
+    return [(int(col) * grid.plan.stride_l0, int(row) * grid.plan.stride_l0) for row, col in cells]
 
 
 def lesion_features(
@@ -320,7 +324,10 @@ def result_of(value: dict[str, Any]) -> SlideResult:
     """A `SlideResult` from what ``slide.json`` holds."""
     fields = {key: value[key] for key in SlideResult.__dataclass_fields__}
     lesions = tuple(Lesion(**lesion) for lesion in value["lesions"])
-    return SlideResult(**fields | {"lesions": lesions, "size": tuple(value["size"])})
+    lost = tuple((x, y) for x, y in value["unreadable_cells"])
+    return SlideResult(
+        **fields | {"lesions": lesions, "size": tuple(value["size"]), "unreadable_cells": lost}
+    )
 
 
 def scores_csv(results: Sequence[SlideResult]) -> str:

@@ -28,7 +28,8 @@ def classifier(
     folder: Annotated[Path, typer.Option("--out", help="Folder for the model and metrics.csv.")],
     slides: Annotated[Path | None, typer.Option(help="slides.csv; overrides the recipe's.")] = None,
     init: Annotated[
-        Path | None, typer.Option(help="ImageNet weight file of torchvision, at width 1.")
+        Path | None,
+        typer.Option(help="torchvision's ImageNet weight file, or 'imagenet' to download it; at width 1."),
     ] = None,
     examples: Annotated[int | None, typer.Option(help="Patches to train on; overrides the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,

@@ -1,0 +1,75 @@
+"""What the benchmarks share: a phantom, a width-1 model, peak memory, one line per result."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.provenance import commit, machine, version
+
+ROOT = Path(__file__).resolve().parents[1]
+FULL_WIDTH = "inception-width-1"
+
+
+def header(title: str) -> None:
+    facts = machine()
+    print(
+        f"## {title}\nslidewright {version()} ({commit()}), {facts['processor']}, {facts['cores']} cores",
+        flush=True,
+    )
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="slidewright-bench-") as folder:
+        yield Path(folder)
+
+
+def wsi(*words: object) -> None:
+    """Run the command line as a process of its own, quietly."""
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, words)]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wsi_peak_mb(*words: object) -> float:
+    """Run the command line; the peak of its resident memory in MB."""
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, words)]
+    child = os.posix_spawn(sys.executable, command, os.environ | {"PYTHONPATH": str(ROOT)})
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {status}")
+    return usage.ru_maxrss / 1024
+
+
+def own_peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def full_width_model(folder: Path) -> Path:
+    """An Inception-v3 of width 1 with random weights: right for timing, wrong for everything else."""
+    import torch
+
+    from models.card import Architecture
+    from models.checkpoint import save_checkpoint
+    from models.inception import InceptionV3
+
+    torch.manual_seed(0)
+    save_checkpoint(
+        folder / FULL_WIDTH,
+        InceptionV3(2),
+        name=FULL_WIDTH,
+        architecture=Architecture(width=1.0),
+        classes=("normal", "tumor"),
+        positive="tumor",
+        patch_px=299,
+        stride_px=128,
+        spacing_um=0.243,
+        demonstration=True,
+    )
+    return folder / FULL_WIDTH

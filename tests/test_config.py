@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models.train_classifier import TrainConfig
+from pipelines.cli.score import RunConfig
+from pipelines.config import load_config
+from pipelines.provenance import code_hash, fingerprint
+from wsi.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@pytest.mark.parametrize("name", ["camelyon16.yaml", "lymph_node_demo.yaml"])
+def test_recipes_are_valid_and_say_their_reasons(name: str) -> None:
+    cfg = load_config(CONFIGS / name, TrainConfig)
+    assert cfg.name
+    assert TrainConfig.model_validate_json(cfg.model_dump_json()) == cfg  # to text and back
+
+
+def test_the_published_recipe_is_the_default() -> None:
+    """Liu et al. 2017, as stated in facts/papers.md."""
+    cfg = load_config(CONFIGS / "camelyon16.yaml", TrainConfig)
+    changed = cfg.model_dump(exclude={"name", "training_data", "augment"})
+    default = TrainConfig(name="x").model_dump(exclude={"name", "training_data", "augment"})
+    assert changed == default
+    assert cfg.augment.brightness == pytest.approx(64 / 255)
+
+
+def test_the_scoring_file_shows_the_defaults() -> None:
+    assert load_config(CONFIGS / "score.yaml", RunConfig) == RunConfig()
+    text = yaml.safe_load((CONFIGS / "score.yaml").read_text())
+    assert set(text["score"]) == set(RunConfig().score.model_dump())  # and all of them
+
+
+def test_a_mistyped_key_is_named_with_those_known(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: x\nexmaples: 10\n")
+    with pytest.raises(
+        ConfigError, match=r"c.yaml: exmaples: .*\(got 10\); known keys are name, slides, width"
+    ):
+        load_config(tmp_path / "c.yaml", TrainConfig)
+
+
+def test_types_are_exact(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: x\nexamples: 10.5\n")
+    with pytest.raises(ConfigError, match="examples"):
+        load_config(tmp_path / "c.yaml", TrainConfig)
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: x\nexamples: 10\nseed: 3\n")
+    cfg = load_config(tmp_path / "c.yaml", TrainConfig, {"examples": 20, "seed": None})
+    assert (cfg.examples, cfg.seed) == (20, 3)
+
+
+def test_fingerprints_depend_on_values_not_on_order() -> None:
+    assert fingerprint(a=1, b={"x": 2}) == fingerprint(b={"x": 2}, a=1)
+    assert fingerprint(a=1) != fingerprint(a=2)
+    assert len(code_hash()) == 16
