@@ -25,6 +25,16 @@ def to_scores(logits: Tensor) -> Tensor:
     return torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
 
 
+def cast_like(pixels: Tensor, body: nn.Module) -> Tensor:
+    """Pixels in the precision of a network's weights, channels last on a GPU."""
+    parameter = next(body.parameters(), None)
+    if parameter is None:
+        return pixels
+    if parameter.dtype != torch.float32:
+        pixels = pixels.to(parameter.dtype)
+    return pixels.contiguous(memory_format=torch.channels_last) if parameter.is_cuda else pixels
+
+
 class PatchNetwork(nn.Module):
     """Scores (n, classes) of uint8 patches (n, size, size, 3)."""
 
@@ -34,13 +44,7 @@ class PatchNetwork(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Normalise, run, turn logits into scores."""
-        pixels = normalise(patches)
-        parameter = next(self.body.parameters())
-        if parameter.dtype != torch.float32:
-            pixels = pixels.to(parameter.dtype)
-        if parameter.is_cuda:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return to_scores(self.body(pixels))
+        return to_scores(self.body(cast_like(normalise(patches), self.body)))
 
 
 class Oriented(nn.Module):

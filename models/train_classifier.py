@@ -196,6 +196,7 @@ def _prepare(
     chosen = [row for row in rows if row.split == split]
     if not chosen:
         raise ConfigError(f"the manifest has no slide whose split is {split!r}; fill in the column 'split'")
+    say(f"{split}: finding tissue and truth of {len(chosen)} slides")
     slides = [
         prepare_slide(row, PATCH_PX, STRIDE_PX, cfg.spacing_um, cfg.spacing_tolerance) for row in chosen
     ]

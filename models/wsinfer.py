@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from models.card import Architecture, ModelCard, hash_file
-from models.network import to_scores
+from models.network import cast_like, to_scores
 from wsi.errors import ModelError
 
 WEIGHTS = "torchscript_model.pt"
@@ -88,7 +88,7 @@ class WSInferNetwork(nn.Module):
         if self.size is not None and list(pixels.shape[2:]) != self.size:
             pixels = TF.resize(pixels, self.size, antialias=True)
         mean, std = (v.to(pixels.device)[:, None, None] for v in (self.mean, self.std))
-        return to_scores(self.body((pixels - mean) / std))
+        return to_scores(self.body(cast_like((pixels - mean) / std, self.body)))
 
 
 def load_wsinfer(folder: Path) -> tuple[WSInferNetwork, ModelCard]:

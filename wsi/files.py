@@ -38,6 +38,13 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def discard_partials(folder: Path) -> None:
+    """Remove what a killed run had begun to write below ``folder``."""
+    for path in folder.rglob("*.partial"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with plain line feeds, whole or not at all."""
     with replacing(path) as partial:

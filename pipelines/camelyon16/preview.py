@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
+from matplotlib.patheffects import withStroke
 
 from models.card import ModelCard
 from pipelines.camelyon16.lesions import Lesion
@@ -121,6 +122,7 @@ def _number(axes: Axes, lesions: Sequence[Lesion], side: int) -> None:
             fontsize=8,
             color="#00307a",
             fontweight="bold",
+            path_effects=[withStroke(linewidth=2.2, foreground="white")],
         )
 
 

@@ -32,7 +32,7 @@ from wsi.blocks import Block, PatchBlock, ReadBlock, chunk_side, plan_blocks, re
 from wsi.config import Config
 from wsi.errors import ConfigError
 from wsi.export import Feature, origin_offset, write_geojson
-from wsi.files import write_json, write_text
+from wsi.files import discard_partials, write_json, write_text
 from wsi.grid import MIN_TISSUE, TileGrid, make_grid
 from wsi.heatmap import Heatmap
 from wsi.manifest import SlideRow
@@ -178,6 +178,7 @@ def score_slide(
         finished = _finished(out, plan.spec.fingerprint, cfg)
         if finished is not None:
             return finished
+        discard_partials(out)
         if overwrite:
             HeatmapStore.discard(out / "heatmap.zarr", unless=plan.spec.fingerprint)
         store = HeatmapStore.create(out / "heatmap.zarr", plan.spec)
