@@ -65,7 +65,7 @@ class TestScore:
         (slides / "text.svs").write_text("not a slide")
         code, out, err = wsi("score", slides, "--out", tmp_path / "out")
         assert code == 1
-        assert "Größe 1: score 0.938, definitely tumour, 1 lesion" in out
+        assert "Größe 1: score 0.938, definitely tumour, 1 lesion in 1 area" in out
         assert "text: failed: " in err
         assert "text.svs is not a slide that OpenSlide can read" in err
         run = json.loads((tmp_path / "out" / "run.json").read_text())

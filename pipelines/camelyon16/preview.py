@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PANEL_PX = 1000  # longer side of the overview
 NUMBERED = 30  # lesions that get a number; more would hide the tissue
+LEFT, RIGHT, GAP = 0.02, 0.9, 0.03  # of the figure's width; the gap in panels
+HEAD_IN, FOOT_IN = 0.5, 0.4
 # transparent where the score is low, so that the tissue stays visible
 COLOURS = LinearSegmentedColormap.from_list(
     "tumour",
@@ -44,11 +46,7 @@ def write_preview(
 ) -> None:
     """Draw the slide beside the slide with its heatmap, as PNG."""
     overview = read_overview(slide, max(slide.size) * slide.mpp / PANEL_PX)
-    width, height = slide.size
-    tall = height > 1.4 * width
-    scale = 6.2 / max(width, height)
-    panel = (max(width * scale, 2.6), max(height * scale, 2.2))
-    figure = Figure(figsize=(2 * panel[0] + 1.5, panel[1] + 1.25), dpi=130)
+    figure = Figure(figsize=_figure_size(slide.size), dpi=130)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
@@ -57,16 +55,15 @@ def write_preview(
         heatmap.scores, cmap=COLOURS, vmin=0, vmax=1, extent=_extent(heatmap), interpolation="nearest"
     )
     _mark_unreadable(right, overview)
-    _number(right, lesions, max(width, height))
+    _number(right, lesions, max(slide.size))
     _scale_bar(left, slide)
-    figure.suptitle(_title(result), x=0.02, y=0.985, ha="left", va="top", fontsize=11 if tall else 12)
+    figure.suptitle(_title(result), x=0.02, y=0.985, ha="left", va="top", fontsize=12)
     note = f"model {card.name}" + (
         " (demonstration model, trained on phantoms)" if card.demonstration else ""
     )
     figure.text(0.02, 0.012, f"{note}. For research use only.", fontsize=8, color="#555555")
-    figure.subplots_adjust(
-        left=0.02, right=0.9, bottom=0.06, top=1 - 0.62 / figure.get_figheight(), wspace=0.03
-    )
+    bottom, top = FOOT_IN / figure.get_figheight(), 1 - HEAD_IN / figure.get_figheight()
+    figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=bottom, top=top, wspace=GAP)
     box = right.get_position()
     bar_axes = figure.add_axes((0.915, box.y0, 0.014, box.height))
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar_axes)
@@ -76,13 +73,28 @@ def write_preview(
         figure.savefig(partial, format="png", metadata={"Software": None})
 
 
+def _figure_size(size: tuple[int, int]) -> tuple[float, float]:
+    """Inches, so that two panels of the slide's shape fill the figure."""
+    aspect = size[1] / size[0]
+    panel = min(5.8, 7.2 / aspect)
+    across = max(panel * (2 + GAP) / (RIGHT - LEFT), 6.5)  # the title needs 6.5
+    return across, panel * aspect + HEAD_IN + FOOT_IN
+
+
 def _title(result: SlideResult) -> str:
     if result.score is None:
         return f"{result.name}: not scored ({result.note})"
-    count = len(result.lesions)
-    found = f"{count} lesion{'' if count == 1 else 's'}"
+    found = count_text(result)
     lost = f", {result.unreadable} cells unreadable" if result.unreadable else ""
     return f"{result.name}: score {result.score:.3f}, {result.confidence}, {found}{lost}"
+
+
+def count_text(result: SlideResult) -> str:
+    """``1 lesion in 1 area``: a large area holds many lesions, since maxima 6 cells apart count as several."""
+    lesions, areas = len(result.lesions), result.areas
+    if lesions == 0:
+        return "no lesion"
+    return f"{lesions} lesion{'' if lesions == 1 else 's'} in {areas} area{'' if areas == 1 else 's'}"
 
 
 def _show(axes: Axes, overview: Overview, slide: Slide) -> None:

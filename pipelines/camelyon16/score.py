@@ -68,6 +68,8 @@ class SlideResult:
 
     Attributes:
         score: the heatmap's maximum; None where no cell was scored.
+        lesions: maxima of the heatmap, best first.
+        areas: connected areas at or above the threshold.
         cells: cells with tissue.
         unreadable_cells: of those, level-0 (x, y) of the corners of the cells that could not be decoded.
         note: a sentence for the user, or empty.
@@ -78,6 +80,7 @@ class SlideResult:
     score: float | None
     confidence: str | None
     lesions: tuple[Lesion, ...]
+    areas: int
     cells: int
     unreadable_cells: tuple[tuple[int, int], ...]
     mpp: float
@@ -230,6 +233,7 @@ def _write_results(
         score=None if np.isnan(score) else round(score, 6),
         confidence=confidence_level(score, cfg.lesions),
         lesions=tuple(lesions),
+        areas=len(areas),
         cells=len(plan.grid),
         unreadable_cells=tuple(_corners(missing, plan.grid)),
         mpp=slide.mpp,

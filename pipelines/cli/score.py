@@ -12,6 +12,7 @@ import typer
 
 from models.engines import Engine, EngineConfig, find_models, load_engine
 from pipelines.camelyon16.page import write_page
+from pipelines.camelyon16.preview import count_text
 from pipelines.camelyon16.score import ScoreConfig, SlideResult, score_slide, scores_csv
 from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp, Out
@@ -204,8 +205,7 @@ def _say(result: SlideResult | Failure) -> None:
     if result.score is None:
         err.print(f"{result.name}: {result.note}", markup=False)
         return
-    count = len(result.lesions)
-    text = f"{result.name}: score {result.score:.3f}, {result.confidence}, {count} lesion{'' if count == 1 else 's'}"
+    text = f"{result.name}: score {result.score:.3f}, {result.confidence}, {count_text(result)}"
     out.print(text, markup=False)
     if result.note:
         err.print(f"{result.name}: {result.note}", markup=False)
