@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -27,7 +28,7 @@ class AugmentConfig(Config):
         jitter_px: shift of the patch on the slide, in x and y.
     """
 
-    orientations: int = 8
+    orientations: Literal[1, 8] = 8
     brightness: float = Field(default=64 / 255, ge=0, le=1)
     saturation: float = Field(default=0.25, ge=0, le=1)
     hue: float = Field(default=0.04, ge=0, le=0.5)

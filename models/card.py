@@ -63,6 +63,11 @@ class ModelCard(Config):
         return self
 
     @property
+    def finds_tumour(self) -> bool:
+        """Whether the positive class is tumour, so that a slide's score can be read as a finding."""
+        return self.positive.casefold() in ("tumor", "tumour", "metastasis", "metastases")
+
+    @property
     def positive_index(self) -> int:
         """Index of the positive class."""
         return self.classes.index(self.positive)

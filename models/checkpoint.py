@@ -31,7 +31,10 @@ def save_checkpoint(folder: Path, network: InceptionV3, **card: Any) -> ModelCar
         k: v.detach().cpu().contiguous() for k, v in network.state_dict().items() if not k.startswith(_AUX)
     }
     with replacing(folder / WEIGHTS) as partial:
-        save_file(state, partial)
+        try:
+            save_file(state, partial)
+        except SafetensorError as error:  # its own wrapping of a full disk
+            raise OSError(str(error)) from error
     result = ModelCard(sha256=hash_file(folder / WEIGHTS), **card)
     write_text(folder / CARD, card_json(result))
     return result

@@ -19,6 +19,7 @@ from wsi.grid import make_grid
 from wsi.manifest import SlideRow
 from wsi.slide import ReadPlan, Slide, plan_read
 from wsi.tissue import TissueConfig, detect_tissue
+from wsi.user_mask import read_user_mask
 
 NORMAL, TUMOUR = 0, 1
 
@@ -54,10 +55,16 @@ def prepare_slide(
     """
     slide = row.source.open()
     plan = plan_read(slide, size_px, stride_px, spacing_um, tolerance=tolerance)
-    tissue = make_grid(slide.size, plan, detect_tissue(slide, TissueConfig()))
+    cfg = TissueConfig()
+    mask = detect_tissue(slide, cfg) if row.mask is None else read_user_mask(row.mask, slide, cfg.mpp)
+    tissue = make_grid(slide.size, plan, mask)
+    if row.truth is None and (row.label or "normal").casefold() != "normal":
+        raise ConfigError(
+            f"{row.source.path} is labelled {row.label!r} but has no truth; fill in the column 'truth'"
+        )
     if row.truth is None:
         return TrainingSlide(slide, plan, (tissue.cells, np.empty((0, 2), np.int64)))
-    area = tumour_regions(read_annotations(row.truth)).area
+    area = tumour_regions(read_annotations(row.truth), row.truth).area
     every = make_grid(slide.size, plan, None)
     shapely.prepare(area)
     boxes = every.placement.boxes(every.cells)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from models.optimiser import TensorFlowRMSprop
 from models.sampling import NORMAL, TUMOUR, Batch, Place, Sampler, TrainingSlide, batches, prepare_slide
 from wsi.config import Config
 from wsi.errors import ConfigError, ModelError
+from wsi.files import write_text
 from wsi.manifest import SlideRow
 from wsi.metrics import auc
 
@@ -49,7 +49,7 @@ class TrainConfig(Config):
     width: float = Field(default=1.0, gt=0, le=1)
     init: Path | None = None
     spacing_um: float | None = 0.243
-    spacing_tolerance: float = 0.1
+    spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
     seed: int = 0
     batch: int = Field(default=32, gt=1)
     examples: int = Field(default=10_000_000, gt=0)
@@ -211,8 +211,9 @@ def _draw_validation(
     sampler = Sampler(slides, rng)
     places: list[Place] = [sampler.draw() for _ in range(cfg.validation_patches)]
     source = iter(places)
-    wanted = cfg.validation_patches // cfg.batch
-    stream = batches(slides, lambda: next(source, places[-1]), cfg.batch, threads=cfg.threads)
+    size = min(cfg.batch, cfg.validation_patches)
+    wanted = cfg.validation_patches // size
+    stream = batches(slides, lambda: next(source, places[-1]), size, threads=cfg.threads)
     held_out = [batch for _, batch in zip(range(wanted), stream, strict=False)]
     stream.close()
     return held_out
@@ -258,11 +259,9 @@ class _Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([f.name for f in fields(Progress)])
+        self.text = ",".join(f.name for f in fields(Progress)) + "\n"
 
     def add(self, progress: Progress) -> None:
-        with self.path.open("a", newline="") as file:
-            values = [f"{v:.6g}" if isinstance(v, float) else v for v in asdict(progress).values()]
-            csv.writer(file, lineterminator="\n").writerow(values)
+        values = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in asdict(progress).values()]
+        self.text += ",".join(values) + "\n"
+        write_text(self.path, self.text)

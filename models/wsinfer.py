@@ -42,6 +42,7 @@ def read_wsinfer(folder: Path) -> tuple[ModelCard, list[dict[str, Any]]]:
         names = tuple(str(name) for name in value["class_names"])
         if len(names) != int(value["num_classes"]):
             raise ValueError(f"num_classes is {value['num_classes']}, class_names has {len(names)}")
+        transforms = list(value["transform"])
         card = ModelCard(
             name=folder.name,
             architecture=Architecture(name="torchscript"),
@@ -50,10 +51,10 @@ def read_wsinfer(folder: Path) -> tuple[ModelCard, list[dict[str, Any]]]:
             patch_px=size,
             stride_px=size,
             spacing_um=float(value["spacing_um_px"]),
-            training={"architecture": str(value["architecture"]), "form": "WSInfer"},
+            training={"architecture": str(value["architecture"]), "form": "WSInfer", "transform": transforms},
             sha256=hash_file(folder / WEIGHTS),
         )
-        return card, list(value["transform"])
+        return card, transforms
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{path} is not WSInfer's configuration ({error!r}); see its model zoo's schema"
@@ -68,8 +69,13 @@ class WSInferNetwork(nn.Module):
         self.body = body
         self.size: list[int] | None = None
         self.mean, self.std = torch.zeros(3), torch.ones(3)
-        for step in transforms:
-            self._take(step["name"], step.get("arguments") or {}, path)
+        try:
+            for step in transforms:
+                self._take(step["name"], step.get("arguments") or {}, path)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"{path / CONFIG}: a transform lacks its name or an argument ({error!r})"
+            ) from error
 
     def _take(self, name: str, arguments: dict[str, Any], path: Path) -> None:
         if name == "Resize":

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from wsi.errors import ConfigError, ModelError, StoreError, WsiError
+from wsi.errors import ConfigError, ForeignStoreError, ModelError, StoreError, WsiError
 from wsi.files import write_json
 from wsi.manifest import SlideRow, read_manifest
+from wsi.readers.openslide import dicom_series
 from wsi.source import SLIDE_SUFFIXES, SlideSource
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool)
             source = SlideSource(
                 row.source.path, mpp if mpp is not None else row.source.mpp, allow_anisotropic
             )
-            rows.setdefault(source.path, SlideRow(source, row.mask, row.truth, row.label, row.split))
+            key = source.path if source.is_url else str(Path(source.path).resolve())
+            if key not in rows or text.lower().endswith(".csv"):  # a manifest knows more of a slide
+                rows[key] = SlideRow(source, row.mask, row.truth, row.label, row.split)
     if not rows:
         raise ConfigError(f"no slide in {', '.join(inputs)}; slides end in {', '.join(SLIDE_SUFFIXES)}")
     return list(rows.values())
@@ -88,16 +91,32 @@ def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool)
 def _rows(text: str) -> list[SlideRow]:
     path = Path(text)
     if "://" not in text and path.is_dir():
-        files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SLIDE_SUFFIXES and _is_slide(p)]
-        return [SlideRow(SlideSource(str(p))) for p in files]
+        return [SlideRow(SlideSource(str(p))) for p in slides_in(path)]
     if text.lower().endswith(".csv"):
         return read_manifest(path)
     return [SlideRow(SlideSource(text))]
 
 
-def _is_slide(path: Path) -> bool:
-    """Leave out hidden files, and masks that lie beside their slides."""
-    return path.is_file() and not path.name.startswith(".") and not path.stem.lower().endswith("_mask")
+def slides_in(folder: Path) -> list[Path]:
+    """The slides of a folder, sorted: no hidden files, no masks, no parts of slides of several files."""
+    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file()]
+    files = [p for p in files if not p.name.startswith(".") and not p.stem.lower().endswith("_mask")]
+    if any(p.suffix.lower() in (".vms", ".vmu") for p in files):  # Hamamatsu's pixels lie in JPEGs beside
+        files = [p for p in files if p.suffix.lower() not in (".jpg", ".jpeg")]
+    return _one_per_series(files)
+
+
+def _one_per_series(files: Sequence[Path]) -> list[Path]:
+    """Keep the first file of each DICOM series: OpenSlide opens the series by any of its files."""
+    seen: set[str] = set()
+    kept = []
+    for path in files:
+        series = dicom_series(str(path)) if path.suffix.lower() == ".dcm" else None
+        if series is None or series not in seen:
+            kept.append(path)
+        if series is not None:
+            seen.add(series)
+    return kept
 
 
 def unique_names(rows: Sequence[SlideRow]) -> list[str]:
@@ -161,15 +180,17 @@ def run_cohort(
 def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, int], R]) -> R | Failure:
     try:
         return work(row, name, index)
+    except ForeignStoreError as error:
+        return Failure(name, row.source.label, str(error))
     except (StoreError, ModelError, ConfigError):
         raise
     except WsiError as error:
-        return Failure(name, row.source.path, str(error))
+        return Failure(name, row.source.label, str(error))
     except Exception as error:  # a defect of ours on one slide must not cost the others
         reason = (
             f"{row.source.path}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
         )
-        return Failure(name, row.source.path, reason, traceback.format_exc())
+        return Failure(name, row.source.label, reason, traceback.format_exc())
 
 
 def write_run(

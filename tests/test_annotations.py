@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from shapely import Polygon, box
 
 from tests.slides import real_data
-from wsi.annotations import Annotation, read_annotations, tumour_regions, write_asap
+from wsi.annotations import (
+    Annotation,
+    marked_regions,
+    read_annotations,
+    tumour_regions,
+    write_asap,
+)
 from wsi.errors import AnnotationError
 
 
@@ -47,6 +53,28 @@ def test_negative_groups_are_cut_out(tmp_path: Path, group: str) -> None:
     assert len(regions.area.geoms[0].interiors) == 1
 
 
+def test_groups_are_known_whatever_their_case_and_unknown_ones_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.xml", asap([("tumour", SQUARE), ("EXCLUSION", INNER)]))
+    assert tumour_regions(read_annotations(path)).area.area == 96
+    path = write(tmp_path / "b.xml", asap([("Stroma", SQUARE)]))
+    with pytest.raises(AnnotationError, match=r"b.xml: group 'Stroma' is unknown; tumour is one of _0, _1"):
+        tumour_regions(read_annotations(path), path)
+    assert marked_regions(read_annotations(path)).area.area == 100  # as a tissue mask it counts
+
+
+def test_dots_enclose_nothing(tmp_path: Path) -> None:
+    text = asap([("Tumor", SQUARE)]).replace('Type="Polygon"', 'Type="PointSet"')
+    assert read_annotations(write(tmp_path / "a.xml", text)) == []
+
+
+def test_an_island_inside_a_hole_survives_asap(tmp_path: Path) -> None:
+    ring = box(0, 0, 100, 100).difference(box(20, 20, 80, 80))
+    made = [Annotation(ring, "Tumor"), Annotation(box(40, 40, 60, 60), "Tumor")]
+    write_asap(tmp_path / "a.xml", made)
+    again = tumour_regions(read_annotations(tmp_path / "a.xml")).area
+    assert again.area == pytest.approx(100**2 - 60**2 + 20**2)
+
+
 def test_points_go_by_order_not_by_place_in_the_file(tmp_path: Path) -> None:
     text = asap([("Tumor", SQUARE)])
     points = [part for part in text.split("<Coordinate ")[1:]]
@@ -80,6 +108,9 @@ def test_an_entity_bomb_is_refused(tmp_path: Path) -> None:
         ("a.xml", asap([("Tumor", SQUARE)]).replace('X="0.0"', 'X="nan"'), "not finite"),
         ("a.json", "{", "not JSON"),
         ("a.geojson", '{"features": [{"geometry": {"type": "Blob"}}]}', "not GeoJSON"),
+        ("a.json", '{"positive": [{"name": "x"}]}', "not NCRF's form"),
+        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.xml", '<?xml version="1.0" encoding="klingon"?><a/>', "not safe, well-formed"),
         ("a.txt", "", "no known suffix"),
     ],
 )

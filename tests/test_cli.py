@@ -122,6 +122,46 @@ class TestScore:
         assert outputs(tmp_path / "out") == before
         assert wsi("score", red_square, "--out", tmp_path / "out", "--overwrite")[0] == 0
 
+    def test_a_second_command_keeps_the_first_one_s_slides(
+        self, wsi: Run, red_square: Path, tmp_path: Path
+    ) -> None:
+        for name in ("a", "b"):
+            shutil.copy(red_square, tmp_path / f"{name}.tif")
+            assert wsi("score", tmp_path / f"{name}.tif", "--out", tmp_path / "out")[0] == 0
+        lines = (tmp_path / "out" / "slide_scores.csv").read_text().splitlines()
+        assert [line.split(",")[0] for line in lines] == ["slide", "a", "b"]
+        assert [s["name"] for s in json.loads((tmp_path / "out" / "run.json").read_text())["slides"]] == [
+            "a",
+            "b",
+        ]
+
+    def test_a_changed_slide_costs_itself_only(
+        self, wsi: Run, red_square: Path, broken_tile: Path, tmp_path: Path
+    ) -> None:
+        for name in ("a", "b"):
+            shutil.copy(red_square, tmp_path / f"{name}.tif")
+        wsi("score", tmp_path / "a.tif", "--out", tmp_path / "out")
+        shutil.copy(broken_tile, tmp_path / "a.tif")
+        code, out, err = wsi("score", tmp_path / "a.tif", tmp_path / "b.tif", "--out", tmp_path / "out")
+        assert code == 1
+        assert "a: failed: " in err
+        assert "another slide" in err
+        assert "b: score 0.938" in out
+
+    def test_names_with_dollars(self, wsi: Run, red_square: Path, tmp_path: Path) -> None:
+        shutil.copy(red_square, tmp_path / "case$1_$2 病理.tif")
+        code, _, err = wsi("score", tmp_path / "case$1_$2 病理.tif", "--out", tmp_path / "out")
+        assert (code, err) == (0, "")
+
+    def test_one_mask_for_two_slides(self, wsi: Run, red_square: Path, tmp_path: Path) -> None:
+        shutil.copy(red_square, tmp_path / "a.tif")
+        (tmp_path / "m.png").touch()
+        code, _, err = wsi(
+            "score", tmp_path / "a.tif", red_square, "--mask", tmp_path / "m.png", "--out", tmp_path / "o"
+        )
+        assert code == 2
+        assert "is one mask, for 2 slides" in err
+
     def test_two_slides_of_one_stem(self, wsi: Run, red_square: Path, tmp_path: Path) -> None:
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
@@ -249,6 +289,18 @@ class TestModels:
         code, _, err = wsi("phantom", "lymph-node", "--size", "10x10", "--out", tmp_path)
         assert code == 2
         assert "--size must lie between" in err
+
+    def test_a_trained_model_is_not_replaced(self, wsi: Run, tmp_path: Path) -> None:
+        (tmp_path / "c.yaml").write_text("name: x\nslides: s.csv\n")
+        (tmp_path / "o" / "model").mkdir(parents=True)
+        code, _, err = wsi("train", "classifier", tmp_path / "c.yaml", "--out", tmp_path / "o")
+        assert code == 2
+        assert "is there already" in err
+
+    def test_a_class_the_model_does_not_have(self, wsi: Run, coordinate_slide: Path, tmp_path: Path) -> None:
+        code, _, err = wsi("score", coordinate_slide, "--class", "fat", "--out", tmp_path / "o")
+        assert code == 2
+        assert "no class 'fat'; it has normal, tumor" in err
 
     def test_training_without_slides(self, wsi: Run, tmp_path: Path) -> None:
         (tmp_path / "c.yaml").write_text("name: x\n")

@@ -12,6 +12,7 @@ from pipelines.camelyon16.lesions import (
     LesionConfig,
     confidence_level,
     find_lesions,
+    on_slide,
     outlines,
     slide_score,
 )
@@ -22,7 +23,7 @@ NAN = np.nan
 
 
 def heatmap(rows: list[list[float]], step: float = 128) -> Heatmap:
-    return Heatmap(np.array(rows, np.float32), Placement(step, step))
+    return Heatmap(np.array(rows, np.float32), Placement(step, step), round(step))
 
 
 def by_the_letter(scores: np.ndarray, threshold: float, radius: float) -> list[tuple[float, int, int]]:
@@ -44,9 +45,9 @@ steps = st.sampled_from([0.0, 0.2, 0.5, 0.6, 0.75, 0.9, 1.0, NAN])
     arrays(np.float32, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=steps), st.floats(0.5, 7)
 )
 def test_suppression_is_the_published_loop(scores: np.ndarray, reach: float) -> None:
-    cfg = LesionConfig(threshold=0.5, radius_l0=reach * 100)
-    found = find_lesions(Heatmap(scores, Placement(100, 100)), cfg)
-    expected = by_the_letter(scores, 0.5, cfg.radius_l0 / 100)
+    cfg = LesionConfig(threshold=0.5, radius_px=reach * 100)
+    found = find_lesions(Heatmap(scores, Placement(100, 100), 100), cfg)
+    expected = by_the_letter(scores, 0.5, cfg.radius_px / 100)
     assert found == [Lesion(s, (c + 0.5) * 100, (r + 0.5) * 100) for s, r, c in expected]
 
 
@@ -70,6 +71,19 @@ def test_radius_is_on_the_slide_whatever_the_stride() -> None:
     assert len(find_lesions(heatmap([row], step=64), LesionConfig())) == 1  # 768 px
     row[12], row[13] = 0.0, 0.8
     assert len(find_lesions(heatmap([row], step=64), LesionConfig())) == 2
+
+
+def test_radius_is_in_the_model_s_pixels_whatever_the_slide_s() -> None:
+    """A slide of half the spacing: cells of 128 px the model saw are 256 level-0 px, and still 6 are blanked."""
+    row = np.zeros((1, 10), np.float32)
+    row[0, 0], row[0, 6] = 0.9, 0.8
+    assert len(find_lesions(Heatmap(row, Placement(256, 256), 128), LesionConfig())) == 1
+
+
+def test_the_last_cell_s_lesion_is_moved_onto_the_slide() -> None:
+    lesion = Lesion(0.9, 960, 64)
+    assert on_slide(lesion, (900, 900)) == Lesion(0.9, 899, 64)
+    assert on_slide(lesion, (2000, 2000)) == lesion
 
 
 def test_threshold_is_reached_by_equality() -> None:

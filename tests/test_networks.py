@@ -324,6 +324,7 @@ class TestEngines:
         assert caplog.text.count("converting") <= 1
 
     @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_gpu_agrees_with_the_cpu(self, expected: np.ndarray) -> None:
         for precision, tolerance in (("fp32", 2e-4), ("fp16", 2e-2)):
             cfg = EngineConfig(engine="torch", precision=precision)  # type: ignore[arg-type]
@@ -382,6 +383,7 @@ class TestWSInfer:
             ({"num_classes": 3}, "num_classes is 3"),
             ({"class_names": None}, "not WSInfer's configuration"),
             ({"transform": [{"name": "Solarize"}]}, "asks for the transform 'Solarize'"),
+            ({"transform": [{"name": "Resize"}]}, "lacks its name or an argument"),
         ],
     )
     def test_broken_configurations_are_refused(
@@ -390,6 +392,20 @@ class TestWSInfer:
         folder = self.folder(tmp_path / "m", **changes)
         with pytest.raises(ModelError, match=message):
             build_network(find_models([str(folder)]).folders)
+
+    def test_other_transforms_are_another_model_also_in_the_cache(self, tmp_path: Path) -> None:
+        pixels = PatchBlock(
+            np.full((350, 350, 3), (100, 150, 200), np.uint8), np.zeros((1, 2), np.int64), 350
+        )
+        answers = []
+        for mean in (0.5, 0.1):
+            normalise = {"name": "Normalize", "arguments": {"mean": [mean] * 3, "std": [0.2] * 3}}
+            folder = self.folder(tmp_path / f"m{mean}", 1, transform=[{"name": "ToTensor"}, normalise])
+            engine = load_engine(
+                find_models([str(folder)]), EngineConfig(engine="openvino", precision="fp32")
+            )
+            answers.append(float(next(iter(engine.score([pixels])))[0, 0]))
+        assert abs(answers[0] - answers[1]) > 0.2
 
     def test_a_file_that_is_no_torchscript(self, tmp_path: Path) -> None:
         folder = self.folder(tmp_path / "m")

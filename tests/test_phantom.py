@@ -9,7 +9,14 @@ import shapely
 
 from wsi.annotations import read_annotations, tumour_regions
 from wsi.phantom.layout import ARTEFACTS, Layout, Planner, longest
-from wsi.phantom.lymph_node import Painter, PhantomSlide, plan_cohort, write_manifest, write_phantom
+from wsi.phantom.lymph_node import (
+    Painter,
+    PhantomSlide,
+    plan_cohort,
+    validation_split,
+    write_manifest,
+    write_phantom,
+)
 from wsi.phantom.pyramid import TILE_PX, write_pyramid
 from wsi.phantom.textures import SCANNERS, TISSUES, Texturer, wrap_crop
 from wsi.raster import fill_polygon
@@ -88,6 +95,11 @@ def test_pieces_agree_whatever_their_size(painter: Painter) -> None:
     assert left is not None
     assert right is not None
     np.testing.assert_array_equal(whole, np.concatenate([left, right], axis=1))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_small_slides_have_a_layout_too(seed: int) -> None:
+    assert Planner(np.random.default_rng(seed), (4096, 4096), 0.243).layout(tumour=True).nodes
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -180,5 +192,11 @@ def test_cohorts_alternate_scanners_and_split(tmp_path: Path) -> None:
     assert [s.name for s in slides][:1] + [s.name for s in slides][-1:] == ["tumor_001", "normal_005"]
     assert len({s.seed for s in slides}) == 10
     assert {s.seed for s in slides}.isdisjoint(s.seed for s in plan_cohort(10, 8, SIZE))
-    write_manifest(tmp_path, slides, lambda i: "validation" if i == 9 else "train")
+    splits = validation_split(slides, 0.4)
+    assert [splits[:5].count("validation"), splits[5:].count("validation")] == [2, 2]
+    assert validation_split(slides, 0.0) == ["train"] * 10
+    assert (
+        validation_split(plan_cohort(4, 7, SIZE), 0.2).count("validation") == 2
+    )  # one of each class at least
+    write_manifest(tmp_path, slides, splits)
     assert (tmp_path / "slides.csv").read_text().splitlines()[1] == "tumor_001.tif,tumor_001.xml,tumor,train"

@@ -8,14 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from shapely import box, geometry
 
 from pipelines.camelyon16.score import ScoreConfig, SlideResult, score_slide
-from pipelines.cohort import gather, unique_names
+from pipelines.cohort import gather, slides_in, unique_names
 from tests.slides import RednessEngine, card, painted, write_pyramid
 from wsi.annotations import Annotation, write_asap
-from wsi.errors import AnnotationError, ConfigError, SlideError, SpacingError, StoreError
+from wsi.errors import (
+    AnnotationError,
+    ConfigError,
+    ForeignStoreError,
+    ModelError,
+    SlideError,
+    SpacingError,
+    StoreError,
+)
 from wsi.manifest import SlideRow
 from wsi.source import SlideSource
 from wsi.store import HeatmapStore
@@ -100,6 +109,17 @@ class TestMasks:
         Image.fromarray(picture).save(tmp_path / "m.png")
         assert score(red_square, tmp_path / "out", mask=tmp_path / "m.png").cells == 6
 
+    def test_a_pyramid_is_read_at_a_coarse_level(self, red_square: Path, tmp_path: Path) -> None:
+        full = np.zeros((3072, 4608), np.uint8)
+        full[1024:1408, 1280:1536] = 1
+        with tifffile.TiffWriter(tmp_path / "m.tif") as tif:
+            tif.write(full, subifds=5, tile=(256, 256), compression="deflate")
+            for level in range(1, 6):
+                tif.write(
+                    full[:: 2**level, :: 2**level], subfiletype=1, tile=(256, 256), compression="deflate"
+                )
+        assert score(red_square, tmp_path / "out", mask=tmp_path / "m.tif").cells == 6
+
     def test_a_picture_of_another_shape_is_refused(self, red_square: Path, tmp_path: Path) -> None:
         Image.fromarray(np.zeros((30, 30), np.uint8)).save(tmp_path / "m.png")
         with pytest.raises(AnnotationError, match="not the shape of"):
@@ -147,6 +167,39 @@ class TestResume:
         with pytest.raises(StoreError, match="another slide, model or settings"):
             score(red_square, tmp_path / "out", other)
         assert score(red_square, tmp_path / "out", other, overwrite=True).lesions
+
+    def test_other_orientations_are_another_run(self, red_square: Path, tmp_path: Path) -> None:
+        score(red_square, tmp_path / "out")
+        turned = RednessEngine()
+        turned.description += ", mean of 8 orientations"
+        with pytest.raises(ForeignStoreError):
+            score(red_square, tmp_path / "out", turned)
+
+    def test_another_positive_class_is_another_run(self, red_square: Path, tmp_path: Path) -> None:
+        first = score(red_square, tmp_path / "out")
+        other = score(red_square, tmp_path / "out", RednessEngine(card(positive="normal")), overwrite=True)
+        assert other.score != first.score
+        assert other.confidence is None  # "definitely tumour" is said of tumour only
+
+    def test_an_interrupted_overwrite_leaves_no_old_result(self, red_square: Path, tmp_path: Path) -> None:
+        score(red_square, tmp_path / "out")
+        with pytest.raises(KeyboardInterrupt):
+            score(
+                red_square,
+                tmp_path / "out",
+                RednessEngine(card(sha256="1" * 64), fail_after=1),
+                overwrite=True,
+            )
+        assert not (tmp_path / "out" / "slide.json").exists()
+
+    def test_scores_that_are_no_numbers_end_the_run(self, red_square: Path, tmp_path: Path) -> None:
+        class Broken(RednessEngine):
+            def score(self, blocks):  # type: ignore[no-untyped-def]
+                for scores in super().score(blocks):
+                    yield scores * np.nan
+
+        with pytest.raises(ModelError, match="not numbers"):
+            score(red_square, tmp_path / "out", Broken())
 
     def test_another_slide_s_results_are_not_mixed_in(
         self, red_square: Path, broken_tile: Path, tmp_path: Path
@@ -223,6 +276,20 @@ class TestGather:
             (tmp_path / name).touch()
         rows = gather([str(tmp_path)], mpp=None, allow_anisotropic=False)
         assert [Path(r.source.path).name for r in rows] == ["a.tif", "b.svs"]
+
+    def test_each_slide_once_however_it_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "a.png").touch()
+        (tmp_path / "s.csv").write_text("path,mpp\na.png,0.5\n")
+        monkeypatch.chdir(tmp_path)
+        rows = gather(["a.png", "./a.png", str(tmp_path), "s.csv"], mpp=None, allow_anisotropic=False)
+        assert [r.source.mpp for r in rows] == [0.5]  # the manifest knows more
+
+    def test_parts_of_slides_are_no_slides(self, tmp_path: Path) -> None:
+        for name in ("a.vms", "a_1.jpg", "a_2.jpg"):
+            (tmp_path / name).touch()
+        assert [p.name for p in slides_in(tmp_path)] == ["a.vms"]
 
     def test_the_flag_wins_over_the_manifest(self, tmp_path: Path) -> None:
         (tmp_path / "a.tif").touch()

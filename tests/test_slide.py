@@ -93,7 +93,7 @@ class SlideContract:
         with SlideSource(source.path, mpp=0.5).open() as slide:
             assert slide.mpp == 0.5
             assert slide.spacing is not None
-            assert slide.spacing.origin == "--mpp"
+            assert slide.spacing.origin == "--mpp or manifest"
 
 
 class TestOpenSlide(SlideContract):

@@ -12,7 +12,7 @@ from wsi.heatmap import Heatmap
 from wsi.placement import Placement
 from wsi.store import HeatmapSpec, HeatmapStore
 
-SPEC = HeatmapSpec(("normal", "tumor"), (5, 7), 3, 128, 299, 0.25, "abc")
+SPEC = HeatmapSpec(("normal", "tumor"), (5, 7), 3, 128, 128, 299, 0.25, "abc")
 CELLS = np.array([[3, 4], [4, 5]])
 SCORES = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
 

@@ -65,6 +65,14 @@ def test_specks_go_and_small_holes_close_by_area() -> None:
     assert exact[50, 50]
 
 
+def test_glass_of_a_tiny_slide_is_no_hole_and_ink_is_not_filled_back() -> None:
+    assert not tissue_of(overview(glass(16, 16)), TissueConfig()).pixels.any()
+    image = glass()
+    cv2.circle(image, (300, 200), 80, PINK, -1)
+    cv2.circle(image, (300, 200), 6, (0, 0, 0), -1)
+    assert not tissue_of(overview(image), TissueConfig()).pixels[200, 300]
+
+
 def test_undecodable_places_count_as_tissue_so_that_they_are_reported() -> None:
     broken = np.zeros((400, 600), np.bool_)
     broken[10:20, 10:20] = True

@@ -19,8 +19,14 @@ from shapely.geometry.base import BaseGeometry
 from wsi.errors import AnnotationError
 from wsi.files import write_text
 
-TUMOUR_GROUPS = frozenset({"Tumor", "_0", "_1", "metastases"})
-HOLE_GROUPS = frozenset({"_2", "Exclusion", "normal"})  # cut out (NCRF annotation.py; NCRF#61)
+# Compared without regard to case. Camelyon16 uses Tumor, _0, _1 and _2; Camelyon17 metastases and normal.
+TUMOUR_GROUPS = frozenset(
+    {"tumor", "tumour", "_0", "_1", "metastases", "metastasis", "none", "lesion", "positive"}
+)
+HOLE_GROUPS = frozenset(
+    {"_2", "exclusion", "normal", "negative", "ignore*"}
+)  # cut out (NCRF annotation.py; NCRF#61)
+AREA_TYPES = frozenset({"Polygon", "Spline", "Rectangle"})  # of ASAP; dots and measurements enclose nothing
 GROUP_COLOURS = {"Tumor": "#c80000", "Exclusion": "#0000c8"}
 
 
@@ -66,7 +72,7 @@ def read_annotations(path: Path) -> list[Annotation]:
 def _read_xml(path: Path, data: bytes) -> list[Annotation]:
     try:
         root = fromstring(data)
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise AnnotationError(f"{path} is not safe, well-formed XML ({error}); export it again") from error
     if root.tag == "ASAP_Annotations":
         found = [_asap(node, path) for node in root.iter("Annotation")]
@@ -78,6 +84,8 @@ def _read_xml(path: Path, data: bytes) -> list[Annotation]:
 
 
 def _asap(node: Element, path: Path) -> Annotation | None:
+    if node.get("Type", "Polygon") not in AREA_TYPES:
+        return None
     rows = [(n.get("Order", "0"), n.get("X", ""), n.get("Y", "")) for n in node.iter("Coordinate")]
     points = _numbers(rows, path)
     order = np.argsort(points[:, 0], kind="stable")
@@ -108,7 +116,7 @@ def _polygon(points: np.ndarray[Any, np.dtype[np.float64]], group: str, name: st
 def _read_geojson(path: Path, data: bytes) -> list[Annotation]:
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{path} is not JSON ({error}); export it again") from error
     if isinstance(value, dict) and "positive" in value:  # NCRF's form of Camelyon16's outlines
         return _ncrf(value, path)
@@ -129,36 +137,80 @@ def _read_geojson(path: Path, data: bytes) -> list[Annotation]:
 
 def _ncrf(value: dict[str, Any], path: Path) -> list[Annotation]:
     found = []
-    for key, group in (("positive", "Tumor"), ("negative", "Exclusion")):
-        for ring in value.get(key, []):
-            points = _numbers([("0", x, y) for x, y in ring["vertices"]], path)[:, 1:]
-            found.append(_polygon(points, group, str(ring.get("name", ""))))
+    try:
+        for key, group in (("positive", "Tumor"), ("negative", "Exclusion")):
+            for ring in value.get(key, []):
+                points = _numbers([("0", x, y) for x, y in ring["vertices"]], path)[:, 1:]
+                found.append(_polygon(points, group, str(ring.get("name", ""))))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise AnnotationError(f"{path} is not NCRF's form of outlines ({error!r})") from error
     return [a for a in found if a is not None]
 
 
-def tumour_regions(annotations: Iterable[Annotation]) -> Regions:
+def tumour_regions(annotations: Iterable[Annotation], source: Path | None = None) -> Regions:
     """Union of tumour outlines less the excluded ones; rings that cross themselves are repaired.
 
-    Groups in `HOLE_GROUPS` are cut out, every other one counts as tumour: also ``None`` and ``Tumour``.
+    Args:
+        annotations: their groups must be in `TUMOUR_GROUPS` or `HOLE_GROUPS`.
+        source: named in the error.
+
+    Raises:
+        AnnotationError: a group that is in neither: it must not count as tumour, nor be left out in silence.
     """
-    repaired = 0
-    parts: dict[bool, list[BaseGeometry]] = {True: [], False: []}
+    parts: dict[bool, list[Annotation]] = {True: [], False: []}
     for annotation in annotations:
-        outline: BaseGeometry = annotation.outline
-        if not outline.is_valid:
-            repaired += 1
-            outline = shapely.make_valid(outline, method="structure", keep_collapsed=False)
-        parts[annotation.group not in HOLE_GROUPS].append(outline)
-    area = shapely.union_all(parts[True])
-    if parts[False]:
-        area = area.difference(shapely.union_all(parts[False]))
-    return Regions(MultiPolygon(_polygons(area)), repaired)
+        group = annotation.group.strip().casefold()
+        if group not in TUMOUR_GROUPS | HOLE_GROUPS:
+            raise AnnotationError(
+                f"{source or 'the annotations'}: group {annotation.group!r} is unknown; tumour is one of "
+                f"{', '.join(sorted(TUMOUR_GROUPS))}, what is cut out one of {', '.join(sorted(HOLE_GROUPS))}"
+            )
+        parts[group in TUMOUR_GROUPS].append(annotation)
+    return _union(parts[True], parts[False])
+
+
+def marked_regions(annotations: Iterable[Annotation]) -> Regions:
+    """Union of all outlines, whatever their group, less those named exclusion or ignore: a tissue mask."""
+    cut = {"exclusion", "ignore*"}
+    every = list(annotations)
+    keep = [a for a in every if a.group.casefold() not in cut]
+    return _union(keep, [a for a in every if a.group.casefold() in cut])
+
+
+def _union(positive: Iterable[Annotation], negative: Iterable[Annotation]) -> Regions:
+    (area, mended), (holes, mended_too) = (_valid(group) for group in (positive, negative))
+    return Regions(MultiPolygon(_polygons(area.difference(holes))), mended + mended_too)
+
+
+def _valid(annotations: Iterable[Annotation]) -> tuple[BaseGeometry, int]:
+    """The union of the outlines, and how many had to be repaired."""
+    outlines: list[BaseGeometry] = [a.outline for a in annotations]
+    broken = [not outline.is_valid for outline in outlines]
+    mended = [
+        shapely.make_valid(o, method="structure", keep_collapsed=False) if bad else o
+        for o, bad in zip(outlines, broken, strict=True)
+    ]
+    return shapely.union_all(mended), sum(broken)
 
 
 def _polygons(shape: BaseGeometry) -> list[Polygon]:
     if isinstance(shape, Polygon):
         return [] if shape.is_empty else [shape]
     return [polygon for part in getattr(shape, "geoms", []) for polygon in _polygons(part)]
+
+
+def _without_holes(shape: BaseGeometry) -> list[Polygon]:
+    """Polygons without holes that cover the same area: cut through each hole, left to right."""
+    done = []
+    for polygon in _polygons(shape):
+        if not polygon.interiors:
+            done.append(polygon)
+            continue
+        x0, y0, x1, y1 = polygon.bounds
+        middle = polygon.interiors[0].centroid.x
+        for half in (shapely.box(x0, y0, middle, y1), shapely.box(middle, y0, x1, y1)):
+            done += _without_holes(polygon.intersection(half))
+    return done
 
 
 def write_asap(path: Path, annotations: Iterable[Annotation]) -> None:
@@ -170,9 +222,14 @@ def write_asap(path: Path, annotations: Iterable[Annotation]) -> None:
     body = SubElement(root, "Annotations")
     groups: dict[str, None] = {}
     index = 0
-    for annotation in annotations:
+    every = list(annotations)
+    outlines = shapely.union_all([a.outline for a in every])
+    for annotation in every:
         rings = [(annotation.outline.exterior, annotation.group, annotation.name)]
-        rings += [(ring, "Exclusion", "") for ring in annotation.outline.interiors]
+        for hole in annotation.outline.interiors:
+            # an island inside a hole is another outline: it must not be cut out with the hole
+            parts = _without_holes(Polygon(hole).difference(outlines))
+            rings += [(part.exterior, "Exclusion", "") for part in parts]
         for ring, group, name in rings:
             groups.setdefault(group)
             colour = GROUP_COLOURS.get(group, "#f4fa58")

@@ -77,7 +77,7 @@ class ReadBlock:
 
 
 def chunk_side(slide: Slide, plan: ReadPlan) -> int:
-    """Cells along a chunk's side, so that reading a block stays below about 4,300 px square: 32 for stride 128."""
+    """Cells along a chunk's side, so that a block without its halo stays within 4,096 px square: 32 for stride 128."""
     enlarged = plan.scale / slide.levels[plan.level].downsample
     return max(1, int(BLOCK_PX / (plan.stride_px * max(enlarged, 1.0))))
 

@@ -29,6 +29,10 @@ class StoreError(WsiError):
     """An output folder that belongs to another run, or cannot be written."""
 
 
+class ForeignStoreError(StoreError):
+    """One slide's results that belong to another run, or are broken; other slides are not touched."""
+
+
 class ConfigError(WsiError):
     """A configuration, manifest or option with a wrong name or value."""
 

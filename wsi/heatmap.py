@@ -12,10 +12,15 @@ from wsi.placement import Placement
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Heatmap:
-    """One class's scores: (rows, cols) float32 in 0..1, NaN where nothing was scored."""
+    """One class's scores: (rows, cols) float32 in 0..1, NaN where nothing was scored.
+
+    Attributes:
+        cell_px: side of a cell in the pixels the model saw.
+    """
 
     scores: Scores
     placement: Placement
+    cell_px: int = 128
 
     def __post_init__(self) -> None:
         check_array("scores", self.scores, ndim=2, dtype=np.float32)

@@ -30,7 +30,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Spacing:
-    """Micrometres per level-0 pixel, and who says so (``--mpp``, ``openslide``, ``TIFF tags`` ...)."""
+    """Micrometres per level-0 pixel, and who says so (``--mpp or manifest``, ``openslide``, ``TIFF tags`` ...)."""
 
     x_um: float
     y_um: float
@@ -67,7 +67,7 @@ class Slide(ABC):
         self.path = path
         self.levels = tuple(levels)
         self.stored = tuple(stored)
-        given = [] if mpp is None else [Spacing(mpp, mpp, "--mpp")]
+        given = [] if mpp is None else [Spacing(mpp, mpp, "--mpp or manifest")]
         usable = given or [spacing for spacing in stored if spacing.sane]
         self.spacing = usable[0] if usable else None
         self._allow_anisotropic = allow_anisotropic

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+import fsspec
+
 from wsi.errors import SlideError
 from wsi.readers.array import IMAGE_SUFFIXES, open_image
 from wsi.readers.openslide import OpenSlideReader
@@ -44,7 +46,8 @@ class SlideSource:
     @property
     def name(self) -> str:
         """The file's name without its last suffix (and without ``.ome``)."""
-        name = PurePosixPath(urlsplit(self.path).path).name if self.is_url else Path(self.path).name
+        parts = urlsplit(self.path)
+        name = PurePosixPath(parts.path or parts.netloc).name if self.is_url else Path(self.path).name
         stem = name.rsplit(".", 1)[0] if "." in name[1:] else name
         return stem.removesuffix(".ome") or name
 
@@ -76,11 +79,19 @@ class SlideSource:
         # OpenSlide does not know every TIFF: strips, tiles without a pyramid
         return (OpenSlideReader, TiffSlideReader) if lower.endswith((".tif", ".tiff")) else (OpenSlideReader,)
 
+    @property
+    def label(self) -> str:
+        """The path as outputs state it: a URL without its query, which may hold a signature."""
+        parts = urlsplit(self.path)
+        return f"{parts.scheme}://{parts.netloc.split('@')[-1]}{parts.path}" if self.is_url else self.path
+
     def identity(self) -> str:
-        """A short hash of the file: its size, first and last MiB; of a URL, the URL itself."""
+        """A short hash: size, first and last MiB, and the names and sizes of files that belong to it; of a
+        URL what the server says of its size and version.
+        """
         digest = hashlib.sha256()
         if self.is_url:
-            digest.update(self.path.encode())
+            digest.update(_remote_facts(self.path, self.label).encode())
             return digest.hexdigest()[:16]
         with open(self.path, "rb") as file:
             size = file.seek(0, 2)
@@ -88,4 +99,26 @@ class SlideSource:
             for start in (0, max(0, size - _EDGE_BYTES)):
                 file.seek(start)
                 digest.update(file.read(_EDGE_BYTES))
+        for path in _companions(Path(self.path)):
+            digest.update(f"{path.name} {path.stat().st_size}".encode())
         return digest.hexdigest()[:16]
+
+
+def _companions(path: Path) -> list[Path]:
+    """Files that a slide of several files keeps beside its first."""
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs":
+        return sorted(p for p in path.with_suffix("").glob("*") if p.is_file())
+    if suffix in (".vms", ".vmu"):
+        return sorted(p for p in path.parent.glob(f"{path.stem}*") if p.is_file())
+    return sorted(path.parent.glob("*.dcm")) if suffix == ".dcm" else []
+
+
+def _remote_facts(url: str, label: str) -> str:
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        facts = system.info(path)
+    except Exception:  # every back end raises its own; opening the slide will say what is wrong
+        return label
+    known = ("size", "ETag", "etag", "LastModified", "mtime", "created")
+    return label + "".join(f" {key}={facts[key]}" for key in known if key in facts)

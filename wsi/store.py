@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from wsi.arrays import Scores
-from wsi.errors import StoreError
+from wsi.errors import ForeignStoreError, StoreError
 from wsi.files import cannot_write
 from wsi.heatmap import Heatmap
 from wsi.placement import Placement
@@ -26,6 +26,7 @@ class HeatmapSpec:
         shape: (rows, cols).
         chunk: cells along a chunk's side.
         stride_l0: level-0 pixels from cell to cell; the corner of cell (0, 0) is level-0 pixel (0, 0).
+        stride_px: the same in the pixels the model saw.
         patch_l0: side of the patch around each cell, in level-0 pixels.
         mpp: um per level-0 pixel.
         fingerprint: of the slide, settings, weights and code.
@@ -35,6 +36,7 @@ class HeatmapSpec:
     shape: tuple[int, int]
     chunk: int
     stride_l0: int
+    stride_px: int
     patch_l0: int
     mpp: float
     fingerprint: str
@@ -45,6 +47,7 @@ class HeatmapSpec:
             "classes": list(self.classes),
             "origin_level0": [0, 0],
             "stride_level0": [self.stride_l0, self.stride_l0],
+            "stride_model_px": self.stride_px,
             "patch_level0": [self.patch_l0, self.patch_l0],
             "mpp": [self.mpp, self.mpp],
             "nodata": "NaN: not scored",
@@ -70,7 +73,7 @@ class HeatmapStore:
             store = cls.open(path)
             found = store.attributes.get("fingerprint")
             if found != spec.fingerprint:
-                raise StoreError(
+                raise ForeignStoreError(
                     f"{path} was made from another slide, model or settings ({found}, now "
                     f"{spec.fingerprint}); choose another --out, or pass --overwrite"
                 )
@@ -115,7 +118,7 @@ class HeatmapStore:
             # an all-NaN chunk is written too: it says that its cells were tried
             array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
         except (OSError, ValueError, KeyError) as error:
-            raise StoreError(f"{path} is not a heatmap ({error}); score the slide first") from error
+            raise ForeignStoreError(f"{path} is not a heatmap ({error}); score the slide first") from error
         return cls(path, array)
 
     @property
@@ -151,5 +154,10 @@ class HeatmapStore:
     def read(self, class_index: int) -> Heatmap:
         """One class of the whole heatmap."""
         step_x, step_y = self.attributes["stride_level0"]
-        scores = np.asarray(self._array[class_index], dtype=np.float32)
-        return Heatmap(scores, Placement(step_x, step_y))
+        try:
+            scores = np.asarray(self._array[class_index], dtype=np.float32)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ForeignStoreError(
+                f"{self.path} is broken ({error}); pass --overwrite to score again"
+            ) from error
+        return Heatmap(scores, Placement(step_x, step_y), self.attributes["stride_model_px"])

@@ -59,10 +59,10 @@ def detect_tissue(slide: Slide, cfg: TissueConfig) -> Mask:
 
 def tissue_of(overview: Overview, cfg: TissueConfig) -> Mask:
     """Apply the method, then leave out pen, pure black, specks, and fill holes."""
-    found = METHODS[cfg.method](overview.pixels) & ~pen_and_black(overview.pixels)
+    ink = pen_and_black(overview.pixels)
     pixel_um2 = overview.mpp**2
-    found = drop_small(found, cfg.min_speck_um2 / pixel_um2)
-    found = ~drop_small(~found, cfg.max_hole_um2 / pixel_um2)
+    found = drop_small(METHODS[cfg.method](overview.pixels) & ~ink, cfg.min_speck_um2 / pixel_um2)
+    found = fill_small(found, cfg.max_hole_um2 / pixel_um2) & ~ink
     return Mask(found | overview.broken, overview.placement)
 
 
@@ -121,6 +121,15 @@ def drop_small(raster: BoolRaster, min_pixels: float) -> BoolRaster:
     keep = stats[:, cv2.CC_STAT_AREA] >= min_pixels
     keep[0] = False  # label 0 is what is not in the raster
     return np.asarray(keep[labels])
+
+
+def fill_small(raster: BoolRaster, max_pixels: float) -> BoolRaster:
+    """Fill holes below ``max_pixels`` pixels; what reaches the border is no hole."""
+    framed = np.pad(~raster, 1, constant_values=True)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(framed.astype(np.uint8), connectivity=8)
+    hole = stats[:, cv2.CC_STAT_AREA] < max_pixels
+    hole[[0, labels[0, 0]]] = False
+    return np.asarray(raster | hole[labels][1:-1, 1:-1]) if count else raster
 
 
 def _saturation(image: RgbImage) -> cv2.typing.MatLike:

@@ -9,15 +9,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import tifffile
 
-from wsi.annotations import read_annotations, tumour_regions
+from wsi.annotations import marked_regions, read_annotations
 from wsi.errors import AnnotationError
 from wsi.placement import Placement
-from wsi.raster import fill_polygon
+from wsi.raster import cells_inside
 from wsi.slide import Slide
 from wsi.tissue import Mask
 
 PICTURES = (".png", ".tif", ".tiff")
+COARSEST_MPP = 16.0  # half of what tissue is found at by default
+LARGEST_PX = 1 << 28
 MAX_ASPECT_DIFFERENCE = 0.02  # relative; a rounded level of 50 px is off by 1 %
 
 
@@ -41,22 +44,13 @@ def read_user_mask(path: Path, slide: Slide, mpp: float) -> Mask:
         return _picture(path, slide)
     step = max(1.0, mpp / slide.mpp)
     cols, rows = (math.ceil(n / step) for n in slide.size)
-    raster = np.zeros((rows, cols), np.uint8)
-    for polygon in tumour_regions(read_annotations(path)).area.geoms:
-        own = np.zeros_like(raster)
-        fill_polygon(own, polygon, (step, step), 1)
-        raster |= own
-    return Mask(raster > 0, Placement(step, step))
+    area = marked_regions(read_annotations(path)).area
+    return Mask(cells_inside(area, (step, step), (rows, cols)), Placement(step, step))
 
 
 def _picture(path: Path, slide: Slide) -> Mask:
     """Every pixel that is not 0 is tissue."""
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    picture: npt.NDArray[np.uint8] | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    if picture is None:
-        raise AnnotationError(f"{path} cannot be read as a picture; use PNG, TIFF, GeoJSON or ASAP XML")
-    if picture.ndim == 3:
-        picture = picture[..., :3].max(axis=2)
+    picture = _read_picture(path, slide)
     rows, cols = picture.shape
     step_x, step_y = slide.size[0] / cols, slide.size[1] / rows
     if abs(step_x / step_y - 1) > MAX_ASPECT_DIFFERENCE:
@@ -65,3 +59,30 @@ def _picture(path: Path, slide: Slide) -> Mask:
             f"give a mask of the whole slide"
         )
     return Mask(picture > 0, Placement(step_x, step_y))
+
+
+def _read_picture(path: Path, slide: Slide) -> npt.NDArray[np.uint8]:
+    """One channel of a picture; of a pyramid the coarsest level that is no coarser than 16 um per pixel."""
+    try:
+        if path.suffix.lower() == ".png":
+            picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        else:
+            with tifffile.TiffFile(path) as tif:
+                wanted = slide.size[0] * slide.mpp / COARSEST_MPP
+                levels = [v for v in tif.series[0].levels if v.shape[1] >= wanted] or [tif.series[0]]
+                _check_size(path, levels[-1].shape)
+                picture = levels[-1].asarray()
+    except (OSError, ValueError, cv2.error, tifffile.TiffFileError) as error:
+        raise AnnotationError(
+            f"{path} cannot be read as a picture ({error}); use PNG, TIFF, GeoJSON or XML"
+        ) from error
+    if picture is None:
+        raise AnnotationError(f"{path} cannot be read as a picture; use PNG, TIFF, GeoJSON or ASAP XML")
+    return np.asarray(picture if picture.ndim == 2 else picture[..., :3].max(axis=2), np.uint8)
+
+
+def _check_size(path: Path, shape: tuple[int, ...]) -> None:
+    if shape[0] * shape[1] > LARGEST_PX:
+        raise AnnotationError(
+            f"{path} has {shape[1]} x {shape[0]} px in its coarsest level; save it as a pyramid, or smaller"
+        )

@@ -47,6 +47,16 @@ class Models:
         """The first card: classes, patch and spacing are those of all."""
         return self.cards[0]
 
+    def with_positive(self, name: str) -> Models:
+        """The same models, asked for another of their classes.
+
+        Raises:
+            ModelError: they do not have it.
+        """
+        if name not in self.card.classes:
+            raise ModelError(f"the model has no class {name!r}; it has {', '.join(self.card.classes)}")
+        return Models(self.folders, tuple(card.model_copy(update={"positive": name}) for card in self.cards))
+
     @property
     def weights(self) -> list[str]:
         """Each weight file's sha256."""
@@ -58,6 +68,10 @@ class Engine(Protocol):
 
     models: Models
     description: str
+
+    def expect(self, patches: int) -> None:
+        """Say how many patches the whole slide has, scored already or not, before its first block."""
+        ...
 
     def score(self, blocks: Iterable[PatchBlock]) -> Iterator[Scores]:
         """One (n, classes) array of 0..1 per block, in the order of the blocks.

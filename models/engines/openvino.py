@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tempfile
 import threading
 import warnings
 from collections import deque
@@ -23,7 +24,7 @@ from wsi.errors import ConfigError
 log = logging.getLogger(__name__)
 
 BATCH = 8  # larger batches were no faster on 2 cores (facts/performance.md)
-CONVERSION = 2  # raise when the exported graph changes
+_MODELS = Path(__file__).resolve().parents[1]
 
 
 class OpenVinoEngine:
@@ -42,7 +43,14 @@ class OpenVinoEngine:
         compiled = core.compile_model(model, "CPU", settings)
         self._queue = ov.AsyncInferQueue(compiled)
         self._queue.set_callback(_receive)
-        self.description = f"openvino {ov.__version__.split('-')[0]}, {precision.replace('f32', 'fp32')}, CPU"
+        turned = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
+        self.description = (
+            f"openvino {ov.__version__.split('-')[0]}, {precision.replace('f32', 'fp32')}, "
+            f"batches of {self._batch}{turned}, CPU"
+        )
+
+    def expect(self, patches: int) -> None:
+        """Nothing depends on it here."""
 
     def score(self, blocks: Iterable[PatchBlock]) -> Iterator[Scores]:
         """See `Engine`; one block waits behind the one that is worked on."""
@@ -104,11 +112,21 @@ def _precision(wanted: str, core: ov.Core) -> str:
 
 def _converted(models: Models, orientations: int) -> Path:
     """The cached graph of these weights, converted when it is not there."""
-    key = [ov.__version__, str(CONVERSION), str(orientations), *models.weights]
-    key += [f"{card.architecture} {card.training.get('form', '')}" for card in models.cards]
+    key = [ov.__version__, str(orientations), *(card.model_dump_json() for card in models.cards)]
+    key += [
+        (_MODELS / source).read_text() for source in ("network.py", "inception.py", "wsinfer.py", "build.py")
+    ]
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:24]
     path = cache_folder() / "openvino" / f"{name}.xml"
-    if not path.exists():
+    if path.exists():
+        return path
+    try:
+        _convert(models, orientations, path)
+    except OSError as error:
+        log.warning(
+            "cannot keep the converted model in %s (%s); converting for this run only", path.parent, error
+        )
+        path = Path(tempfile.mkdtemp(prefix="slidewright-")) / path.name
         _convert(models, orientations, path)
     return path
 

@@ -20,7 +20,7 @@ from wsi.errors import ConfigError, ModelError
 log = logging.getLogger(__name__)
 
 BATCH_CPU, BATCH_GPU = 8, 256
-# Patches scored before the network is compiled: compiling takes half a minute, so short runs never pay for it.
+# Patches of a slide from which compiling, half a minute, pays.
 COMPILE_FROM = 60_000
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,17 +46,22 @@ class TorchEngine:
         if self._gpu:
             self._network = self._network.to(memory_format=torch.channels_last)
             torch.backends.cudnn.allow_tf32 = precision != "fp32"  # TF32 keeps 10 bits of a mantissa
-        self._seen = 0
-        self._compiled = False
+        self._compiled: nn.Module | None = None
+        self._run: nn.Module = self._network
         name = torch.cuda.get_device_name() if self._gpu else "CPU"
-        self.description = f"torch {torch.__version__}, {precision}, {name}"
+        turned = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
+        self.description = f"torch {torch.__version__}, {precision}, batches of {self._batch}{turned}, {name}"
+
+    def expect(self, patches: int) -> None:
+        """Compile for a large slide. Decided by the whole slide, so that a resumed run computes alike."""
+        self._run = self._network
+        if self._gpu and patches >= COMPILE_FROM:
+            self._compiled = self._compiled or self._compile()
+            self._run = self._compiled
 
     def score(self, blocks: Iterable[PatchBlock]) -> Iterator[Scores]:
         """See `Engine`."""
         for block in blocks:
-            self._seen += len(block)
-            if self._gpu and not self._compiled and self._seen >= COMPILE_FROM:
-                self._compile()
             yield self._score_block(block)
 
     def _score_block(self, block: PatchBlock) -> Scores:
@@ -79,7 +84,7 @@ class TorchEngine:
         count = len(offsets)
         if count < self._batch:  # one batch size: one compiled graph, and the same sums every time
             offsets = torch.cat([offsets, offsets[:1].expand(self._batch - count, 2)])
-        scores: Scores = self._network(cut(pixels, offsets, size))[:count].float().cpu().numpy()
+        scores: Scores = self._run(cut(pixels, offsets, size))[:count].float().cpu().numpy()
         return scores
 
     def _halve(self, error: Exception) -> None:
@@ -89,11 +94,18 @@ class TorchEngine:
         torch.cuda.empty_cache()
         log.warning("the GPU ran out of memory; going on with batches of %d", self._batch)
 
-    def _compile(self) -> None:
+    def _compile(self) -> nn.Module:
         log.info("compiling the network for the GPU (about half a minute)")
-        # freezing: 20,200 against 7,370 patches/s eager on an H100
-        self._network = torch.compile(self._network, options={"freezing": True})  # type: ignore[assignment]
-        self._compiled = True
+        try:
+            # freezing: 20,200 against 7,370 patches/s eager on an H100
+            compiled: nn.Module = torch.compile(self._network, options={"freezing": True})  # type: ignore[assignment]
+            size = self.models.card.patch_px
+            with torch.inference_mode():
+                compiled(torch.zeros((self._batch, size, size, 3), dtype=torch.uint8, device=self._device))
+        except Exception as error:  # no C compiler, no Triton: the back ends raise what they like
+            log.warning("the network cannot be compiled (%s); going on without", type(error).__name__)
+            return self._network
+        return compiled
 
 
 def cut(pixels: Tensor, offsets: Tensor, size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -11,7 +11,7 @@ import shapely
 from pydantic import Field, model_validator
 from shapely import Polygon
 
-from wsi.arrays import BoolRaster
+from wsi.arrays import BoolRaster, CellsRC
 from wsi.config import Config
 from wsi.heatmap import Heatmap
 
@@ -32,13 +32,13 @@ class LesionConfig(Config):
 
     Attributes:
         threshold: lowest score of a lesion; 0.5 in Liu et al. 2017.
-        radius_l0: what is blanked around a maximum, in level-0 pixels: 6 cells of 128 in Liu et al. 2017.
+        radius_px: what is blanked around a maximum, in pixels the model sees: 6 cells of 128 in Liu et al. 2017.
         confidence: scores from which a slide is probably normal, equivocal, probably and definitely
             tumour; the five words are those of Camelyon16's pathologists, the bounds are ours.
     """
 
     threshold: float = Field(default=0.5, gt=0, le=1)
-    radius_l0: float = Field(default=768.0, gt=0)
+    radius_px: float = Field(default=768.0, gt=0)
     confidence: tuple[float, float, float, float] = (0.1, 0.4, 0.6, 0.9)
 
     @model_validator(mode="after")
@@ -79,7 +79,7 @@ def find_lesions(heatmap: Heatmap, cfg: LesionConfig) -> list[Lesion]:
     scores = heatmap.scores
     candidates = np.argwhere(scores >= cfg.threshold)  # NaN compares false
     order = np.argsort(-scores[tuple(candidates.T)], kind="stable")
-    reach = cfg.radius_l0 / heatmap.placement.step_x
+    reach = cfg.radius_px / heatmap.cell_px  # cells
     blanked = np.zeros(scores.shape, np.bool_)
     disc = _disc(reach)
     found = []
@@ -113,19 +113,21 @@ def outlines(heatmap: Heatmap, cfg: LesionConfig) -> list[Outline]:
         By falling maximum, then from top to bottom and left to right.
     """
     above = (heatmap.scores >= cfg.threshold).astype(np.uint8)
-    count, labels = cv2.connectedComponents(above, connectivity=8)
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     found = []
     for label in range(1, count):
-        inside = labels == label
-        values = heatmap.scores[inside]
-        shape = _trace(inside, heatmap)
+        left, top, width, height, _ = boxes[label]
+        window = np.s_[top : top + height, left : left + width]
+        cells = np.argwhere(labels[window] == label) + [top, left]
+        values = heatmap.scores[tuple(cells.T)]
+        shape = _trace(cells, heatmap)
         found.append(Outline(shape, float(values.max()), float(values.mean(dtype=np.float64))))
     return sorted(found, key=lambda o: (-o.maximum, o.shape.bounds[1], o.shape.bounds[0]))
 
 
-def _trace(inside: BoolRaster, heatmap: Heatmap) -> Polygon:
+def _trace(cells: CellsRC, heatmap: Heatmap) -> Polygon:
     """The union of the cells; cells that touch by a corner only are bridged by a thousandth of a cell."""
-    boxes = heatmap.placement.boxes(np.argwhere(inside))
+    boxes = heatmap.placement.boxes(cells)
     sliver = heatmap.placement.step_x / 1000
     grown = shapely.union_all(shapely.box(boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3]))
     if isinstance(grown, Polygon):
@@ -138,6 +140,11 @@ def _trace(inside: BoolRaster, heatmap: Heatmap) -> Polygon:
 def slide_score(heatmap: Heatmap) -> float:
     """The heatmap's maximum (Liu et al. 2017); NaN where no cell was scored."""
     return heatmap.maximum
+
+
+def on_slide(lesion: Lesion, size: tuple[int, int]) -> Lesion:
+    """The lesion, its place moved onto the slide: the last cells of a row or column may reach over its edge."""
+    return replace(lesion, x=min(lesion.x, size[0] - 1.0), y=min(lesion.y, size[1] - 1.0))
 
 
 def confidence_level(score: float, cfg: LesionConfig) -> ConfidenceLevel | None:

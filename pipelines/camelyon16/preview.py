@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +58,11 @@ def write_preview(
     _mark_unreadable(right, overview)
     _number(right, lesions, max(slide.size))
     _scale_bar(left, slide)
-    figure.suptitle(_title(result), x=0.02, y=0.985, ha="left", va="top", fontsize=12)
+    figure.suptitle(_title(result), x=0.02, y=0.985, ha="left", va="top", fontsize=12, parse_math=False)
     note = f"model {card.name}" + (
         " (demonstration model, trained on phantoms)" if card.demonstration else ""
     )
-    figure.text(0.02, 0.012, f"{note}. For research use only.", fontsize=8, color="#555555")
+    figure.text(0.02, 0.012, f"{note}. For research use only.", fontsize=8, color="#555555", parse_math=False)
     bottom, top = FOOT_IN / figure.get_figheight(), 1 - HEAD_IN / figure.get_figheight()
     figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=bottom, top=top, wspace=GAP)
     box = right.get_position()
@@ -69,7 +70,8 @@ def write_preview(
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar_axes)
     bar.set_label(f"score of {card.positive!r}", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    with replacing(path) as partial:
+    with replacing(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
         figure.savefig(partial, format="png", metadata={"Software": None})
 
 
@@ -86,7 +88,8 @@ def _title(result: SlideResult) -> str:
         return f"{result.name}: not scored ({result.note})"
     found = count_text(result)
     lost = f", {result.unreadable} cells unreadable" if result.unreadable else ""
-    return f"{result.name}: score {result.score:.3f}, {result.confidence}, {found}{lost}"
+    reading = f", {result.confidence}" if result.confidence else ""
+    return f"{result.name}: score {result.score:.3f}{reading}, {found}{lost}"
 
 
 def count_text(result: SlideResult) -> str:

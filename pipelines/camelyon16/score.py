@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,15 +22,17 @@ from pipelines.camelyon16.lesions import (
     Outline,
     confidence_level,
     find_lesions,
+    on_slide,
     outlines,
     slide_score,
 )
 from pipelines.camelyon16.preview import write_preview
 from pipelines.provenance import code_hash, fingerprint
+from wsi.annotations import TUMOUR_GROUPS
 from wsi.arrays import CellsRC
 from wsi.blocks import Block, PatchBlock, ReadBlock, chunk_side, plan_blocks, read_ahead
 from wsi.config import Config
-from wsi.errors import ConfigError
+from wsi.errors import ConfigError, ModelError
 from wsi.export import Feature, origin_offset, write_geojson
 from wsi.files import discard_partials, write_json, write_text
 from wsi.grid import MIN_TISSUE, TileGrid, make_grid
@@ -129,15 +131,26 @@ def plan_slide(slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig) ->
     grid = make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue)
     side = chunk_side(slide, plan)
     spec = HeatmapSpec(
-        card.classes,
-        grid.shape,
-        side,
-        plan.stride_l0,
-        plan.size_l0,
-        slide.mpp,
-        _fingerprint(row, slide, engine, cfg),
+        classes=card.classes,
+        shape=grid.shape,
+        chunk=side,
+        stride_l0=plan.stride_l0,
+        stride_px=plan.stride_px,
+        patch_l0=plan.size_l0,
+        mpp=slide.mpp,
+        fingerprint=_fingerprint(row, slide, engine, cfg),
     )
     return ScorePlan(grid, mask, plan_blocks(grid, side), spec)
+
+
+def settings_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
+    """Hash of what is the same for every slide of a run: settings, models, engine, code."""
+    return fingerprint(
+        settings=cfg.model_dump(mode="json", exclude={"lesions", "threads"}),
+        models=[card.model_dump(mode="json") for card in engine.models.cards],
+        engine=engine.description,
+        code=code_hash(),
+    )
 
 
 def _fingerprint(row: SlideRow, slide: Slide, engine: Engine, cfg: ScoreConfig) -> str:
@@ -145,10 +158,7 @@ def _fingerprint(row: SlideRow, slide: Slide, engine: Engine, cfg: ScoreConfig) 
         slide=row.source.identity(),
         mpp=slide.mpp,
         mask=None if row.mask is None else mask_identity(row.mask),
-        settings=cfg.model_dump(mode="json", exclude={"lesions", "threads"}),
-        engine=engine.description,
-        weights=engine.models.weights,
-        code=code_hash(),
+        run=settings_fingerprint(engine, cfg),
     )
 
 
@@ -183,11 +193,12 @@ def score_slide(
             return finished
         discard_partials(out)
         if overwrite:
+            (out / "slide.json").unlink(missing_ok=True)  # it says that all is there
             HeatmapStore.discard(out / "heatmap.zarr", unless=plan.spec.fingerprint)
         store = HeatmapStore.create(out / "heatmap.zarr", plan.spec)
+        engine.expect(len(plan.grid))
         _score_chunks(slide, plan, engine, store, cfg.threads, progress)
-        heatmap = store.read(engine.models.card.positive_index)
-        return _write_results(slide, name, engine, out, cfg, plan, heatmap)
+        return _write_results(slide, (name, row.source.label), engine, out, cfg, plan)
 
 
 def _score_chunks(
@@ -212,6 +223,8 @@ def _score_chunks(
     with closing(read_ahead(slide, todo, threads=threads, ahead=threads)) as reads:
         for scores in engine.score(feed()):
             read = waiting.popleft()
+            if np.isnan(scores).any():
+                raise ModelError("the model gave scores that are not numbers; try --precision fp32")
             whole = np.full((len(read.block.cells), scores.shape[1]), np.nan, np.float32)
             whole[read.readable] = scores
             store.write_chunk(read.block.chunk, read.block.cells, whole)
@@ -220,18 +233,21 @@ def _score_chunks(
 
 
 def _write_results(
-    slide: Slide, name: str, engine: Engine, out: Path, cfg: ScoreConfig, plan: ScorePlan, heatmap: Heatmap
+    slide: Slide, names: tuple[str, str], engine: Engine, out: Path, cfg: ScoreConfig, plan: ScorePlan
 ) -> SlideResult:
     """Lesions and every file of the slide; ``slide.json`` comes last and says that all are there."""
+    name, label = names
+    card = engine.models.card
+    heatmap = HeatmapStore.open(out / "heatmap.zarr").read(card.positive_index)
     score = slide_score(heatmap)
-    lesions = find_lesions(heatmap, cfg.lesions)
+    lesions = [on_slide(lesion, slide.size) for lesion in find_lesions(heatmap, cfg.lesions)]
     areas = outlines(heatmap, cfg.lesions)
     missing = plan.grid.cells[np.isnan(heatmap.scores[tuple(plan.grid.cells.T)])]
     result = SlideResult(
         name=name,
-        path=slide.path,
+        path=label,
         score=None if np.isnan(score) else round(score, 6),
-        confidence=confidence_level(score, cfg.lesions),
+        confidence=confidence_level(score, cfg.lesions) if card.finds_tumour else None,
         lesions=tuple(lesions),
         areas=len(areas),
         cells=len(plan.grid),
@@ -241,21 +257,22 @@ def _write_results(
         note=_note(slide, plan.grid, missing),
     )
     write_text(out / "lesions.csv", "".join(f"{v.score:.6f},{v.x:.0f},{v.y:.0f}\n" for v in lesions))
-    made_by = {"model": engine.models.card.name, "fingerprint": plan.spec.fingerprint}
-    features = lesion_features(name, lesions, areas, heatmap, slide.mpp, made_by)
+    made_by = {"model": card.name, "fingerprint": plan.spec.fingerprint}
+    features = lesion_features(name, card.positive, lesions, areas, heatmap, slide.mpp, made_by)
     write_geojson(out / "lesions.geojson", features, origin_offset(slide.bounds, "auto"))
-    write_preview(out / "preview.png", slide, heatmap, lesions, result, engine.models.card)
+    write_preview(out / "preview.png", slide, heatmap, lesions, result, card)
     write_json(
         out / "slide.json",
         asdict(result)
         | {
             "fingerprint": plan.spec.fingerprint,
+            "settings_fingerprint": settings_fingerprint(engine, cfg),
             "lesion_settings": cfg.lesions.model_dump(mode="json"),
             "bounds": slide.bounds,
-            "model": engine.models.card.name,
-            "demonstration_model": engine.models.card.demonstration,
+            "model": card.name,
+            "demonstration_model": card.demonstration,
             "classes": list(plan.spec.classes),
-            "positive": engine.models.card.positive,
+            "positive": card.positive,
             "tissue_mm2": round(plan.mask.area_um2(slide.mpp) / 1e6, 3),
         },
     )
@@ -280,8 +297,9 @@ def _corners(cells: CellsRC, grid: TileGrid) -> list[tuple[int, int]]:
 
 def lesion_features(
     name: str,
-    lesions: list[Lesion],
-    areas: list[Outline],
+    positive: str,
+    lesions: Sequence[Lesion],
+    areas: Sequence[Outline],
     heatmap: Heatmap,
     mpp: float,
     made_by: dict[str, str],
@@ -290,6 +308,7 @@ def lesion_features(
     import shapely
 
     found = []
+    group = "Tumor" if positive.casefold() in TUMOUR_GROUPS else positive
     for i, area in enumerate(areas, start=1):
         measured = {
             "probability max": area.maximum,
@@ -299,7 +318,14 @@ def lesion_features(
         key = f"{name} outline {area.shape.bounds}"
         found.append(
             Feature(
-                key, area.shape, "annotation", f"tumour area {i}", "Tumor", OUTLINE_COLOUR, measured, made_by
+                key,
+                area.shape,
+                "annotation",
+                f"{positive} area {i}",
+                group,
+                OUTLINE_COLOUR,
+                measured,
+                made_by,
             )
         )
     half = heatmap.placement.step_x / 2
@@ -333,6 +359,19 @@ def result_of(value: dict[str, Any]) -> SlideResult:
     return SlideResult(
         **fields | {"lesions": lesions, "size": tuple(value["size"]), "unreadable_cells": lost}
     )
+
+
+def earlier_results(out: Path, settings: str, but: Collection[str]) -> list[SlideResult]:
+    """Slides that other commands scored into the same folder with the same settings, by name."""
+    found = []
+    for path in sorted(out.glob("*/slide.json")):
+        try:
+            value = json.loads(path.read_bytes())
+            if value["settings_fingerprint"] == settings and value["name"] not in but:
+                found.append(result_of(value))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not one of ours, or of another version
+    return found
 
 
 def scores_csv(results: Sequence[SlideResult]) -> str:

@@ -12,7 +12,7 @@ from scipy.ndimage import binary_fill_holes
 from shapely import MultiPolygon
 from skimage.measure import regionprops
 
-from wsi.raster import fill_polygon
+from wsi.raster import cells_inside
 
 # Evaluation_FROC.py (Camelyon16, 2016): level 5, and 0.243 um/px for the slides of both scanners
 LEVEL5_PX = 32
@@ -51,12 +51,7 @@ def lesion_truth(area: MultiPolygon, size: tuple[int, int]) -> LesionTruth:
     if area.is_empty:
         return LesionTruth(None, 0, frozenset())
     cols, rows = (math.ceil(n / LEVEL5_PX) for n in size)
-    mask = np.zeros((rows, cols), np.uint8)
-    for polygon in area.geoms:
-        own = np.zeros_like(mask)
-        fill_polygon(own, polygon, (LEVEL5_PX, LEVEL5_PX), 1)
-        mask |= own
-    return label_mask(mask > 0)
+    return label_mask(cells_inside(area, (LEVEL5_PX, LEVEL5_PX), (rows, cols)))
 
 
 def label_mask(mask: npt.NDArray[np.bool_]) -> LesionTruth:

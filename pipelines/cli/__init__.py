@@ -37,5 +37,11 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            err.print("wsi: stopped; run the same command again to go on where it stopped")
+            again = (
+                "; run the same command again to go on where it stopped" if "score" in sys.argv[1:2] else ""
+            )
+            err.print(f"wsi: stopped{again}")
         raise
+    except OSError as error:  # a full disk or a missing right, where no better sentence was found
+        err.print(f"wsi: {error}; check space and rights", markup=False)
+        sys.exit(2)

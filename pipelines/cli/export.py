@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from pipelines.camelyon16.lesions import LesionConfig, find_lesions, outlines
+from pipelines.camelyon16.lesions import LesionConfig, outlines
 from pipelines.camelyon16.score import SlideResult, lesion_features, result_of
 from pipelines.cli.console import out
 from wsi.annotations import Annotation, write_asap
 from wsi.errors import StoreError
 from wsi.export import Origin, origin_offset, tile_features, write_cells_csv, write_geojson, write_ome_tiff
+from wsi.heatmap import Heatmap
 from wsi.store import HeatmapStore
 
 app = typer.Typer(no_args_is_help=True, help="Write results for QuPath, ASAP and others.")
@@ -31,6 +32,11 @@ class Scored:
     result: SlideResult
     facts: dict[str, Any]
     store: HeatmapStore
+
+    @property
+    def heatmap(self) -> Heatmap:
+        """Of the class that lesions were found on."""
+        return self.store.read(self.facts["classes"].index(self.facts["positive"]))
 
     @property
     def lesion_settings(self) -> LesionConfig:
@@ -56,7 +62,10 @@ def read_scored(folder: Path) -> list[Scored]:
             result = result_of(facts)
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is broken ({error!r}); score the slide again") from error
-        found.append(Scored(path.parent, result, facts, HeatmapStore.open(path.parent / "heatmap.zarr")))
+        store = HeatmapStore.open(path.parent / "heatmap.zarr")
+        if store.attributes.get("fingerprint") != facts["fingerprint"]:
+            raise StoreError(f"{path.parent} was being scored again and is not finished; run wsi score again")
+        found.append(Scored(path.parent, result, facts, store))
     return found
 
 
@@ -79,17 +88,17 @@ def geojson(
     """Outlines, lesions and, with --tiles, cells for QuPath."""
 
     def write(scored: Scored) -> Path:
-        heatmap = scored.store.read(scored.facts["classes"].index(scored.facts["positive"]))
-        cfg = scored.lesion_settings
+        heatmap = scored.heatmap
         made_by = {"model": scored.facts["model"], "fingerprint": scored.facts["fingerprint"]}
-        name = scored.result.name
+        name, positive = scored.result.name, scored.facts["positive"]
+        areas = outlines(heatmap, scored.lesion_settings)
         features = lesion_features(
-            name, find_lesions(heatmap, cfg), outlines(heatmap, cfg), heatmap, scored.result.mpp, made_by
+            name, positive, scored.result.lesions, areas, heatmap, scored.result.mpp, made_by
         )
         if tiles:
             cells = np.argwhere(np.isfinite(heatmap.scores))
             boxes = heatmap.placement.boxes(cells)
-            features += tile_features(name, boxes, heatmap.scores[tuple(cells.T)], scored.facts["positive"])
+            features += tile_features(name, boxes, heatmap.scores[tuple(cells.T)], positive)
         path = scored.folder / ("lesions.geojson.gz" if gz else "lesions.geojson")
         bounds = scored.facts["bounds"]
         write_geojson(path, features, origin_offset(bounds and tuple(bounds), origin))
@@ -103,8 +112,7 @@ def asap(folder: Folder) -> None:
     """Outlines as ASAP XML."""
 
     def write(scored: Scored) -> Path:
-        heatmap = scored.store.read(scored.facts["classes"].index(scored.facts["positive"]))
-        areas = outlines(heatmap, scored.lesion_settings)
+        areas = outlines(scored.heatmap, scored.lesion_settings)
         path = scored.folder / "lesions.xml"
         write_asap(path, [Annotation(a.shape, "Tumor", f"area {a.maximum:.3f}") for a in areas])
         return path

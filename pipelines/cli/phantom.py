@@ -11,7 +11,7 @@ from pipelines.cli.console import out, progress
 from pipelines.provenance import code_hash, version
 from wsi.errors import ConfigError
 from wsi.files import write_json
-from wsi.phantom.lymph_node import plan_cohort, write_manifest, write_phantom
+from wsi.phantom.lymph_node import plan_cohort, validation_split, write_manifest, write_phantom
 
 app = typer.Typer(no_args_is_help=True, help="Make synthetic slides with known truth.")
 
@@ -40,8 +40,7 @@ def lymph_node(
         kinds = [lesion.kind for lesion in layout.lesions]
         found = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) or "no lesion"
         out.print(f"{folder / slide.name}.tif  {layout.mpp} um/px  {found}", markup=False)
-    every = round(1 / validation_share) if validation_share else count + 1
-    write_manifest(folder, slides, lambda i: "validation" if i % every == every - 1 else "train")
+    write_manifest(folder, slides, validation_split(slides, validation_share))
     settings = {"seed": seed, "count": count, "size": size, "tumour_share": tumour_share}
     made_by = {
         "program": f"slidewright {version()}",

@@ -13,12 +13,19 @@ import typer
 from models.engines import Engine, EngineConfig, find_models, load_engine
 from pipelines.camelyon16.page import write_page
 from pipelines.camelyon16.preview import count_text
-from pipelines.camelyon16.score import ScoreConfig, SlideResult, score_slide, scores_csv
+from pipelines.camelyon16.score import (
+    ScoreConfig,
+    SlideResult,
+    earlier_results,
+    score_slide,
+    scores_csv,
+    settings_fingerprint,
+)
 from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp, Out
-from pipelines.cohort import Failure, gather, run_cohort, write_run
+from pipelines.cohort import Failure, gather, run_cohort, unique_names, write_run
 from pipelines.config import load_config, parse_config
-from pipelines.provenance import code_hash, commit, fingerprint, libraries, machine, version
+from pipelines.provenance import code_hash, commit, libraries, machine, version
 from wsi.config import Config
 from wsi.errors import ConfigError, StoreError
 from wsi.files import write_text
@@ -37,6 +44,10 @@ def score(
     slides: Annotated[list[str], typer.Argument(help="Slides, folders, URLs or a manifest (.csv).")],
     folder: Out,
     model: ModelNames = None,
+    positive: Annotated[
+        str | None,
+        typer.Option("--class", help="Which of the model's classes to find; default is its own choice."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with 'score' and 'engine'.")] = None,
     mpp: Mpp = None,
     stride: Annotated[
@@ -77,8 +88,10 @@ def score(
         threshold=threshold,
     )
     rows = _with_masks(gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic), mask)
-    run = Run(rows, load_engine(find_models(model or [DEFAULT_MODEL]), cfg.engine), cfg, folder, overwrite)
-    complete = run.go()
+    models = find_models(model or [DEFAULT_MODEL])
+    if positive is not None:
+        models = models.with_positive(positive)
+    complete = Run(rows, load_engine(models, cfg.engine), cfg, folder, overwrite).go()
     raise typer.Exit(0 if complete else 1)
 
 
@@ -104,15 +117,20 @@ def _override(
 def _with_masks(rows: list[SlideRow], mask: Path | None) -> list[SlideRow]:
     if mask is None:
         return rows
+    if mask.is_file() and len(rows) > 1:
+        raise ConfigError(f"{mask} is one mask, for {len(rows)} slides; give a folder with a mask for each")
     return [SlideRow(r.source, _mask_of(r, mask), r.truth, r.label, r.split) for r in rows]
 
 
 def _mask_of(row: SlideRow, mask: Path) -> Path:
     if mask.is_file():
         return mask
-    for suffix in (*PICTURES, ".geojson", ".json", ".xml"):
-        if (mask / f"{row.source.name}{suffix}").is_file():
-            return mask / f"{row.source.name}{suffix}"
+    slide = Path(row.source.path).resolve()
+    for stem in (row.source.name, f"{row.source.name}_mask"):
+        for suffix in (*PICTURES, ".geojson", ".json", ".xml"):
+            found = mask / f"{stem}{suffix}"
+            if found.is_file() and found.resolve() != slide:
+                return found
     raise ConfigError(
         f"{mask} holds no mask for {row.source.path}; name it {row.source.name}.png, .geojson or .xml"
     )
@@ -134,6 +152,7 @@ class Run:
         card = self.engine.models.card
         kind = "demonstration model, trained on phantoms" if card.demonstration else "model"
         out.print(f"{len(self.rows)} slides, {kind} {card.name}, {self.engine.description}", markup=False)
+        write_run(self.folder, self._record(), "running", self._earlier(), [])
         outcome = run_cohort(self.rows, self._work, self._summarise, finished=_say)
         out.print(f"{self.folder / 'index.html'} shows them; for research use only", markup=False)
         return outcome.complete
@@ -166,14 +185,11 @@ class Run:
         }
 
     def _fingerprint(self) -> str:
-        settings = self.cfg.score.model_dump(mode="json", exclude={"lesions", "threads"})
-        return fingerprint(
-            settings=settings,
-            weights=self.engine.models.weights,
-            engine=self.engine.description,
-            orientations=self.cfg.engine.orientations,
-            code=code_hash(),
-        )
+        return settings_fingerprint(self.engine, self.cfg.score)
+
+    def _earlier(self) -> list[SlideResult]:
+        """Slides that earlier commands with the same settings scored into this folder."""
+        return earlier_results(self.folder, self._fingerprint(), unique_names(self.rows))
 
     def _check_folder(self) -> None:
         """Refuse a folder that another model, other settings or other code filled."""
@@ -193,9 +209,10 @@ class Run:
 
     def _summarise(self, state: str, results: Sequence[SlideResult], failures: Sequence[Failure]) -> None:
         record = self._record()
-        write_run(self.folder, record, state, results, failures)
-        write_text(self.folder / "slide_scores.csv", scores_csv(results))
-        write_page(self.folder / "index.html", results, failures, record)
+        every = sorted([*self._earlier(), *results], key=lambda r: r.name)
+        write_run(self.folder, record, state, every, failures)
+        write_text(self.folder / "slide_scores.csv", scores_csv(every))
+        write_page(self.folder / "index.html", every, failures, record)
 
 
 def _say(result: SlideResult | Failure) -> None:
@@ -205,7 +222,8 @@ def _say(result: SlideResult | Failure) -> None:
     if result.score is None:
         err.print(f"{result.name}: {result.note}", markup=False)
         return
-    text = f"{result.name}: score {result.score:.3f}, {result.confidence}, {count_text(result)}"
+    reading = f", {result.confidence}" if result.confidence else ""
+    text = f"{result.name}: score {result.score:.3f}{reading}, {count_text(result)}"
     out.print(text, markup=False)
     if result.note:
         err.print(f"{result.name}: {result.note}", markup=False)

@@ -25,7 +25,6 @@ from wsi.manifest import SlideRow
 from wsi.slide import Slide
 
 SAFE_OPENSLIDE = (4, 0, 1)  # 4.0.0 has two published vulnerabilities in its readers
-BYTES_PER_CELL = 16  # two float32 and what lies around them, before compression
 MIN_FREE_GIB = 2
 
 

@@ -10,7 +10,7 @@ import typer
 from pipelines.cli.console import out, progress
 from pipelines.config import load_config
 from pipelines.provenance import code_hash, commit, libraries, machine, version
-from wsi.errors import ConfigError
+from wsi.errors import ConfigError, StoreError
 from wsi.files import write_json
 from wsi.manifest import read_manifest
 
@@ -33,6 +33,7 @@ def classifier(
     ] = None,
     examples: Annotated[int | None, typer.Option(help="Patches to train on; overrides the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUT.")] = False,
 ) -> None:
     """Train the patch classifier; the best network by validation AUC is kept in OUT/model."""
     from models.train_classifier import Progress, TrainConfig, train  # torch takes seconds to load
@@ -41,6 +42,8 @@ def classifier(
     cfg = load_config(config, TrainConfig, overrides)
     if cfg.slides is None:
         raise ConfigError(f"{config} names no slides; pass --slides slides.csv")
+    if (folder / "model").exists() and not overwrite:
+        raise StoreError(f"{folder / 'model'} is there already; choose another --out, or pass --overwrite")
     rows = read_manifest(cfg.slides)
     code = f"slidewright {version()}, code {code_hash()}"
     record: dict[str, Any] = {"config": cfg.model_dump(mode="json"), "code": code_hash(), "commit": commit()}

@@ -192,7 +192,8 @@ class Planner:
     def isolated(self, nodes: tuple[Polygon, ...]) -> tuple[PointsXY, Polygon]:
         """2 to 20 tumour cells within less than 0.2 mm, and the outline around them."""
         node = nodes[int(self.rng.integers(len(nodes)))]
-        x, y = self.point_in(node.buffer(-self.px(80)))
+        inner = node.buffer(-self.px(80))
+        x, y = self.point_in(node if inner.is_empty else inner)
         count = int(self.rng.integers(2, 21))
         spread = self.px(min(9.0 * np.sqrt(count), 70.0))
         angle, reach = self.rng.uniform(0, 2 * np.pi, count), spread * np.sqrt(self.rng.random(count))

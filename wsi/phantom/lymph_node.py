@@ -11,14 +11,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from shapely import MultiPolygon
 
 from wsi.annotations import Annotation, write_asap
 from wsi.arrays import RgbImage
-from wsi.files import write_text
+from wsi.files import replacing, write_text
 from wsi.phantom.layout import Artefact, Disc, Layout, Planner
 from wsi.phantom.pyramid import write_pyramid
 from wsi.phantom.textures import SCANNERS, Plane, Scanner, Staining, lone_px, make_atlas, wrap_crop
-from wsi.raster import fill_polygon
+from wsi.raster import cells_inside, fill_polygon
 
 MASK_LEVEL_PX = 32  # truth masks have Camelyon16's evaluation level 5: level-0 pixels per mask pixel
 _COARSE = 8  # regions are decided on every 8th pixel, then enlarged
@@ -305,18 +306,29 @@ def write_phantom(
 def _write_mask(path: Path, layout: Layout) -> None:
     """255 where the centre of a mask pixel lies in a lesion; one pixel is 32 level-0 pixels (level 5)."""
     cols, rows = (-(-n // MASK_LEVEL_PX) for n in layout.size)
-    raster = np.zeros((rows, cols), np.uint8)
-    for lesion in layout.lesions:
-        fill_polygon(raster, lesion.outline, (MASK_LEVEL_PX, MASK_LEVEL_PX), 255)
-    path.write_bytes(cv2.imencode(".png", raster)[1].tobytes())
+    area = MultiPolygon([lesion.outline for lesion in layout.lesions])
+    raster = cells_inside(area, (MASK_LEVEL_PX, MASK_LEVEL_PX), (rows, cols)).astype(np.uint8) * 255
+    with replacing(path) as partial:
+        partial.write_bytes(cv2.imencode(".png", raster)[1].tobytes())
 
 
-def write_manifest(out: Path, slides: list[PhantomSlide], split: Callable[[int], str]) -> None:
-    """``slides.csv`` with path, mpp, truth, label and split, for `wsi score` and `wsi train`."""
+def validation_split(slides: list[PhantomSlide], share: float) -> list[str]:
+    """``train`` or ``validation`` for each slide: the share of each class, spread evenly, one at least of two."""
+    splits = []
+    for i, slide in enumerate(slides):
+        same = [s.tumour == slide.tumour for s in slides]
+        n, j = sum(same), sum(same[:i])
+        wanted = max(1, round(n * share)) if share > 0 and n > 1 else 0
+        splits.append("validation" if (j + 1) * wanted // n > j * wanted // n else "train")
+    return splits
+
+
+def write_manifest(out: Path, slides: list[PhantomSlide], splits: list[str]) -> None:
+    """``slides.csv`` with path, truth, label and split, for `wsi score` and `wsi train`."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["path", "truth", "label", "split"])
-    for i, slide in enumerate(slides):
+    for slide, split in zip(slides, splits, strict=True):
         label = "tumor" if slide.tumour else "normal"
-        rows.writerow([f"{slide.name}.tif", f"{slide.name}.xml", label, split(i)])
+        rows.writerow([f"{slide.name}.tif", f"{slide.name}.xml", label, split])
     write_text(out / "slides.csv", text.getvalue())

@@ -113,10 +113,9 @@ def write_pyramid(
         background: colour of what `render` leaves out.
         progress: called with (pieces done, pieces).
     """
-    with ExitStack() as stack:
+    with replacing(path) as partial, ExitStack() as stack:
         writer = PyramidWriter(size, background, stack)
         _render_rows(writer, render, progress)
-        partial = stack.enter_context(replacing(path))
         with tifffile.TiffWriter(partial, bigtiff=True) as tif:
             for index, level in enumerate(writer.levels):
                 per_cm = 1e4 / mpp * level.size[0] / size[0]

@@ -55,15 +55,17 @@ class OpenSlideReader(Slide):
         size: tuple[int, int],
         error: Exception,
     ) -> npt.NDArray[np.uint8]:
+        fresh = open_handle(self.path)
+        try:
+            pixels = np.asarray(fresh.read_region(location, level, size))
+        except (openslide.OpenSlideError, OSError):
+            fresh.close()
+            raise RegionError(
+                f"{self.path}: cannot decode {size[0]} x {size[1]} px of level {level} at {location}: {error}"
+            ) from error
         if self._handle is used:
-            self._handle = open_handle(self.path)
-        with open_handle(self.path) as private:
-            try:
-                return np.asarray(private.read_region(location, level, size))
-            except (openslide.OpenSlideError, OSError):
-                raise RegionError(
-                    f"{self.path}: cannot decode {size[0]} x {size[1]} px of level {level} at {location}: {error}"
-                ) from error
+            self._handle = fresh  # the old one may still be read by another thread: it goes when that is done
+        return pixels
 
     def close(self) -> None:
         """Close the handle; calling it twice is fine."""
@@ -106,3 +108,13 @@ def stored_bounds(properties: Mapping[str, str]) -> tuple[int, int, int, int] | 
     except KeyError:
         return None
     return x, y, width, height
+
+
+def dicom_series(path: str) -> str | None:
+    """The UID of the series that a DICOM file belongs to; None where it cannot be read."""
+    try:
+        with openslide.OpenSlide(path) as handle:
+            series: str | None = handle.properties.get("dicom.SeriesInstanceUID")
+            return series
+    except (openslide.OpenSlideError, OSError):
+        return None
