@@ -27,6 +27,7 @@ from wsi.source import SlideSource
 from wsi.tissue import TissueConfig, detect_tissue
 
 BATCH = 32
+GFLOP_A_PATCH = 11.42  # of Inception-v3 at width 1, two a multiplication (facts/performance.md)
 
 
 def plain(slide: Path, grid: TileGrid, network: torch.nn.Module) -> np.ndarray:
@@ -90,6 +91,17 @@ def compare(slide: Path, model: Path, cells: int, rounds: int) -> None:
         print(f"  {name:18s} {statistics.median(values):8.1f} patches/s   {ratio:5.1f} x", flush=True)
 
 
+def matrix_rate(dtype: torch.dtype) -> float:
+    """GFLOP/s of a large matrix product: the most that any engine can reach here in this precision."""
+    a = torch.randn(3072, 3072).to(dtype)
+    a @ a
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < 2:
+        a @ a
+        count += 1
+    return count * 2 * 3072**3 / 1e9 / (time.perf_counter() - start)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=256)
@@ -100,6 +112,13 @@ def main() -> None:
         slide = (
             folder / "normal_001.tif" if (folder / "normal_001.tif").exists() else folder / "tumor_001.tif"
         )
+        header("The limit at width 1")
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            rate = matrix_rate(dtype)
+            print(
+                f"  {name}: matrix products {rate:.0f} GFLOP/s, so at most {rate / GFLOP_A_PATCH:.0f} patches/s",
+                flush=True,
+            )
         for title, model in (
             ("Scoring at width 1 (random weights: timing only)", full_width_model(folder)),
             ("Scoring with the demonstration model", ZOO / "lymph-node-demo"),

@@ -185,6 +185,15 @@ def test_transparent_pixels_lie_over_white() -> None:
     assert over_white(pixels).tolist() == [[[255, 255, 255], [10, 20, 30], [177, 127, 255]]]
 
 
+def test_bands_are_the_region(coordinate_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SlideSource(str(coordinate_slide)).open() as slide:
+        whole = [slide.read_region((-30, 41), level, (300, 433)) for level in range(3)]
+        monkeypatch.setattr("wsi.slide.BAND_PX", 64)
+        for level in range(3):
+            assert len(slide._bands(level, 433)) == 7
+            np.testing.assert_array_equal(slide.read_region((-30, 41), level, (300, 433)), whole[level])
+
+
 class TestSpacing:
     def slide(self, *stored: Spacing, **options: object) -> Slide:
         class Fixed(ArraySlide):

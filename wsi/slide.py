@@ -17,6 +17,7 @@ from wsi.errors import MissingMppError, SpacingError
 
 SANE_MPP = (0.05, 20.0)  # um/px; a 72-dpi TIFF reads as 352.8 (facts/conventions.md, section 8)
 MAX_MPP_DIFFERENCE = 0.05  # relative, between x and y
+BAND_PX = 1024  # rows read at once
 LEVEL_TOLERANCE = 0.01  # stored downsamples read 4.00012 or 2.0034 where 4 and 2 are meant
 
 
@@ -118,7 +119,24 @@ class Slide(ABC):
             raise ValueError(f"{self.path} has levels 0 to {len(self.levels) - 1}, got {level}")
         if min(size) <= 0:
             raise ValueError(f"size must be positive, got {size}")
-        return self._whiten_outside(over_white(self._read(location, level, size)), location, level)
+        bands = self._bands(level, size[1])
+        if len(bands) == 1:
+            image = over_white(self._read(location, level, size))
+        else:
+            image = np.empty((size[1], size[0], 3), np.uint8)
+            for top, bottom in bands:
+                corner = (location[0], location[1] + round(top * self.levels[level].downsample))
+                image[top:bottom] = over_white(self._read(corner, level, (size[0], bottom - top)))
+        return self._whiten_outside(image, location, level)
+
+    def _bands(self, level: int, height: int) -> list[tuple[int, int]]:
+        """Rows (top, bottom) read at once: a large region with its alpha, several times over, would fill memory.
+
+        Only where a band starts at a whole level-0 pixel; else one band.
+        """
+        if height <= 2 * BAND_PX or not self.levels[level].downsample.is_integer():
+            return [(0, height)]
+        return [(top, min(top + BAND_PX, height)) for top in range(0, height, BAND_PX)]
 
     def _whiten_outside(self, image: RgbImage, location: tuple[int, int], level: int) -> RgbImage:
         """Paint white every pixel whose corner lies off the slide."""

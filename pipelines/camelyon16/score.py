@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from models.engines import Engine
@@ -30,7 +31,7 @@ from pipelines.camelyon16.preview import write_preview
 from pipelines.provenance import code_hash, fingerprint
 from wsi.annotations import TUMOUR_GROUPS
 from wsi.arrays import CellsRC
-from wsi.blocks import Block, PatchBlock, ReadBlock, chunk_side, plan_blocks, read_ahead
+from wsi.blocks import Block, PatchBlock, chunk_side, plan_blocks, read_ahead
 from wsi.config import Config
 from wsi.errors import ConfigError, ModelError
 from wsi.export import Feature, origin_offset, write_geojson
@@ -212,23 +213,23 @@ def _score_chunks(
     todo = [block for block in plan.blocks if not store.has_chunk(block.chunk)]
     done = len(plan.grid) - sum(len(block.cells) for block in todo)
     progress(done, len(plan.grid))
-    waiting: deque[ReadBlock] = deque()
+    waiting: deque[tuple[Block, npt.NDArray[np.bool_]]] = deque()  # without the pixels, which are large
 
     def feed() -> Iterator[PatchBlock]:
         for read in reads:
-            waiting.append(read)
+            waiting.append((read.block, read.readable))
             yield read.patches
 
     # closed here, whatever happens: a thread must not read from a slide that is closed already
     with closing(read_ahead(slide, todo, threads=threads, ahead=threads)) as reads:
         for scores in engine.score(feed()):
-            read = waiting.popleft()
+            block, readable = waiting.popleft()
             if np.isnan(scores).any():
                 raise ModelError("the model gave scores that are not numbers; try --precision fp32")
-            whole = np.full((len(read.block.cells), scores.shape[1]), np.nan, np.float32)
-            whole[read.readable] = scores
-            store.write_chunk(read.block.chunk, read.block.cells, whole)
-            done += len(read.block.cells)
+            whole = np.full((len(block.cells), scores.shape[1]), np.nan, np.float32)
+            whole[readable] = scores
+            store.write_chunk(block.chunk, block.cells, whole)
+            done += len(block.cells)
             progress(done, len(plan.grid))
 
 
