@@ -131,8 +131,7 @@ class Painter:
         place = (x0, y0, width, height)
         self._lay(image, "fat", (rough > -110 + 60 * bands) & (rough <= 4), place)
         self._lay(image, "lymphocytes", rough > 0, place)
-        for name, discs in (("germinal_centre", self.layout.follicles),):
-            self._lay(image, name, self._discs(discs, x, y, bands), place)
+        self._lay(image, "germinal_centre", self._discs(self.layout.follicles, x, y, bands), place)
         sinuses = ((rough > 45) & (rough < 75)) | (medulla & (np.abs(bands) < 0.28))
         self._lay(image, "sinus", sinuses & (rough > 0), place)
         trabecula = (np.abs(self._noise(0, 420, x, y)) < 0.045) & (rough > 0)
