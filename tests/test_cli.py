@@ -65,7 +65,7 @@ class TestScore:
         (slides / "text.svs").write_text("not a slide")
         code, out, err = wsi("score", slides, "--out", tmp_path / "out")
         assert code == 1
-        assert "Größe 1: score 0.938, definitely tumour, 1 lesion in 1 area" in out
+        assert "Größe 1: score 0.938, equivocal, 1 lesion in 1 area" in out
         assert "text: failed: " in err
         assert "text.svs is not a slide that OpenSlide can read" in err
         run = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -73,7 +73,7 @@ class TestScore:
         assert [s["name"] for s in run["slides"]] == ["Größe 1"]
         assert run["failed"][0]["path"].endswith("text.svs")
         assert (tmp_path / "out" / "slide_scores.csv").read_text() == (
-            "slide,score,confidence\nGröße 1,0.937500,definitely tumour\n"
+            "slide,score,confidence\nGröße 1,0.937500,equivocal\n"
         )
         page = (tmp_path / "out" / "index.html").read_text()
         assert "Größe 1" in page

@@ -124,10 +124,10 @@ def test_outlines_are_ranked() -> None:
     ("score", "word"),
     [
         (0.0, "definitely normal"),
-        (0.1, "probably normal"),
-        (0.5, "equivocal"),
-        (0.6, "probably tumour"),
-        (0.9, "definitely tumour"),
+        (0.5, "probably normal"),
+        (0.9, "equivocal"),
+        (0.95, "probably tumour"),
+        (0.99, "definitely tumour"),
     ],
 )
 def test_five_words(score: float, word: str) -> None:

@@ -51,7 +51,7 @@ class TestFlow:
         lesion = result.lesions[0]
         assert SQUARE.contains(geometry.Point(lesion.x, lesion.y))
         assert result.score == pytest.approx(120 / 128, abs=1e-3)
-        assert result.confidence == "definitely tumour"
+        assert result.confidence == "equivocal"
         assert result.unreadable == 0
 
     def test_the_heatmap_is_the_redness_of_every_cell(self, red_square: Path, tmp_path: Path) -> None:

@@ -34,12 +34,13 @@ class LesionConfig(Config):
         threshold: lowest score of a lesion; 0.5 in Liu et al. 2017.
         radius_px: what is blanked around a maximum, in pixels the model sees: 6 cells of 128 in Liu et al. 2017.
         confidence: scores from which a slide is probably normal, equivocal, probably and definitely
-            tumour; the five words are those of Camelyon16's pathologists, the bounds are ours.
+            tumour; the five words are those of Camelyon16's pathologists, the bounds are ours: a maximum
+            over thousands of cells is high on normal slides, too.
     """
 
     threshold: float = Field(default=0.5, gt=0, le=1)
     radius_px: float = Field(default=768.0, gt=0)
-    confidence: tuple[float, float, float, float] = (0.1, 0.4, 0.6, 0.9)
+    confidence: tuple[float, float, float, float] = (0.5, 0.8, 0.95, 0.99)
 
     @model_validator(mode="after")
     def _ascending(self) -> LesionConfig:
