@@ -76,12 +76,12 @@ def test_an_island_inside_a_hole_survives_asap(tmp_path: Path) -> None:
 
 
 def test_points_go_by_order_not_by_place_in_the_file(tmp_path: Path) -> None:
-    text = asap([("Tumor", SQUARE)])
-    points = [part for part in text.split("<Coordinate ")[1:]]
-    swapped = text.replace(points[0].split("/>")[0], "@").replace(
-        points[2].split("/>")[0], points[0].split("/>")[0]
-    )
-    path = write(tmp_path / "a.xml", swapped.replace("@", points[2].split("/>")[0]))
+    lines = asap([("Tumor", SQUARE)]).split("<Coordinate ")
+    lines[1], lines[2] = (
+        lines[2].replace("</Coordinates>", ""),
+        lines[1],
+    )  # the first two points change places
+    path = write(tmp_path / "a.xml", "<Coordinate ".join(lines))
     assert tumour_regions(read_annotations(path)).area.area == 100  # else it crosses itself: 50
 
 

@@ -185,6 +185,19 @@ def test_transparent_pixels_lie_over_white() -> None:
     assert over_white(pixels).tolist() == [[[255, 255, 255], [10, 20, 30], [177, 127, 255]]]
 
 
+def test_whatever_a_reader_gives_off_the_slide_is_white() -> None:
+    class Black(ArraySlide):
+        def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> np.ndarray:
+            return np.zeros((size[1], size[0], 3), np.uint8)
+
+    slide = Black([coordinates(40, 30), coordinates(20, 15)], mpp=0.5)
+    for level, (left, top, right, bottom) in enumerate([(10, 6, 50, 36), (5, 3, 25, 18)]):
+        region = slide.read_region((-10, -6), level, (60, 50))
+        assert (region[top:bottom, left:right] == 0).all()
+        region[top:bottom, left:right] = 255
+        assert (region == 255).all()
+
+
 def test_bands_are_the_region(coordinate_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with SlideSource(str(coordinate_slide)).open() as slide:
         whole = [slide.read_region((-30, 41), level, (300, 433)) for level in range(3)]

@@ -66,7 +66,7 @@ def test_specks_go_and_small_holes_close_by_area() -> None:
 
 
 def test_glass_of_a_tiny_slide_is_no_hole_and_ink_is_not_filled_back() -> None:
-    assert not tissue_of(overview(glass(16, 16)), TissueConfig()).pixels.any()
+    assert not tissue_of(overview(glass(9, 9)), TissueConfig()).pixels.any()
     image = glass()
     cv2.circle(image, (300, 200), 80, PINK, -1)
     cv2.circle(image, (300, 200), 6, (0, 0, 0), -1)
