@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +24,14 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 PLAIN_EVERY_S = 10.0  # between two lines of progress where there is no terminal
 
 
+class _Notes(logging.Handler):
+    """A library's note as one plain line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        err.print(record.getMessage(), markup=False)
+
+
 class Tick(Protocol):
     """Moves the bar."""
 
@@ -35,8 +42,7 @@ class Tick(Protocol):
 
 def set_up_logging() -> None:
     """The libraries' notes go to standard error, plainly."""
-    handler = RichHandler(console=err, show_time=False, show_path=False, show_level=False)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_Notes()], force=True)
     for package in ("wsi", "models", "pipelines"):
         logging.getLogger(package).setLevel(logging.INFO)
 
