@@ -14,7 +14,7 @@ import shapely
 
 from benchmarks.common import header, scratch, wsi
 from pipelines.camelyon16.froc import SlideHits, froc, slide_hits
-from pipelines.camelyon16.score import result_of
+from pipelines.camelyon16.results import result_of
 from pipelines.camelyon16.truth import lesion_truth
 from wsi.annotations import read_annotations, tumour_regions
 from wsi.metrics import auc

@@ -12,7 +12,8 @@ import tifffile
 from PIL import Image
 from shapely import box, geometry
 
-from pipelines.camelyon16.score import ScoreConfig, SlideResult, score_slide
+from pipelines.camelyon16.results import SlideResult
+from pipelines.camelyon16.score import ScoreConfig, score_slide
 from pipelines.cohort import gather, slides_in, unique_names
 from tests.slides import RednessEngine, card, painted, write_pyramid
 from wsi.annotations import Annotation, write_asap

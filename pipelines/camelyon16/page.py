@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from pipelines.camelyon16.score import SlideResult
+from pipelines.camelyon16.results import SlideResult
 from pipelines.cohort import Failure
 from wsi.files import write_text
 

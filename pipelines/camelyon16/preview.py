@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,13 +18,11 @@ from matplotlib.patheffects import withStroke
 
 from models.card import ModelCard
 from pipelines.camelyon16.lesions import Lesion
+from pipelines.camelyon16.results import SlideResult
 from wsi.files import replacing
 from wsi.heatmap import Heatmap
 from wsi.overview import Overview, read_overview
 from wsi.slide import Slide
-
-if TYPE_CHECKING:
-    from pipelines.camelyon16.score import SlideResult
 
 PANEL_PX = 1000  # longer side of the overview
 NUMBERED = 30  # lesions that get a number; more would hide the tissue

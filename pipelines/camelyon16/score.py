@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +15,7 @@ from pydantic import Field
 
 from models.engines import Engine
 from pipelines.camelyon16.lesions import (
-    Lesion,
     LesionConfig,
-    Outline,
     confidence_level,
     find_lesions,
     on_slide,
@@ -28,23 +23,20 @@ from pipelines.camelyon16.lesions import (
     slide_score,
 )
 from pipelines.camelyon16.preview import write_preview
+from pipelines.camelyon16.results import SlideResult, finished_result, lesion_features
 from pipelines.provenance import code_hash, fingerprint
-from wsi.annotations import TUMOUR_GROUPS
 from wsi.arrays import CellsRC
 from wsi.blocks import Block, PatchBlock, chunk_side, plan_blocks, read_ahead
 from wsi.config import Config
 from wsi.errors import ConfigError, ModelError
-from wsi.export import Feature, origin_offset, write_geojson
+from wsi.export import origin_offset, write_geojson
 from wsi.files import discard_partials, write_json, write_text
 from wsi.grid import MIN_TISSUE, TileGrid, make_grid
-from wsi.heatmap import Heatmap
 from wsi.manifest import SlideRow
 from wsi.slide import Slide, plan_read
 from wsi.store import HeatmapSpec, HeatmapStore
 from wsi.tissue import Mask, TissueConfig, detect_tissue
 from wsi.user_mask import mask_identity, read_user_mask
-
-OUTLINE_COLOUR, LESION_COLOUR = (200, 0, 0), (255, 140, 0)
 
 
 class ScoreConfig(Config):
@@ -63,41 +55,6 @@ class ScoreConfig(Config):
     min_tissue: float = Field(default=MIN_TISSUE, gt=0, le=1)
     lesions: LesionConfig = LesionConfig()
     threads: int = Field(default=1, gt=0)
-
-
-@dataclass(frozen=True, slots=True)
-class SlideResult:
-    """What is known of a slide after scoring.
-
-    Attributes:
-        score: the heatmap's maximum; None where no cell was scored.
-        lesions: maxima of the heatmap, best first.
-        areas: connected areas at or above the threshold.
-        cells: cells with tissue.
-        unreadable_cells: of those, level-0 (x, y) of the corners of the cells that could not be decoded.
-        note: a sentence for the user, or empty.
-    """
-
-    name: str
-    path: str
-    score: float | None
-    confidence: str | None
-    lesions: tuple[Lesion, ...]
-    areas: int
-    cells: int
-    unreadable_cells: tuple[tuple[int, int], ...]
-    mpp: float
-    size: tuple[int, int]
-    note: str = ""
-
-    @property
-    def unreadable(self) -> int:
-        """How many cells could not be decoded."""
-        return len(self.unreadable_cells)
-
-    def summary(self) -> dict[str, Any]:
-        """Its entry in ``run.json``."""
-        return asdict(self) | {"lesions": len(self.lesions)}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -189,7 +146,7 @@ def score_slide(
     """
     with row.source.open() as slide:
         plan = plan_slide(slide, row, engine, cfg)
-        finished = _finished(out, plan.spec.fingerprint, cfg)
+        finished = finished_result(out, plan.spec.fingerprint, cfg.lesions)
         if finished is not None:
             return finished
         discard_partials(out)
@@ -294,92 +251,3 @@ def _note(slide: Slide, grid: TileGrid, missing: CellsRC) -> str:
 def _corners(cells: CellsRC, grid: TileGrid) -> list[tuple[int, int]]:
     """Level-0 (x, y) of each cell's corner, as plain numbers."""
     return [(int(col) * grid.plan.stride_l0, int(row) * grid.plan.stride_l0) for row, col in cells]
-
-
-def lesion_features(
-    name: str,
-    positive: str,
-    lesions: Sequence[Lesion],
-    areas: Sequence[Outline],
-    heatmap: Heatmap,
-    mpp: float,
-    made_by: dict[str, str],
-) -> list[Feature]:
-    """Outlines as annotations, lesions as detections one cell large."""
-    import shapely
-
-    found = []
-    group = "Tumor" if positive.casefold() in TUMOUR_GROUPS else positive
-    for i, area in enumerate(areas, start=1):
-        measured = {
-            "probability max": area.maximum,
-            "probability mean": area.mean,
-            "area um2": area.shape.area * mpp**2,
-        }
-        key = f"{name} outline {area.shape.bounds}"
-        found.append(
-            Feature(
-                key,
-                area.shape,
-                "annotation",
-                f"{positive} area {i}",
-                group,
-                OUTLINE_COLOUR,
-                measured,
-                made_by,
-            )
-        )
-    half = heatmap.placement.step_x / 2
-    for i, lesion in enumerate(lesions, start=1):
-        square = shapely.box(lesion.x - half, lesion.y - half, lesion.x + half, lesion.y + half)
-        measured = {"probability": lesion.score, "rank": i}
-        key = f"{name} lesion {lesion.x} {lesion.y}"
-        found.append(
-            Feature(key, square, "detection", f"lesion {i}", "Lesion", LESION_COLOUR, measured, made_by)
-        )
-    return found
-
-
-def _finished(out: Path, expected: str, cfg: ScoreConfig) -> SlideResult | None:
-    """The result of an earlier run with the same fingerprint and lesion settings."""
-    try:
-        value: dict[str, Any] = json.loads((out / "slide.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    same_lesions = value.get("lesion_settings") == cfg.lesions.model_dump(mode="json")
-    if value.get("fingerprint") != expected or not same_lesions:
-        return None
-    return result_of(value)
-
-
-def result_of(value: dict[str, Any]) -> SlideResult:
-    """A `SlideResult` from what ``slide.json`` holds."""
-    fields = {key: value[key] for key in SlideResult.__dataclass_fields__}
-    lesions = tuple(Lesion(**lesion) for lesion in value["lesions"])
-    lost = tuple((x, y) for x, y in value["unreadable_cells"])
-    return SlideResult(
-        **fields | {"lesions": lesions, "size": tuple(value["size"]), "unreadable_cells": lost}
-    )
-
-
-def earlier_results(out: Path, settings: str, but: Collection[str]) -> list[SlideResult]:
-    """Slides that other commands scored into the same folder with the same settings, by name."""
-    found = []
-    for path in sorted(out.glob("*/slide.json")):
-        try:
-            value = json.loads(path.read_bytes())
-            if value["settings_fingerprint"] == settings and value["name"] not in but:
-                found.append(result_of(value))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not one of ours, or of another version
-    return found
-
-
-def scores_csv(results: Sequence[SlideResult]) -> str:
-    """``slide,score,confidence``; the score is empty where nothing was scored, never 0."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["slide", "score", "confidence"])
-    for r in results:
-        rows.writerow([r.name, "" if r.score is None else f"{r.score:.6f}", r.confidence or "not scored"])
-    return text.getvalue()

@@ -12,7 +12,7 @@ import numpy as np
 import typer
 
 from pipelines.camelyon16.lesions import LesionConfig, outlines
-from pipelines.camelyon16.score import SlideResult, lesion_features, result_of
+from pipelines.camelyon16.results import SlideResult, lesion_features, result_of
 from pipelines.cli.console import out
 from wsi.annotations import Annotation, write_asap
 from wsi.errors import StoreError

@@ -13,14 +13,8 @@ import typer
 from models.engines import Engine, EngineConfig, find_models, load_engine
 from pipelines.camelyon16.page import write_page
 from pipelines.camelyon16.preview import count_text
-from pipelines.camelyon16.score import (
-    ScoreConfig,
-    SlideResult,
-    earlier_results,
-    score_slide,
-    scores_csv,
-    settings_fingerprint,
-)
+from pipelines.camelyon16.results import SlideResult, earlier_results, scores_csv
+from pipelines.camelyon16.score import ScoreConfig, score_slide, settings_fingerprint
 from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp, Out
 from pipelines.cohort import Failure, gather, run_cohort, unique_names, write_run
