@@ -83,7 +83,10 @@ def read_card(folder: Path) -> ModelCard:
     try:
         card = ModelCard.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise ModelError(f"{folder} is not a model: {CARD} cannot be read ({error.strerror})") from error
+        raise ModelError(
+            f"{folder} is not a model: {CARD} cannot be read ({error.strerror}); a model folder holds {WEIGHTS} "
+            f"and {CARD}, or WSInfer's torchscript_model.pt and config.json"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "card"

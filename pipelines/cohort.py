@@ -94,6 +94,8 @@ def _rows(text: str) -> list[SlideRow]:
         return [SlideRow(SlideSource(str(p))) for p in slides_in(path)]
     if text.lower().endswith(".csv"):
         return read_manifest(path)
+    if "://" not in text and not path.exists():
+        raise ConfigError(f"{text} does not exist; check the path")
     return [SlideRow(SlideSource(text))]
 
 

@@ -146,6 +146,9 @@ class TestScore:
         assert code == 1
         assert "a: failed: " in err
         assert "another slide" in err
+        assert (
+            "a,0.937500" in (tmp_path / "out" / "slide_scores.csv").read_text()
+        )  # what was done is not lost
         assert "b: score 0.938" in out
 
     def test_names_with_dollars(self, wsi: Run, red_square: Path, tmp_path: Path) -> None:
@@ -257,7 +260,7 @@ class TestInfoAndDoctor:
 
     def test_info_of_a_missing_slide(self, wsi: Run, tmp_path: Path) -> None:
         code, _, err = wsi("info", tmp_path / "gone.svs")
-        assert code == 1
+        assert code == 2
         assert "gone.svs does not exist" in err
 
     def test_doctor(self, wsi: Run, coordinate_slide: Path, tmp_path: Path) -> None:
@@ -284,6 +287,23 @@ class TestModels:
         code, _, err = wsi("score", coordinate_slide, "--model", "nowhere", "--out", tmp_path / "o")
         assert code == 2
         assert "there is no model folder nowhere; models that ship: lymph-node-demo" in err
+
+    def test_other_phantoms_are_not_replaced_in_silence(self, wsi: Run, tmp_path: Path) -> None:
+        (tmp_path / "phantoms.json").write_text('{"settings": {"seed": 1}}')
+        code, _, err = wsi("phantom", "lymph-node", "--out", tmp_path)
+        assert code == 2
+        assert "holds other phantoms" in err
+
+    def test_version(self, wsi: Run) -> None:
+        assert wsi("--version")[1].startswith("slidewright ")
+
+    def test_out_is_a_file(self, wsi: Run, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        code, _, err = wsi(
+            "phantom", "lymph-node", "--size", "4096x4096", "--count", 1, "--out", tmp_path / "file"
+        )
+        assert code == 2
+        assert "a file has the name of the folder; choose another --out" in err
 
     def test_a_phantom_too_small(self, wsi: Run, tmp_path: Path) -> None:
         code, _, err = wsi("phantom", "lymph-node", "--size", "10x10", "--out", tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from wsi.errors import StoreError
 
 def cannot_write(path: Path, error: OSError) -> StoreError:
     """No space, no right, no folder: one sentence for all of them."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return StoreError(f"cannot write {path}: a file has the name of the folder; choose another --out")
     why = error.strerror or str(error)
     return StoreError(
         f"cannot write {path} ({why}); free space and run the same command again, or choose another --out"
@@ -35,7 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def discard_partials(folder: Path) -> None:

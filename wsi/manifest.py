@@ -45,7 +45,8 @@ def read_manifest(path: Path) -> list[SlideRow]:
             _check_columns(path, columns)
             return [_row(path, line, values) for line, values in enumerate(reader, start=2)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} cannot be read as a CSV manifest ({error})") from error
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read as a CSV manifest ({why}); check the path") from error
 
 
 def _check_columns(path: Path, columns: Iterable[str]) -> None:

@@ -73,9 +73,15 @@ class HeatmapStore:
             store = cls.open(path)
             found = store.attributes.get("fingerprint")
             if found != spec.fingerprint:
+                before = store.attributes
+                differ = [
+                    f"{key} {before.get(key)}, now {value}"
+                    for key, value in spec.attributes().items()
+                    if key != "fingerprint" and before.get(key) != value
+                ]
                 raise ForeignStoreError(
-                    f"{path} was made from another slide, model or settings ({found}, now "
-                    f"{spec.fingerprint}); choose another --out, or pass --overwrite"
+                    f"{path} was made from another slide, model or settings"
+                    f"{' (' + '; '.join(differ) + ')' if differ else ''}; choose another --out, or pass --overwrite"
                 )
             return store
         partial = path.with_name(f".{path.name}.partial")

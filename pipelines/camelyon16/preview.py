@@ -31,7 +31,7 @@ HEAD_IN, FOOT_IN = 0.5, 0.4
 # transparent where the score is low, so that the tissue stays visible
 COLOURS = LinearSegmentedColormap.from_list(
     "tumour",
-    [(1.0, 0.95, 0.4, 0.12), (1.0, 0.75, 0.1, 0.45), (0.9, 0.25, 0.05, 0.62), (0.62, 0.0, 0.1, 0.75)],
+    [(1.0, 0.95, 0.4, 0.24), (1.0, 0.75, 0.1, 0.45), (0.9, 0.25, 0.05, 0.62), (0.62, 0.0, 0.1, 0.75)],
 )
 
 
@@ -57,10 +57,10 @@ def write_preview(
     _number(right, lesions, max(slide.size))
     _scale_bar(left, slide)
     figure.suptitle(_title(result), x=0.02, y=0.985, ha="left", va="top", fontsize=12, parse_math=False)
-    note = f"model {card.name}" + (
-        " (demonstration model, trained on phantoms)" if card.demonstration else ""
-    )
-    figure.text(0.02, 0.012, f"{note}. For research use only.", fontsize=8, color="#555555", parse_math=False)
+    note = f"model {card.name}. For research use only."
+    if card.demonstration:
+        note = f"model {card.name}, trained on phantoms: its scores on real tissue mean nothing. For research use only."
+    figure.text(0.02, 0.012, note, fontsize=9.5, color="#8c0d18", parse_math=False)
     bottom, top = FOOT_IN / figure.get_figheight(), 1 - HEAD_IN / figure.get_figheight()
     figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=bottom, top=top, wspace=GAP)
     box = right.get_position()
@@ -125,6 +125,7 @@ def _mark_unreadable(axes: Axes, overview: Overview) -> None:
 
 def _number(axes: Axes, lesions: Sequence[Lesion], side: int) -> None:
     style: dict[str, Any] = {"fill": False, "edgecolor": "#00307a", "linewidth": 1.1}
+    style["path_effects"] = [withStroke(linewidth=2.6, foreground="white")]
     for i, lesion in enumerate(lesions[:NUMBERED], start=1):
         axes.add_patch(Circle((lesion.x, lesion.y), side / 90, **style))
         axes.annotate(

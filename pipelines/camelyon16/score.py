@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from models.card import ModelCard
 from models.engines import Engine
 from pipelines.camelyon16.lesions import (
     LesionConfig,
@@ -33,7 +34,7 @@ from wsi.export import origin_offset, write_geojson
 from wsi.files import discard_partials, write_json, write_text
 from wsi.grid import MIN_TISSUE, TileGrid, make_grid
 from wsi.manifest import SlideRow
-from wsi.slide import Slide, plan_read
+from wsi.slide import MAX_MPP_DIFFERENCE, Slide, plan_read
 from wsi.store import HeatmapSpec, HeatmapStore
 from wsi.tissue import Mask, TissueConfig, detect_tissue
 from wsi.user_mask import mask_identity, read_user_mask
@@ -212,8 +213,10 @@ def _write_results(
         unreadable_cells=tuple(_corners(missing, plan.grid)),
         mpp=slide.mpp,
         size=slide.size,
-        note=_note(slide, plan.grid, missing),
+        note=_note(slide, plan.grid, missing) or _spacing_note(slide, card),
     )
+    for stale in ("lesions.xml", "lesions.geojson.gz"):  # exports of what is replaced now
+        (out / stale).unlink(missing_ok=True)
     write_text(out / "lesions.csv", "".join(f"{v.score:.6f},{v.x:.0f},{v.y:.0f}\n" for v in lesions))
     made_by = {"model": card.name, "fingerprint": plan.spec.fingerprint}
     features = lesion_features(name, card.positive, lesions, areas, heatmap, slide.mpp, made_by)
@@ -235,6 +238,20 @@ def _write_results(
         },
     )
     return result
+
+
+def _spacing_note(slide: Slide, card: ModelCard) -> str:
+    """What a reader of the score must know of the spacing."""
+    wanted = card.spacing_um
+    if wanted is not None and slide.mpp > wanted * (1 + card.spacing_tolerance):
+        return (
+            f"read at {slide.mpp:.4g} um/px by --native, but the model was trained at {wanted:.4g}: "
+            f"it has not learned to read this slide"
+        )
+    stored = next((s for s in slide.stored if s.sane), None)
+    if stored is not None and abs(slide.mpp / stored.x_um - 1) > MAX_MPP_DIFFERENCE:
+        return f"{slide.mpp:.4g} um/px was given, the slide itself says {stored.x_um:.4g}"
+    return ""
 
 
 def _note(slide: Slide, grid: TileGrid, missing: CellsRC) -> str:

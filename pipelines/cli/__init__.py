@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from pipelines import provenance
 from pipelines.cli import export, phantom, score, slides, train
-from pipelines.cli.console import err, set_up_logging
+from pipelines.cli.console import err, out, set_up_logging
 from wsi.errors import WsiError
 
 INTERRUPTED = 130  # typer's exit code for Ctrl-C, the shell's 128 + SIGINT
@@ -19,6 +21,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reads gigapixel pathology slides and says what is on them, and where. For research use only.",
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        out.print(f"slidewright {provenance.version()}")
+        raise typer.Exit
+
+
 app.command("score")(score.score)
 app.command("info")(slides.info)
 app.command("doctor")(slides.doctor)

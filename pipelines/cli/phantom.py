@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from pipelines.cli.console import out, progress
 from pipelines.provenance import code_hash, version
-from wsi.errors import ConfigError
+from wsi.errors import ConfigError, StoreError
 from wsi.files import write_json
 from wsi.phantom.lymph_node import plan_cohort, validation_split, write_manifest, write_phantom
 
@@ -31,8 +32,11 @@ def lymph_node(
     validation_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of slides marked 'validation' in slides.csv.")
     ] = 0.2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other phantoms in OUT.")] = False,
 ) -> None:
     """Lymph nodes with metastases: slides, ASAP XML and mask as truth, and slides.csv."""
+    settings = {"seed": seed, "count": count, "size": size, "tumour_share": tumour_share}
+    _check_folder(folder, settings, overwrite)
     slides = plan_cohort(count, seed, _size(size), tumour_share)
     for i, slide in enumerate(slides, start=1):
         with progress(f"{slide.name} ({i} of {count})", transient=True) as tick:
@@ -41,7 +45,6 @@ def lymph_node(
         found = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) or "no lesion"
         out.print(f"{folder / slide.name}.tif  {layout.mpp} um/px  {found}", markup=False)
     write_manifest(folder, slides, validation_split(slides, validation_share))
-    settings = {"seed": seed, "count": count, "size": size, "tumour_share": tumour_share}
     made_by = {
         "program": f"slidewright {version()}",
         "code": code_hash(),
@@ -49,6 +52,18 @@ def lymph_node(
     }
     write_json(folder / "phantoms.json", made_by | {"settings": settings, "note": "synthetic; not tissue"})
     out.print(f"{folder / 'slides.csv'} lists them", markup=False)
+
+
+def _check_folder(folder: Path, settings: dict[str, object], overwrite: bool) -> None:
+    """Refuse to mix phantoms of other settings, or to replace them in silence."""
+    try:
+        earlier = json.loads((folder / "phantoms.json").read_bytes()).get("settings")
+    except (OSError, ValueError):
+        return
+    if earlier != settings and not overwrite:
+        raise StoreError(
+            f"{folder} holds other phantoms ({earlier}); choose another --out, or pass --overwrite"
+        )
 
 
 def _size(text: str) -> tuple[int, int]:

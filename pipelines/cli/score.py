@@ -17,7 +17,7 @@ from pipelines.camelyon16.results import SlideResult, earlier_results, scores_cs
 from pipelines.camelyon16.score import ScoreConfig, score_slide, settings_fingerprint
 from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp, Out
-from pipelines.cohort import Failure, gather, run_cohort, unique_names, write_run
+from pipelines.cohort import Failure, gather, run_cohort, write_run
 from pipelines.config import load_config, parse_config
 from pipelines.provenance import code_hash, commit, libraries, machine, version
 from wsi.config import Config
@@ -144,8 +144,10 @@ class Run:
         """Score everything; whether every slide was scored to the last cell."""
         self._check_folder()
         card = self.engine.models.card
-        kind = "demonstration model, trained on phantoms" if card.demonstration else "model"
-        out.print(f"{len(self.rows)} slides, {kind} {card.name}, {self.engine.description}", markup=False)
+        count = f"{len(self.rows)} slide{'' if len(self.rows) == 1 else 's'}"
+        out.print(f"{count}; model {card.name}; {self.engine.description}", markup=False)
+        if card.demonstration:
+            out.print("a demonstration model, trained on phantoms: its scores on real tissue mean nothing")
         write_run(self.folder, self._record(), "running", self._earlier(), [])
         outcome = run_cohort(self.rows, self._work, self._summarise, finished=_say)
         out.print(f"{self.folder / 'index.html'} shows them; for research use only", markup=False)
@@ -181,9 +183,9 @@ class Run:
     def _fingerprint(self) -> str:
         return settings_fingerprint(self.engine, self.cfg.score)
 
-    def _earlier(self) -> list[SlideResult]:
+    def _earlier(self, results: Sequence[SlideResult] = ()) -> list[SlideResult]:
         """Slides that earlier commands with the same settings scored into this folder."""
-        return earlier_results(self.folder, self._fingerprint(), unique_names(self.rows))
+        return earlier_results(self.folder, self._fingerprint(), [result.name for result in results])
 
     def _check_folder(self) -> None:
         """Refuse a folder that another model, other settings or other code filled."""
@@ -203,7 +205,7 @@ class Run:
 
     def _summarise(self, state: str, results: Sequence[SlideResult], failures: Sequence[Failure]) -> None:
         record = self._record()
-        every = sorted([*self._earlier(), *results], key=lambda r: r.name)
+        every = sorted([*self._earlier(results), *results], key=lambda r: r.name)
         write_run(self.folder, record, state, every, failures)
         write_text(self.folder / "slide_scores.csv", scores_csv(every))
         write_page(self.folder / "index.html", every, failures, record)

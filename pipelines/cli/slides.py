@@ -155,7 +155,7 @@ def check_machine(engine: Engine, speed: float) -> list[Check]:
 
 def check_slides(rows: list[SlideRow], engine: Engine, speed: float, cfg: ScoreConfig) -> list[Check]:
     """Open each slide, find its tissue, say how long it will take."""
-    checks, total = [], 0.0
+    checks, total, usable = [], 0.0, 0
     for row in rows:
         name = Path(row.source.path).name
         try:
@@ -163,6 +163,7 @@ def check_slides(rows: list[SlideRow], engine: Engine, speed: float, cfg: ScoreC
                 cells = len(plan_slide(slide, row, engine, cfg).grid)
                 seconds = cells / speed
                 total += seconds
+                usable += cells > 0
                 origin = slide.spacing.origin if slide.spacing else "unknown"
                 said = (
                     f"{slide.size[0]} x {slide.size[1]} px, {slide.mpp:.4g} um/px ({origin}), "
@@ -175,4 +176,5 @@ def check_slides(rows: list[SlideRow], engine: Engine, speed: float, cfg: ScoreC
                 )
         except WsiError as error:
             checks.append(Check(name, False, str(error)))
-    return [*checks, Check("all slides", True, f"about {duration(total)} of scoring")]
+    said = f"{usable} of {len(rows)} can be scored, in about {duration(total)}"
+    return [*checks, Check("all slides", usable == len(rows), said)]

@@ -38,6 +38,7 @@ class PhantomSlide:
     seed: int
     tumour: bool
     size: tuple[int, int]
+    scanner: int = 0
 
 
 class Painter:
@@ -277,6 +278,7 @@ def plan_cohort(
             seed * 1_000 + i,
             i < tumours,
             size,
+            (i if i < tumours else i - tumours) % len(SCANNERS),  # alternates within each class
         )
         for i in range(count)
     ]
@@ -291,7 +293,7 @@ def write_phantom(
         What was drawn.
     """
     layout_seed, paint_seed = np.random.SeedSequence(slide.seed).spawn(2)
-    scanner = SCANNERS[slide.seed % len(SCANNERS)]
+    scanner = SCANNERS[slide.scanner]
     layout = Planner(np.random.default_rng(layout_seed), slide.size, scanner.mpp).layout(tumour=slide.tumour)
     painter = Painter(layout, np.random.default_rng(paint_seed), scanner)
     path = out / f"{slide.name}.tif"
