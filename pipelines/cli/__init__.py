@@ -23,15 +23,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"slidewright {provenance.version()}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and end.", is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    if version:
-        out.print(f"slidewright {provenance.version()}")
-        raise typer.Exit
+    """Reads gigapixel pathology slides and says what is on them, and where. For research use only."""
 
 
 app.command("score")(score.score)
