@@ -143,10 +143,11 @@ class Run:
     def go(self) -> bool:
         """Score everything; whether every slide was scored to the last cell."""
         self._check_folder()
-        card = self.engine.models.card
         count = f"{len(self.rows)} slide{'' if len(self.rows) == 1 else 's'}"
-        out.print(f"{count}; model {card.name}; {self.engine.description}", markup=False)
-        if card.demonstration:
+        cards = self.engine.models.cards
+        names = " and ".join(card.name for card in cards)
+        out.print(f"{count}; model {names}; {self.engine.description}", markup=False)
+        if any(card.demonstration for card in cards):
             out.print("a demonstration model, trained on phantoms: its scores on real tissue mean nothing")
         write_run(self.folder, self._record(), "running", self._earlier(), [])
         outcome = run_cohort(self.rows, self._work, self._summarise, finished=_say)
