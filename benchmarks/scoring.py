@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import full_width_model, header, scratch, wsi
 from models.build import build_network
@@ -27,7 +28,6 @@ from wsi.source import SlideSource
 from wsi.tissue import TissueConfig, detect_tissue
 
 BATCH = 32
-GFLOP_A_PATCH = 11.42  # of Inception-v3 at width 1, two a multiplication (facts/performance.md)
 
 
 def plain(slide: Path, grid: TileGrid, network: torch.nn.Module) -> np.ndarray:
@@ -102,6 +102,13 @@ def matrix_rate(dtype: torch.dtype) -> float:
     return count * 2 * 3072**3 / 1e9 / (time.perf_counter() - start)
 
 
+def gflop_a_patch(model: Path) -> float:
+    """Two for every multiplication, counted by torch."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        build_network([model])(torch.zeros((1, 299, 299, 3), dtype=torch.uint8))
+    return counter.get_total_flops() / 1e9
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=256)
@@ -112,15 +119,17 @@ def main() -> None:
         slide = (
             folder / "normal_001.tif" if (folder / "normal_001.tif").exists() else folder / "tumor_001.tif"
         )
-        header("The limit at width 1")
+        full = full_width_model(folder)
+        needed = gflop_a_patch(full)
+        header(f"The limit at width 1, {needed:.2f} GFLOP a patch")
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             rate = matrix_rate(dtype)
             print(
-                f"  {name}: matrix products {rate:.0f} GFLOP/s, so at most {rate / GFLOP_A_PATCH:.0f} patches/s",
+                f"  {name}: matrix products {rate:.0f} GFLOP/s, so at most {rate / needed:.0f} patches/s",
                 flush=True,
             )
         for title, model in (
-            ("Scoring at width 1 (random weights: timing only)", full_width_model(folder)),
+            ("Scoring at width 1 (random weights: timing only)", full),
             ("Scoring with the demonstration model", ZOO / "lymph-node-demo"),
         ):
             header(title)

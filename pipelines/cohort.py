@@ -183,16 +183,21 @@ def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, in
     try:
         return work(row, name, index)
     except ForeignStoreError as error:
-        return Failure(name, row.source.label, str(error))
+        return Failure(name, row.source.label, _unsigned(error, row))
     except (StoreError, ModelError, ConfigError):
         raise
     except WsiError as error:
-        return Failure(name, row.source.label, str(error))
+        return Failure(name, row.source.label, _unsigned(error, row))
     except Exception as error:  # a defect of ours on one slide must not cost the others
         reason = (
             f"{row.source.path}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
         )
         return Failure(name, row.source.label, reason, traceback.format_exc())
+
+
+def _unsigned(error: WsiError, row: SlideRow) -> str:
+    """The error's sentence without a URL's query, which may hold a signature."""
+    return str(error).replace(row.source.path, row.source.label)
 
 
 def write_run(

@@ -22,7 +22,7 @@ def test_recipes_are_valid_and_say_their_reasons(name: str) -> None:
 
 
 def test_the_published_recipe_is_the_default() -> None:
-    """Liu et al. 2017, as stated in facts/papers.md."""
+    """Liu et al. 2017 (arXiv 1703.02442)."""
     cfg = load_config(CONFIGS / "camelyon16.yaml", TrainConfig)
     changed = cfg.model_dump(exclude={"name", "training_data", "augment"})
     default = TrainConfig(name="x").model_dump(exclude={"name", "training_data", "augment"})

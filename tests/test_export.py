@@ -41,7 +41,7 @@ def feature(**changes: Any) -> Feature:
 
 
 def read_as_qupath(text: str) -> list[dict[str, Any]]:
-    """The rules of QuPath's parser (facts/conventions.md, section 1), restated."""
+    """The rules of QuPath's parser (QuPathTypeAdapters.java), restated."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"bare {constant}")

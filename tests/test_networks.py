@@ -223,7 +223,7 @@ class TestOrientations:
 
 
 class TestEngines:
-    """On the trained weights that ship: random ones move scores by 0.5 and more (facts/performance.md)."""
+    """On the trained weights that ship: random ones magnify every rounding."""
 
     @pytest.fixture(scope="class")
     @classmethod

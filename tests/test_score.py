@@ -110,6 +110,12 @@ class TestMasks:
         Image.fromarray(picture).save(tmp_path / "m.png")
         assert score(red_square, tmp_path / "out", mask=tmp_path / "m.png").cells == 6
 
+    def test_a_picture_of_16_bits(self, red_square: Path, tmp_path: Path) -> None:
+        picture = np.zeros((24, 36), np.uint16)
+        picture[8:11, 10:12] = 256  # 0 in its low byte
+        Image.fromarray(picture).save(tmp_path / "m.png")
+        assert score(red_square, tmp_path / "out", mask=tmp_path / "m.png").cells == 6
+
     def test_a_pyramid_is_read_at_a_coarse_level(self, red_square: Path, tmp_path: Path) -> None:
         full = np.zeros((3072, 4608), np.uint8)
         full[1024:1408, 1280:1536] = 1

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from wsi.arrays import RgbImage
 from wsi.errors import MissingMppError, SpacingError
 
-SANE_MPP = (0.05, 20.0)  # um/px; a 72-dpi TIFF reads as 352.8 (facts/conventions.md, section 8)
+SANE_MPP = (0.05, 20.0)  # um/px; a TIFF of 72 dpi reads as 25400 / 72 = 352.8
 MAX_MPP_DIFFERENCE = 0.05  # relative, between x and y
 BAND_PX = 1024  # rows read at once
 LEVEL_TOLERANCE = 0.01  # stored downsamples read 4.00012 or 2.0034 where 4 and 2 are meant

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import tifffile
 
 from wsi.annotations import marked_regions, read_annotations
+from wsi.arrays import BoolRaster
 from wsi.errors import AnnotationError
 from wsi.placement import Placement
 from wsi.raster import cells_inside
@@ -58,11 +58,11 @@ def _picture(path: Path, slide: Slide) -> Mask:
             f"{path} is {cols} x {rows} px, not the shape of {slide.path} ({slide.size[0]} x {slide.size[1]}); "
             f"give a mask of the whole slide"
         )
-    return Mask(picture > 0, Placement(step_x, step_y))
+    return Mask(picture, Placement(step_x, step_y))
 
 
-def _read_picture(path: Path, slide: Slide) -> npt.NDArray[np.uint8]:
-    """One channel of a picture; of a pyramid the coarsest level that is no coarser than 16 um per pixel."""
+def _read_picture(path: Path, slide: Slide) -> BoolRaster:
+    """Where a picture is not 0, whatever its colours and depth; a pyramid's coarsest level within 16 um per pixel."""
     try:
         if path.suffix.lower() == ".png":
             picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -72,13 +72,13 @@ def _read_picture(path: Path, slide: Slide) -> npt.NDArray[np.uint8]:
                 levels = [v for v in tif.series[0].levels if v.shape[1] >= wanted] or [tif.series[0]]
                 _check_size(path, levels[-1].shape)
                 picture = levels[-1].asarray()
-    except (OSError, ValueError, cv2.error, tifffile.TiffFileError) as error:
+    except (OSError, ValueError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
         raise AnnotationError(
             f"{path} cannot be read as a picture ({error}); use PNG, TIFF, GeoJSON or XML"
         ) from error
     if picture is None:
         raise AnnotationError(f"{path} cannot be read as a picture; use PNG, TIFF, GeoJSON or ASAP XML")
-    return np.asarray(picture if picture.ndim == 2 else picture[..., :3].max(axis=2), np.uint8)
+    return np.asarray((picture if picture.ndim == 2 else picture[..., :3].max(axis=2)) > 0)
 
 
 def _check_size(path: Path, shape: tuple[int, ...]) -> None:

@@ -23,7 +23,7 @@ from wsi.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-BATCH = 8  # larger batches were no faster on 2 cores (facts/performance.md)
+BATCH = 8  # a stream's memory grows with it, its speed on a CPU does not
 _MODELS = Path(__file__).resolve().parents[1]
 
 
