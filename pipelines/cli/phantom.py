@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.console import out, progress
+from pipelines.cli.console import err, out, progress
 from pipelines.provenance import code_hash, version
 from wsi.errors import ConfigError, StoreError
 from wsi.files import write_json
+from wsi.patch_folder import read_patches
 from wsi.phantom.lymph_node import plan_cohort, validation_split, write_manifest, write_phantom
+from wsi.phantom.mosaic import Material, load_material, read_outlines
 
 app = typer.Typer(no_args_is_help=True, help="Make synthetic slides with known truth.")
 
@@ -32,19 +34,42 @@ def lymph_node(
     validation_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of slides marked 'validation' in slides.csv.")
     ] = 0.2,
+    patches: Annotated[
+        Path | None, typer.Option(help="Folder of labelled patches: slides become mosaics of them.")
+    ] = None,
+    polygons: Annotated[
+        Path | None, typer.Option(help="Folder of annotation files: a mosaic's lesions have their outlines.")
+    ] = None,
+    part: Annotated[
+        str, typer.Option(help="Share of patches and outlines to use, such as 0-70 and 70-100 (percent).")
+    ] = "0-100",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other phantoms in OUT.")] = False,
 ) -> None:
-    """Lymph nodes with metastases: slides, ASAP XML and mask as truth, and slides.csv."""
-    settings = {"seed": seed, "count": count, "size": size, "tumour_share": tumour_share}
+    """Lymph nodes with metastases: slides, ASAP XML and mask as truth, and slides.csv.
+
+    With --patches and --polygons they are mosaics of real tissue. Slides marked 'validation' share neither
+    patch nor outline with the others, and neither do cohorts made with parts that do not overlap.
+    """
+    settings: dict[str, object] = {"seed": seed, "count": count, "size": size, "tumour_share": tumour_share}
+    mosaic = _materials(patches, polygons, part, validation_share)
+    if mosaic:
+        settings |= {"patches": str(patches), "polygons": str(polygons), "part": part}
+        settings |= {"validation_share": validation_share}
     _check_folder(folder, settings, overwrite)
     slides = plan_cohort(count, seed, _size(size), tumour_share)
+    splits = validation_split(slides, validation_share)
     for i, slide in enumerate(slides, start=1):
         with progress(f"{slide.name} ({i} of {count})", transient=True) as tick:
-            layout = write_phantom(slide, folder, progress=lambda done, total: tick(done, total, ""))
+            layout = write_phantom(
+                slide,
+                folder,
+                material=mosaic.get(splits[i - 1]),
+                progress=lambda done, total: tick(done, total, ""),
+            )
         kinds = [lesion.kind for lesion in layout.lesions]
         found = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) or "no lesion"
         out.print(f"{folder / slide.name}.tif  {layout.mpp} um/px  {found}", markup=False)
-    write_manifest(folder, slides, validation_split(slides, validation_share))
+    write_manifest(folder, slides, splits)
     made_by = {
         "program": f"slidewright {version()}",
         "code": code_hash(),
@@ -52,6 +77,28 @@ def lymph_node(
     }
     write_json(folder / "phantoms.json", made_by | {"settings": settings, "note": "synthetic; not tissue"})
     out.print(f"{folder / 'slides.csv'} lists them", markup=False)
+
+
+def _materials(
+    patches: Path | None, polygons: Path | None, part: str, validation_share: float
+) -> dict[str, Material]:
+    """What slides of each split are made of; empty for drawings."""
+    if patches is None and polygons is None:
+        return {}
+    if patches is None or polygons is None:
+        raise ConfigError("a mosaic needs both --patches and --polygons; give the other one too")
+    try:
+        low, high = (float(text) / 100 for text in part.split("-"))
+    except ValueError as error:
+        raise ConfigError(f"--part must be FROM-TO in percent such as 0-70, got {part!r}") from error
+    if not 0 <= low < high <= 1:
+        raise ConfigError(f"--part must lie between 0-100 and rise, got {part!r}")
+    found, outlines = read_patches(patches), read_outlines(polygons)
+    for sentence in found.broken:
+        err.print(f"left out: {sentence}", markup=False)
+    border = high - (high - low) * validation_share
+    shares = {"train": (low, border), "validation": (border, high)}
+    return {split: load_material(found, outlines, a, b) for split, (a, b) in shares.items() if b > a}
 
 
 def _check_folder(folder: Path, settings: dict[str, object], overwrite: bool) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import shapely
-from shapely import MultiPolygon, Polygon
+from shapely import MultiPolygon, Polygon, affinity
 from shapely.geometry.base import BaseGeometry
 
 from wsi.arrays import PointsXY
 
 ITC_UM = 200.0  # below: isolated tumour cells; AJCC, and Camelyon16's 200 um + 75 um rule
+ISOLATED_UM = (40.0, 180.0)  # length of a group of isolated cells with a real outline
 MACRO_UM = 2000.0  # above: macrometastasis
 
 LesionClass = Literal["macro", "micro", "isolated"]
@@ -63,9 +65,19 @@ class Layout:
 
 
 class Planner:
-    """Draws a layout: one generator, every draw from it."""
+    """Draws a layout: one generator, every draw from it.
 
-    def __init__(self, rng: np.random.Generator, size: tuple[int, int], mpp: float) -> None:
+    Lesions have invented outlines, or those of ``outlines``: around the origin, of longest side 1.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        size: tuple[int, int],
+        mpp: float,
+        outlines: Sequence[Polygon] = (),
+    ) -> None:
+        self.outlines = outlines
         self.rng = rng
         self.size = size
         self.mpp = mpp
@@ -170,14 +182,24 @@ class Planner:
         for _ in range(30):
             node = nodes[int(self.rng.integers(len(nodes)))]
             x, y = self.point_in(node.buffer(-min(half * 0.5, self.px(300))) or node)
-            aspect = self.rng.uniform(0.45, 0.85)
-            shape = self.blob(x, y, (half * 0.85, half * aspect), 0.35, 14)
+            if self.outlines:
+                shape = self.real_outline(x, y, 2 * half)
+            else:
+                aspect = self.rng.uniform(0.45, 0.85)
+                shape = self.blob(x, y, (half * 0.85, half * aspect), 0.35, 14)
             shape = _largest(shape.intersection(node.buffer(-self.px(25))))
             if shape.is_empty or longest(shape) * self.mpp < ITC_UM * 1.15:
                 continue
             if all(shape.distance(other) > self.px(150) for other in others):
-                return self.with_islands(shape)
+                return shape if self.outlines else self.with_islands(shape)
         return None
+
+    def real_outline(self, x: float, y: float, length: float) -> Polygon:
+        """One of the outlines, turned, its longest side ``length`` pixels, around (x, y)."""
+        shape = self.outlines[int(self.rng.integers(len(self.outlines)))]
+        angle, flip = self.rng.uniform(0, 360), self.rng.choice([-1, 1])
+        turned = affinity.rotate(affinity.scale(shape, length * flip, length, origin=(0, 0)), angle, (0, 0))
+        return _largest(shapely.set_precision(affinity.translate(turned, x, y), 0.1))
 
     def with_islands(self, shape: Polygon) -> Polygon:
         """Leave islands of lymphoid tissue inside a large lesion: holes of the truth."""
@@ -194,6 +216,9 @@ class Planner:
         node = nodes[int(self.rng.integers(len(nodes)))]
         inner = node.buffer(-self.px(80))
         x, y = self.point_in(node if inner.is_empty else inner)
+        if self.outlines:
+            length_um = self.rng.uniform(*ISOLATED_UM)
+            return np.empty((0, 2)), self.real_outline(x, y, self.px(length_um))
         count = int(self.rng.integers(2, 21))
         spread = self.px(min(9.0 * np.sqrt(count), 70.0))
         angle, reach = self.rng.uniform(0, 2 * np.pi, count), spread * np.sqrt(self.rng.random(count))
