@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.network import ORIENTATIONS, normalise, orient
 from wsi.config import Config
@@ -15,6 +17,8 @@ from wsi.config import Config
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, which TensorFlow's and torchvision's saturation use
 # RGB to YIQ (NTSC): hue is the angle in the I, Q plane, saturation the distance from grey
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+# Haematoxylin, eosin, DAB: optical density of each channel (Ruifrok and Johnston 2001)
+_HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 
 
 class AugmentConfig(Config):
@@ -26,6 +30,8 @@ class AugmentConfig(Config):
         saturation, contrast: factor between 1 - x and 1 + x.
         hue: turn, as a share of the full circle.
         jitter_px: shift of the patch on the slide, in x and y.
+        stain: factor between 1 - x and 1 + x on the amount of haematoxylin, eosin and rest, and an offset up to a tenth
+            of x (Tellez et al. 2018, whose "light" is 0.05 and "strong" 0.2); Liu et al. 2017 do without.
     """
 
     orientations: Literal[1, 8] = 8
@@ -34,22 +40,46 @@ class AugmentConfig(Config):
     hue: float = Field(default=0.04, ge=0, le=0.5)
     contrast: float = Field(default=0.75, ge=0, le=1)
     jitter_px: int = Field(default=8, ge=0)
+    stain: float = Field(default=0.0, ge=0, lt=1)
 
 
-def augment(patches: Tensor, cfg: AugmentConfig, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True, eq=False, slots=True)
+class Changes:
+    """What is done to each patch of a batch: orientation 0..7, (n,), and ten draws in -1..1, (n, 10)."""
+
+    orientation: Tensor
+    draws: Tensor
+
+    def of(self, which: range) -> Changes:
+        """Those of some patches of the batch."""
+        return Changes(self.orientation[which.start : which.stop], self.draws[which.start : which.stop])
+
+
+def draw_changes(n: int, cfg: AugmentConfig, generator: torch.Generator) -> Changes:
+    """Draw for a whole batch, on the CPU: every process of a team draws the same."""
+    turns = torch.zeros(n, dtype=torch.int64)
+    if cfg.orientations == ORIENTATIONS:
+        turns = torch.randint(ORIENTATIONS, (n,), generator=generator)
+    return Changes(turns, torch.rand(n, 10, generator=generator) * 2 - 1)
+
+
+def augment(patches: Tensor, cfg: AugmentConfig, changes: Changes) -> Tensor:
     """Turned and recoloured patches.
 
     Args:
         patches: RGB uint8, (n, size, size, 3).
         cfg: how much.
-        generator: every draw comes from it; on the CPU.
+        changes: which, from `draw_changes`.
 
     Returns:
         Float (n, 3, size, size) in [-1, 1].
     """
     if cfg.orientations == ORIENTATIONS:
-        patches = turn(patches, torch.randint(ORIENTATIONS, (len(patches),), generator=generator))
-    return recolour(normalise(patches), cfg, generator)
+        patches = turn(patches, changes.orientation)
+    pixels, draws = normalise(patches), changes.draws.to(patches.device)
+    if cfg.stain:
+        pixels = restain(pixels, 1 + cfg.stain * draws[:, 4:7], 0.1 * cfg.stain * draws[:, 7:10])
+    return recolour(pixels, cfg, draws[:, :4])
 
 
 def turn(patches: Tensor, which: Tensor) -> Tensor:
@@ -61,19 +91,36 @@ def turn(patches: Tensor, which: Tensor) -> Tensor:
     return out
 
 
-def recolour(pixels: Tensor, cfg: AugmentConfig, generator: torch.Generator) -> Tensor:
+def restain(pixels: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """Change the amounts of haematoxylin, eosin and rest (Ruifrok and Johnston 2001) of (n, 3, h, w) in [-1, 1].
+
+    Args:
+        pixels: what is recoloured.
+        factor: (n, 3), on the amounts.
+        offset: (n, 3), added to them; 1 is a well stained structure.
+    """
+    stains = F.normalize(torch.tensor(_HED, device=pixels.device), dim=1)  # (3 stains, 3 channels)
+    back = torch.linalg.inv(stains)
+    density = -torch.log(((pixels + 1) / 2).clamp_min(1 / 255)).flatten(2)  # (n, 3, h * w)
+    matrix = torch.einsum("ij,nj,jk->nki", back, factor, stains)  # columns are channels: (n, 3, 3)
+    moved = torch.baddbmm((offset @ stains)[:, :, None], matrix, density)
+    return (2 * torch.exp(-moved) - 1).clamp(-1, 1).view_as(pixels)
+
+
+def recolour(pixels: Tensor, cfg: AugmentConfig, draws: Tensor) -> Tensor:
     """Brightness, saturation, hue, contrast, in this order, then clip; (n, 3, h, w) in [-1, 1].
 
     All four are linear in the colour, so they are one 3 x 3 matrix and offset per patch. Hue turns
     the I, Q plane of YIQ, where TensorFlow turns HSV: equal for small turns but for luma.
+
+    Args:
+        pixels: what is recoloured.
+        cfg: how much.
+        draws: (n, 4) in -1..1, of the four in this order.
     """
-    n, device = len(pixels), pixels.device
-
-    def draw(limit: float) -> Tensor:
-        return (torch.rand(n, generator=generator) * 2 - 1).mul_(limit).to(device)
-
-    brightness, saturation = 2 * draw(cfg.brightness), 1 + draw(cfg.saturation)  # range -1..1 is 2 wide
-    hue, contrast = 2 * math.pi * draw(cfg.hue), 1 + draw(cfg.contrast)
+    brightness = 2 * cfg.brightness * draws[:, 0]  # the range -1..1 is 2 wide
+    saturation = 1 + cfg.saturation * draws[:, 1]
+    hue, contrast = 2 * math.pi * cfg.hue * draws[:, 2], 1 + cfg.contrast * draws[:, 3]
     matrix = _hue_matrix(hue) @ _saturation_matrix(saturation)  # (n, 3, 3)
     mean = torch.einsum("nij,nj->ni", matrix, pixels.mean(dim=(2, 3)))  # before the offset
     matrix = matrix * contrast[:, None, None]

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from wsi.config import Config
 from wsi.errors import ModelError
+from wsi.stain import StainMethod
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
@@ -33,6 +34,7 @@ class ModelCard(Config):
         stride_px: side of the cell it speaks for; the distance between patches.
         spacing_um: um per pixel it was trained at; None reads every slide at level 0.
         spacing_tolerance: relative difference within which a slide's level 0 is read as it is.
+        stain_normalisation: slides are recoloured by this method before the network sees them.
         demonstration: trained on phantoms; not for real tissue.
         sha256: of the weight file.
     """
@@ -46,6 +48,7 @@ class ModelCard(Config):
     stride_px: int = Field(gt=0)
     spacing_um: float | None
     spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
+    stain_normalisation: StainMethod = "none"
     demonstration: bool = False
     intended_use: str = "Research use only; not for diagnosis."
     limits: str = ""

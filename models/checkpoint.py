@@ -19,7 +19,7 @@ from wsi.files import replacing, write_text
 _AUX = "AuxLogits."
 
 
-def save_checkpoint(folder: Path, network: InceptionV3, **card: Any) -> ModelCard:
+def save_checkpoint(folder: Path, network: nn.Module, **card: Any) -> ModelCard:
     """Write weights (without the auxiliary head) and card; each file whole or not at all.
 
     Args:
@@ -61,6 +61,26 @@ def load_checkpoint(folder: Path) -> tuple[InceptionV3, ModelCard]:
             f"with {len(card.classes)} classes ({first[:160]})"
         ) from error
     return network.eval(), card
+
+
+def load_start(network: InceptionV3, path: Path) -> None:
+    """Start from a model's folder (all but the output layers), or from ImageNet's weights.
+
+    Raises:
+        ModelError: the weights are broken or of another architecture.
+    """
+    if not (path / CARD).is_file():
+        load_imagenet(network, path)
+        return
+    body, card = load_checkpoint(path)
+    own = network.state_dict()
+    state = {k: v for k, v in body.state_dict().items() if not k.startswith("fc.")}
+    if any(own[k].shape != v.shape for k, v in state.items()):
+        raise ModelError(
+            f"{path} is an Inception-v3 of width {card.architecture.width:g}, the recipe's has another width; "
+            f"set width to {card.architecture.width:g}"
+        )
+    network.load_state_dict(own | state)
 
 
 def load_imagenet(network: InceptionV3, path: Path) -> None:

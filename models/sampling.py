@@ -1,143 +1,348 @@
-"""Seeded draws of training patches: class, then slide, then place; read by threads."""
+"""Seeded draws of training examples: class, then slide, then place; or class, then patch of a folder."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import csv
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-import shapely
 
-from wsi.annotations import read_annotations, tumour_regions
-from wsi.arrays import CellsRC
+from wsi.arrays import CellsRC, RgbImage
 from wsi.errors import ConfigError
 from wsi.grid import make_grid
 from wsi.manifest import SlideRow
+from wsi.patch_folder import NORMAL, TUMOUR, PatchFolder
 from wsi.slide import ReadPlan, Slide, plan_read
+from wsi.stain import StainMethod, StainTransform, fit_slide
 from wsi.tissue import TissueConfig, detect_tissue
+from wsi.truth import read_truth
 from wsi.user_mask import read_user_mask
 
-NORMAL, TUMOUR = 0, 1
+log = logging.getLogger(__name__)
+
+NAMES = ("normal", "tumour")
+GIVE_UP_AFTER = 64  # places of one slide that cannot be decoded: one broken tile costs some 25
+_NOT_TUMOUR = ("normal", "negative", "benign", "0")
+
+
+@dataclass(frozen=True, slots=True)
+class PatchFrame:
+    """What the model sees: sides of patch and cell in its pixels, its spacing, its stain."""
+
+    size_px: int
+    stride_px: int
+    spacing_um: float | None
+    tolerance: float = 0.1
+    stain: StainMethod = "none"
+    truth_label: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TrainingSlide:
-    """A slide and its cells by class: (n, 2) row, col of the grid of ``plan``."""
+    """A slide and its cells by class: (n, 2) row, col of the grid of ``plan``.
 
+    Attributes:
+        note: what was repaired or detected in its truth; may be empty.
+    """
+
+    name: str
     slide: Slide
     plan: ReadPlan
     cells: tuple[CellsRC, CellsRC]
+    recolour: StainTransform | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one training patch lies: its corner in level-0 pixels, and its class."""
+    """Where one example lies.
 
-    slide: int
+    Attributes:
+        source: index of the slide, or of the patch of a folder.
+        corner: of the patch, in level-0 pixels of its slide; of a folder's patch its shift in pixels.
+        label: `NORMAL` or `TUMOUR`.
+        cell: (row, col) in the slide's grid.
+    """
+
+    source: int
     corner: tuple[int, int]
     label: int
+    cell: tuple[int, int] = (0, 0)
 
 
-def prepare_slide(
-    row: SlideRow, size_px: int, stride_px: int, spacing_um: float | None, tolerance: float = 0.1
-) -> TrainingSlide:
+class Sampler(Protocol):
+    """Draws places from one generator, and reads them."""
+
+    tumour_share: float
+    """Chance that a place is of the class tumour."""
+    frequency: float
+    """The true share of tumour among all places."""
+    state: Any
+    """The generator's state: set it, and the same places are drawn again."""
+
+    def draw(self) -> Place:
+        """One place."""
+        ...
+
+    def read(self, place: Place) -> RgbImage:
+        """Its pixels as the model sees them; raises SlideError."""
+        ...
+
+    def exclude(self, place: Place, why: str) -> None:
+        """Never draw this place again."""
+        ...
+
+    @property
+    def excluded(self) -> list[list[int]]:
+        """Every place excluded so far, for a checkpoint; `exclude_all` takes it."""
+        ...
+
+    def exclude_all(self, places: Iterable[Sequence[int]]) -> None:
+        """Exclude what an earlier run excluded."""
+        ...
+
+
+def prepare_slide(row: SlideRow, frame: PatchFrame) -> TrainingSlide:
     """Open a slide and sort its tissue cells into normal and tumour.
 
-    A cell is tumour when its square (the centre 128 px of its patch) shares any area with a tumour
-    outline, by exact geometry; every tissue cell of a slide without truth is normal.
+    A cell is tumour when its square (the centre 128 px of its patch) shares any area with tumour: by exact geometry
+    for outlines, by maximum for masks. The other tissue cells are normal, unless the truth is partial.
 
     Raises:
         WsiError: slide or truth cannot be used.
     """
     slide = row.source.open()
-    plan = plan_read(slide, size_px, stride_px, spacing_um, tolerance=tolerance)
+    try:
+        return _prepare(row, slide, frame)
+    except BaseException:
+        slide.close()
+        raise
+
+
+def _prepare(row: SlideRow, slide: Slide, frame: PatchFrame) -> TrainingSlide:
+    plan = plan_read(slide, frame.size_px, frame.stride_px, frame.spacing_um, tolerance=frame.tolerance)
     cfg = TissueConfig()
     mask = detect_tissue(slide, cfg) if row.mask is None else read_user_mask(row.mask, slide, cfg.mpp)
     tissue = make_grid(slide.size, plan, mask)
-    if row.truth is None and (row.label or "normal").casefold() != "normal":
-        raise ConfigError(
-            f"{row.source.path} is labelled {row.label!r} but has no truth; fill in the column 'truth'"
-        )
-    if row.truth is None:
-        return TrainingSlide(slide, plan, (tissue.cells, np.empty((0, 2), np.int64)))
-    area = tumour_regions(read_annotations(row.truth), row.truth).area
-    every = make_grid(slide.size, plan, None)
-    shapely.prepare(area)
-    boxes = every.placement.boxes(every.cells)
-    touched = shapely.intersects(area, shapely.box(*boxes.T)) & ~shapely.touches(area, shapely.box(*boxes.T))
-    marked = np.zeros(every.shape, np.bool_)
-    marked[tuple(every.cells[touched].T)] = True
+    recolour = fit_slide(slide, mask, frame.stain)
+    name, no_cells = row.source.name, np.empty((0, 2), np.int64)
+    is_normal = (row.label or "").strip().casefold() in _NOT_TUMOUR
+    if row.truth is None or is_normal:
+        if row.label and not is_normal:
+            raise ConfigError(
+                f"{row.source.path} is labelled {row.label!r} but has no truth; fill in the column 'truth'"
+            )
+        cells = (no_cells if row.partial else tissue.cells, no_cells)
+        return TrainingSlide(name, slide, plan, cells, recolour)
+    truth = read_truth(row.truth, slide, make_grid(slide.size, plan, None), label=frame.truth_label)
     # a lesion is tissue even where the tissue mask has a hole
-    return TrainingSlide(slide, plan, (tissue.cells[~marked[tuple(tissue.cells.T)]], every.cells[touched]))
+    normal = no_cells if row.partial else tissue.cells[~truth.tumour[tuple(tissue.cells.T)]]
+    cells = (normal, np.argwhere(truth.tumour).astype(np.int64))
+    return TrainingSlide(name, slide, plan, cells, recolour, truth.note)
 
 
-class Sampler:
-    """Draws places: each class with equal chance, a slide that has it, one of its cells."""
+class _Draws:
+    """The generator that every draw comes from."""
 
-    def __init__(self, slides: Sequence[TrainingSlide], rng: np.random.Generator, jitter_px: int = 0) -> None:
-        self.slides = slides
+    def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
+        self.tumour_share = 0.5  # Liu et al. 2017: both classes with equal chance
+
+    @property
+    def state(self) -> Any:
+        return self.rng.bit_generator.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.rng.bit_generator.state = value
+
+    def label(self) -> int:
+        return TUMOUR if self.rng.random() < self.tumour_share else NORMAL
+
+    def one(self, count: int) -> int:
+        return int(self.rng.integers(count))
+
+
+class SlideSampler(_Draws):
+    """Each class with its chance, a slide that has it, one of its cells, a shift of up to ``jitter_px``."""
+
+    def __init__(
+        self,
+        slides: Sequence[TrainingSlide],
+        rng: np.random.Generator,
+        jitter_px: int = 0,
+        *,
+        hard: Sequence[tuple[str, int, int]] = (),
+        hard_share: float = 0.0,
+    ) -> None:
+        """Take slides, and hard negatives as (slide's name, level-0 x, y); they get a share of the normal draws."""
+        super().__init__(rng)
+        self.slides = slides
         self.jitter_px = jitter_px
-        self.having = [[i for i, s in enumerate(slides) if len(s.cells[label])] for label in (NORMAL, TUMOUR)]
-        for name, having in zip(("normal", "tumour"), self.having, strict=True):
+        self.cells = [list(slide.cells) for slide in slides]
+        self.hard = _hard_cells(slides, hard)
+        self.hard_share = hard_share if self.hard else 0.0
+        self._failures: Counter[int] = Counter()
+        self._excluded: list[list[int]] = []
+        self._recount()
+        counts = [sum(len(slide.cells[label]) for slide in slides) for label in (NORMAL, TUMOUR)]
+        self.frequency = counts[TUMOUR] / sum(counts)
+
+    def _recount(self) -> None:
+        self.having = [[i for i, c in enumerate(self.cells) if len(c[label])] for label in (NORMAL, TUMOUR)]
+        for name, having in zip(NAMES, self.having, strict=True):
             if not having:
                 raise ConfigError(
-                    f"none of the {len(slides)} slides has a {name} cell; add slides or truth files"
+                    f"none of the {len(self.slides)} slides has a {name} cell; add slides or truth files"
                 )
 
     def draw(self) -> Place:
         """One place."""
-        label = int(self.rng.integers(2))
-        index = self.having[label][int(self.rng.integers(len(self.having[label])))]
-        slide = self.slides[index]
-        row, col = slide.cells[label][int(self.rng.integers(len(slide.cells[label])))]
+        label = self.label()
+        if label == NORMAL and self.hard_share and self.rng.random() < self.hard_share:
+            index, row, col = self.hard[self.one(len(self.hard))]
+        else:
+            index = self.having[label][self.one(len(self.having[label]))]
+            row, col = (int(v) for v in self.cells[index][label][self.one(len(self.cells[index][label]))])
         shift = self.rng.integers(-self.jitter_px, self.jitter_px + 1, 2)
-        plan = slide.plan
-        x = (int(col) * plan.stride_px - plan.halo_px + int(shift[0])) * plan.scale
-        y = (int(row) * plan.stride_px - plan.halo_px + int(shift[1])) * plan.scale
-        return Place(index, (round(x), round(y)), label)
+        plan = self.slides[index].plan
+        x = (col * plan.stride_px - plan.halo_px + int(shift[0])) * plan.scale
+        y = (row * plan.stride_px - plan.halo_px + int(shift[1])) * plan.scale
+        return Place(index, (round(x), round(y)), label, (row, col))
+
+    def read(self, place: Place) -> RgbImage:
+        """One patch as the model sees it."""
+        training = self.slides[place.source]
+        plan = training.plan
+        side = round(plan.size_l0 / training.slide.levels[plan.level].downsample)
+        pixels = training.slide.read_region(place.corner, plan.level, (side, side))
+        if side != plan.size_px:
+            pixels = np.asarray(
+                cv2.resize(pixels, (plan.size_px, plan.size_px), interpolation=cv2.INTER_AREA), np.uint8
+            )
+        return pixels if training.recolour is None else training.recolour.apply(pixels)
+
+    def exclude(self, place: Place, why: str) -> None:
+        """Leave this cell out; the whole slide after `GIVE_UP_AFTER` of them.
+
+        Raises:
+            ConfigError: no cell of a class is left.
+        """
+        index = place.source
+        name = self.slides[index].name
+        self._excluded.append([index, place.label, *place.cell])
+        self._failures[index] += 1
+        if self._failures[index] == 1:
+            log.warning("%s: a place cannot be decoded and is left out (%s)", name, why)
+        if self._failures[index] >= GIVE_UP_AFTER:
+            log.warning("%s: %d places cannot be decoded; the slide is dropped", name, GIVE_UP_AFTER)
+            self.cells[index] = [cells[:0] for cells in self.cells[index]]
+            self.hard = [h for h in self.hard if h[0] != index]
+        else:
+            cells = self.cells[index][place.label]
+            self.cells[index][place.label] = cells[(cells != place.cell).any(axis=1)]
+            self.hard = [h for h in self.hard if h != (index, *place.cell)]
+        self.hard_share = self.hard_share if self.hard else 0.0
+        self._recount()
+
+    @property
+    def excluded(self) -> list[list[int]]:
+        """Slide, label, row, col of every place left out."""
+        return self._excluded
+
+    def exclude_all(self, places: Iterable[Sequence[int]]) -> None:
+        """Leave out what an earlier run left out."""
+        for index, label, row, col in places:
+            self.exclude(Place(index, (0, 0), label, (row, col)), "in the run that is resumed")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Batch:
-    """RGB uint8 (n, size, size, 3) and labels (n,)."""
-
-    patches: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-
-
-def read_patch(training: TrainingSlide, corner: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """One patch as the model sees it."""
-    plan = training.plan
-    side = round(plan.size_l0 / training.slide.levels[plan.level].downsample)
-    pixels = training.slide.read_region(corner, plan.level, (side, side))
-    if side != plan.size_px:
-        pixels = cv2.resize(pixels, (plan.size_px, plan.size_px), interpolation=cv2.INTER_AREA)
-    return pixels
+def _hard_cells(
+    slides: Sequence[TrainingSlide], hard: Sequence[tuple[str, int, int]]
+) -> list[tuple[int, int, int]]:
+    """(slide, row, col) of hard negatives that are normal cells of these slides."""
+    index = {slide.name: i for i, slide in enumerate(slides)}
+    normal = [{(int(r), int(c)) for r, c in slide.cells[NORMAL]} for slide in slides]
+    found = []
+    for name, x, y in hard:
+        if name in index:
+            i = index[name]
+            stride = slides[i].plan.stride_l0
+            if (cell := (y // stride, x // stride)) in normal[i]:
+                found.append((i, *cell))
+    return found
 
 
-def batches(
-    slides: Sequence[TrainingSlide], draw: Callable[[], Place], size: int, *, threads: int = 1, ahead: int = 3
-) -> Generator[Batch]:
-    """Endless batches in the order of the draws, read ahead by threads."""
+class PatchSampler(_Draws):
+    """Each class with its chance, one of its patches, a shift of up to ``jitter_px``."""
 
-    def start() -> tuple[list[Future[npt.NDArray[np.uint8]]], npt.NDArray[np.int64]]:
-        places = [draw() for _ in range(size)]
-        futures = [pool.submit(read_patch, slides[p.slide], p.corner) for p in places]
-        return futures, np.array([p.label for p in places], np.int64)
+    def __init__(
+        self,
+        folder: PatchFolder,
+        chosen: Sequence[int],
+        size_px: int,
+        rng: np.random.Generator,
+        jitter_px: int,
+    ) -> None:
+        """Take the patches ``chosen`` of a folder, mirrored or cropped around their middle to ``size_px``."""
+        super().__init__(rng)
+        self.folder = folder
+        self.size_px = size_px
+        self.jitter_px = jitter_px
+        self.chosen = [[i for i in chosen if folder.files[i].label == label] for label in (NORMAL, TUMOUR)]
+        for name, having in zip(NAMES, self.chosen, strict=True):
+            if not having:
+                raise ConfigError(f"none of the {len(chosen)} patches is {name}; add patches of this class")
+        self.frequency = len(self.chosen[TUMOUR]) / len(chosen)
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="patch") as pool:
-        waiting = deque(start() for _ in range(ahead))
-        try:
-            while True:
-                futures, labels = waiting.popleft()
-                waiting.append(start())
-                yield Batch(np.stack([future.result() for future in futures]), labels)
-        finally:
-            for futures, _ in waiting:
-                for future in futures:
-                    future.cancel()
+    def draw(self) -> Place:
+        """One patch and its shift."""
+        label = self.label()
+        index = self.chosen[label][self.one(len(self.chosen[label]))]
+        shift = self.rng.integers(-self.jitter_px, self.jitter_px + 1, 2)
+        return Place(index, (int(shift[0]), int(shift[1])), label)
+
+    def read(self, place: Place) -> RgbImage:
+        """One patch as the model sees it."""
+        return fit_square(self.folder.pixels[place.source], self.size_px, place.corner)
+
+    def exclude(self, place: Place, why: str) -> None:
+        """Never happens: the patches are in memory."""
+        raise ConfigError(f"{self.folder.files[place.source].path} cannot be read ({why})")
+
+    @property
+    def excluded(self) -> list[list[int]]:
+        """Always empty."""
+        return []
+
+    def exclude_all(self, places: Iterable[Sequence[int]]) -> None:
+        """Nothing to do."""
+
+
+def fit_square(pixels: RgbImage, side: int, shift: tuple[int, int] = (0, 0)) -> RgbImage:
+    """The square of ``side`` around a patch's middle plus ``shift`` (x, y); what is missing is its mirror image."""
+    top, left = ((n - side) // 2 + s for n, s in zip(pixels.shape[:2], shift[::-1], strict=True))
+    before = [max(0, -top), max(0, -left)]
+    after = [max(0, start + side - n) for start, n in zip((top, left), pixels.shape[:2], strict=True)]
+    if any(before + after):
+        pixels = np.pad(pixels, ((before[0], after[0]), (before[1], after[1]), (0, 0)), mode="reflect")
+    top, left = top + before[0], left + before[1]
+    return pixels[top : top + side, left : left + side]
+
+
+def read_hard_negatives(path: Path) -> list[tuple[str, int, int]]:
+    """The list that ``wsi train mine`` writes, as (slide's name, level-0 x, y).
+
+    Raises:
+        ConfigError: it is not such a list.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [(row["slide"], int(row["x"]), int(row["y"])) for row in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not a list of hard negatives (columns slide, x, y, score)") from error

@@ -2,233 +2,346 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from pydantic import Field
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.augment import AugmentConfig, augment
+from models.augment import augment, draw_changes
 from models.card import Architecture
-from models.checkpoint import load_imagenet, save_checkpoint
+from models.checkpoint import load_start, save_checkpoint
+from models.feed import Batch, Feed
 from models.inception import PATCH_PX, InceptionV3
-from models.network import PatchNetwork
+from models.network import Oriented, PatchNetwork
 from models.optimiser import TensorFlowRMSprop
-from models.sampling import NORMAL, TUMOUR, Batch, Place, Sampler, TrainingSlide, batches, prepare_slide
-from wsi.config import Config
+from models.parallel import Team, join_team, leave_team, share_batch_norm
+from models.recipe import TrainConfig
+from models.training_data import STRIDE_PX, TrainingData
+from models.training_state import TrainingState
 from wsi.errors import ConfigError, ModelError
 from wsi.files import write_text
-from wsi.manifest import SlideRow
 from wsi.metrics import auc
+from wsi.patch_folder import TUMOUR
 
-STRIDE_PX = 128  # the centre square that a patch speaks for (Liu et al. 2017)
-
-
-class TrainConfig(Config):
-    """The recipe; defaults are those of Liu et al. 2017 where they state one.
-
-    Attributes:
-        width: multiplier of the channels; 1 is the full Inception-v3.
-        init: ImageNet weight file to start from, at width 1; ``imagenet`` lets torchvision download it.
-        examples: patches to train on.
-        halve_every: examples after which the learning rate is halved.
-        validate_every: examples between validations.
-        validation_patches: patches, half of each class, drawn once from the validation slides.
-        aux_weight: share of the auxiliary head's loss (Szegedy et al. 2015 use 0.3; REPATH 0.4).
-        precision: of the forward pass; weights and optimiser stay in fp32.
-    """
-
-    name: str
-    slides: Path | None = None
-    width: float = Field(default=1.0, gt=0, le=1)
-    init: Path | None = None
-    spacing_um: float | None = 0.243
-    spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
-    seed: int = 0
-    batch: int = Field(default=32, gt=1)
-    examples: int = Field(default=10_000_000, gt=0)
-    learning_rate: float = Field(default=0.05, gt=0)
-    halve_every: int = Field(default=2_000_000, gt=0)
-    momentum: float = 0.9
-    decay: float = 0.9
-    epsilon: float = 1.0
-    weight_decay: float = 0.0
-    aux_weight: float = 0.4
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    validate_every: int = Field(default=100_000, gt=0)
-    validation_patches: int = Field(default=4_000, gt=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=1, gt=0)
-    augment: AugmentConfig = AugmentConfig()
-    demonstration: bool = False
-    training_data: str = ""
-    limits: str = ""
+SHEET_PATCHES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands; one row of ``metrics.csv`` when ``auc`` is set."""
+    """Where a run stands; one row of ``metrics.csv`` after each validation.
+
+    Attributes:
+        loss: running mean over some fifty batches.
+        examples_per_s: since this process began.
+        waiting: share of the time in which the network waited for pixels, 0 to 1.
+        seconds: of training so far, those before a resume counted.
+        auc: of the validation patches; None between validations.
+    """
 
     examples: int
     total: int
     loss: float
     learning_rate: float
     examples_per_s: float
+    waiting: float
+    seconds: float
     auc: float | None = None
 
 
+def _silent(*_: Any) -> None:
+    """Nobody listens."""
+
+
+def _never() -> bool:
+    """Nobody stops it."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Who hears of a run; every one is called by the leading process only.
+
+    Attributes:
+        report: after every batch, and with an AUC after every validation.
+        metrics: with all rows of ``metrics.csv`` after every validation.
+        show: once, with what the network sees first: RGB uint8 (n, side, side, 3) and labels (n,).
+        say: one line for people, now and then.
+        stop: asked after every batch; True writes a checkpoint and raises KeyboardInterrupt.
+    """
+
+    report: Callable[[Progress], None] = _silent
+    metrics: Callable[[list[dict[str, Any]]], None] = _silent
+    show: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], None] = _silent
+    say: Callable[[str], None] = _silent
+    stop: Callable[[], bool] = _never
+
+
 def train(
-    rows: Sequence[SlideRow],
+    data: TrainingData,
     cfg: TrainConfig,
     out: Path,
     *,
     code_version: str,
-    report: Callable[[Progress], None] = lambda progress: None,
-    say: Callable[[str], None] = lambda text: None,
+    resume: bool = False,
+    listeners: Listeners = Listeners(),
 ) -> float:
-    """Train and keep the best network by validation AUC in ``out/model``.
+    """Train, and keep the best network by validation AUC in ``out/model``; the last where nothing is held out.
 
     Args:
-        rows: slides with truth; their split is ``train`` or ``validation``.
+        data: what to train on.
         cfg: the recipe.
-        out: ``model/`` and ``metrics.csv`` go here.
+        out: ``model/``, ``metrics.csv`` and ``checkpoint.safetensors`` go here.
         code_version: stated in the card.
-        report: called after every batch, and with an AUC after every validation.
-        say: called with one line for people, now and then.
+        resume: go on from ``out/checkpoint.safetensors``; on a CPU to the same bits as without the stop.
+        listeners: who hears of it.
 
     Returns:
-        The best validation AUC.
+        The best validation AUC; NaN where nothing is held out.
 
     Raises:
-        ConfigError: no slides of a split, or of a class.
-        ModelError: the loss is not finite; the best network so far is kept.
+        ConfigError: this machine cannot run the recipe, or a class has no place left that can be read.
+        ModelError: the loss is not finite, or there is nothing to resume; the last checkpoint is kept.
     """
-    torch.manual_seed(cfg.seed)
-    rng, validation_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(cfg.seed).spawn(2))
-    generator = torch.Generator().manual_seed(cfg.seed)
+    team = join_team(cfg.batch)
+    listeners = listeners if team.leads else Listeners()
     device = _device(cfg.device)
+    state = _begin(data, cfg, team, device)
+    if resume:
+        state.load(out, resumable(cfg))
+        listeners.say(f"resumed after {state.seen} examples")
+    else:
+        listeners.show(*_first_patches(data, cfg))
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(cfg.precision, device))
+    clock = _Clock(state.seen, state.seconds)
 
-    training = _prepare(rows, "train", cfg, say)
-    validation = _prepare(rows, "validation", cfg, say)
-    sampler = Sampler(training, rng, cfg.augment.jitter_px)
-    held_out = _draw_validation(validation, validation_rng, cfg)
+    for phase, end in ((1, cfg.examples), (2, cfg.total)):
+        if state.seen >= end:
+            continue
+        _enter_phase(phase, state, cfg, listeners)
+        with Feed(data.sampler, cfg.batch, team, threads=cfg.threads) as feed:
+            while state.seen < end:
+                with clock.waiting():
+                    batch = feed.next()
+                changes = draw_changes(cfg.batch, cfg.augment, state.generator).of(team.share(cfg.batch))
+                pixels = augment(torch.from_numpy(batch.patches).to(device), cfg.augment, changes)
+                labels = torch.from_numpy(batch.labels).to(device)
+                rate = cfg.rate(state.seen)
+                loss = _step(state, pixels, labels, rate, cfg, team, autocast)
+                _check_loss(loss, state, cfg, out)
+                state.count(cfg.batch, loss, batch.after, clock.elapsed)
+                now = clock.progress(state, cfg, rate)
+                listeners.report(now)
+                if _crossed(state.seen, cfg.batch, cfg.validate_every) or state.seen >= end:
+                    _validate(state, data, cfg, out, now, code_version, team, listeners)
+                stop = listeners.stop()
+                if stop or _crossed(state.seen, cfg.batch, cfg.checkpoint_every) or state.seen >= end:
+                    _save_state(state, out, cfg, team)
+                if stop:
+                    raise KeyboardInterrupt
+        data.sampler.state = state.drawn  # the feed has drawn ahead
+    leave_team(team)
+    return math.nan if state.best is None else state.best
 
+
+def _begin(data: TrainingData, cfg: TrainConfig, team: Team, device: torch.device) -> TrainingState:
+    torch.manual_seed(cfg.seed)
     network = InceptionV3(2, width=cfg.width, dropout=cfg.dropout)
     if cfg.init is not None:
-        load_imagenet(network, cfg.init)
+        load_start(network, cfg.init)
+    share_batch_norm(network, team)
+    torch.manual_seed(cfg.seed + team.rank)  # dropout differs between processes
     network = network.to(device).to(memory_format=torch.channels_last)
-    optimiser = TensorFlowRMSprop(
+    generator = torch.Generator().manual_seed(cfg.seed)
+    return TrainingState(network, _optimiser(network, cfg), data.sampler, generator)
+
+
+def _optimiser(network: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
+    if cfg.optimiser == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=cfg.first_rate, weight_decay=cfg.weight_decay)
+    return TensorFlowRMSprop(
         network.parameters(),
-        lr=cfg.learning_rate,
+        lr=cfg.first_rate,
         decay=cfg.decay,
         momentum=cfg.momentum,
         epsilon=cfg.epsilon,
         weight_decay=cfg.weight_decay,
     )
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=cfg.precision == "bf16")
 
-    best, seen, running, started = -math.inf, 0, math.nan, time.monotonic()
-    validate_at = cfg.validate_every
-    log = _Log(out / "metrics.csv")
-    for batch in batches(training, sampler.draw, cfg.batch, threads=cfg.threads):
-        rate = cfg.learning_rate * 0.5 ** (seen // cfg.halve_every)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        network.train()
-        pixels = augment(torch.from_numpy(batch.patches).to(device), cfg.augment, generator)
-        labels = torch.from_numpy(batch.labels).to(device)
-        with autocast:
-            main, aux = network.forward_train(pixels.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(main.float(), labels) + cfg.aux_weight * F.cross_entropy(aux.float(), labels)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ModelError(
-                f"the loss became {value} after {seen} examples; lower learning_rate "
-                f"({cfg.learning_rate}); the best network so far is in {out / 'model'}"
-            )
-        optimiser.zero_grad(set_to_none=True)
+
+def _enter_phase(phase: int, state: TrainingState, cfg: TrainConfig, listeners: Listeners) -> None:
+    """Set what the second phase changes; done again after a resume."""
+    if phase == 1:
+        return
+    share = state.sampler.tumour_share = state.sampler.frequency
+    for name, parameter in state.network.named_parameters():
+        parameter.requires_grad_(name.startswith("fc."))
+    if state.phase == 1:
+        state.phase, state.best = 2, None
+        state.optimiser.state.clear()
+        listeners.say(f"second phase: the output layer alone, {share:.3%} of the draws are tumour")
+
+
+def _step(
+    state: TrainingState,
+    pixels: Tensor,
+    labels: Tensor,
+    rate: float,
+    cfg: TrainConfig,
+    team: Team,
+    autocast: torch.autocast,
+) -> float:
+    """One update; the loss of the whole batch."""
+    network: InceptionV3 = state.network  # type: ignore[assignment]
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    network.train()
+    if state.phase == 2:  # what is fixed must not drift by its running means either
+        network.eval()
+        network.dropout.train()
+    with autocast:
+        main, aux = network.forward_train(pixels.contiguous(memory_format=torch.channels_last))
+    loss = classification_loss(main.float(), labels, cfg.focal_gamma)
+    if state.phase == 1:
+        loss = loss + cfg.aux_weight * classification_loss(aux.float(), labels, cfg.focal_gamma)
+    value = float(team.mean(loss.detach()))
+    if math.isfinite(value):
+        state.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-
-        seen += len(labels)
-        running = value if math.isnan(running) else 0.98 * running + 0.02 * value
-        speed = seen / (time.monotonic() - started)
-        report(Progress(seen, cfg.examples, running, rate, speed))
-        if seen >= min(validate_at, cfg.examples):
-            validate_at += cfg.validate_every
-            score = validate(network, held_out, device)
-            progress = Progress(seen, cfg.examples, running, rate, speed, score)
-            log.add(progress)
-            report(progress)
-            if score > best:
-                best = score
-                _save(out / "model", network, cfg, training, progress, code_version)
-        if seen >= cfg.examples:
-            break
-    return best
+        team.average_gradients(network)
+        state.optimiser.step()
+    return value
 
 
-def validate(network: InceptionV3, held_out: Sequence[Batch], device: torch.device) -> float:
-    """AUC of the tumour score over fixed patches."""
+def classification_loss(logits: Tensor, labels: Tensor, gamma: float = 0.0) -> Tensor:
+    """Mean cross-entropy, or with ``gamma`` focal loss: -(1 - p)^gamma log p of the true class (Lin et al. 2017)."""
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return ((1 - torch.exp(-losses)) ** gamma * losses if gamma else losses).mean()
+
+
+def _check_loss(loss: float, state: TrainingState, cfg: TrainConfig, out: Path) -> None:
+    if not math.isfinite(loss):
+        raise ModelError(
+            f"the loss became {loss} after {state.seen} examples; lower learning_rate ({cfg.first_rate:g}); "
+            f"the best network so far is in {out / 'model'}, and the last checkpoint is kept"
+        )
+
+
+def _crossed(seen: int, batch: int, every: int) -> bool:
+    """Whether the last batch passed a multiple of ``every``."""
+    return seen // every > (seen - batch) // every
+
+
+def _validate(
+    state: TrainingState,
+    data: TrainingData,
+    cfg: TrainConfig,
+    out: Path,
+    now: Progress,
+    code_version: str,
+    team: Team,
+    listeners: Listeners,
+) -> None:
+    """Measure, log, and keep the network if it is the best; with nothing held out the last is kept."""
+    if not team.leads:
+        return
+    score = None
+    if data.held_out:
+        score = auc(*score_batches(state.network, data.held_out))
+        listeners.report(Progress(**_fields(now) | {"auc": score}))
+    state.rows.append(_fields(now) | {"auc": score})
+    write_text(out / "metrics.csv", _csv(state.rows))
+    listeners.metrics(state.rows)
+    if score is None or state.best is None or score > state.best:
+        state.best = score
+        _save(out / "model", state.network, cfg, data, now, score, code_version)
+
+
+def score_batches(
+    network: nn.Module, batches: Iterable[Batch], *, orientations: bool = False
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+    """Which patches are tumour, and their scores; with ``orientations`` the mean over 8."""
     network.eval()
-    scorer = PatchNetwork(network)
+    device = next(network.parameters()).device
+    scorer: nn.Module = PatchNetwork(network)
+    scorer = Oriented(scorer) if orientations else scorer
+    labels, scores = [], []
     with torch.inference_mode():
-        scores = [scorer(torch.from_numpy(b.patches).to(device))[:, TUMOUR].cpu().numpy() for b in held_out]
-    return auc(np.concatenate([b.labels for b in held_out]) == TUMOUR, np.concatenate(scores))
+        for batch in batches:
+            labels.append(batch.labels == TUMOUR)
+            scores.append(scorer(torch.from_numpy(batch.patches).to(device))[:, TUMOUR].float().cpu().numpy())
+    return np.concatenate(labels), np.concatenate(scores)
+
+
+def _first_patches(
+    data: TrainingData, cfg: TrainConfig
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The first examples as the network will see them; draws nothing from the run's generators."""
+    before = data.sampler.state
+    with Feed(data.sampler, SHEET_PATCHES, Team(), ahead=1) as feed:
+        batch = feed.next()
+    data.sampler.state = before
+    generator = torch.Generator().manual_seed(cfg.seed)
+    changes = draw_changes(SHEET_PATCHES, cfg.augment, generator)
+    pixels = augment(torch.from_numpy(batch.patches), cfg.augment, changes)
+    shown = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return shown, batch.labels
+
+
+def use_bf16(wanted: str, device: torch.device) -> bool:
+    """Whether to run in bf16: where asked for, or by ``auto`` where the processor multiplies it faster than fp32.
+
+    A CPU without AVX512-bf16 or AMX is some nine times slower in bf16 than in fp32.
+    """
+    if wanted != "auto":
+        return wanted == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False) is True
+    return torch.cpu._is_avx512_bf16_supported() is True
 
 
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch sees no GPU; use device: auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
 
 
-def _prepare(
-    rows: Sequence[SlideRow], split: str, cfg: TrainConfig, say: Callable[[str], None]
-) -> list[TrainingSlide]:
-    chosen = [row for row in rows if row.split == split]
-    if not chosen:
-        raise ConfigError(f"the manifest has no slide whose split is {split!r}; fill in the column 'split'")
-    say(f"{split}: finding tissue and truth of {len(chosen)} slides")
-    slides = [
-        prepare_slide(row, PATCH_PX, STRIDE_PX, cfg.spacing_um, cfg.spacing_tolerance) for row in chosen
-    ]
-    normal, tumour = (sum(len(s.cells[label]) for s in slides) for label in (NORMAL, TUMOUR))
-    say(f"{split}: {len(slides)} slides, {normal} normal and {tumour} tumour cells")
-    return slides
+def resumable(cfg: TrainConfig) -> dict[str, Any]:
+    """What must be the same to go on with a run: all but paths, names and how fast it goes."""
+    free = {"slides", "patches", "init", "hard_negatives", "threads", "device", "limits", "training_data"}
+    return cfg.model_dump(mode="json", exclude=free | {"checkpoint_every"})
 
 
-def _draw_validation(
-    slides: Sequence[TrainingSlide], rng: np.random.Generator, cfg: TrainConfig
-) -> list[Batch]:
-    sampler = Sampler(slides, rng)
-    places: list[Place] = [sampler.draw() for _ in range(cfg.validation_patches)]
-    source = iter(places)
-    size = min(cfg.batch, cfg.validation_patches)
-    wanted = cfg.validation_patches // size
-    stream = batches(slides, lambda: next(source, places[-1]), size, threads=cfg.threads)
-    held_out = [batch for _, batch in zip(range(wanted), stream, strict=False)]
-    stream.close()
-    return held_out
+def _save_state(state: TrainingState, out: Path, cfg: TrainConfig, team: Team) -> None:
+    if team.leads:
+        state.save(out, resumable(cfg))
 
 
 def _save(
     folder: Path,
-    network: InceptionV3,
+    network: nn.Module,
     cfg: TrainConfig,
-    training: Sequence[TrainingSlide],
-    progress: Progress,
+    data: TrainingData,
+    now: Progress,
+    score: float | None,
     code_version: str,
 ) -> None:
-    recipe: dict[str, Any] = cfg.model_dump(
-        mode="json", exclude={"slides", "init", "limits", "training_data"}
+    recipe = cfg.model_dump(
+        mode="json", exclude={"slides", "patches", "init", "limits", "training_data", "dataset"}
     )
     save_checkpoint(
         folder,
@@ -241,27 +354,68 @@ def _save(
         stride_px=STRIDE_PX,
         spacing_um=cfg.spacing_um,
         spacing_tolerance=cfg.spacing_tolerance,
+        stain_normalisation=cfg.stain_normalisation,
         demonstration=cfg.demonstration,
         limits=cfg.limits,
         training={
             "data": cfg.training_data,
-            "slides": len(training),
-            "examples": progress.examples,
+            **data.facts,
+            "places_that_could_not_be_read": len(data.sampler.excluded),
+            "started_from": None if cfg.init is None else cfg.init.name,
+            "examples": now.examples,
             "recipe": recipe,
         },
-        metrics={"validation_patch_auc": round(progress.auc or 0.0, 6)},
+        metrics={} if score is None else {"validation_patch_auc": round(score, 6)},
         code_version=code_version,
     )
 
 
-class _Log:
-    """``metrics.csv``: a row after every validation."""
+class _Clock:
+    """Time of this process: all of it, and what was spent waiting for pixels."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.text = ",".join(f.name for f in fields(Progress)) + "\n"
+    def __init__(self, seen: int, seconds: float) -> None:
+        self.seen = seen
+        self.before = seconds
+        self.start = time.monotonic()
+        self.waited = 0.0
+        self._from = 0.0
 
-    def add(self, progress: Progress) -> None:
-        values = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in asdict(progress).values()]
-        self.text += ",".join(values) + "\n"
-        write_text(self.path, self.text)
+    def waiting(self) -> _Clock:
+        """Count the time inside a ``with`` as waiting."""
+        return self
+
+    def __enter__(self) -> None:
+        self._from = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.waited += time.monotonic() - self._from
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resume counted."""
+        return self.before + time.monotonic() - self.start
+
+    def progress(self, state: TrainingState, cfg: TrainConfig, rate: float) -> Progress:
+        """Where the run stands now."""
+        elapsed = max(self.elapsed - self.before, 1e-9)
+        return Progress(
+            examples=state.seen,
+            total=cfg.total,
+            loss=math.nan if state.loss is None else state.loss,
+            learning_rate=rate,
+            examples_per_s=(state.seen - self.seen) / elapsed,
+            waiting=self.waited / elapsed,
+            seconds=state.seconds,
+        )
+
+
+def _fields(now: Progress) -> dict[str, Any]:
+    return {name: getattr(now, name) for name in Progress.__dataclass_fields__}
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(Progress.__dataclass_fields__), lineterminator="\n")
+    table.writeheader()
+    table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return text.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,13 +15,19 @@ from wsi.errors import ConfigError
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_config(path: Path, model: type[Model], overrides: dict[str, Any] | None = None) -> Model:
+def load_config(
+    path: Path,
+    model: type[Model],
+    overrides: dict[str, Any] | None = None,
+    reset: Collection[str] = (),
+) -> Model:
     """Read a YAML file strictly: unknown keys and wrong types are refused.
 
     Args:
         path: the file.
         model: what it must be.
         overrides: values from the command line that replace the file's; None values are left out.
+        reset: keys of which the command line replaces all when it gives one: they exclude each other.
 
     Raises:
         ConfigError: names the file, the key and what is wrong.
@@ -34,6 +41,8 @@ def load_config(path: Path, model: type[Model], overrides: dict[str, Any] | None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold keys and values, got {type(value).__name__}")
     given = {k: v for k, v in (overrides or {}).items() if v is not None}
+    if any(key in given for key in reset):
+        value = {k: v for k, v in value.items() if k not in reset}
     return parse_config(str(path), value | given, model)
 
 

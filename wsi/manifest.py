@@ -23,6 +23,7 @@ class SlideRow:
         truth: an annotation file, or None.
         label: the slide's class, or None.
         split: ``train``, ``validation``, ``test`` or any other word, or None.
+        partial: tumour is not marked exhaustively: what is not marked is not known to be normal.
     """
 
     source: SlideSource
@@ -30,10 +31,15 @@ class SlideRow:
     truth: Path | None = None
     label: str | None = None
     split: str | None = None
+    partial: bool = False
 
 
-def read_manifest(path: Path) -> list[SlideRow]:
+def read_manifest(path: Path, problems: list[str] | None = None) -> list[SlideRow]:
     """Read a CSV with a header; only ``path`` is required, empty cells are None.
+
+    Args:
+        path: the file.
+        problems: takes a sentence for each line that cannot be used, which is then left out; None raises the first.
 
     Raises:
         ConfigError: an unknown or missing column, a number that is none, a file that is not there.
@@ -43,7 +49,15 @@ def read_manifest(path: Path) -> list[SlideRow]:
             reader = csv.DictReader(file)
             columns = tuple(reader.fieldnames or ())
             _check_columns(path, columns)
-            return [_row(path, line, values) for line, values in enumerate(reader, start=2)]
+            rows = []
+            for line, values in enumerate(reader, start=2):
+                try:
+                    rows.append(_row(path, line, values))
+                except ConfigError as error:
+                    if problems is None:
+                        raise
+                    problems.append(str(error))
+            return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path} cannot be read as a CSV manifest ({why}); check the path") from error

@@ -111,8 +111,12 @@ def _find(name: str) -> Path:
     for folder in (Path(name), ZOO / name):
         if folder.is_dir():
             return folder
-    shipped = ", ".join(sorted(p.name for p in ZOO.iterdir() if p.is_dir()))
-    raise ModelError(f"there is no model folder {name}; models that ship: {shipped}")
+    raise ModelError(f"there is no model folder {name}; models that ship: {', '.join(shipped())}")
+
+
+def shipped() -> list[str]:
+    """Names of the models that ship."""
+    return sorted(p.name for p in ZOO.iterdir() if p.is_dir())
 
 
 def cache_folder() -> Path:

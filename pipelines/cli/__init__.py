@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines import provenance
-from pipelines.cli import export, phantom, score, slides, train
+from pipelines.cli import export, models, phantom, score, slides, train
 from pipelines.cli.console import err, out, set_up_logging
 from wsi.errors import WsiError
 
@@ -44,6 +44,7 @@ app.command("doctor")(slides.doctor)
 app.add_typer(export.app, name="export")
 app.add_typer(phantom.app, name="phantom")
 app.add_typer(train.app, name="train")
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

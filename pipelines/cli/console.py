@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -45,6 +46,27 @@ def set_up_logging() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_Notes()], force=True)
     for package in ("wsi", "models", "pipelines"):
         logging.getLogger(package).setLevel(logging.INFO)
+
+
+@contextmanager
+def interruptible(said: str) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C only be noted, so that the work can stop at a whole step; the second one stops at once.
+
+    Yields:
+        Whether there was one.
+    """
+    noted: list[bool] = []
+
+    def note(*_: object) -> None:
+        noted.append(True)
+        signal.signal(signal.SIGINT, before)
+        err.print(f"\n{said}", markup=False)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

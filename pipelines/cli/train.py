@@ -1,59 +1,245 @@
-"""``wsi train``: the published recipes on a user's slides."""
+"""``wsi train``: the published recipes on a user's slides or patches."""
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
-from pipelines.cli.console import out, progress
+from pipelines.camelyon16.mine import hard_negatives, write_list
+from pipelines.cli.console import interruptible, out, progress
 from pipelines.config import load_config
 from pipelines.provenance import code_hash, commit, libraries, machine, version
+from pipelines.training_pictures import write_contact_sheet, write_curves, write_roc
+from wsi.dataset import apply_dataset, rows_of_folder
 from wsi.errors import ConfigError, StoreError
-from wsi.files import write_json
-from wsi.manifest import read_manifest
+from wsi.files import write_json, write_text
+from wsi.manifest import SlideRow, read_manifest
+from wsi.metrics import auc, auc_interval, roc
+from wsi.patch_folder import PatchFolder, read_patches
 
-app = typer.Typer(no_args_is_help=True, help="Train networks on slides with truth.")
+if TYPE_CHECKING:
+    from models.cross_validation import OutOfFold
+    from models.recipe import TrainConfig
+    from models.train_classifier import Listeners, Progress
+
+MISTAKES = 24  # on the picture of the worst
+
+app = typer.Typer(no_args_is_help=True, help="Train networks on slides with truth, or on labelled patches.")
 
 
 @app.callback()
 def _group() -> None:
-    """Train networks on slides with truth."""
+    """Train networks on slides with truth, or on labelled patches."""
 
 
 @app.command("classifier")
 def classifier(
     config: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/camelyon16.yaml.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the model and metrics.csv.")],
-    slides: Annotated[Path | None, typer.Option(help="slides.csv; overrides the recipe's.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the model, metrics.csv and pictures.")],
+    slides: Annotated[
+        Path | None, typer.Option(help="slides.csv, or a folder of slides and truth files of the same names.")
+    ] = None,
+    patches: Annotated[Path | None, typer.Option(help="Folder of labelled patches, instead.")] = None,
     init: Annotated[
         Path | None,
-        typer.Option(help="torchvision's ImageNet weight file, or 'imagenet' to download it; at width 1."),
+        typer.Option(
+            help="Weights to start from: a model folder, torchvision's ImageNet file, or 'imagenet' to download."
+        ),
     ] = None,
+    hard: Annotated[Path | None, typer.Option(help="List of hard negatives from 'wsi train mine'.")] = None,
     examples: Annotated[int | None, typer.Option(help="Patches to train on; overrides the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that stopped in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUT.")] = False,
 ) -> None:
-    """Train the patch classifier; the best network by validation AUC is kept in OUT/model."""
-    from models.train_classifier import Progress, TrainConfig, train  # torch takes seconds to load
+    """Train the patch classifier; the best network by validation AUC is kept in OUT/model.
 
-    overrides = {"slides": slides, "init": init, "examples": examples, "seed": seed}
-    cfg = load_config(config, TrainConfig, overrides)
-    if cfg.slides is None:
-        raise ConfigError(f"{config} names no slides; pass --slides slides.csv")
-    if (folder / "model").exists() and not overwrite:
-        raise StoreError(f"{folder / 'model'} is there already; choose another --out, or pass --overwrite")
-    rows = read_manifest(cfg.slides)
+    Ctrl-C stops after the batch at hand; the same command with --resume goes on. For several GPUs:
+    torchrun --nproc-per-node N -m pipelines.cli train classifier ...
+    """
+    from models.recipe import TrainConfig
+
+    overrides: dict[str, Any] = {"init": init, "hard_negatives": hard, "examples": examples, "seed": seed}
+    overrides |= {"slides": slides, "patches": patches}
+    cfg = load_config(config, TrainConfig, overrides, reset=("slides", "patches"))
+    if cfg.slides is None and cfg.patches is None:
+        raise ConfigError(f"{config} names no slides; pass --slides slides.csv, or --patches FOLDER")
+    if (folder / "run.json").exists() and not (overwrite or resume):
+        raise StoreError(
+            f"{folder} holds a run already; pass --resume or --overwrite, or choose another --out"
+        )
+    with interruptible("stopping after this batch; the same command with --resume goes on") as stop:
+        _run(cfg, folder, resume, stop)
+
+
+def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Any) -> None:
+    from models.train_classifier import train
+    from models.training_data import patch_data, slide_data
+
     code = f"slidewright {version()}, code {code_hash()}"
+    if cfg.patches is not None:
+        found = _read_patches(cfg.patches)
+        if cfg.folds:
+            _cross_validate(found, cfg, folder, code, resume, stop)
+            return
+        data = patch_data(found, range(len(found.files)), (), cfg)
+    else:
+        rows = _rows(cfg)
+        with progress("slides") as tick:
+            data = slide_data(rows, cfg, say=_say, tick=tick)
+    _write_run(cfg, folder)
+    with progress("training") as tick:
+        best = train(
+            data,
+            cfg,
+            folder,
+            code_version=code,
+            resume=resume,
+            listeners=_listeners(cfg, folder, tick, stop),
+        )
+    kept = "the last network" if np.isnan(best) else f"the best network (validation AUC {best:.4f})"
+    out.print(f"{kept} is in {folder / 'model'}", markup=False)
+
+
+def _read_patches(folder: Path) -> PatchFolder:
+    found = read_patches(folder)
+    for sentence in found.broken:
+        _say(f"left out: {sentence}")
+    counts = [len(found.of(label)) for label in (0, 1)]
+    _say(f"{len(found.files)} patches: {counts[0]} normal, {counts[1]} tumour")
+    return found
+
+
+def _rows(cfg: TrainConfig) -> list[SlideRow]:
+    """The recipe's slides, by manifest or folder, with what the recipe knows of them by name."""
+    assert cfg.slides is not None
+    rows = rows_of_folder(cfg.slides) if cfg.slides.is_dir() else read_manifest(cfg.slides)
+    known = apply_dataset(rows, cfg.dataset)
+    for sentence in known.left_out:
+        _say(sentence)
+    return list(known.rows)
+
+
+def _write_run(cfg: TrainConfig, folder: Path) -> None:
     record: dict[str, Any] = {"config": cfg.model_dump(mode="json"), "code": code_hash(), "commit": commit()}
+    record |= {"program": f"slidewright {version()}", "intended_use": "research use only"}
     write_json(folder / "run.json", record | {"libraries": libraries(), "machine": machine()})
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False)
+
+
+def _listeners(cfg: TrainConfig, folder: Path, tick: Any, stop: Any, title: str = "") -> Listeners:
+    from models.train_classifier import Listeners
+
+    def report(p: Progress) -> None:
+        note = f"loss {p.loss:.3f}, rate {p.learning_rate:.2g}, {p.examples_per_s:.0f} examples/s"
+        tick(p.examples, p.total, f"{note}, waiting {p.waiting:.0%}")
+        if p.auc is not None:
+            _say(f"{title}{p.examples} examples: loss {p.loss:.4f}, validation AUC {p.auc:.4f}")
+
+    def show(patches: Any, labels: Any) -> None:
+        heading = f"{cfg.name}: what the network sees first (red: tumour, green: normal)"
+        write_contact_sheet(folder / "contact_sheet.png", patches, labels, title=heading)
+
+    def metrics(rows: list[dict[str, Any]]) -> None:
+        write_curves(folder / "metrics.png", rows, cfg.name)
+
+    return Listeners(report=report, metrics=metrics, show=show, say=_say, stop=stop)
+
+
+def _cross_validate(
+    found: PatchFolder, cfg: TrainConfig, folder: Path, code: str, resume: bool, stop: Any
+) -> None:
+    from models.cross_validation import cross_validate
+
+    _write_run(cfg, folder)
     with progress("training") as tick:
 
-        def report(p: Progress) -> None:
-            tick(p.examples, p.total, f"loss {p.loss:.3f}, {p.examples_per_s:.0f} examples/s")
-            if p.auc is not None:
-                out.print(f"{p.examples} examples: loss {p.loss:.4f}, validation AUC {p.auc:.4f}")
+        def shifted(k: int) -> Any:
+            return lambda done, total, note: tick(
+                k * total + done, cfg.folds * total, f"fold {k + 1}: {note}"
+            )
 
-        best = train(rows, cfg, folder, code_version=code, report=report, say=lambda text: out.print(text))
-    out.print(f"best validation AUC {best:.4f}; the model is in {folder / 'model'}", markup=False)
+        listeners = [
+            _listeners(cfg, folder / f"fold_{k + 1}", shifted(k), stop, f"fold {k + 1}: ")
+            for k in range(cfg.folds)
+        ]
+        result = cross_validate(found, cfg, folder, code_version=code, resume=resume, listeners=listeners)
+    _write_validation(found, result, cfg, folder)
+
+
+def _write_validation(found: PatchFolder, result: OutOfFold, cfg: TrainConfig, folder: Path) -> None:
+    """Scores, the table, the ROC curves, and the worst mistakes."""
+    names = [str(file.path.relative_to(cfg.patches or file.path.parent)) for file in found.files]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["file", "label", "fold", "score"])
+    for name, tumour, fold, score in zip(names, result.tumour, result.fold, result.scores, strict=True):
+        table.writerow([name, "tumor" if tumour else "normal", fold + 1, f"{score:.6f}"])
+    write_text(folder / "scores.csv", text.getvalue())
+    whole = auc(result.tumour, result.scores)
+    low, high = auc_interval(result.tumour, result.scores)
+    curves = [(f"pooled, AUC {whole:.4f}", *roc(result.tumour, result.scores))]
+    folds = []
+    for k in range(cfg.folds):
+        mine = result.fold == k
+        value = auc(result.tumour[mine], result.scores[mine])
+        low_k, high_k = auc_interval(result.tumour[mine], result.scores[mine])
+        counts = [int((result.tumour[mine] == label).sum()) for label in (False, True)]
+        folds.append({"normal": counts[0], "tumour": counts[1], "auc": value, "interval": [low_k, high_k]})
+        curves.append((f"fold {k + 1}, AUC {value:.4f}", *roc(result.tumour[mine], result.scores[mine])))
+        _say(
+            f"fold {k + 1}: {counts[0]} normal, {counts[1]} tumour, AUC {value:.4f} ({low_k:.4f} to {high_k:.4f})"
+        )
+    _say(f"pooled out-of-fold AUC {whole:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    write_json(folder / "validation.json", {"auc": whole, "interval": [low, high], "folds": folds})
+    write_roc(folder / "roc.png", curves, f"{cfg.name}: {cfg.folds} folds, {len(names)} patches")
+    error = np.where(result.tumour, 1 - result.scores, result.scores)
+    worst = np.argsort(-error, kind="stable")[:MISTAKES]
+    write_contact_sheet(
+        folder / "mistakes.png",
+        [found.pixels[i] for i in worst],
+        [int(result.tumour[i]) for i in worst],
+        title=f"{cfg.name}: the worst mistakes (red: tumour, green: normal; score is that of tumour)",
+        captions=[f"{names[i]} {result.scores[i]:.2f}" for i in worst],
+    )
+    _say(f"{folder / 'roc.png'} and {folder / 'mistakes.png'} show it; for research use only")
+
+
+@app.command("mine")
+def mine(
+    scored: Annotated[Path, typer.Argument(help="Results of 'wsi score' on the training slides.")],
+    slides: Annotated[Path, typer.Option(help="The training slides: slides.csv, or their folder.")],
+    listing: Annotated[Path, typer.Option("--out", help="CSV to write; a picture goes beside it.")],
+    config: Annotated[Path | None, typer.Option(help="The recipe, for what it knows of the slides.")] = None,
+    per_slide: Annotated[int, typer.Option(min=1, help="At most so many from one slide.")] = 50,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score.")] = 0.5,
+    margin: Annotated[int, typer.Option(min=0, help="Cells around tumour that are left out.")] = 2,
+) -> None:
+    """List the highest-scoring normal cells: hard negatives for 'wsi train classifier --hard'."""
+    from models.recipe import TrainConfig
+
+    base = TrainConfig(name="mine") if config is None else load_config(config, TrainConfig)
+    cfg = base.model_copy(update={"slides": slides})
+    rows = [row for row in _rows(cfg) if (row.split or "train") == "train"]
+    if not rows:
+        raise ConfigError(f"{slides} has no slide whose split is 'train'")
+    with progress("mining") as tick:
+        found = hard_negatives(
+            rows,
+            scored,
+            cfg,
+            per_slide=per_slide,
+            threshold=threshold,
+            margin=margin,
+            tick=tick,
+        )
+    picture = write_list(listing, found)
+    _say(f"{len(found)} hard negatives of {len(rows)} slides are in {listing}; {picture} shows the highest")

@@ -1,0 +1,128 @@
+"""Models for other programs: ONNX, and WSInfer's folder form; each is run and compared before it is there."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+import torch
+
+from models.build import build_network
+from models.card import ModelCard, card_json
+from models.checkpoint import load_checkpoint
+from models.wsinfer import CONFIG, WEIGHTS, is_wsinfer, load_wsinfer
+from wsi.errors import ModelError
+from wsi.files import replacing, write_json, write_text
+
+ONNX = "model.onnx"
+LARGEST_DIFFERENCE = 2e-4  # fp32 programs differ among themselves by up to 1.2e-4 (facts/performance.md)
+_PATCHES = 16
+
+
+def export_onnx(source: Path, out: Path) -> float:
+    """Write ``model.onnx`` (uint8 patches in, scores out, nothing to be normalised) and ``card.json``.
+
+    Returns:
+        The largest difference of a score from the model's own, over random tissue-like patches.
+
+    Raises:
+        ModelError: the model cannot be exported, or its answers differ.
+    """
+    card = _own(source)
+    network = build_network([source])
+    example = torch.zeros((2, card.patch_px, card.patch_px, 3), dtype=torch.uint8)
+    with replacing(out / ONNX) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's notes on its two exporters
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            network,
+            (example,),
+            str(partial),
+            input_names=["patches"],
+            output_names=["scores"],
+            dynamic_axes={"patches": {0: "n"}, "scores": {0: "n"}},
+            dynamo=False,
+        )
+        compiled = ov.Core().compile_model(str(partial), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        patches = _patches(card.patch_px)
+        difference = _compare(source, patches, np.asarray(compiled(patches)[0]))
+    write_text(out / "card.json", card_json(card))
+    return difference
+
+
+def export_wsinfer(source: Path, out: Path) -> float:
+    """Write ``torchscript_model.pt`` and ``config.json``; WSInfer and QuPath's extension read them.
+
+    WSInfer cuts patches side by side: its heatmap has one cell per patch of 299 px.
+
+    Returns:
+        The largest difference of a score from the model's own.
+
+    Raises:
+        ModelError: the model cannot be exported, or its answers differ.
+    """
+    card = _own(source)
+    if card.spacing_um is None:
+        raise ModelError(f"{source} states no spacing, which WSInfer needs; set spacing_um and train again")
+    body, _ = load_checkpoint(source)
+    size = card.patch_px
+    with replacing(out / WEIGHTS) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(body, torch.zeros((2, 3, size, size)))  # type: ignore[no-untyped-call]
+        traced.save(str(partial))
+    scale = [0.5, 0.5, 0.5]  # 0..1 to -1..1
+    write_json(
+        out / CONFIG,
+        {
+            "spec_version": "1.0",
+            "architecture": card.architecture.name,
+            "num_classes": len(card.classes),
+            "class_names": list(card.classes),
+            "name": card.name,
+            "patch_size_pixels": size,
+            "spacing_um_px": card.spacing_um,
+            "transform": [
+                {"name": "Resize", "arguments": {"size": size}},
+                {"name": "ToTensor"},
+                {"name": "Normalize", "arguments": {"mean": scale, "std": scale}},
+            ],
+        },
+    )
+    patches = _patches(size)
+    try:
+        with torch.inference_mode():
+            theirs = load_wsinfer(out)[0](torch.from_numpy(patches)).numpy()
+        return _compare(source, patches, theirs)
+    except ModelError:
+        shutil.rmtree(out)
+        raise
+
+
+def _own(source: Path) -> ModelCard:
+    if is_wsinfer(source):
+        raise ModelError(f"{source} is in WSInfer's form already; only models of our own are exported")
+    return load_checkpoint(source)[1]
+
+
+def _patches(size: int) -> npt.NDArray[np.uint8]:
+    """Smooth colour noise in the range of tissue."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.uniform(60, 250, (_PATCHES, 3, 40, 40)))
+    full = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
+    return full.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous().numpy()
+
+
+def _compare(source: Path, patches: npt.NDArray[np.uint8], theirs: npt.NDArray[np.float32]) -> float:
+    with torch.inference_mode():
+        ours = build_network([source])(torch.from_numpy(patches)).numpy()
+    difference = float(np.abs(ours - theirs).max())
+    if not difference <= LARGEST_DIFFERENCE:
+        raise ModelError(
+            f"the exported {source.name} differs from the model by {difference:.1e} in a score; it was not kept"
+        )
+    return difference

@@ -1,0 +1,109 @@
+"""The recipe of a training run: one frozen configuration, and the rates that follow from it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from models.augment import AugmentConfig
+from wsi.config import Config
+from wsi.dataset import Dataset
+from wsi.stain import StainMethod
+
+FROM_SCRATCH, FROM_WEIGHTS = 0.05, 0.002  # first learning rates of Liu et al. 2017
+
+
+class TrainConfig(Config):
+    """The recipe; defaults are those of Liu et al. 2017 where they state one.
+
+    Attributes:
+        slides: a manifest, or a folder of slides and truth files of the same names.
+        patches: a folder of labelled patches, instead of slides.
+        folds: cross-validate on ``patches`` by as many parts, contiguous in their order within each class.
+        dataset: what is known of the slides by name.
+        truth_label: value of truth masks that means tumour; None detects 0/1, 0/255 and 0/1/2.
+        width: multiplier of the channels; 1 is the full Inception-v3.
+        init: weights to start from: a model's folder, or ImageNet's file at width 1; ``imagenet`` downloads that.
+        stain_normalisation: recolour every slide first; Liu et al. found no gain.
+        examples: patches to train on.
+        learning_rate: None is 0.05, or 0.002 when started from weights (Liu et al. 2017).
+        schedule: ``halve`` after every ``halve_every`` examples, or ``cosine`` down to 0 after a short rise.
+        optimiser: ``rmsprop`` is TensorFlow's, as published; ``adamw`` suits short runs from weights.
+        focal_gamma: focal loss instead of cross-entropy; Lin et al. 2017 use 2. 0 is cross-entropy.
+        hard_negatives: a list from ``wsi train mine``; its places get ``hard_share`` of the normal draws.
+        second_phase: examples after which everything but the output layer is fixed, drawn at the true class
+            frequencies (Havaei et al. 2017); 0 is none.
+        validate_every: examples between validations.
+        validation_patches: patches, half of each class, drawn once from the validation slides.
+        checkpoint_every: examples between checkpoints to resume from.
+        aux_weight: share of the auxiliary head's loss (Szegedy et al. 2015 use 0.3; REPATH 0.4).
+        precision: of the forward pass; weights and optimiser stay in fp32. ``auto`` is bf16 where it is fast.
+    """
+
+    name: str
+    slides: Path | None = None
+    patches: Path | None = None
+    folds: int = Field(default=0, ge=0)
+    dataset: Dataset = Dataset()
+    truth_label: int | None = Field(default=None, gt=0)
+    width: float = Field(default=1.0, gt=0, le=1)
+    init: Path | None = None
+    spacing_um: float | None = 0.243
+    spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
+    stain_normalisation: StainMethod = "none"
+    seed: int = Field(default=0, ge=0)
+    batch: int = Field(default=32, gt=1)
+    examples: int = Field(default=10_000_000, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    schedule: Literal["halve", "cosine"] = "halve"
+    halve_every: int = Field(default=2_000_000, gt=0)
+    optimiser: Literal["rmsprop", "adamw"] = "rmsprop"
+    momentum: float = 0.9
+    decay: float = 0.9
+    epsilon: float = 1.0
+    weight_decay: float = Field(default=0.0, ge=0)
+    focal_gamma: float = Field(default=0.0, ge=0)
+    aux_weight: float = 0.4
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    hard_negatives: Path | None = None
+    hard_share: float = Field(default=0.25, ge=0, lt=1)
+    second_phase: int = Field(default=0, ge=0)
+    validate_every: int = Field(default=100_000, gt=0)
+    validation_patches: int = Field(default=4_000, gt=1)
+    checkpoint_every: int = Field(default=20_000, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, gt=0)
+    augment: AugmentConfig = AugmentConfig()
+    demonstration: bool = False
+    training_data: str = ""
+    limits: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.slides is not None and self.patches is not None:
+            raise ValueError("name slides or patches, not both")
+        if self.folds == 1 or (self.folds and self.patches is None):
+            raise ValueError("folds must be 0, or 2 and more with patches")
+        return self
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate at the start."""
+        return self.learning_rate or (FROM_SCRATCH if self.init is None else FROM_WEIGHTS)
+
+    @property
+    def total(self) -> int:
+        """Examples of both phases."""
+        return self.examples + self.second_phase
+
+    def rate(self, seen: int) -> float:
+        """The learning rate after ``seen`` examples; the second phase keeps the first's last."""
+        seen = min(seen, self.examples - 1)
+        if self.schedule == "halve":
+            return self.first_rate * 0.5 ** (seen // self.halve_every)
+        rise = min(1.0, (seen + self.batch) / (0.05 * self.examples))
+        return self.first_rate * rise * 0.5 * (1 + math.cos(math.pi * seen / self.examples))

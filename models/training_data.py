@@ -1,0 +1,161 @@
+"""What a run trains and validates on: slides by their split, or folders of patches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from models.feed import Batch
+from models.inception import PATCH_PX
+from models.recipe import TrainConfig
+from models.sampling import (
+    NAMES,
+    PatchFrame,
+    PatchSampler,
+    Place,
+    Sampler,
+    SlideSampler,
+    TrainingSlide,
+    fit_square,
+    prepare_slide,
+    read_hard_negatives,
+)
+from wsi.errors import ConfigError, SlideError
+from wsi.manifest import SlideRow
+from wsi.patch_folder import NORMAL, TUMOUR, PatchFolder
+
+log = logging.getLogger(__name__)
+
+STRIDE_PX = 128  # the centre square that a patch speaks for (Liu et al. 2017)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TrainingData:
+    """Examples to train on, and to choose the best network by.
+
+    Attributes:
+        sampler: draws and reads the examples.
+        held_out: fixed batches of the validation set; empty where the last network is kept.
+        facts: what the card says of the data.
+    """
+
+    sampler: Sampler
+    held_out: tuple[Batch, ...]
+    facts: dict[str, Any]
+
+
+def frame_of(cfg: TrainConfig) -> PatchFrame:
+    """What the model of a recipe sees."""
+    return PatchFrame(
+        PATCH_PX, STRIDE_PX, cfg.spacing_um, cfg.spacing_tolerance, cfg.stain_normalisation, cfg.truth_label
+    )
+
+
+def slide_data(
+    rows: Sequence[SlideRow],
+    cfg: TrainConfig,
+    say: Callable[[str], None] = lambda text: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> TrainingData:
+    """Open the slides of the splits ``train`` and ``validation``, and draw the validation patches.
+
+    Args:
+        rows: slides with truth.
+        cfg: the recipe.
+        say: called with one line for people, now and then.
+        tick: called with (slides done, slides).
+
+    Raises:
+        ConfigError: no slides of a split, or of a class.
+        WsiError: a slide or its truth cannot be used.
+    """
+    splits = {split: [row for row in rows if row.split == split] for split in ("train", "validation")}
+    for split, chosen in splits.items():
+        if not chosen:
+            raise ConfigError(f"no slide's split is {split!r}; fill in the column 'split' of the manifest")
+    prepared: dict[str, list[TrainingSlide]] = {}
+    done, total = 0, sum(map(len, splits.values()))
+    for split, chosen in splits.items():
+        slides = prepared[split] = []
+        for row in chosen:
+            slides.append(prepare_slide(row, frame_of(cfg)))
+            done += 1
+            tick(done, total)
+            if slides[-1].note:
+                say(slides[-1].note)
+        counts = [sum(len(s.cells[label]) for s in slides) for label in (NORMAL, TUMOUR)]
+        say(f"{split}: {len(slides)} slides, {counts[NORMAL]} normal and {counts[TUMOUR]} tumour cells")
+    rng, validation_rng = _generators(cfg)
+    hard = () if cfg.hard_negatives is None else read_hard_negatives(cfg.hard_negatives)
+    sampler = SlideSampler(
+        prepared["train"], rng, cfg.augment.jitter_px, hard=hard, hard_share=cfg.hard_share
+    )
+    if hard:
+        say(f"train: {len(sampler.hard)} of {len(hard)} hard negatives lie on normal cells of these slides")
+    held_out = _draw_held_out(SlideSampler(prepared["validation"], validation_rng), cfg)
+    facts: dict[str, Any] = {
+        split: {
+            "slides": [slide.name for slide in slides],
+            "cells": {NAMES[c]: sum(len(s.cells[c]) for s in slides) for c in (NORMAL, TUMOUR)},
+        }
+        for split, slides in prepared.items()
+    }
+    return TrainingData(sampler, tuple(held_out), {"split": facts})
+
+
+def patch_data(
+    folder: PatchFolder, train: Sequence[int], held_out: Sequence[int], cfg: TrainConfig
+) -> TrainingData:
+    """Patches of a folder by their indices; with none held out the last network is kept."""
+    rng, _ = _generators(cfg)
+    sampler = PatchSampler(folder, train, PATCH_PX, rng, cfg.augment.jitter_px)
+    counts = {
+        split: {NAMES[c]: sum(folder.files[i].label == c for i in chosen) for c in (NORMAL, TUMOUR)}
+        for split, chosen in (("train", train), ("held out", held_out))
+    }
+    return TrainingData(sampler, tuple(patch_batches(folder, held_out, cfg.batch)), {"split": counts})
+
+
+def patch_batches(folder: PatchFolder, chosen: Sequence[int], size: int) -> list[Batch]:
+    """Every one of these patches, as the model sees it, in batches."""
+    found = []
+    for start in range(0, len(chosen), size):
+        part = chosen[start : start + size]
+        pixels = np.stack([fit_square(folder.pixels[i], PATCH_PX) for i in part])
+        found.append(Batch(pixels, np.array([folder.files[i].label for i in part], np.int64), None))
+    return found
+
+
+def fold_parts(folder: PatchFolder, folds: int) -> list[list[int]]:
+    """Indices of each fold: contiguous in the patches' order within each class."""
+    return [folder.part(k / folds, (k + 1) / folds) for k in range(folds)]
+
+
+def _generators(cfg: TrainConfig) -> list[np.random.Generator]:
+    return [np.random.default_rng(s) for s in np.random.SeedSequence(cfg.seed).spawn(2)]
+
+
+def _draw_held_out(sampler: SlideSampler, cfg: TrainConfig) -> list[Batch]:
+    """Fixed validation patches; places that cannot be read are left out."""
+    places = [sampler.draw() for _ in range(cfg.validation_patches)]
+
+    def read(place: Place) -> Any:
+        try:
+            return sampler.read(place)
+        except SlideError as error:
+            log.warning("a validation patch is left out (%s)", error)
+            return None
+
+    with ThreadPoolExecutor(cfg.threads) as pool:
+        pixels = list(pool.map(read, places))
+    kept = [i for i, patch in enumerate(pixels) if patch is not None]
+    labels = np.array([place.label for place in places], np.int64)
+    if len(np.unique(labels[kept])) < 2:
+        raise ConfigError("the validation slides gave no patch of one class that can be read; check them")
+    parts = [kept[i : i + cfg.batch] for i in range(0, len(kept), cfg.batch)]
+    return [Batch(np.stack([pixels[i] for i in part]), labels[part], None) for part in parts]

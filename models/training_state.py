@@ -1,0 +1,116 @@
+"""What a training run needs to go on as if it had never stopped: one safetensors file, written whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.sampling import Sampler
+from wsi.errors import ModelError
+from wsi.files import replacing
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes during a run."""
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    sampler: Sampler
+    generator: torch.Generator
+    seen: int = 0
+    phase: int = 1
+    loss: float | None = None
+    best: float | None = None
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    drawn: Any = None
+
+    def count(self, examples: int, loss: float, drawn: Any, seconds: float) -> None:
+        """Note one batch; ``drawn`` is the sampler's state after it, which has drawn ahead meanwhile."""
+        self.seen += examples
+        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        self.drawn, self.seconds = drawn, seconds
+
+    def save(self, folder: Path, recipe: dict[str, Any]) -> None:
+        """Write ``checkpoint.safetensors``, replacing the one before."""
+        parameters = list(self.network.parameters())
+        arrays = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        for i, parameter in enumerate(parameters):
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                arrays[f"optimiser.{i}.{key}"] = value
+        arrays |= {"random.torch": torch.get_rng_state(), "random.augment": self.generator.get_state()}
+        if torch.cuda.is_available():
+            arrays["random.cuda"] = torch.cuda.get_rng_state()
+        facts = {k: getattr(self, k) for k in ("seen", "phase", "loss", "best", "seconds", "rows")}
+        facts |= {"sampler": self.drawn, "excluded": self.sampler.excluded, "recipe": recipe}
+        with replacing(folder / CHECKPOINT) as partial:
+            try:
+                whole = {k: v.detach().cpu().contiguous() for k, v in arrays.items()}
+                save_file(whole, partial, {"state": json.dumps(facts)})
+            except SafetensorError as error:  # its own wrapping of a full disk
+                raise OSError(str(error)) from error
+
+    def load(self, folder: Path, recipe: dict[str, Any]) -> None:
+        """Take over what ``checkpoint.safetensors`` holds.
+
+        Raises:
+            ModelError: there is none, it is broken, or of another recipe or architecture.
+        """
+        path = folder / CHECKPOINT
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {}).get("state", "null"))
+                arrays: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise ModelError(
+                f"{path} does not exist: there is no run to resume; leave out --resume"
+            ) from error
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ModelError(
+                f"{path} is not a whole checkpoint ({error}); start again without --resume"
+            ) from error
+        if not isinstance(facts, dict):
+            raise ModelError(f"{path} is not a checkpoint of a training run; start again without --resume")
+        _check_recipe(path, facts["recipe"], recipe)
+        try:
+            own = {k.removeprefix("network."): v for k, v in arrays.items() if k.startswith("network.")}
+            self.network.load_state_dict(own)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{path} holds a network of another architecture; start again without --resume"
+            ) from error
+        for i, parameter in enumerate(self.network.parameters()):
+            start = f"optimiser.{i}."
+            found = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+            if found:
+                # AdamW keeps its count of steps on the CPU
+                self.optimiser.state[parameter] = {
+                    k: v if v.dim() == 0 else v.to(parameter.device) for k, v in found.items()
+                }
+        for key in ("seen", "phase", "loss", "best", "seconds", "rows"):
+            setattr(self, key, facts[key])
+        self.sampler.exclude_all(facts["excluded"])
+        self.sampler.state = self.drawn = facts["sampler"]
+        torch.set_rng_state(arrays["random.torch"])
+        self.generator.set_state(arrays["random.augment"])
+        if "random.cuda" in arrays and torch.cuda.is_available():
+            torch.cuda.set_rng_state(arrays["random.cuda"])
+
+
+def _check_recipe(path: Path, earlier: dict[str, Any], recipe: dict[str, Any]) -> None:
+    for key in sorted(earlier.keys() | recipe.keys()):
+        if earlier.get(key) != recipe.get(key):
+            raise ModelError(
+                f"{path} was written with {key} {earlier.get(key)!r}, the recipe now says {recipe.get(key)!r}; "
+                f"resume with the same recipe, or start again in another --out"
+            )

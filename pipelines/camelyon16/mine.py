@@ -1,0 +1,131 @@
+"""Hard negatives: the highest-scoring normal cells of scored training slides."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import binary_dilation
+
+from models.recipe import TrainConfig
+from pipelines.training_pictures import write_contact_sheet
+from wsi.annotations import TUMOUR_GROUPS
+from wsi.arrays import RgbImage
+from wsi.errors import ConfigError, StoreError
+from wsi.files import write_text
+from wsi.grid import make_grid
+from wsi.manifest import SlideRow
+from wsi.patch_folder import NORMAL
+from wsi.slide import ReadPlan
+from wsi.store import HeatmapStore
+from wsi.truth import read_truth
+
+SHOWN = 40
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class HardNegative:
+    """A normal cell that scores high: level-0 (x, y) of its corner, and what it looks like."""
+
+    slide: str
+    x: int
+    y: int
+    score: float
+    pixels: RgbImage
+
+
+def hard_negatives(
+    rows: Sequence[SlideRow],
+    scored: Path,
+    cfg: TrainConfig,
+    *,
+    per_slide: int,
+    threshold: float,
+    margin: int,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> list[HardNegative]:
+    """The best of each slide, best first.
+
+    Args:
+        rows: training slides with truth; those that are marked in part are passed over.
+        scored: results of ``wsi score`` on them.
+        cfg: says what a mask's values mean.
+        per_slide: at most so many of one slide.
+        threshold: lowest score.
+        margin: cells around tumour that are left out, as outlines are not that exact.
+        tick: called with (slides done, slides).
+
+    Raises:
+        StoreError: a slide was not scored.
+        ConfigError: none is left to look at.
+    """
+    usable = [row for row in rows if not row.partial]
+    if not usable:
+        raise ConfigError("every training slide is marked only in part: none can give normal cells")
+    found: list[HardNegative] = []
+    for i, row in enumerate(usable):
+        tick(i, len(usable))
+        found += _of_slide(row, scored / row.source.name, cfg, per_slide, threshold, margin)
+    tick(len(usable), len(usable))
+    return sorted(found, key=lambda h: (-h.score, h.slide, h.y, h.x))
+
+
+def _of_slide(
+    row: SlideRow, results: Path, cfg: TrainConfig, per_slide: int, threshold: float, margin: int
+) -> list[HardNegative]:
+    if not (results / "heatmap.zarr").is_dir():
+        raise StoreError(
+            f"{results} holds no heatmap of {row.source.label}; run: wsi score SLIDES --out {results.parent}"
+        )
+    store = HeatmapStore.open(results / "heatmap.zarr")
+    facts = store.attributes
+    classes, stride, side = facts["classes"], facts["stride_level0"][0], facts["patch_level0"][0]
+    tumour_class = next((i for i, c in enumerate(classes) if c.casefold() in TUMOUR_GROUPS), None)
+    if tumour_class is None:
+        raise StoreError(
+            f"{results} was scored by a model of the classes {', '.join(classes)}: none is tumour"
+        )
+    scores = store.read(tumour_class).scores.copy()
+    plan = ReadPlan(0, stride, facts["stride_model_px"], round(side * facts["stride_model_px"] / stride))
+    with row.source.open() as slide:
+        every = make_grid(slide.size, plan, None)
+        if every.shape != scores.shape:
+            raise StoreError(
+                f"{results} was scored from another slide than {row.source.label}; score it again"
+            )
+        if row.truth is not None and (row.label or "").casefold() != "normal":
+            tumour = read_truth(row.truth, slide, every, label=cfg.truth_label).tumour
+            near = binary_dilation(tumour, np.ones((3, 3)), iterations=margin) if margin else tumour
+            scores[near] = np.nan
+        flat = np.where(np.isnan(scores), -1, scores).ravel()
+        best = [int(i) for i in np.argsort(-flat, kind="stable")[:per_slide] if flat[i] >= threshold]
+        found = []
+        for index in best:
+            y, x = (stride * c for c in divmod(index, scores.shape[1]))
+            halo = (side - stride) // 2
+            pixels = slide.read_region((x - halo, y - halo), 0, (side, side))
+            found.append(HardNegative(row.source.name, x, y, float(flat[index]), pixels))
+        return found
+
+
+def write_list(path: Path, found: Sequence[HardNegative]) -> Path:
+    """Write ``slide,x,y,score`` and a picture of the highest beside it; the picture's path."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["slide", "x", "y", "score"])
+    table.writerows([h.slide, h.x, h.y, f"{h.score:.6f}"] for h in found)
+    write_text(path, text.getvalue())
+    picture = path.with_suffix(".png")
+    shown = found[:SHOWN]
+    write_contact_sheet(
+        picture,
+        [h.pixels for h in shown],
+        [NORMAL] * len(shown),
+        title="Hard negatives: normal tissue that the model takes for tumour",
+        captions=[f"{h.slide} {h.x},{h.y} {h.score:.2f}" for h in shown],
+    )
+    return picture

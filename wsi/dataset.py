@@ -1,0 +1,90 @@
+"""What is known of a data set by its slides' names: split, exclusions, slides that are marked in part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from wsi.config import Config
+from wsi.errors import ConfigError
+from wsi.manifest import SlideRow
+from wsi.source import SLIDE_SUFFIXES, SlideSource
+from wsi.user_mask import PICTURES
+
+_OUTLINES = (".xml", ".geojson", ".json")
+_MASK_NAMES = ("{}_mask", "{}_Mask", "{}_tumor_mask", "{}_evaluation_mask")
+
+
+class Dataset(Config):
+    """Rules by slide name; patterns are shell patterns, letter case is ignored.
+
+    Attributes:
+        normal: names of slides without tumour, which have no truth file.
+        train, validation, test: which split a slide is in; the first that fits, in the order validation,
+            test, train. A manifest's own column wins.
+        exclude: names that are never used, each with the reason.
+        partial: names of slides whose tumour is not marked exhaustively: they give no normal patches.
+    """
+
+    normal: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    exclude: dict[str, str] = {}
+    partial: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataRows:
+    """Slides to use, and a sentence for each that is left out."""
+
+    rows: tuple[SlideRow, ...]
+    left_out: tuple[str, ...]
+
+
+def apply_dataset(rows: Sequence[SlideRow], dataset: Dataset) -> DataRows:
+    """Fill in split, label and partial truth by name, and leave out what must not be used."""
+    kept, left_out = [], []
+    for row in rows:
+        name = row.source.name
+        reason = next((why for key, why in dataset.exclude.items() if _fits(name, (key,))), None)
+        if reason is not None:
+            left_out.append(f"{name} is left out: {reason}")
+            continue
+        splits = ("validation", "test", "train")
+        split = row.split or next((s for s in splits if _fits(name, getattr(dataset, s))), None)
+        label = row.label or ("normal" if _fits(name, dataset.normal) else None)
+        kept.append(replace(row, split=split, label=label, partial=_fits(name, dataset.partial)))
+    return DataRows(tuple(kept), tuple(left_out))
+
+
+def rows_of_folder(folder: Path) -> list[SlideRow]:
+    """Every slide below a folder with the truth file of its name, wherever below the folder that lies.
+
+    Raises:
+        ConfigError: no slides, or one name twice.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    outlines = {p.stem.casefold(): p for p in reversed(files) if p.suffix.lower() in _OUTLINES}
+    pictures = {p.stem.casefold(): p for p in reversed(files) if p.suffix.lower() in PICTURES}
+    masks = {name for name in pictures if name.endswith("_mask")}
+    found: dict[str, SlideRow] = {}
+    for path in files:
+        name = path.stem.casefold()
+        if path.suffix.lower() not in SLIDE_SUFFIXES or name in masks:
+            continue
+        if name in found:
+            raise ConfigError(
+                f"{path} and {found[name].source.path} have one name; list the slides in a slides.csv"
+            )
+        drawn = next((pictures[m] for n in _MASK_NAMES if (m := n.format(name).casefold()) in pictures), None)
+        found[name] = SlideRow(SlideSource(str(path)), truth=outlines.get(name) or drawn)
+    if not found:
+        raise ConfigError(f"{folder} holds no slides ({', '.join(SLIDE_SUFFIXES[:4])} ...); check the path")
+    return list(found.values())
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name.casefold(), pattern.casefold()) for pattern in patterns)

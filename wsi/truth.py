@@ -1,0 +1,170 @@
+"""Truth of a slide, from outlines or a mask, as the cells that hold tumour."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+import tifffile
+from shapely import MultiPolygon
+
+from wsi.annotations import read_annotations, tumour_regions
+from wsi.arrays import BoolRaster
+from wsi.errors import AnnotationError
+from wsi.grid import TileGrid
+from wsi.slide import Slide
+from wsi.user_mask import MAX_ASPECT_DIFFERENCE, PICTURES
+
+# 0/1 and 0/255 masks have one value besides 0; with 1 and 2 it is 2 (Camelyon16's masks as released with the data)
+_MEANT = {frozenset({1}): 1, frozenset({255}): 255, frozenset({2}): 2, frozenset({1, 2}): 2}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Truth:
+    """Which cells hold tumour.
+
+    Attributes:
+        tumour: (rows, cols) of the grid.
+        note: what was repaired or detected; may be empty.
+    """
+
+    tumour: BoolRaster
+    note: str = ""
+
+
+def read_truth(path: Path, slide: Slide, grid: TileGrid, *, label: int | None = None) -> Truth:
+    """The cells of a grid that share any area with tumour.
+
+    Args:
+        path: ASAP or ImageScope XML, GeoJSON, NCRF's JSON, or a mask of the whole slide (PNG, TIFF).
+        slide: what it is the truth of.
+        grid: all cells of the slide.
+        label: the mask's value that means tumour; None detects 0/1, 0/255 and 0/1/2.
+
+    Raises:
+        AnnotationError: the file is broken, is of another slide, or marks no tumour.
+    """
+    if path.suffix.lower() in PICTURES:
+        truth = _from_mask(path, slide, grid, label)
+    else:
+        truth = _from_outlines(path, slide, grid)
+    if not truth.tumour.any():
+        raise AnnotationError(
+            f"{path} marks no tumour on {slide.path}; if the slide has none, write 'normal' in the column 'label'"
+        )
+    return truth
+
+
+def _from_outlines(path: Path, slide: Slide, grid: TileGrid) -> Truth:
+    regions = tumour_regions(read_annotations(path), path)
+    if not regions.area.is_empty:
+        _check_inside(path, slide, regions.area)
+    repaired = f"{path.name}: {regions.repaired} rings that crossed themselves were repaired"
+    return Truth(outlined_cells(regions.area, grid), repaired if regions.repaired else "")
+
+
+def outlined_cells(area: MultiPolygon, grid: TileGrid) -> BoolRaster:
+    """Cells whose square shares area with the outlines, by exact geometry; a shared edge is not enough."""
+    marked = np.zeros(grid.shape, np.bool_)
+    if area.is_empty:
+        return marked
+    shapely.prepare(area)
+    x0, y0, x1, y1 = np.array(area.bounds) / grid.plan.stride_l0
+    rows, cols = grid.cells.T
+    near = grid.cells[(rows >= y0 - 1) & (rows <= y1) & (cols >= x0 - 1) & (cols <= x1)]
+    boxes = shapely.box(*grid.placement.boxes(near).T)
+    touched = shapely.intersects(area, boxes) & ~shapely.touches(area, boxes)
+    marked[tuple(near[touched].T)] = True
+    return marked
+
+
+def _check_inside(path: Path, slide: Slide, area: MultiPolygon) -> None:
+    x0, y0, x1, y1 = area.bounds
+    slack = 2.0 * 128  # an outline drawn along the slide's edge may leave it by a cell or two
+    width, height = slide.size
+    if x0 < -slack or y0 < -slack or x1 > width + slack or y1 > height + slack:
+        raise AnnotationError(
+            f"{path} reaches from ({x0:.0f}, {y0:.0f}) to ({x1:.0f}, {y1:.0f}), outside {slide.path} of "
+            f"{width} x {height} px: it is the truth of another slide, or of another level"
+        )
+
+
+def _from_mask(path: Path, slide: Slide, grid: TileGrid, label: int | None) -> Truth:
+    """Down-sampled by maximum: a cell is tumour if any pixel of the mask in it is."""
+    present: dict[int, BoolRaster] = {}
+    try:
+        pieces = _png(path) if path.suffix.lower() == ".png" else _tiff(path)
+        for shape, top, left, piece in pieces:
+            step_x, step_y = slide.size[0] / shape[1], slide.size[1] / shape[0]
+            if abs(step_x / step_y - 1) > MAX_ASPECT_DIFFERENCE:
+                raise AnnotationError(
+                    f"{path} is {shape[1]} x {shape[0]} px, not the shape of {slide.path} "
+                    f"({slide.size[0]} x {slide.size[1]}); give the mask of this slide"
+                )
+            for value in np.unique(piece):
+                if value:
+                    where = present.setdefault(int(value), np.zeros(grid.shape, np.bool_))
+                    rows, cols = np.nonzero(piece == value)
+                    _mark(where, (rows + top) * step_y, (cols + left) * step_x, (step_y, step_x), grid)
+    except (OSError, ValueError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
+        raise AnnotationError(
+            f"{path} cannot be read as a mask ({error}); use PNG, TIFF or outlines"
+        ) from error
+    meant = _MEANT.get(frozenset(present)) if label is None else label
+    if present and meant is None:
+        raise AnnotationError(
+            f"{path} holds the values {sorted(present)}; say which is tumour with truth_label in the recipe"
+        )
+    if label is not None:
+        return Truth(present.get(label, np.zeros(grid.shape, np.bool_)))
+    note = (
+        f"{path.name}: a mask of the values 0 and {', '.join(map(str, sorted(present)))}, {meant} is tumour"
+    )
+    return Truth(present[meant] if meant is not None else np.zeros(grid.shape, np.bool_), note)
+
+
+def _mark(
+    where: BoolRaster,
+    y: npt.NDArray[np.floating],
+    x: npt.NDArray[np.floating],
+    step: tuple[float, float],
+    grid: TileGrid,
+) -> None:
+    """Every cell that a mask pixel with this corner reaches into."""
+    stride = grid.plan.stride_l0
+    within = [np.linspace(0, 0.999 * s, math.ceil(s / stride) + 1) for s in step]
+    for dy in within[0]:
+        for dx in within[1]:
+            rows = np.minimum(((y + dy) // stride).astype(np.int64), grid.shape[0] - 1)
+            cols = np.minimum(((x + dx) // stride).astype(np.int64), grid.shape[1] - 1)
+            where[rows, cols] = True
+
+
+_Piece = tuple[tuple[int, int], int, int, npt.NDArray[np.integer]]
+
+
+def _png(path: Path) -> Iterator[_Piece]:
+    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if picture is None:
+        raise ValueError("no picture")
+    plane = picture if picture.ndim == 2 else picture[..., :3].max(axis=2)
+    yield (plane.shape[0], plane.shape[1]), 0, 0, plane
+
+
+def _tiff(path: Path) -> Iterator[_Piece]:
+    """Tile by tile of the finest level: the coarser ones may have lost small lesions."""
+    with tifffile.TiffFile(path) as tif:
+        page = tif.series[0].levels[0].keyframe
+        shape = (page.imagelength, page.imagewidth)
+        for segment, index, _ in page.segments():
+            if segment is None or not segment.any():
+                yield shape, 0, 0, np.zeros((1, 1), np.uint8)
+                continue
+            top, left = int(index[2]), int(index[3])
+            yield shape, top, left, segment[0].max(axis=-1)[: shape[0] - top, : shape[1] - left]
