@@ -8,6 +8,7 @@ import pytest
 import shapely
 
 from wsi.annotations import read_annotations, tumour_regions
+from wsi.phantom.drawn import DrawnTissue
 from wsi.phantom.layout import ARTEFACTS, Layout, Planner, longest
 from wsi.phantom.lymph_node import (
     Painter,
@@ -35,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Layout]:
 @pytest.fixture(scope="module")
 def painter() -> Painter:
     layout = Planner(np.random.default_rng(3), SIZE, 0.243).layout(tumour=True)
-    return Painter(layout, np.random.default_rng(4), SCANNERS[0])
+    return Painter(layout, DrawnTissue(layout, np.random.default_rng(4), SCANNERS[0]))
 
 
 def test_openslide_and_tiffslide_read_it_alike(made: tuple[Path, Layout]) -> None:
@@ -78,9 +79,9 @@ def test_lesions_look_other_than_what_surrounds_them(painter: Painter) -> None:
     inside = np.zeros(image.shape[:2], np.uint8)
     fill_polygon(inside, lesion.buffer(-40), (1, 1), 1, corner=(x0, y0))
     assert (
-        abs(image[inside > 0].mean() - painter.atlas["tumour"].mean()) < 20
+        abs(image[inside > 0].mean() - painter.tissue.atlas["tumour"].mean()) < 20
     )  # thickness: 15 % of the density
-    assert painter.atlas["tumour"].mean() > painter.atlas["lymphocytes"].mean() + 8
+    assert painter.tissue.atlas["tumour"].mean() > painter.tissue.atlas["lymphocytes"].mean() + 8
 
 
 def test_pieces_agree_whatever_their_size(painter: Painter) -> None:

@@ -223,7 +223,7 @@ def write_asap(path: Path, annotations: Iterable[Annotation]) -> None:
     groups: dict[str, None] = {}
     index = 0
     every = list(annotations)
-    outlines = shapely.union_all([a.outline for a in every])
+    outlines, _ = _valid(every)
     for annotation in every:
         rings = [(annotation.outline.exterior, annotation.group, annotation.name)]
         for hole in annotation.outline.interiors:

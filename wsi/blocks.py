@@ -15,6 +15,7 @@ from wsi.arrays import CellsRC, RgbImage
 from wsi.grid import TileGrid
 from wsi.regions import Box, read_salvaging
 from wsi.slide import ReadPlan, Slide
+from wsi.stain import StainTransform
 
 BLOCK_PX = 4096  # side of a full block without its halo: 55 MB of RGB
 
@@ -101,8 +102,8 @@ def _block(cells: CellsRC, chunk: tuple[int, int], plan: ReadPlan) -> Block:
     return Block(chunk, cells, (int(low[0]), int(low[1])), (int(width), int(height)), corners - low, plan)
 
 
-def read_block(slide: Slide, block: Block) -> ReadBlock:
-    """Read a block's region once; a part that cannot be decoded costs the cells whose patch touches it."""
+def read_block(slide: Slide, block: Block, recolour: StainTransform | None = None) -> ReadBlock:
+    """Read a block's region once, and recolour it; what cannot be decoded costs the cells whose patch touches it."""
     plan = block.plan
     to_level = plan.scale / slide.levels[plan.level].downsample  # level px per model px
     location = (round(block.corner_px[0] * plan.scale), round(block.corner_px[1] * plan.scale))
@@ -111,6 +112,8 @@ def read_block(slide: Slide, block: Block) -> ReadBlock:
     pixels = part.pixels
     if size_level != block.size_px:
         pixels = cv2.resize(pixels, block.size_px, interpolation=cv2.INTER_AREA)
+    if recolour is not None:
+        pixels = recolour.apply(pixels)
     readable = _untouched(block, part.broken, to_level)
     patches = PatchBlock(pixels, block.offsets_px[readable], plan.size_px)
     return ReadBlock(block, patches, readable, part.reason)
@@ -126,7 +129,12 @@ def _untouched(block: Block, broken: Iterable[Box], to_level: float) -> npt.NDAr
 
 
 def read_ahead(
-    slide: Slide, blocks: Iterable[Block], *, threads: int = 1, ahead: int = 2
+    slide: Slide,
+    blocks: Iterable[Block],
+    *,
+    recolour: StainTransform | None = None,
+    threads: int = 1,
+    ahead: int = 2,
 ) -> Generator[ReadBlock]:
     """Blocks in order, read by ``threads`` while the caller works; at most ``ahead`` wait in memory."""
     pending: deque[Future[ReadBlock]] = deque()
@@ -134,7 +142,7 @@ def read_ahead(
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
         try:
             for block in source:
-                pending.append(pool.submit(read_block, slide, block))
+                pending.append(pool.submit(read_block, slide, block, recolour))
                 if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:

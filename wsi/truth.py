@@ -112,7 +112,7 @@ def _from_mask(path: Path, slide: Slide, grid: TileGrid, label: int | None) -> T
                     where = present.setdefault(int(value), np.zeros(grid.shape, np.bool_))
                     rows, cols = np.nonzero(piece == value)
                     _mark(where, (rows + top) * step_y, (cols + left) * step_x, (step_y, step_x), grid)
-    except (OSError, ValueError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
+    except (OSError, ValueError, IndexError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
         raise AnnotationError(
             f"{path} cannot be read as a mask ({error}); use PNG, TIFF or outlines"
         ) from error

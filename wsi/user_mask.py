@@ -72,7 +72,7 @@ def _read_picture(path: Path, slide: Slide) -> BoolRaster:
                 levels = [v for v in tif.series[0].levels if v.shape[1] >= wanted] or [tif.series[0]]
                 _check_size(path, levels[-1].shape)
                 picture = levels[-1].asarray()
-    except (OSError, ValueError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
+    except (OSError, ValueError, IndexError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
         raise AnnotationError(
             f"{path} cannot be read as a picture ({error}); use PNG, TIFF, GeoJSON or XML"
         ) from error

@@ -35,6 +35,7 @@ from wsi.files import discard_partials, write_json, write_text
 from wsi.grid import MIN_TISSUE, TileGrid, make_grid
 from wsi.manifest import SlideRow
 from wsi.slide import MAX_MPP_DIFFERENCE, Slide, plan_read
+from wsi.stain import StainTransform, fit_slide
 from wsi.store import HeatmapSpec, HeatmapStore
 from wsi.tissue import Mask, TissueConfig, detect_tissue
 from wsi.user_mask import mask_identity, read_user_mask
@@ -66,6 +67,7 @@ class ScorePlan:
     mask: Mask
     blocks: list[Block]
     spec: HeatmapSpec
+    recolour: StainTransform | None = None
 
 
 def plan_slide(slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig) -> ScorePlan:
@@ -73,6 +75,7 @@ def plan_slide(slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig) ->
 
     Raises:
         SpacingError: the slide is too coarse for the model.
+        StainError: the model wants its slides' stain normalised, and this one's cannot be.
     """
     card = engine.models.card
     stride = cfg.stride or card.stride_px
@@ -99,7 +102,8 @@ def plan_slide(slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig) ->
         mpp=slide.mpp,
         fingerprint=_fingerprint(row, slide, engine, cfg),
     )
-    return ScorePlan(grid, mask, plan_blocks(grid, side), spec)
+    recolour = fit_slide(slide, mask, card.stain_normalisation) if len(grid) else None
+    return ScorePlan(grid, mask, plan_blocks(grid, side), spec, recolour)
 
 
 def settings_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
@@ -179,7 +183,7 @@ def _score_chunks(
             yield read.patches
 
     # closed here, whatever happens: a thread must not read from a slide that is closed already
-    with closing(read_ahead(slide, todo, threads=threads, ahead=threads)) as reads:
+    with closing(read_ahead(slide, todo, recolour=plan.recolour, threads=threads, ahead=threads)) as reads:
         for scores in engine.score(feed()):
             block, readable = waiting.popleft()
             if np.isnan(scores).any():

@@ -15,13 +15,15 @@ import typer
 
 from models.engines import Engine, EngineConfig, find_models, load_engine
 from pipelines.camelyon16.score import ScoreConfig, plan_slide
-from pipelines.cli.console import duration, err, out
+from pipelines.cli.console import duration, err, out, progress
 from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp
 from pipelines.cohort import gather
+from pipelines.config import load_config
 from pipelines.provenance import libraries, machine, version
 from wsi.blocks import PatchBlock
+from wsi.dataset import apply_dataset, rows_of_folder
 from wsi.errors import WsiError
-from wsi.manifest import SlideRow
+from wsi.manifest import SlideRow, read_manifest
 from wsi.slide import Slide
 
 SAFE_OPENSLIDE = (4, 0, 1)  # 4.0.0 has two published vulnerabilities in its readers
@@ -99,20 +101,77 @@ class Check:
 def doctor(
     slides: Annotated[list[str] | None, typer.Argument(help="Slides, folders or a manifest.")] = None,
     model: ModelNames = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            help="slides.csv or a folder: check it for training, with the truth and cells of each slide."
+        ),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="With --manifest: the recipe to be trained.")] = None,
     mpp: Mpp = None,
     native: Annotated[bool, typer.Option("--native", help="As for wsi score.")] = False,
     allow_anisotropic: Anisotropic = False,
 ) -> None:
-    """Say whether this machine is ready, and each slide: versions, device, spacing, levels, time it will take."""
+    """Say whether this machine is ready, and each slide: versions, device, spacing, levels, time it will take.
+
+    With --manifest, whether all of it is ready to be trained on: files, spacing, truth inside the slide, cells.
+    """
+    if manifest is not None:
+        checks = check_training(manifest, recipe)
+        raise typer.Exit(_print_checks(checks))
     engine = load_engine(find_models(model or [DEFAULT_MODEL]), EngineConfig())
     speed = measure_speed(engine)
     checks = check_machine(engine, speed)
     if slides:
         rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic)
         checks += check_slides(rows, engine, speed, ScoreConfig(native=native))
+    raise typer.Exit(_print_checks(checks))
+
+
+def _print_checks(checks: list[Check]) -> int:
+    """The exit code: 0 where all is good."""
     for check in checks:
         out.print(f"{'ok' if check.good else 'NO'}  {check.what}: {check.said}", markup=False)
-    raise typer.Exit(0 if all(check.good for check in checks) else 1)
+    return 0 if all(check.good for check in checks) else 1
+
+
+def check_training(manifest: Path, recipe: Path | None) -> list[Check]:
+    """Every line of a manifest, every slide and its truth, as training will use them."""
+    from models.recipe import TrainConfig
+    from models.sampling import prepare_slide
+    from models.training_data import frame_of
+
+    cfg = load_config(recipe, TrainConfig) if recipe else TrainConfig(name="check")
+    problems: list[str] = []
+    rows = rows_of_folder(manifest) if manifest.is_dir() else read_manifest(manifest, problems)
+    known = apply_dataset(rows, cfg.dataset)
+    checks = [Check("manifest", False, problem) for problem in problems]
+    checks += [Check("data set", True, sentence) for sentence in known.left_out]
+    totals: dict[str, list[int]] = {}
+    with progress("slides") as tick:
+        for done, row in enumerate(known.rows):
+            tick(done, len(known.rows))
+            split = row.split or "no split"
+            try:
+                training = prepare_slide(row, frame_of(cfg))
+            except WsiError as error:
+                checks.append(Check(row.source.name, False, f"{split}; {error}"))
+                continue
+            with training.slide as slide:
+                normal, tumour = (len(cells) for cells in training.cells)
+                total = totals.setdefault(split, [0, 0, 0])
+                totals[split] = [total[0] + 1, total[1] + normal, total[2] + tumour]
+                said = f"{split}; {slide.size[0]} x {slide.size[1]} px"
+                said += f", {slide.mpp:.4g} um/px" if slide.spacing else ", no spacing"
+                said += f"; {normal} normal and {tumour} tumour cells"
+                said += "; marked in part, gives no normal cells" if row.partial else ""
+                said += f"; {training.note}" if training.note else ""
+                checks.append(Check(row.source.name, normal + tumour > 0, said))
+    for split in ("train", "validation"):
+        count, normal, tumour = totals.get(split, [0, 0, 0])
+        said = f"{count} slides, {normal} normal and {tumour} tumour cells"
+        checks.append(Check(f"split {split}", min(normal, tumour) > 0, said))
+    return checks
 
 
 def measure_speed(engine: Engine) -> float:
