@@ -315,7 +315,7 @@ class TestModels:
         (tmp_path / "o" / "model").mkdir(parents=True)
         code, _, err = wsi("train", "classifier", tmp_path / "c.yaml", "--out", tmp_path / "o")
         assert code == 2
-        assert "is there already" in err
+        assert "holds a run already; pass --resume or --overwrite" in err
 
     def test_a_class_the_model_does_not_have(self, wsi: Run, coordinate_slide: Path, tmp_path: Path) -> None:
         code, _, err = wsi("score", coordinate_slide, "--class", "fat", "--out", tmp_path / "o")

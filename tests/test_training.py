@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -593,6 +596,39 @@ class TestPatches:
         assert card.training["split"]["train"] == {"normal": 3, "tumour": 3}
         again = cross_validate(patches, cfg, tmp_path, code_version="v", resume=True, listeners=quiet)
         np.testing.assert_array_equal(again.scores, result.scores)
+
+
+@pytest.mark.slow
+def test_two_processes_lose_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Two by torchrun (gloo) share batches of 8; one process takes them whole. Every batch is logged."""
+    rng = np.random.default_rng(0)
+    for name in ("normal", "tumor"):
+        (tmp_path / "patches" / name).mkdir(parents=True)
+        for i in range(6):
+            cv2.imwrite(str(tmp_path / "patches" / name / f"{i}.png"), rng.integers(0, 255, (64, 64, 3)))
+    recipe = (
+        "name: x\nwidth: 0.0625\nbatch: 8\nexamples: 32\nvalidate_every: 8\ndropout: 0.0\nprecision: fp32\n"
+    )
+    (tmp_path / "c.yaml").write_text(f"{recipe}learning_rate: 0.001\npatches: {tmp_path / 'patches'}\n")
+    losses = []
+    for out, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
+        words = [*launcher, "-m", "pipelines.cli", "train", "classifier", str(tmp_path / "c.yaml")]
+        done = subprocess.run(
+            [sys.executable, *words, "--out", str(tmp_path / out)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        with (tmp_path / out / "metrics.csv").open() as file:
+            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    one, two = (
+        load_file(tmp_path / x / CHECKPOINT)["network.Conv2d_1a_3x3.bn.running_var"] for x in ("one", "two")
+    )
+    assert torch.allclose(one, two, rtol=1e-3)
 
 
 def test_the_interval_holds_the_auc_and_narrows_with_more_patches() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +70,8 @@ def classifier(
     cfg = load_config(config, TrainConfig, overrides, reset=("slides", "patches"))
     if cfg.slides is None and cfg.patches is None:
         raise ConfigError(f"{config} names no slides; pass --slides slides.csv, or --patches FOLDER")
-    if (folder / "run.json").exists() and not (overwrite or resume):
+    begun = any((folder / name).exists() for name in ("run.json", "model"))
+    if begun and _leads() and not (overwrite or resume):
         raise StoreError(
             f"{folder} holds a run already; pass --resume or --overwrite, or choose another --out"
         )
@@ -85,6 +87,8 @@ def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Any) -> None:
     if cfg.patches is not None:
         found = _read_patches(cfg.patches)
         if cfg.folds:
+            if "WORLD_SIZE" in os.environ:
+                raise ConfigError("cross-validation runs in one process; leave out torchrun, or set folds: 0")
             _cross_validate(found, cfg, folder, code, resume, stop)
             return
         data = patch_data(found, range(len(found.files)), (), cfg)
@@ -103,7 +107,7 @@ def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Any) -> None:
             listeners=_listeners(cfg, folder, tick, stop),
         )
     kept = "the last network" if np.isnan(best) else f"the best network (validation AUC {best:.4f})"
-    out.print(f"{kept} is in {folder / 'model'}", markup=False)
+    _say(f"{kept} is in {folder / 'model'}")
 
 
 def _read_patches(folder: Path) -> PatchFolder:
@@ -125,14 +129,22 @@ def _rows(cfg: TrainConfig) -> list[SlideRow]:
     return list(known.rows)
 
 
+def _leads() -> bool:
+    """Whether this is the process that writes and speaks, of those that ``torchrun`` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _write_run(cfg: TrainConfig, folder: Path) -> None:
+    if not _leads():
+        return
     record: dict[str, Any] = {"config": cfg.model_dump(mode="json"), "code": code_hash(), "commit": commit()}
     record |= {"program": f"slidewright {version()}", "intended_use": "research use only"}
     write_json(folder / "run.json", record | {"libraries": libraries(), "machine": machine()})
 
 
 def _say(text: str) -> None:
-    out.print(text, markup=False)
+    if _leads():
+        out.print(text, markup=False)
 
 
 def _listeners(cfg: TrainConfig, folder: Path, tick: Any, stop: Any, title: str = "") -> Listeners:
