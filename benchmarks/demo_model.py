@@ -1,6 +1,7 @@
-"""How good the model that ships is on phantoms of seeds it has never seen: slide AUC, patch AUC, FROC.
+"""How good models are on phantoms they have never seen: slide AUC, patch AUC, FROC.
 
-Phantoms are drawings: these figures say that the program works, and nothing about real tissue.
+Drawn phantoms by default; ``--slides FOLDER`` takes phantoms that are there, such as mosaics. Neither is real tissue as
+a scanner gives it: these figures say that the program works.
 """
 
 from __future__ import annotations
@@ -34,37 +35,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--seed", type=int, default=500)
-    parser.add_argument("--model", default="lymph-node-demo")
+    parser.add_argument("--model", action="append", help="several are compared, not averaged")
+    parser.add_argument("--slides", type=Path, help="folder with slides.csv and ASAP XML")
     parser.add_argument("--orientations", default="1")
     parser.add_argument("--precision", default="auto")
     args = parser.parse_args()
-    header(
-        f"{args.model} on {args.count} phantoms of seed {args.seed}, orientations {args.orientations}, {args.precision}"
-    )
+    on = args.slides.name if args.slides else f"{args.count} phantoms of seed {args.seed}"
     with scratch() as folder:
-        wsi(
-            "phantom",
-            "lymph-node",
-            "--count",
-            args.count,
-            "--seed",
-            args.seed,
-            "--size",
-            "12288x10240",
-            "--out",
-            folder,
-        )
-        options = ["--model", args.model, "--orientations", args.orientations, "--precision", args.precision]
-        wsi("score", folder / "slides.csv", "--out", folder / "out", *options)
-        report(folder)
+        slides = args.slides.resolve() if args.slides else folder
+        if not args.slides:
+            made = ("--count", args.count, "--seed", args.seed, "--size", "12288x10240", "--out", folder)
+            wsi("phantom", "lymph-node", *made)
+        for k, model in enumerate(args.model or ["lymph-node-demo"]):
+            header(f"{Path(model).name} on {on}, orientations {args.orientations}, {args.precision}")
+            name = Path(model).resolve() if Path(model).is_dir() else model
+            options = ["--model", name, "--orientations", args.orientations, "--precision", args.precision]
+            wsi("score", slides / "slides.csv", "--out", folder / f"out{k}", *options)
+            report(slides, folder / f"out{k}")
 
 
-def report(folder: Path) -> None:
+def report(slides: Path, scored: Path) -> None:
     hits: list[SlideHits] = []
     slide_scores, slide_labels, scores, labels = [], [], [], []
-    for path in sorted(folder.glob("out/*/slide.json")):
+    for path in sorted(scored.glob("*/slide.json")):
         result = result_of(json.loads(path.read_bytes()))
-        area = tumour_regions(read_annotations(folder / f"{result.name}.xml")).area
+        area = tumour_regions(read_annotations(slides / f"{result.name}.xml")).area
         hits.append(slide_hits(result.lesions, lesion_truth(area, result.size)))
         slide_scores.append(result.score)
         slide_labels.append(not area.is_empty)
@@ -76,6 +71,8 @@ def report(folder: Path) -> None:
             f"  {result.name}: score {result.score:.3f}, {found}, {len(hits[-1].false)} false positives",
             flush=True,
         )
+    missed = sum(h.lesions - int((h.found > 0).sum()) for h in hits)
+    print(f"  {missed} of {sum(h.lesions for h in hits)} lesions missed")
     curve = froc(hits)
     print(f"  slide AUC {auc(np.array(slide_labels), np.array(slide_scores, float)):.3f}")
     print(
