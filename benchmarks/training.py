@@ -75,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.run:
         with (args.run / "metrics.csv").open() as file:
-            reached = [r for r in csv.DictReader(file) if float(r["auc"]) >= args.until]
+            reached = [r for r in csv.DictReader(file) if r["auc"] and float(r["auc"]) >= args.until]
         header(f"{args.run.name}: time to a validation AUC of {args.until}")
         first = reached[0] if reached else None
         print(

@@ -15,6 +15,7 @@ from wsi.stain import StainMethod
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+ZOO = Path(__file__).resolve().parent / "zoo"
 
 
 class Architecture(Config):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights
 
-from models.card import CARD, WEIGHTS, ModelCard, card_json, hash_file, read_card
+from models.card import CARD, WEIGHTS, ZOO, ModelCard, card_json, hash_file, read_card
 from models.inception import InceptionV3
 from wsi.errors import ModelError
 from wsi.files import replacing, write_text
@@ -64,11 +64,13 @@ def load_checkpoint(folder: Path) -> tuple[InceptionV3, ModelCard]:
 
 
 def load_start(network: InceptionV3, path: Path) -> None:
-    """Start from a model's folder (all but the output layers), or from ImageNet's weights.
+    """Start from a model's folder or shipped name (all but the output layers), or from ImageNet's weights.
 
     Raises:
         ModelError: the weights are broken or of another architecture.
     """
+    if not path.exists() and (ZOO / path).is_dir():
+        path = ZOO / path
     if not (path / CARD).is_file():
         load_imagenet(network, path)
         return

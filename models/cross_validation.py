@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.checkpoint import load_checkpoint
+from models.progress import Listeners
 from models.recipe import TrainConfig
-from models.train_classifier import Listeners, score_batches, train
+from models.train_classifier import score_batches, train
 from models.training_data import fold_parts, patch_batches, patch_data
 from models.training_state import CHECKPOINT
 from wsi.errors import ConfigError
@@ -21,10 +22,18 @@ from wsi.patch_folder import NORMAL, TUMOUR, PatchFolder
 
 @dataclass(frozen=True, eq=False, slots=True)
 class OutOfFold:
-    """Of each patch of the folder, in its order: whether it is tumour, its score 0..1, its fold from 0."""
+    """Of each patch of the folder, in its order.
+
+    Attributes:
+        tumour: whether it is tumour.
+        scores: mean over 8 orientations, 0..1.
+        single: score of the patch as it is.
+        fold: from 0.
+    """
 
     tumour: npt.NDArray[np.bool_]
     scores: npt.NDArray[np.float32]
+    single: npt.NDArray[np.float32]
     fold: npt.NDArray[np.int64]
 
 
@@ -49,7 +58,7 @@ def cross_validate(
     parts = fold_parts(folder, cfg.folds)
     tumour = np.array([file.label == TUMOUR for file in folder.files])
     fold = np.zeros(len(tumour), np.int64)
-    scores = np.full(len(tumour), np.nan, np.float32)
+    scores, single = (np.full(len(tumour), np.nan, np.float32) for _ in range(2))
     for k, part in enumerate(parts):
         if {folder.files[i].label for i in part} != {NORMAL, TUMOUR}:
             raise ConfigError(f"fold {k + 1} of {cfg.folds} lacks a class; use fewer folds, or add patches")
@@ -62,5 +71,7 @@ def cross_validate(
         train(data, cfg, own, code_version=code_version, resume=again, listeners=listeners[k])
         network, _ = load_checkpoint(own / "model")
         fold[part] = k
-        scores[part] = score_batches(network, patch_batches(folder, part, 8), orientations=True)[1]
-    return OutOfFold(tumour, scores, fold)
+        batches = patch_batches(folder, part, 8)
+        scores[part] = score_batches(network, batches, orientations=True)[1]
+        single[part] = score_batches(network, batches)[1]
+    return OutOfFold(tumour, scores, single, fold)

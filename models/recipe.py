@@ -26,7 +26,8 @@ class TrainConfig(Config):
         dataset: what is known of the slides by name.
         truth_label: value of truth masks that means tumour; None detects 0/1, 0/255 and 0/1/2.
         width: multiplier of the channels; 1 is the full Inception-v3.
-        init: weights to start from: a model's folder, or ImageNet's file at width 1; ``imagenet`` downloads that.
+        init: weights to start from: a model's folder or shipped name, or ImageNet's file at width 1; ``imagenet``
+            downloads that.
         stain_normalisation: recolour every slide first; Liu et al. found no gain.
         examples: patches to train on.
         learning_rate: None is 0.05, or 0.002 when started from weights (Liu et al. 2017).

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from models.inception import PATCH_PX, InceptionV3
 from models.network import Oriented, PatchNetwork
 from models.optimiser import TensorFlowRMSprop
 from models.parallel import Team, join_team, leave_team, share_batch_norm
+from models.progress import NOBODY, Clock, Listeners, Progress, metrics_csv, progress_row
 from models.recipe import TrainConfig
 from models.training_data import STRIDE_PX, TrainingData
 from models.training_state import TrainingState
@@ -37,56 +34,6 @@ from wsi.patch_folder import TUMOUR
 SHEET_PATCHES = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands; one row of ``metrics.csv`` after each validation.
-
-    Attributes:
-        loss: running mean over some fifty batches.
-        examples_per_s: since this process began.
-        waiting: share of the time in which the network waited for pixels, 0 to 1.
-        seconds: of training so far, those before a resume counted.
-        auc: of the validation patches; None between validations.
-    """
-
-    examples: int
-    total: int
-    loss: float
-    learning_rate: float
-    examples_per_s: float
-    waiting: float
-    seconds: float
-    auc: float | None = None
-
-
-def _silent(*_: Any) -> None:
-    """Nobody listens."""
-
-
-def _never() -> bool:
-    """Nobody stops it."""
-    return False
-
-
-@dataclass(frozen=True, slots=True)
-class Listeners:
-    """Who hears of a run; every one is called by the leading process only.
-
-    Attributes:
-        report: after every batch, and with an AUC after every validation.
-        metrics: with all rows of ``metrics.csv`` after every validation.
-        show: once, with what the network sees first: RGB uint8 (n, side, side, 3) and labels (n,).
-        say: one line for people, now and then.
-        stop: asked after every batch; True writes a checkpoint and raises KeyboardInterrupt.
-    """
-
-    report: Callable[[Progress], None] = _silent
-    metrics: Callable[[list[dict[str, Any]]], None] = _silent
-    show: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], None] = _silent
-    say: Callable[[str], None] = _silent
-    stop: Callable[[], bool] = _never
-
-
 def train(
     data: TrainingData,
     cfg: TrainConfig,
@@ -94,7 +41,7 @@ def train(
     *,
     code_version: str,
     resume: bool = False,
-    listeners: Listeners = Listeners(),
+    listeners: Listeners = NOBODY,
 ) -> float:
     """Train, and keep the best network by validation AUC in ``out/model``; the last where nothing is held out.
 
@@ -114,7 +61,7 @@ def train(
         ModelError: the loss is not finite, or there is nothing to resume; the last checkpoint is kept.
     """
     team = join_team(cfg.batch)
-    listeners = listeners if team.leads else Listeners()
+    listeners = listeners if team.leads else NOBODY
     device = _device(cfg.device)
     state = _begin(data, cfg, team, device)
     if resume:
@@ -123,7 +70,7 @@ def train(
     else:
         listeners.show(*_first_patches(data, cfg))
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(cfg.precision, device))
-    clock = _Clock(state.seen, state.seconds)
+    clock = Clock(state.seen, state.seconds)
 
     for phase, end in ((1, cfg.examples), (2, cfg.total)):
         if state.seen >= end:
@@ -258,9 +205,9 @@ def _validate(
     score = None
     if data.held_out:
         score = auc(*score_batches(state.network, data.held_out))
-        listeners.report(Progress(**_fields(now) | {"auc": score}))
-    state.rows.append(_fields(now) | {"auc": score})
-    write_text(out / "metrics.csv", _csv(state.rows))
+        listeners.report(Progress(**progress_row(now) | {"auc": score}))
+    state.rows.append(progress_row(now) | {"auc": score})
+    write_text(out / "metrics.csv", metrics_csv(state.rows))
     listeners.metrics(state.rows)
     if score is None or state.best is None or score > state.best:
         state.best = score
@@ -368,54 +315,3 @@ def _save(
         metrics={} if score is None else {"validation_patch_auc": round(score, 6)},
         code_version=code_version,
     )
-
-
-class _Clock:
-    """Time of this process: all of it, and what was spent waiting for pixels."""
-
-    def __init__(self, seen: int, seconds: float) -> None:
-        self.seen = seen
-        self.before = seconds
-        self.start = time.monotonic()
-        self.waited = 0.0
-        self._from = 0.0
-
-    def waiting(self) -> _Clock:
-        """Count the time inside a ``with`` as waiting."""
-        return self
-
-    def __enter__(self) -> None:
-        self._from = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.waited += time.monotonic() - self._from
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training, those before a resume counted."""
-        return self.before + time.monotonic() - self.start
-
-    def progress(self, state: TrainingState, cfg: TrainConfig, rate: float) -> Progress:
-        """Where the run stands now."""
-        elapsed = max(self.elapsed - self.before, 1e-9)
-        return Progress(
-            examples=state.seen,
-            total=cfg.total,
-            loss=math.nan if state.loss is None else state.loss,
-            learning_rate=rate,
-            examples_per_s=(state.seen - self.seen) / elapsed,
-            waiting=self.waited / elapsed,
-            seconds=state.seconds,
-        )
-
-
-def _fields(now: Progress) -> dict[str, Any]:
-    return {name: getattr(now, name) for name in Progress.__dataclass_fields__}
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(Progress.__dataclass_fields__), lineterminator="\n")
-    table.writeheader()
-    table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    return text.getvalue()

@@ -14,10 +14,9 @@ import torchvision
 from torch import nn
 
 from models.build import build_network
-from models.card import Architecture, ModelCard
+from models.card import ZOO, Architecture, ModelCard
 from models.checkpoint import load_checkpoint, load_imagenet, save_checkpoint
 from models.engines import EngineConfig, Models, find_models, load_engine
-from models.engines.contract import ZOO
 from models.engines.torch import TorchEngine, cut, fold_batch_norm
 from models.inception import InceptionV3
 from models.network import Oriented, PatchNetwork, orient

@@ -19,15 +19,15 @@ from safetensors.torch import load_file
 from shapely import box
 
 from models.augment import AugmentConfig, Changes, augment, draw_changes, recolour, restain, turn
-from models.card import read_card
+from models.card import ZOO, read_card
 from models.checkpoint import load_checkpoint, load_start
 from models.cross_validation import cross_validate
-from models.engines.contract import ZOO
 from models.feed import Feed
 from models.inception import InceptionV3
 from models.network import normalise
 from models.optimiser import TensorFlowRMSprop
 from models.parallel import Team
+from models.progress import Listeners, Progress
 from models.recipe import TrainConfig
 from models.sampling import (
     GIVE_UP_AFTER,
@@ -38,7 +38,7 @@ from models.sampling import (
     prepare_slide,
     read_hard_negatives,
 )
-from models.train_classifier import Listeners, Progress, _step, classification_loss, train, use_bf16
+from models.train_classifier import _step, classification_loss, train, use_bf16
 from models.training_data import fold_parts, slide_data
 from models.training_state import CHECKPOINT, TrainingState
 from wsi.annotations import Annotation, read_annotations, tumour_regions, write_asap

@@ -10,13 +10,11 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from models.card import ModelCard, read_card
+from models.card import ZOO, ModelCard, read_card
 from wsi.arrays import Scores
 from wsi.blocks import PatchBlock
 from wsi.config import Config
 from wsi.errors import ModelError
-
-ZOO = Path(__file__).resolve().parents[1] / "zoo"
 
 
 class EngineConfig(Config):

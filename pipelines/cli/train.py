@@ -25,8 +25,8 @@ from wsi.patch_folder import PatchFolder, read_patches
 
 if TYPE_CHECKING:
     from models.cross_validation import OutOfFold
+    from models.progress import Listeners, Progress
     from models.recipe import TrainConfig
-    from models.train_classifier import Listeners, Progress
 
 MISTAKES = 24  # on the picture of the worst
 
@@ -148,7 +148,7 @@ def _say(text: str) -> None:
 
 
 def _listeners(cfg: TrainConfig, folder: Path, tick: Any, stop: Any, title: str = "") -> Listeners:
-    from models.train_classifier import Listeners
+    from models.progress import Listeners
 
     def report(p: Progress) -> None:
         note = f"loss {p.loss:.3f}, rate {p.learning_rate:.2g}, {p.examples_per_s:.0f} examples/s"
@@ -211,6 +211,7 @@ def _write_validation(found: PatchFolder, result: OutOfFold, cfg: TrainConfig, f
             f"fold {k + 1}: {counts[0]} normal, {counts[1]} tumour, AUC {value:.4f} ({low_k:.4f} to {high_k:.4f})"
         )
     _say(f"pooled out-of-fold AUC {whole:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    _say(f"without the mean over 8 orientations {auc(result.tumour, result.single):.4f}")
     write_json(folder / "validation.json", {"auc": whole, "interval": [low, high], "folds": folds})
     write_roc(folder / "roc.png", curves, f"{cfg.name}: {cfg.folds} folds, {len(names)} patches")
     error = np.where(result.tumour, 1 - result.scores, result.scores)
