@@ -19,19 +19,19 @@ from models.augment import augment, draw_changes
 from models.feed import Feed
 from models.parallel import Team
 from models.recipe import TrainConfig
-from models.train_classifier import _begin, _device, _step, use_bf16
+from models.train_classifier import begin, choose_device, step, use_bf16
 from models.training_data import TrainingData, slide_data
 from wsi.manifest import read_manifest
 
 ROUNDS = 3
 
 
-def examples_per_s(step: Callable[[], None], batch: int, seconds: float) -> float:
+def examples_per_s(work: Callable[[], None], batch: int, seconds: float) -> float:
     """After one step to warm up."""
-    step()
+    work()
     start, done = time.monotonic(), 0
     while time.monotonic() - start < seconds:
-        step()
+        work()
         done += batch
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -39,8 +39,8 @@ def examples_per_s(step: Callable[[], None], batch: int, seconds: float) -> floa
 
 
 def measure(data: TrainingData, cfg: TrainConfig, seconds: float) -> None:
-    device = _device("auto")
-    state = _begin(data, cfg, Team(), device)
+    device = choose_device("auto")
+    state = begin(data, cfg, Team(), device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(cfg.precision, device))
     with Feed(data.sampler, cfg.batch, Team(), threads=cfg.threads) as feed:
         fixed = feed.next()
@@ -48,7 +48,8 @@ def measure(data: TrainingData, cfg: TrainConfig, seconds: float) -> None:
         def train(batch: object) -> None:
             changes = draw_changes(cfg.batch, cfg.augment, state.generator)
             pixels = augment(torch.from_numpy(batch.patches).to(device), cfg.augment, changes)
-            _step(state, pixels, torch.from_numpy(batch.labels).to(device), 1e-4, cfg, Team(), autocast)
+            labels = torch.from_numpy(batch.labels).to(device)
+            step(state, (pixels, labels), 1e-4, cfg, Team(), autocast)
 
         parts: dict[str, Callable[[], None]] = {
             "reading alone": lambda: (feed.next(), None)[1],
@@ -57,8 +58,8 @@ def measure(data: TrainingData, cfg: TrainConfig, seconds: float) -> None:
         }
         found: dict[str, list[float]] = {name: [] for name in parts}
         for _ in range(ROUNDS):
-            for name, step in parts.items():
-                found[name].append(examples_per_s(step, cfg.batch, seconds))
+            for name, work in parts.items():
+                found[name].append(examples_per_s(work, cfg.batch, seconds))
     precision = "bf16" if use_bf16(cfg.precision, device) else "fp32"
     print(f"width {cfg.width:g}, batches of {cfg.batch}, {precision}, {device.type}")
     for name, values in found.items():

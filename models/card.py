@@ -15,6 +15,7 @@ from wsi.stain import StainMethod
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+TUMOUR_CLASSES = ("tumor", "tumour", "metastasis", "metastases")  # names of the class that lesions are of
 ZOO = Path(__file__).resolve().parent / "zoo"
 
 
@@ -69,7 +70,7 @@ class ModelCard(Config):
     @property
     def finds_tumour(self) -> bool:
         """Whether the positive class is tumour, so that a slide's score can be read as a finding."""
-        return self.positive.casefold() in ("tumor", "tumour", "metastasis", "metastases")
+        return self.positive.casefold() in TUMOUR_CLASSES
 
     @property
     def positive_index(self) -> int:

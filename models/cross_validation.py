@@ -13,7 +13,7 @@ import numpy.typing as npt
 from models.checkpoint import load_checkpoint
 from models.progress import Listeners
 from models.recipe import TrainConfig
-from models.train_classifier import score_batches, train
+from models.train_classifier import choose_device, score_batches, train
 from models.training_data import fold_parts, patch_batches, patch_data
 from models.training_state import CHECKPOINT
 from wsi.errors import ConfigError
@@ -69,7 +69,7 @@ def cross_validate(
         data = dataclasses.replace(data, facts=data.facts | {"fold": f"{k + 1} of {cfg.folds}, held out"})
         again = resume and (own / CHECKPOINT).exists()
         train(data, cfg, own, code_version=code_version, resume=again, listeners=listeners[k])
-        network, _ = load_checkpoint(own / "model")
+        network = load_checkpoint(own / "model")[0].to(choose_device(cfg.device))
         fold[part] = k
         batches = patch_batches(folder, part, 8)
         scores[part] = score_batches(network, batches, orientations=True)[1]

@@ -58,7 +58,7 @@ class Team:
             gradient.copy_(part.view_as(gradient))
 
 
-def join_team(batch: int) -> Team:
+def join_team(batch: int, device: torch.device) -> Team:
     """Join the processes that ``torchrun`` started; a team of one without it.
 
     Raises:
@@ -70,7 +70,7 @@ def join_team(batch: int) -> Team:
     if batch % size:
         raise ConfigError(f"batch {batch} cannot be shared by {size} processes; make it a multiple of {size}")
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Team(dist.get_rank(), dist.get_world_size())
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,7 @@ def export_onnx(source: Path, out: Path) -> float:
     Raises:
         ModelError: the model cannot be exported, or its answers differ.
     """
-    card = _own(source)
+    card = _own(source, out)
     network = build_network([source])
     example = torch.zeros((2, card.patch_px, card.patch_px, 3), dtype=torch.uint8)
     with replacing(out / ONNX) as partial, warnings.catch_warnings():
@@ -66,44 +68,54 @@ def export_wsinfer(source: Path, out: Path) -> float:
     Raises:
         ModelError: the model cannot be exported, or its answers differ.
     """
-    card = _own(source)
+    card = _own(source, out)
     if card.spacing_um is None:
         raise ModelError(f"{source} states no spacing, which WSInfer needs; set spacing_um and train again")
+    if card.stain_normalisation != "none":
+        raise ModelError(
+            f"{source} wants slides normalised by {card.stain_normalisation}, which WSInfer does not do; "
+            f"train without stain_normalisation to export"
+        )
     body, _ = load_checkpoint(source)
     size = card.patch_px
-    with replacing(out / WEIGHTS) as partial, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        traced = torch.jit.trace(body, torch.zeros((2, 3, size, size)))  # type: ignore[no-untyped-call]
-        traced.save(str(partial))
-    scale = [0.5, 0.5, 0.5]  # 0..1 to -1..1
-    write_json(
-        out / CONFIG,
-        {
-            "spec_version": "1.0",
-            "architecture": card.architecture.name,
-            "num_classes": len(card.classes),
-            "class_names": list(card.classes),
-            "name": card.name,
-            "patch_size_pixels": size,
-            "spacing_um_px": card.spacing_um,
-            "transform": [
-                {"name": "Resize", "arguments": {"size": size}},
-                {"name": "ToTensor"},
-                {"name": "Normalize", "arguments": {"mean": scale, "std": scale}},
-            ],
-        },
-    )
-    patches = _patches(size)
-    try:
+    with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:
+        trial = Path(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(body, torch.zeros((2, 3, size, size)))  # type: ignore[no-untyped-call]
+            traced.save(str(trial / WEIGHTS))
+        write_json(trial / CONFIG, _wsinfer_config(card))
+        patches = _patches(size)
         with torch.inference_mode():
-            theirs = load_wsinfer(out)[0](torch.from_numpy(patches)).numpy()
-        return _compare(source, patches, theirs)
-    except ModelError:
-        shutil.rmtree(out)
-        raise
+            theirs = load_wsinfer(trial)[0](torch.from_numpy(patches)).numpy()
+        difference = _compare(source, patches, theirs)
+        for name in (WEIGHTS, CONFIG):
+            with replacing(out / name) as partial:
+                shutil.copyfile(trial / name, partial)
+    return difference
 
 
-def _own(source: Path) -> ModelCard:
+def _wsinfer_config(card: ModelCard) -> dict[str, Any]:
+    scale = [0.5, 0.5, 0.5]  # 0..1 to -1..1
+    return {
+        "spec_version": "1.0",
+        "architecture": card.architecture.name,
+        "num_classes": len(card.classes),
+        "class_names": list(card.classes),
+        "name": card.name,
+        "patch_size_pixels": card.patch_px,
+        "spacing_um_px": card.spacing_um,
+        "transform": [
+            {"name": "Resize", "arguments": {"size": card.patch_px}},
+            {"name": "ToTensor"},
+            {"name": "Normalize", "arguments": {"mean": scale, "std": scale}},
+        ],
+    }
+
+
+def _own(source: Path, out: Path) -> ModelCard:
+    if out.resolve() == source.resolve():
+        raise ModelError(f"{out} is the model itself; choose another --out")
     if is_wsinfer(source):
         raise ModelError(f"{source} is in WSInfer's form already; only models of our own are exported")
     return load_checkpoint(source)[1]

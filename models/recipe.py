@@ -36,7 +36,8 @@ class TrainConfig(Config):
         focal_gamma: focal loss instead of cross-entropy; Lin et al. 2017 use 2. 0 is cross-entropy.
         hard_negatives: a list from ``wsi train mine``; its places get ``hard_share`` of the normal draws.
         second_phase: examples after which everything but the output layer is fixed, drawn at the true class
-            frequencies (Havaei et al. 2017); 0 is none.
+            frequencies (Havaei et al. 2017); 0 is none. It starts from the last network, and its best one replaces
+            that of the first phase.
         validate_every: examples between validations.
         validation_patches: patches, half of each class, drawn once from the validation slides.
         checkpoint_every: examples between checkpoints to resume from.
@@ -52,7 +53,7 @@ class TrainConfig(Config):
     truth_label: int | None = Field(default=None, gt=0)
     width: float = Field(default=1.0, gt=0, le=1)
     init: Path | None = None
-    spacing_um: float | None = 0.243
+    spacing_um: float | None = Field(default=0.243, gt=0)
     spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
     stain_normalisation: StainMethod = "none"
     seed: int = Field(default=0, ge=0)

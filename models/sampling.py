@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 NAMES = ("normal", "tumour")
 GIVE_UP_AFTER = 64  # places of one slide that cannot be decoded: one broken tile costs some 25
-_NOT_TUMOUR = ("normal", "negative", "benign", "0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,7 @@ class TrainingSlide:
 
     Attributes:
         note: what was repaired or detected in its truth; may be empty.
+        mask_value: of its truth mask, which was detected to mean tumour.
     """
 
     name: str
@@ -57,6 +57,7 @@ class TrainingSlide:
     cells: tuple[CellsRC, CellsRC]
     recolour: StainTransform | None = None
     note: str = ""
+    mask_value: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +133,14 @@ def _prepare(row: SlideRow, slide: Slide, frame: PatchFrame) -> TrainingSlide:
     tissue = make_grid(slide.size, plan, mask)
     recolour = fit_slide(slide, mask, frame.stain)
     name, no_cells = row.source.name, np.empty((0, 2), np.int64)
-    is_normal = (row.label or "").strip().casefold() in _NOT_TUMOUR
-    if row.truth is None or is_normal:
-        if row.label and not is_normal:
-            raise ConfigError(
-                f"{row.source.path} is labelled {row.label!r} but has no truth; fill in the column 'truth'"
-            )
+    if row.checked_truth is None:
         cells = (no_cells if row.partial else tissue.cells, no_cells)
         return TrainingSlide(name, slide, plan, cells, recolour)
-    truth = read_truth(row.truth, slide, make_grid(slide.size, plan, None), label=frame.truth_label)
+    truth = read_truth(row.checked_truth, slide, make_grid(slide.size, plan, None), label=frame.truth_label)
     # a lesion is tissue even where the tissue mask has a hole
     normal = no_cells if row.partial else tissue.cells[~truth.tumour[tuple(tissue.cells.T)]]
     cells = (normal, np.argwhere(truth.tumour).astype(np.int64))
-    return TrainingSlide(name, slide, plan, cells, recolour, truth.note)
+    return TrainingSlide(name, slide, plan, cells, recolour, truth.note, truth.mask_value)
 
 
 class _Draws:
@@ -191,8 +187,9 @@ class SlideSampler(_Draws):
         self._failures: Counter[int] = Counter()
         self._excluded: list[list[int]] = []
         self._recount()
-        counts = [sum(len(slide.cells[label]) for slide in slides) for label in (NORMAL, TUMOUR)]
-        self.frequency = counts[TUMOUR] / sum(counts)
+        whole = [slide for slide in slides if len(slide.cells[NORMAL])]  # the others are marked in part
+        counts = [sum(len(slide.cells[label]) for slide in whole) for label in (NORMAL, TUMOUR)]
+        self.frequency = counts[TUMOUR] / max(1, sum(counts))
 
     def _recount(self) -> None:
         self.having = [[i for i, c in enumerate(self.cells) if len(c[label])] for label in (NORMAL, TUMOUR)]

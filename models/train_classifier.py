@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from models.progress import NOBODY, Clock, Listeners, Progress, metrics_csv, pro
 from models.recipe import TrainConfig
 from models.training_data import STRIDE_PX, TrainingData
 from models.training_state import TrainingState
-from wsi.errors import ConfigError, ModelError
+from wsi.errors import ConfigError, ModelError, SlideError
 from wsi.files import write_text
 from wsi.metrics import auc
 from wsi.patch_folder import TUMOUR
@@ -60,14 +63,15 @@ def train(
         ConfigError: this machine cannot run the recipe, or a class has no place left that can be read.
         ModelError: the loss is not finite, or there is nothing to resume; the last checkpoint is kept.
     """
-    team = join_team(cfg.batch)
-    listeners = listeners if team.leads else NOBODY
-    device = _device(cfg.device)
-    state = _begin(data, cfg, team, device)
+    device = choose_device(cfg.device)
+    team = join_team(cfg.batch, device)
+    run = _Run(data, cfg, out, code_version, team, listeners if team.leads else NOBODY)
+    listeners = run.listeners
+    state = begin(data, cfg, team, device, resume=resume)
     if resume:
-        state.load(out, resumable(cfg))
+        state.load(out, run.resumable, rank=team.rank)
         listeners.say(f"resumed after {state.seen} examples")
-    else:
+    elif team.leads:
         listeners.show(*_first_patches(data, cfg))
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(cfg.precision, device))
     clock = Clock(state.seen, state.seconds)
@@ -84,16 +88,17 @@ def train(
                 pixels = augment(torch.from_numpy(batch.patches).to(device), cfg.augment, changes)
                 labels = torch.from_numpy(batch.labels).to(device)
                 rate = cfg.rate(state.seen)
-                loss = _step(state, pixels, labels, rate, cfg, team, autocast)
+                loss = step(state, (pixels, labels), rate, cfg, team, autocast)
                 _check_loss(loss, state, cfg, out)
                 state.count(cfg.batch, loss, batch.after, clock.elapsed)
                 now = clock.progress(state, cfg, rate)
                 listeners.report(now)
                 if _crossed(state.seen, cfg.batch, cfg.validate_every) or state.seen >= end:
-                    _validate(state, data, cfg, out, now, code_version, team, listeners)
+                    _validate(state, run, now)
                 stop = listeners.stop()
-                if stop or _crossed(state.seen, cfg.batch, cfg.checkpoint_every) or state.seen >= end:
-                    _save_state(state, out, cfg, team)
+                due = stop or _crossed(state.seen, cfg.batch, cfg.checkpoint_every) or state.seen >= end
+                if due and team.leads:
+                    state.save(out, run.resumable)
                 if stop:
                     raise KeyboardInterrupt
         data.sampler.state = state.drawn  # the feed has drawn ahead
@@ -101,10 +106,33 @@ def train(
     return math.nan if state.best is None else state.best
 
 
-def _begin(data: TrainingData, cfg: TrainConfig, team: Team, device: torch.device) -> TrainingState:
+@dataclass(frozen=True, eq=False, slots=True)
+class _Run:
+    """What stays the same during a run."""
+
+    data: TrainingData
+    cfg: TrainConfig
+    out: Path
+    code_version: str
+    team: Team
+    listeners: Listeners
+
+    @property
+    def resumable(self) -> dict[str, Any]:
+        """What must be the same to go on with a run: all but paths, names and how fast it goes."""
+        free = {"name", "slides", "patches", "init", "hard_negatives", "threads", "device", "dataset"}
+        free |= {"limits", "training_data", "checkpoint_every"}
+        recipe = self.cfg.model_dump(mode="json", exclude=free)
+        return recipe | {"learning_rate": self.cfg.first_rate, "data": self.data.identity}
+
+
+def begin(
+    data: TrainingData, cfg: TrainConfig, team: Team, device: torch.device, *, resume: bool = False
+) -> TrainingState:
+    """A run's state before its first batch; the weights to start from are not needed to ``resume``."""
     torch.manual_seed(cfg.seed)
     network = InceptionV3(2, width=cfg.width, dropout=cfg.dropout)
-    if cfg.init is not None:
+    if cfg.init is not None and not resume:
         load_start(network, cfg.init)
     share_batch_norm(network, team)
     torch.manual_seed(cfg.seed + team.rank)  # dropout differs between processes
@@ -139,16 +167,16 @@ def _enter_phase(phase: int, state: TrainingState, cfg: TrainConfig, listeners: 
         listeners.say(f"second phase: the output layer alone, {share:.3%} of the draws are tumour")
 
 
-def _step(
+def step(
     state: TrainingState,
-    pixels: Tensor,
-    labels: Tensor,
+    examples: tuple[Tensor, Tensor],
     rate: float,
     cfg: TrainConfig,
     team: Team,
     autocast: torch.autocast,
 ) -> float:
-    """One update; the loss of the whole batch."""
+    """One update by augmented pixels (n, 3, side, side) and labels (n,); the loss of the whole batch."""
+    pixels, labels = examples
     network: InceptionV3 = state.network  # type: ignore[assignment]
     for group in state.optimiser.param_groups:
         group["lr"] = rate
@@ -180,7 +208,7 @@ def _check_loss(loss: float, state: TrainingState, cfg: TrainConfig, out: Path) 
     if not math.isfinite(loss):
         raise ModelError(
             f"the loss became {loss} after {state.seen} examples; lower learning_rate ({cfg.first_rate:g}); "
-            f"the best network so far is in {out / 'model'}, and the last checkpoint is kept"
+            f"the last checkpoint and the best network so far, if there are any, are kept in {out}"
         )
 
 
@@ -189,29 +217,26 @@ def _crossed(seen: int, batch: int, every: int) -> bool:
     return seen // every > (seen - batch) // every
 
 
-def _validate(
-    state: TrainingState,
-    data: TrainingData,
-    cfg: TrainConfig,
-    out: Path,
-    now: Progress,
-    code_version: str,
-    team: Team,
-    listeners: Listeners,
-) -> None:
+def _validate(state: TrainingState, run: _Run, now: Progress) -> None:
     """Measure, log, and keep the network if it is the best; with nothing held out the last is kept."""
-    if not team.leads:
+    if not run.team.leads:
         return
     score = None
-    if data.held_out:
-        score = auc(*score_batches(state.network, data.held_out))
-        listeners.report(Progress(**progress_row(now) | {"auc": score}))
+    if run.data.held_out:
+        tumour, scores = score_batches(state.network, run.data.held_out)
+        if np.isnan(scores).any():
+            raise ModelError(
+                f"after {state.seen} examples the network gives scores that are not numbers; lower learning_rate "
+                f"({run.cfg.first_rate:g}); what was written before is kept in {run.out}"
+            )
+        score = auc(tumour, scores)
+        run.listeners.report(dataclasses.replace(now, auc=score))
     state.rows.append(progress_row(now) | {"auc": score})
-    write_text(out / "metrics.csv", metrics_csv(state.rows))
-    listeners.metrics(state.rows)
+    write_text(run.out / "metrics.csv", metrics_csv(state.rows))
+    run.listeners.metrics(state.rows)
     if score is None or state.best is None or score > state.best:
         state.best = score
-        _save(out / "model", state.network, cfg, data, now, score, code_version)
+        _save(state.network, run, now, score)
 
 
 def score_batches(
@@ -233,16 +258,21 @@ def score_batches(
 def _first_patches(
     data: TrainingData, cfg: TrainConfig
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """The first examples as the network will see them; draws nothing from the run's generators."""
+    """Some of the first examples as the network will see them; leaves the run's generators as they are."""
     before = data.sampler.state
-    with Feed(data.sampler, SHEET_PATCHES, Team(), ahead=1) as feed:
-        batch = feed.next()
+    places = [data.sampler.draw() for _ in range(SHEET_PATCHES)]
     data.sampler.state = before
-    generator = torch.Generator().manual_seed(cfg.seed)
-    changes = draw_changes(SHEET_PATCHES, cfg.augment, generator)
-    pixels = augment(torch.from_numpy(batch.patches), cfg.augment, changes)
+    patches, labels = [], []
+    for place in places:
+        with suppress(SlideError):  # the run itself will say so
+            patches.append(data.sampler.read(place))
+            labels.append(place.label)
+    if not patches:
+        return np.empty((0, PATCH_PX, PATCH_PX, 3), np.uint8), np.empty(0, np.int64)
+    changes = draw_changes(len(patches), cfg.augment, torch.Generator().manual_seed(cfg.seed))
+    pixels = augment(torch.from_numpy(np.stack(patches)), cfg.augment, changes)
     shown = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return shown, batch.labels
+    return shown, np.array(labels, np.int64)
 
 
 def use_bf16(wanted: str, device: torch.device) -> bool:
@@ -257,41 +287,36 @@ def use_bf16(wanted: str, device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() is True
 
 
-def _device(wanted: str) -> torch.device:
+def choose_device(wanted: str) -> torch.device:
+    """The device a recipe asks for; under ``torchrun`` each process's own GPU."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch sees no GPU; use device: auto or cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"there are more processes than GPUs ({torch.cuda.device_count()}); start fewer, or set device: cpu"
+        )
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
 
-def resumable(cfg: TrainConfig) -> dict[str, Any]:
-    """What must be the same to go on with a run: all but paths, names and how fast it goes."""
-    free = {"slides", "patches", "init", "hard_negatives", "threads", "device", "limits", "training_data"}
-    return cfg.model_dump(mode="json", exclude=free | {"checkpoint_every"})
-
-
-def _save_state(state: TrainingState, out: Path, cfg: TrainConfig, team: Team) -> None:
-    if team.leads:
-        state.save(out, resumable(cfg))
-
-
-def _save(
-    folder: Path,
-    network: nn.Module,
-    cfg: TrainConfig,
-    data: TrainingData,
-    now: Progress,
-    score: float | None,
-    code_version: str,
-) -> None:
-    recipe = cfg.model_dump(
-        mode="json", exclude={"slides", "patches", "init", "limits", "training_data", "dataset"}
-    )
+def _save(network: nn.Module, run: _Run, now: Progress, score: float | None) -> None:
+    cfg, data = run.cfg, run.data
+    hidden = {
+        "slides",
+        "patches",
+        "init",
+        "hard_negatives",
+        "limits",
+        "training_data",
+        "dataset",
+    }  # paths, names
+    recipe = cfg.model_dump(mode="json", exclude=hidden)
     save_checkpoint(
-        folder,
+        run.out / "model",
         network,
         name=cfg.name,
         architecture=Architecture(width=cfg.width),
@@ -313,5 +338,5 @@ def _save(
             "recipe": recipe,
         },
         metrics={} if score is None else {"validation_patch_auc": round(score, 6)},
-        code_version=code_version,
+        code_version=run.code_version,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,12 +42,14 @@ class TrainingData:
     Attributes:
         sampler: draws and reads the examples.
         held_out: fixed batches of the validation set; empty where the last network is kept.
-        facts: what the card says of the data.
+        facts: what the card says of the data; no names, which may tell of patients.
+        identity: hash of all that decides which examples are drawn.
     """
 
     sampler: Sampler
     held_out: tuple[Batch, ...]
     facts: dict[str, Any]
+    identity: str
 
 
 def frame_of(cfg: TrainConfig) -> PatchFrame:
@@ -78,6 +81,9 @@ def slide_data(
     for split, chosen in splits.items():
         if not chosen:
             raise ConfigError(f"no slide's split is {split!r}; fill in the column 'split' of the manifest")
+    both = {row.source.path for row in splits["train"]} & {row.source.path for row in splits["validation"]}
+    if both:
+        raise ConfigError(f"{min(both)} is in both splits, train and validation; remove one of its lines")
     prepared: dict[str, list[TrainingSlide]] = {}
     done, total = 0, sum(map(len, splits.values()))
     for split, chosen in splits.items():
@@ -90,6 +96,8 @@ def slide_data(
                 say(slides[-1].note)
         counts = [sum(len(s.cells[label]) for s in slides) for label in (NORMAL, TUMOUR)]
         say(f"{split}: {len(slides)} slides, {counts[NORMAL]} normal and {counts[TUMOUR]} tumour cells")
+    every = [slide for slides in prepared.values() for slide in slides]
+    _check_mask_values(every)
     rng, validation_rng = _generators(cfg)
     hard = () if cfg.hard_negatives is None else read_hard_negatives(cfg.hard_negatives)
     sampler = SlideSampler(
@@ -100,12 +108,30 @@ def slide_data(
     held_out = _draw_held_out(SlideSampler(prepared["validation"], validation_rng), cfg)
     facts: dict[str, Any] = {
         split: {
-            "slides": [slide.name for slide in slides],
+            "slides": len(slides),
+            "names_sha256": _digest(*(slide.name.encode() for slide in slides)),
             "cells": {NAMES[c]: sum(len(s.cells[c]) for s in slides) for c in (NORMAL, TUMOUR)},
         }
         for split, slides in prepared.items()
     }
-    return TrainingData(sampler, tuple(held_out), {"split": facts})
+    cells = [slide.name.encode() + b"".join(c.tobytes() for c in slide.cells) for slide in every]
+    identity = _digest(*cells, repr(sampler.hard).encode())
+    return TrainingData(sampler, tuple(held_out), {"split": facts}, identity)
+
+
+def _check_mask_values(slides: Sequence[TrainingSlide]) -> None:
+    """A mask of the values 0 and 1 may be one of 0, 1, 2 without tumour: masks must agree."""
+    found = {slide.mask_value: slide.name for slide in slides if slide.mask_value is not None}
+    if len(found) > 1:
+        said = " and ".join(f"{value} ({name})" for value, name in sorted(found.items()))
+        raise ConfigError(f"the masks differ in the value that means tumour: {said}; say it with truth_label")
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]
 
 
 def patch_data(
@@ -118,7 +144,9 @@ def patch_data(
         split: {NAMES[c]: sum(folder.files[i].label == c for i in chosen) for c in (NORMAL, TUMOUR)}
         for split, chosen in (("train", train), ("held out", held_out))
     }
-    return TrainingData(sampler, tuple(patch_batches(folder, held_out, cfg.batch)), {"split": counts})
+    used = [folder.pixels[i].tobytes() + bytes([folder.files[i].label]) for i in train]
+    batches = patch_batches(folder, held_out, cfg.batch)
+    return TrainingData(sampler, tuple(batches), {"split": counts}, _digest(*used))
 
 
 def patch_batches(folder: PatchFolder, chosen: Sequence[int], size: int) -> list[Batch]:

@@ -60,8 +60,8 @@ class TrainingState:
             except SafetensorError as error:  # its own wrapping of a full disk
                 raise OSError(str(error)) from error
 
-    def load(self, folder: Path, recipe: dict[str, Any]) -> None:
-        """Take over what ``checkpoint.safetensors`` holds.
+    def load(self, folder: Path, recipe: dict[str, Any], *, rank: int = 0) -> None:
+        """Take over what ``checkpoint.safetensors`` holds; dropout goes on as it was in the process of ``rank`` 0.
 
         Raises:
             ModelError: there is none, it is broken, or of another recipe or architecture.
@@ -105,6 +105,8 @@ class TrainingState:
         self.generator.set_state(arrays["random.augment"])
         if "random.cuda" in arrays and torch.cuda.is_available():
             torch.cuda.set_rng_state(arrays["random.cuda"])
+        if rank:
+            torch.manual_seed(1_000_003 * rank + self.seen)  # processes must not drop the same
 
 
 def _check_recipe(path: Path, earlier: dict[str, Any], recipe: dict[str, Any]) -> None:

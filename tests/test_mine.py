@@ -73,7 +73,7 @@ def test_the_highest_normal_cells_are_listed_away_from_tumour(scored: tuple[list
     assert [(h.x, h.y) for h in found] == [(3072, 1024)]
     near = hard_negatives(rows, out / "results", CFG, per_slide=5, threshold=0.5, margin=0)
     assert {(h.x, h.y) for h in near} == {(3072, 1024), (1920, 1152)}  # never a cell of the lesion
-    assert found[0].pixels[85:213, 85:213].reshape(-1, 3).mean(axis=0) == pytest.approx([200, 80, 90], abs=1)
+    assert found[0].read()[85:213, 85:213].reshape(-1, 3).mean(axis=0) == pytest.approx([200, 80, 90], abs=1)
     picture = write_list(out / "hard.csv", found)
     with (out / "hard.csv").open() as file:
         assert [dict(row) for row in csv.DictReader(file)] == [
@@ -137,6 +137,8 @@ class TestPortable:
         assert read_card(DEMO).name in (tmp_path / "o" / "card.json").read_text()
         assert export_wsinfer(DEMO, tmp_path / "w") < 2e-4
         assert np.abs(run(str(tmp_path / "w")) - wanted).max() < 2e-4
+        with pytest.raises(ModelError, match="is the model itself"):
+            export_onnx(DEMO, DEMO)
         with pytest.raises(ModelError, match="in WSInfer's form already"):
             export_onnx(tmp_path / "w", tmp_path / "again")
 

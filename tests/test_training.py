@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +40,7 @@ from models.sampling import (
     prepare_slide,
     read_hard_negatives,
 )
-from models.train_classifier import _step, classification_loss, train, use_bf16
+from models.train_classifier import classification_loss, step, train, use_bf16
 from models.training_data import fold_parts, slide_data
 from models.training_state import CHECKPOINT, TrainingState
 from wsi.annotations import Annotation, read_annotations, tumour_regions, write_asap
@@ -204,6 +206,33 @@ class TestSampling:
         row = SlideRow(SlideSource(str(red_square)), truth=tmp_path / "t.xml")
         assert prepare_slide(row, RED_FRAME).cells[TUMOUR].tolist() == [[8, 10]]
 
+    def test_a_slide_without_truth_or_label_is_not_taken_for_normal(self, red_square: Path) -> None:
+        row = SlideRow(SlideSource(str(red_square)))
+        with pytest.raises(
+            ConfigError, match="has no label and has no truth; fill in the column 'truth', or"
+        ):
+            prepare_slide(row, RED_FRAME)
+        assert len(prepare_slide(dataclasses.replace(row, label="normal"), RED_FRAME).cells[TUMOUR]) == 0
+
+    def test_masks_that_differ_in_the_value_of_tumour_are_refused(
+        self, tmp_path: Path, red_square: Path
+    ) -> None:
+        rows = []
+        for name, value, split in (("a", 1, "train"), ("b", 255, "validation")):
+            mask = np.zeros((96, 144), np.uint8)
+            mask[40:44, 50:54] = value
+            cv2.imwrite(str(tmp_path / f"{name}.png"), mask)
+            path = shutil.copy(red_square, tmp_path / f"{name}.tif")
+            rows.append(SlideRow(SlideSource(str(path)), truth=tmp_path / f"{name}.png", split=split))
+        cfg = TrainConfig(name="x", spacing_um=0.25, validation_patches=4)
+        with pytest.raises(
+            ConfigError, match=r"the masks differ in .*: 1 \(a\) and 255 \(b\); say it with truth"
+        ):
+            slide_data(rows, cfg)
+        twice = [dataclasses.replace(rows[0], split=split) for split in ("train", "validation")]
+        with pytest.raises(ConfigError, match="is in both splits"):
+            slide_data(twice, cfg)
+
     def test_partial_truth_gives_no_normal_cell(self, tmp_path: Path, red_square: Path) -> None:
         write_asap(tmp_path / "t.xml", [Annotation(box(1280, 1024, 1900, 1600), "Tumor")])
         row = SlideRow(SlideSource(str(red_square)), truth=tmp_path / "t.xml", partial=True)
@@ -367,10 +396,9 @@ def test_one_step_has_the_gradient_of_a_plain_reference(precision: str) -> None:
     wanted = reference_gradients(network, pixels, labels)
     cfg = TrainConfig(name="x", batch=4, dropout=0.0)
     state = TrainingState(network, torch.optim.SGD(network.parameters(), lr=0.0), None, generator())  # type: ignore[arg-type]
-    _step(
+    step(
         state,
-        pixels,
-        labels,
+        (pixels, labels),
         0.0,
         cfg,
         Team(),
@@ -449,7 +477,7 @@ class TestRun:
         assert card.metrics["validation_patch_auc"] == pytest.approx(best, abs=1e-6)
         assert card.demonstration
         assert card.training["recipe"]["batch"] == 8
-        assert card.training["split"]["train"]["slides"] == ["tumor_001", "normal_001", "normal_002"]
+        assert card.training["split"]["train"]["slides"] == 3
         with (tmp_path / "a" / "metrics.csv").open() as file:
             assert [row["examples"] for row in csv.DictReader(file)] == ["16", "32", "48"]
 

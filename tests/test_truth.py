@@ -78,6 +78,13 @@ class TestMasks:
         assert len(one ^ other) <= 1
         assert len(one) > 12
 
+    def test_the_alpha_of_a_tiff_is_no_tumour(self, tmp_path: Path) -> None:
+        mask = np.zeros((900, 1300, 4), np.uint8)
+        mask[..., 3] = 255
+        mask[300, 700, :3] = 255
+        tifffile.imwrite(tmp_path / "m.tif", mask, photometric="rgb", extrasamples=["unassalpha"])
+        assert marked(tmp_path / "m.tif", slide()) == {(2, 5)}
+
     def test_other_values_must_be_said(self, tmp_path: Path) -> None:
         mask = np.zeros((90, 130), np.uint8)
         mask[10, 10], mask[50, 100] = 3, 7
@@ -164,7 +171,9 @@ class TestDataset:
         assert apply_dataset([row], Dataset(validation=("tumor_1*",))).rows[0].split == "train"
 
     def test_a_folder_is_paired_by_name(self, tmp_path: Path) -> None:
-        for name in ("images/tumor_001.tif", "images/normal_001.tif", "annotations/tumor_001.xml"):
+        names = ("images/tumor_001.tif", "images/normal_001.ome.tif", "annotations/tumor_001.xml")
+        beside = ("images/._tumor_001.tif", "background_tissue/tumor_001_tissue.tif", "images/overview.jpg")
+        for name in (*names, *beside):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
         (tmp_path / "masks").mkdir()
@@ -224,7 +233,18 @@ class TestPatchFolder:
         path.write_bytes(path.read_bytes()[:cut])
         found = read_patches(folder)
         assert len(found.files) == 5
-        assert found.broken == (f"{path} is not a whole picture",)
+        assert found.left_out == (f"{path} is not a whole picture",)
+
+    def test_one_picture_twice_is_taken_once(self, folder: Path) -> None:
+        (folder / "normal" / "9.jpg").write_bytes((folder / "normal" / "1.jpg").read_bytes())
+        found = read_patches(folder)
+        assert len(found.files) == 6
+        assert "is the same picture as" in found.left_out[0]
+
+    def test_a_short_row_is_refused(self, folder: Path) -> None:
+        (folder / "patches.csv").write_text("file,label\nnormal/1.jpg\n")
+        with pytest.raises(ConfigError, match="needs the columns file and label"):
+            read_patches(folder)
 
     def test_two_labels_for_one_patch_are_refused(self, folder: Path) -> None:
         (folder / "tumor" / "x.jpg").write_bytes((folder / "normal" / "1.jpg").read_bytes())

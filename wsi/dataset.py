@@ -10,11 +10,13 @@ from pathlib import Path
 from wsi.config import Config
 from wsi.errors import ConfigError
 from wsi.manifest import SlideRow
+from wsi.readers.array import IMAGE_SUFFIXES
 from wsi.source import SLIDE_SUFFIXES, SlideSource
 from wsi.user_mask import PICTURES
 
+_SLIDES = tuple(suffix for suffix in SLIDE_SUFFIXES if suffix not in IMAGE_SUFFIXES)
 _OUTLINES = (".xml", ".geojson", ".json")
-_MASK_NAMES = ("{}_mask", "{}_Mask", "{}_tumor_mask", "{}_evaluation_mask")
+_NOT_SLIDES = ("*_mask", "*_tissue")  # Camelyon16 ships masks and tissue masks named after their slides
 
 
 class Dataset(Config):
@@ -63,24 +65,26 @@ def apply_dataset(rows: Sequence[SlideRow], dataset: Dataset) -> DataRows:
 def rows_of_folder(folder: Path) -> list[SlideRow]:
     """Every slide below a folder with the truth file of its name, wherever below the folder that lies.
 
+    Truth is an annotation file ``NAME.xml``, ``.geojson`` or ``.json``, else a mask ``NAME_mask``. Hidden files, masks
+    and plain images other than TIFF are no slides.
+
     Raises:
         ConfigError: no slides, or one name twice.
     """
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     outlines = {p.stem.casefold(): p for p in reversed(files) if p.suffix.lower() in _OUTLINES}
     pictures = {p.stem.casefold(): p for p in reversed(files) if p.suffix.lower() in PICTURES}
-    masks = {name for name in pictures if name.endswith("_mask")}
     found: dict[str, SlideRow] = {}
     for path in files:
-        name = path.stem.casefold()
-        if path.suffix.lower() not in SLIDE_SUFFIXES or name in masks:
+        source = SlideSource(str(path))
+        name = source.name.casefold()
+        if path.suffix.lower() not in _SLIDES or _fits(path.stem, _NOT_SLIDES):
             continue
         if name in found:
             raise ConfigError(
                 f"{path} and {found[name].source.path} have one name; list the slides in a slides.csv"
             )
-        drawn = next((pictures[m] for n in _MASK_NAMES if (m := n.format(name).casefold()) in pictures), None)
-        found[name] = SlideRow(SlideSource(str(path)), truth=outlines.get(name) or drawn)
+        found[name] = SlideRow(source, truth=outlines.get(name) or pictures.get(f"{name}_mask"))
     if not found:
         raise ConfigError(f"{folder} holds no slides ({', '.join(SLIDE_SUFFIXES[:4])} ...); check the path")
     return list(found.values())

@@ -10,6 +10,7 @@ from pathlib import Path
 from wsi.errors import ConfigError
 from wsi.source import SlideSource
 
+NORMAL_LABELS = ("normal", "negative", "benign", "0")
 COLUMNS = ("path", "mpp", "mask", "truth", "label", "split")
 
 
@@ -32,6 +33,22 @@ class SlideRow:
     label: str | None = None
     split: str | None = None
     partial: bool = False
+
+    @property
+    def checked_truth(self) -> Path | None:
+        """The truth file; None for a slide that is labelled as having no tumour.
+
+        Raises:
+            ConfigError: neither says whether there is tumour: it must not count as normal in silence.
+        """
+        if (self.label or "").strip().casefold() in NORMAL_LABELS:
+            return None
+        if self.truth is None:
+            label = f"is labelled {self.label!r}" if self.label else "has no label"
+            raise ConfigError(
+                f"{self.source.label} {label} and has no truth; fill in the column 'truth', or label it 'normal'"
+            )
+        return self.truth
 
 
 def read_manifest(path: Path, problems: list[str] | None = None) -> list[SlideRow]:

@@ -31,10 +31,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 @dataclass(frozen=True, slots=True)
 class PatchFile:
-    """One patch: its file and class, `NORMAL` or `TUMOUR`."""
+    """One patch: its file, class (`NORMAL` or `TUMOUR`), and name as listed or within its folder."""
 
     path: Path
     label: int
+    name: str
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,12 +45,12 @@ class PatchFolder:
     Attributes:
         files: the patches of both classes, in the order of the list.
         pixels: of each, RGB; all of one size.
-        broken: a sentence for each file that could not be decoded.
+        left_out: a sentence for each file that could not be decoded, or is there already.
     """
 
     files: tuple[PatchFile, ...]
     pixels: tuple[RgbImage, ...]
-    broken: tuple[str, ...]
+    left_out: tuple[str, ...]
 
     def of(self, label: int) -> list[int]:
         """Indices of a class, in order."""
@@ -72,18 +73,24 @@ def read_patches(folder: Path) -> PatchFolder:
             patches of several sizes, or a class with no patch that can be read.
     """
     files = _listed(folder) if (folder / "patches.csv").is_file() else _in_folders(folder)
-    kept, pixels, broken = [], [], []
+    kept, pixels, left_out = [], [], []
     seen: dict[bytes, PatchFile] = {}
     for file in files:
         try:
             data = file.path.read_bytes()
         except OSError as error:
-            broken.append(f"{file.path} cannot be read ({error.strerror})")
+            left_out.append(f"{file.path} cannot be read ({error.strerror})")
             continue
-        _check_label(seen.setdefault(hashlib.sha256(data).digest(), file), file)
+        first = seen.setdefault(hashlib.sha256(data).digest(), file)
+        if first is not file:
+            _check_label(first, file)
+            left_out.append(f"{file.path} is the same picture as {first.path}")
+            continue
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
         if image is None or (data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]):
-            broken.append(f"{file.path} is not a whole picture")  # libjpeg paints the rest of a cut file grey
+            left_out.append(
+                f"{file.path} is not a whole picture"
+            )  # libjpeg paints the rest of a cut file grey
             continue
         kept.append(file)
         pixels.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
@@ -91,7 +98,7 @@ def read_patches(folder: Path) -> PatchFolder:
         if not any(file.label == label for file in kept):
             raise ConfigError(f"{folder} has no {name} patch that can be read; add some, or check the labels")
     _check_sizes(kept, pixels)
-    return PatchFolder(tuple(kept), tuple(pixels), tuple(broken))
+    return PatchFolder(tuple(kept), tuple(pixels), tuple(left_out))
 
 
 def _check_label(first: PatchFile, file: PatchFile) -> None:
@@ -117,14 +124,14 @@ def _listed(folder: Path) -> list[PatchFile]:
             rows = list(csv.DictReader(file))
         if rows and "order" in rows[0]:
             rows.sort(key=lambda row: int(row["order"]))
-        listed = [(row["file"], row["label"]) for row in rows]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
+        listed = [(row["file"].strip(), row["label"].strip()) for row in rows]
+    except (OSError, AttributeError, TypeError, ValueError, KeyError, csv.Error) as error:
         raise ConfigError(f"{path} needs the columns file and label, and whole numbers in order") from error
     labels: dict[str, int] = {}
     for name, label in listed:
         if labels.setdefault(name, _label(label, path)) != _label(label, path):
             raise ConfigError(f"{path} lists {name} under two labels; remove one of the lines")
-    return [PatchFile(folder / name, label) for name, label in labels.items()]
+    return [PatchFile(folder / name, label, name) for name, label in labels.items()]
 
 
 def _in_folders(folder: Path) -> list[PatchFile]:
@@ -134,7 +141,7 @@ def _in_folders(folder: Path) -> list[PatchFile]:
             f"{folder} holds no labelled patches; it needs a folder for each class, or a patches.csv"
         )
     return [
-        PatchFile(path, _label(sub.name, sub))
+        PatchFile(path, _label(sub.name, sub), f"{sub.name}/{path.name}")
         for sub in classes
         for path in sorted(sub.iterdir())
         if path.suffix.lower() in SUFFIXES

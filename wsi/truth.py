@@ -32,10 +32,12 @@ class Truth:
     Attributes:
         tumour: (rows, cols) of the grid.
         note: what was repaired or detected; may be empty.
+        mask_value: of a mask, which was detected to mean tumour; None where it was said, or for outlines.
     """
 
     tumour: BoolRaster
     note: str = ""
+    mask_value: int | None = None
 
 
 def read_truth(path: Path, slide: Slide, grid: TileGrid, *, label: int | None = None) -> Truth:
@@ -110,8 +112,7 @@ def _from_mask(path: Path, slide: Slide, grid: TileGrid, label: int | None) -> T
             for value in np.unique(piece):
                 if value:
                     where = present.setdefault(int(value), np.zeros(grid.shape, np.bool_))
-                    rows, cols = np.nonzero(piece == value)
-                    _mark(where, (rows + top) * step_y, (cols + left) * step_x, (step_y, step_x), grid)
+                    _mark(where, piece == value, (top, left), (step_y, step_x), grid.plan.stride_l0)
     except (OSError, ValueError, IndexError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
         raise AnnotationError(
             f"{path} cannot be read as a mask ({error}); use PNG, TIFF or outlines"
@@ -126,24 +127,30 @@ def _from_mask(path: Path, slide: Slide, grid: TileGrid, label: int | None) -> T
     note = (
         f"{path.name}: a mask of the values 0 and {', '.join(map(str, sorted(present)))}, {meant} is tumour"
     )
-    return Truth(present[meant] if meant is not None else np.zeros(grid.shape, np.bool_), note)
+    return Truth(present[meant] if meant is not None else np.zeros(grid.shape, np.bool_), note, meant)
 
 
 def _mark(
     where: BoolRaster,
-    y: npt.NDArray[np.floating],
-    x: npt.NDArray[np.floating],
+    piece: BoolRaster,
+    corner: tuple[int, int],
     step: tuple[float, float],
-    grid: TileGrid,
+    stride_l0: int,
 ) -> None:
-    """Every cell that a mask pixel with this corner reaches into."""
-    stride = grid.plan.stride_l0
-    within = [np.linspace(0, 0.999 * s, math.ceil(s / stride) + 1) for s in step]
-    for dy in within[0]:
-        for dx in within[1]:
-            rows = np.minimum(((y + dy) // stride).astype(np.int64), grid.shape[0] - 1)
-            cols = np.minimum(((x + dx) // stride).astype(np.int64), grid.shape[1] - 1)
-            where[rows, cols] = True
+    """Every cell that a mask pixel of a piece reaches into; corner and step are (row, col)."""
+    cells = []
+    for axis in (0, 1):
+        starts = (np.arange(piece.shape[axis]) + corner[axis]) * step[axis]
+        within = np.linspace(0, 0.999 * step[axis], math.ceil(step[axis] / stride_l0) + 1)
+        last = where.shape[axis] - 1
+        cells.append([np.minimum(((starts + w) // stride_l0).astype(np.int64), last) for w in within])
+    for rows in cells[0]:
+        first_rows = np.flatnonzero(np.diff(rows, prepend=-1))
+        by_row = np.logical_or.reduceat(piece, first_rows, axis=0)
+        for cols in cells[1]:
+            first_cols = np.flatnonzero(np.diff(cols, prepend=-1))
+            found = np.logical_or.reduceat(by_row, first_cols, axis=1)
+            where[np.ix_(rows[first_rows], cols[first_cols])] |= found
 
 
 _Piece = tuple[tuple[int, int], int, int, npt.NDArray[np.integer]]
@@ -167,4 +174,4 @@ def _tiff(path: Path) -> Iterator[_Piece]:
                 yield shape, 0, 0, np.zeros((1, 1), np.uint8)
                 continue
             top, left = int(index[2]), int(index[3])
-            yield shape, top, left, segment[0].max(axis=-1)[: shape[0] - top, : shape[1] - left]
+            yield shape, top, left, segment[0][..., :3].max(axis=-1)[: shape[0] - top, : shape[1] - left]

@@ -89,7 +89,7 @@ def find_models(names: Sequence[str]) -> Models:
     folders = tuple(_find(name) for name in names)
     cards = tuple(_card(folder) for folder in folders)
     for name, card in zip(names, cards, strict=True):
-        for field in ("classes", "positive", "patch_px", "stride_px", "spacing_um"):
+        for field in ("classes", "positive", "patch_px", "stride_px", "spacing_um", "stain_normalisation"):
             first, this = getattr(cards[0], field), getattr(card, field)
             if first != this:
                 raise ModelError(

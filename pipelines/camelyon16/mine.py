@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import binary_dilation
 
+from models.card import TUMOUR_CLASSES
 from models.recipe import TrainConfig
 from pipelines.training_pictures import write_contact_sheet
-from wsi.annotations import TUMOUR_GROUPS
 from wsi.arrays import RgbImage
 from wsi.errors import ConfigError, StoreError
 from wsi.files import write_text
@@ -21,21 +21,30 @@ from wsi.grid import make_grid
 from wsi.manifest import SlideRow
 from wsi.patch_folder import NORMAL
 from wsi.slide import ReadPlan
+from wsi.source import SlideSource
 from wsi.store import HeatmapStore
 from wsi.truth import read_truth
 
 SHOWN = 40
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, slots=True)
 class HardNegative:
-    """A normal cell that scores high: level-0 (x, y) of its corner, and what it looks like."""
+    """A normal cell that scores high: level-0 (x, y) of its corner; ``patch_l0`` is the side of its patch."""
 
     slide: str
     x: int
     y: int
     score: float
-    pixels: RgbImage
+    source: SlideSource
+    stride_l0: int
+    patch_l0: int
+
+    def read(self) -> RgbImage:
+        """What its patch looks like at level 0."""
+        halo = (self.patch_l0 - self.stride_l0) // 2
+        with self.source.open() as slide:
+            return slide.read_region((self.x - halo, self.y - halo), 0, (self.patch_l0, self.patch_l0))
 
 
 def hard_negatives(
@@ -84,7 +93,7 @@ def _of_slide(
     store = HeatmapStore.open(results / "heatmap.zarr")
     facts = store.attributes
     classes, stride, side = facts["classes"], facts["stride_level0"][0], facts["patch_level0"][0]
-    tumour_class = next((i for i, c in enumerate(classes) if c.casefold() in TUMOUR_GROUPS), None)
+    tumour_class = next((i for i, c in enumerate(classes) if c.casefold() in TUMOUR_CLASSES), None)
     if tumour_class is None:
         raise StoreError(
             f"{results} was scored by a model of the classes {', '.join(classes)}: none is tumour"
@@ -97,19 +106,17 @@ def _of_slide(
             raise StoreError(
                 f"{results} was scored from another slide than {row.source.label}; score it again"
             )
-        if row.truth is not None and (row.label or "").casefold() != "normal":
-            tumour = read_truth(row.truth, slide, every, label=cfg.truth_label).tumour
+        if row.checked_truth is not None:
+            tumour = read_truth(row.checked_truth, slide, every, label=cfg.truth_label).tumour
             near = binary_dilation(tumour, np.ones((3, 3)), iterations=margin) if margin else tumour
             scores[near] = np.nan
-        flat = np.where(np.isnan(scores), -1, scores).ravel()
-        best = [int(i) for i in np.argsort(-flat, kind="stable")[:per_slide] if flat[i] >= threshold]
-        found = []
-        for index in best:
-            y, x = (stride * c for c in divmod(index, scores.shape[1]))
-            halo = (side - stride) // 2
-            pixels = slide.read_region((x - halo, y - halo), 0, (side, side))
-            found.append(HardNegative(row.source.name, x, y, float(flat[index]), pixels))
-        return found
+    flat = np.where(np.isnan(scores), -1, scores).ravel()
+    best = [int(i) for i in np.argsort(-flat, kind="stable")[:per_slide] if flat[i] >= threshold]
+    corners = [(stride * (i % scores.shape[1]), stride * (i // scores.shape[1])) for i in best]
+    return [
+        HardNegative(row.source.name, x, y, float(flat[i]), row.source, stride, side)
+        for i, (x, y) in zip(best, corners, strict=True)
+    ]
 
 
 def write_list(path: Path, found: Sequence[HardNegative]) -> Path:
@@ -123,7 +130,7 @@ def write_list(path: Path, found: Sequence[HardNegative]) -> Path:
     shown = found[:SHOWN]
     write_contact_sheet(
         picture,
-        [h.pixels for h in shown],
+        [h.read() for h in shown],
         [NORMAL] * len(shown),
         title="Hard negatives: normal tissue that the model takes for tumour",
         captions=[f"{h.slide} {h.x},{h.y} {h.score:.2f}" for h in shown],

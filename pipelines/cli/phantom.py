@@ -63,7 +63,7 @@ def lymph_node(
             layout = write_phantom(
                 slide,
                 folder,
-                material=mosaic.get(splits[i - 1]),
+                material=_material(mosaic, splits[i - 1]),
                 progress=lambda done, total: tick(done, total, ""),
             )
         kinds = [lesion.kind for lesion in layout.lesions]
@@ -94,11 +94,19 @@ def _materials(
     if not 0 <= low < high <= 1:
         raise ConfigError(f"--part must lie between 0-100 and rise, got {part!r}")
     found, outlines = read_patches(patches), read_outlines(polygons)
-    for sentence in found.broken:
+    for sentence in found.left_out:
         err.print(f"left out: {sentence}", markup=False)
     border = high - (high - low) * validation_share
     shares = {"train": (low, border), "validation": (border, high)}
     return {split: load_material(found, outlines, a, b) for split, (a, b) in shares.items() if b > a}
+
+
+def _material(mosaic: dict[str, Material], split: str) -> Material | None:
+    if mosaic and split not in mosaic:
+        raise ConfigError(
+            f"--validation-share leaves no patches for the slides of the split {split!r}; change it"
+        )
+    return mosaic.get(split)
 
 
 def _check_folder(folder: Path, settings: dict[str, object], overwrite: bool) -> None:

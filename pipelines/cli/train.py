@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import typer
 
 from pipelines.camelyon16.mine import hard_negatives, write_list
-from pipelines.cli.console import interruptible, out, progress
+from pipelines.cli.console import Tick, interruptible, out, progress
 from pipelines.config import load_config
 from pipelines.provenance import code_hash, commit, libraries, machine, version
 from pipelines.training_pictures import write_contact_sheet, write_curves, write_roc
@@ -49,7 +50,8 @@ def classifier(
     init: Annotated[
         Path | None,
         typer.Option(
-            help="Weights to start from: a model folder, torchvision's ImageNet file, or 'imagenet' to download."
+            help="Weights to start from: a model's folder or name, torchvision's ImageNet file, 'imagenet' to download "
+            "it, or 'none'."
         ),
     ] = None,
     hard: Annotated[Path | None, typer.Option(help="List of hard negatives from 'wsi train mine'.")] = None,
@@ -68,6 +70,8 @@ def classifier(
     overrides: dict[str, Any] = {"init": init, "hard_negatives": hard, "examples": examples, "seed": seed}
     overrides |= {"slides": slides, "patches": patches}
     cfg = load_config(config, TrainConfig, overrides, reset=("slides", "patches"))
+    if str(cfg.init) == "none":
+        cfg = cfg.model_copy(update={"init": None})
     if cfg.slides is None and cfg.patches is None:
         raise ConfigError(f"{config} names no slides; pass --slides slides.csv, or --patches FOLDER")
     begun = any((folder / name).exists() for name in ("run.json", "model"))
@@ -75,11 +79,37 @@ def classifier(
         raise StoreError(
             f"{folder} holds a run already; pass --resume or --overwrite, or choose another --out"
         )
-    with interruptible("stopping after this batch; the same command with --resume goes on") as stop:
-        _run(cfg, folder, resume, stop)
+    if overwrite and _leads():
+        _discard_run(folder)
+    with interruptible("stopping; the same command with --resume goes on") as stop:
+        _run(cfg, folder, resume and _has_checkpoint(folder), stop)
 
 
-def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Any) -> None:
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether there is something to go on from; a run that was ended before its first checkpoint begins anew.
+
+    Raises:
+        StoreError: there is no run at all.
+    """
+    from models.training_state import CHECKPOINT
+
+    if any(folder.glob(f"**/{CHECKPOINT}")):
+        return True
+    if not (folder / "run.json").exists():
+        raise StoreError(f"{folder} holds no run to resume; check --out, or leave out --resume")
+    _say("the run was stopped before its first checkpoint: it begins anew")
+    return False
+
+
+def _discard_run(folder: Path) -> None:
+    """Remove the files of earlier runs, so that none of them is taken for this run's."""
+    for own in (folder, *folder.glob("fold_*")):
+        names = ("checkpoint.safetensors", "metrics.csv", "model/card.json", "model/model.safetensors")
+        for name in (*names, "run.json", "scores.csv", "validation.json"):
+            (own / name).unlink(missing_ok=True)
+
+
+def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Callable[[], bool]) -> None:
     from models.train_classifier import train
     from models.training_data import patch_data, slide_data
 
@@ -95,8 +125,9 @@ def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Any) -> None:
     else:
         rows = _rows(cfg)
         with progress("slides") as tick:
-            data = slide_data(rows, cfg, say=_say, tick=tick)
-    _write_run(cfg, folder)
+            data = slide_data(rows, cfg, say=_say, tick=_stopping(tick, stop))
+    if not resume:
+        _write_run(cfg, folder)
     with progress("training") as tick:
         best = train(
             data,
@@ -112,7 +143,7 @@ def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Any) -> None:
 
 def _read_patches(folder: Path) -> PatchFolder:
     found = read_patches(folder)
-    for sentence in found.broken:
+    for sentence in found.left_out:
         _say(f"left out: {sentence}")
     counts = [len(found.of(label)) for label in (0, 1)]
     _say(f"{len(found.files)} patches: {counts[0]} normal, {counts[1]} tumour")
@@ -127,6 +158,17 @@ def _rows(cfg: TrainConfig) -> list[SlideRow]:
     for sentence in known.left_out:
         _say(sentence)
     return list(known.rows)
+
+
+def _stopping(tick: Tick, stop: Callable[[], bool]) -> Callable[[int, int], None]:
+    """Move the bar, and end where Ctrl-C was pressed."""
+
+    def move(done: int, total: int) -> None:
+        tick(done, total)
+        if stop():
+            raise KeyboardInterrupt
+
+    return move
 
 
 def _leads() -> bool:
@@ -147,7 +189,9 @@ def _say(text: str) -> None:
         out.print(text, markup=False)
 
 
-def _listeners(cfg: TrainConfig, folder: Path, tick: Any, stop: Any, title: str = "") -> Listeners:
+def _listeners(
+    cfg: TrainConfig, folder: Path, tick: Tick, stop: Callable[[], bool], title: str = ""
+) -> Listeners:
     from models.progress import Listeners
 
     def report(p: Progress) -> None:
@@ -167,11 +211,12 @@ def _listeners(cfg: TrainConfig, folder: Path, tick: Any, stop: Any, title: str 
 
 
 def _cross_validate(
-    found: PatchFolder, cfg: TrainConfig, folder: Path, code: str, resume: bool, stop: Any
+    found: PatchFolder, cfg: TrainConfig, folder: Path, code: str, resume: bool, stop: Callable[[], bool]
 ) -> None:
     from models.cross_validation import cross_validate
 
-    _write_run(cfg, folder)
+    if not resume:
+        _write_run(cfg, folder)
     with progress("training") as tick:
 
         def shifted(k: int) -> Any:
@@ -189,7 +234,7 @@ def _cross_validate(
 
 def _write_validation(found: PatchFolder, result: OutOfFold, cfg: TrainConfig, folder: Path) -> None:
     """Scores, the table, the ROC curves, and the worst mistakes."""
-    names = [str(file.path.relative_to(cfg.patches or file.path.parent)) for file in found.files]
+    names = [file.name for file in found.files]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["file", "label", "fold", "score"])
