@@ -105,6 +105,7 @@ def slide_data(
     )
     if hard:
         say(f"train: {len(sampler.hard)} of {len(hard)} hard negatives lie on normal cells of these slides")
+    say(f"reading {cfg.validation_patches} validation patches")
     held_out = _draw_held_out(SlideSampler(prepared["validation"], validation_rng), cfg)
     facts: dict[str, Any] = {
         split: {
