@@ -24,24 +24,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def wsi(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run ``wsi`` with words; exit code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["wsi", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capfd.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def redness(monkeypatch: pytest.MonkeyPatch) -> None:
     """`wsi score` measures redness instead of running a network."""
     monkeypatch.setattr(score_command, "find_models", lambda names: names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from models.card import read_card
 from models.engines import EngineConfig, find_models, load_engine
 from models.portable import export_onnx, export_wsinfer
 from models.recipe import TrainConfig
-from pipelines import cli
 from pipelines.camelyon16.mine import hard_negatives, write_list
 from pipelines.camelyon16.score import ScoreConfig, score_slide
 from tests.slides import RednessEngine, card, painted, real_data, write_pyramid
@@ -32,24 +30,6 @@ from wsi.stain import StainError
 
 Run = Callable[..., tuple[int, str, str]]
 CFG = TrainConfig(name="mine", spacing_um=0.25)
-
-
-@pytest.fixture
-def wsi(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run ``wsi`` with words; exit code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["wsi", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capfd.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

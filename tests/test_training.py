@@ -628,14 +628,18 @@ class TestPatches:
 
 @pytest.mark.slow
 def test_two_processes_lose_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    """Two by torchrun (gloo) share batches of 8; one process takes them whole. Every batch is logged."""
+    """Two by torchrun (gloo) share a batch of 8; one process takes it whole.
+
+    One step: rounding differs, and batch statistics of eight patches make it grow to everything within four.
+    """
     rng = np.random.default_rng(0)
     for name in ("normal", "tumor"):
         (tmp_path / "patches" / name).mkdir(parents=True)
         for i in range(6):
-            cv2.imwrite(str(tmp_path / "patches" / name / f"{i}.png"), rng.integers(0, 255, (64, 64, 3)))
+            image = cv2.resize(rng.integers(0, 255, (8, 8, 3)).astype(np.uint8), (256, 256))
+            cv2.imwrite(str(tmp_path / "patches" / name / f"{i}.png"), image)
     recipe = (
-        "name: x\nwidth: 0.0625\nbatch: 8\nexamples: 32\nvalidate_every: 8\ndropout: 0.0\nprecision: fp32\n"
+        "name: x\nwidth: 0.0625\nbatch: 8\nexamples: 8\nvalidate_every: 8\ndropout: 0.0\nprecision: fp32\n"
     )
     (tmp_path / "c.yaml").write_text(f"{recipe}learning_rate: 0.001\npatches: {tmp_path / 'patches'}\n")
     losses = []
@@ -651,12 +655,16 @@ def test_two_processes_lose_as_one_with_twice_the_batch(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         with (tmp_path / out / "metrics.csv").open() as file:
             losses.append([float(row["loss"]) for row in csv.DictReader(file)])
-    assert len(losses[0]) == 4
-    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
-    one, two = (
-        load_file(tmp_path / x / CHECKPOINT)["network.Conv2d_1a_3x3.bn.running_var"] for x in ("one", "two")
-    )
-    assert torch.allclose(one, two, rtol=1e-3)
+    assert len(losses[0]) == 1
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    one, two = (load_file(tmp_path / out / CHECKPOINT) for out in ("one", "two"))
+    name = "network.Conv2d_1a_3x3.bn.running_var"
+    assert torch.allclose(one[name], two[name], rtol=1e-3)
+    steps = [torch.cat([v.flatten() for k, v in x.items() if k.endswith(".momentum")]) for x in (one, two)]
+    assert torch.cosine_similarity(*steps, dim=0) > 0.97
+    assert float(steps[1].norm() / steps[0].norm()) == pytest.approx(
+        1, abs=0.1
+    )  # a sum for a mean would give 2
 
 
 def test_the_interval_holds_the_auc_and_narrows_with_more_patches() -> None:
