@@ -278,7 +278,7 @@ def _first_patches(
 def use_bf16(wanted: str, device: torch.device) -> bool:
     """Whether to run in bf16: where asked for, or by ``auto`` where the processor multiplies it faster than fp32.
 
-    A CPU without AVX512-bf16 or AMX is some nine times slower in bf16 than in fp32.
+    A CPU without AVX512-bf16 or AMX is far slower in bf16 than in fp32.
     """
     if wanted != "auto":
         return wanted == "bf16"

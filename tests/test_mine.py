@@ -207,6 +207,20 @@ class TestCommands:
         assert wsi(*words, "--resume")[0] == 0
         assert (tmp_path / "o" / "scores.csv").read_bytes() == before
 
+    def test_bad_input_with_overwrite_costs_nothing(self, wsi: Run, tmp_path: Path) -> None:
+        (tmp_path / "c.yaml").write_text("name: x\n")
+        tiny(tmp_path / "o" / "model")
+        words = ("train", "classifier", tmp_path / "c.yaml", "--out", tmp_path / "o", "--overwrite")
+        for more, said in (
+            (("--patches", tmp_path / "none"), "holds no labelled patches"),
+            (("--slides", tmp_path / "none.csv"), "cannot be read as a CSV manifest"),
+            (("--patches", tmp_path, "--init", tmp_path / "none.pth"), "do not exist; check init or --init"),
+        ):
+            code, _, err = wsi(*words, *more)
+            assert code == 2
+            assert said in err
+            read_card(tmp_path / "o" / "model")
+
     def test_half_a_mosaic(self, wsi: Run, tmp_path: Path) -> None:
         code, _, err = wsi("phantom", "lymph-node", "--patches", tmp_path, "--out", tmp_path / "o")
         assert code == 2

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from models.engines.contract import shipped
 from pipelines.camelyon16.mine import hard_negatives, write_list
 from pipelines.cli.console import Tick, interruptible, out, progress
 from pipelines.config import load_config
@@ -79,8 +80,7 @@ def classifier(
         raise StoreError(
             f"{folder} holds a run already; pass --resume or --overwrite, or choose another --out"
         )
-    if overwrite and _leads():
-        _discard_run(folder)
+    _check_start(cfg.init)
     with interruptible("stopping; the same command with --resume goes on") as stop:
         _run(cfg, folder, resume and _has_checkpoint(folder), stop)
 
@@ -99,6 +99,12 @@ def _has_checkpoint(folder: Path) -> bool:
         raise StoreError(f"{folder} holds no run to resume; check --out, or leave out --resume")
     _say("the run was stopped before its first checkpoint: it begins anew")
     return False
+
+
+def _check_start(init: Path | None) -> None:
+    """Before anything of an earlier run is replaced."""
+    if init is not None and str(init) not in ("imagenet", *shipped()) and not init.exists():
+        raise ConfigError(f"the weights to start from, {init}, do not exist; check init or --init")
 
 
 def _discard_run(folder: Path) -> None:
@@ -179,6 +185,7 @@ def _leads() -> bool:
 def _write_run(cfg: TrainConfig, folder: Path) -> None:
     if not _leads():
         return
+    _discard_run(folder)  # only now: bad input must not cost what is there
     record: dict[str, Any] = {"config": cfg.model_dump(mode="json"), "code": code_hash(), "commit": commit()}
     record |= {"program": f"slidewright {version()}", "intended_use": "research use only"}
     write_json(folder / "run.json", record | {"libraries": libraries(), "machine": machine()})
