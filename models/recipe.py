@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from models.augment import AugmentConfig
 from wsi.config import Config
-from wsi.dataset import Dataset
+from wsi.dataset import Dataset, read_dataset
 from wsi.stain import StainMethod
 
 FROM_SCRATCH, FROM_WEIGHTS = 0.05, 0.002  # first learning rates of Liu et al. 2017
@@ -23,7 +23,7 @@ class TrainConfig(Config):
         slides: a manifest, or a folder of slides and truth files of the same names.
         patches: a folder of labelled patches, instead of slides.
         folds: cross-validate on ``patches`` by as many parts, contiguous in their order within each class.
-        dataset: what is known of the slides by name.
+        dataset: what is known of the slides by name, or the name of rules that ship: ``camelyon16``.
         truth_label: value of truth masks that means tumour; None detects 0/1, 0/255 and 0/1/2.
         width: multiplier of the channels; 1 is the full Inception-v3.
         init: weights to start from: a model's folder or shipped name, or ImageNet's file at width 1; ``imagenet``
@@ -49,7 +49,7 @@ class TrainConfig(Config):
     slides: Path | None = None
     patches: Path | None = None
     folds: int = Field(default=0, ge=0)
-    dataset: Dataset = Dataset()
+    dataset: Dataset | str = Dataset()
     truth_label: int | None = Field(default=None, gt=0)
     width: float = Field(default=1.0, gt=0, le=1)
     init: Path | None = None
@@ -90,7 +90,13 @@ class TrainConfig(Config):
             raise ValueError("name slides or patches, not both")
         if self.folds == 1 or (self.folds and self.patches is None):
             raise ValueError("folds must be 0, or 2 and more with patches")
+        _ = self.rules  # an unknown name is refused here
         return self
+
+    @property
+    def rules(self) -> Dataset:
+        """What is known of the slides by name."""
+        return read_dataset(self.dataset) if isinstance(self.dataset, str) else self.dataset
 
     @property
     def first_rate(self) -> float:

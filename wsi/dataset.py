@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+import yaml
 
 from wsi.config import Config
 from wsi.errors import ConfigError
@@ -27,7 +30,8 @@ class Dataset(Config):
         train, validation, test: which split a slide is in; the first that fits, in the order validation,
             test, train. A manifest's own column wins.
         exclude: names that are never used, each with the reason.
-        partial: names of slides whose tumour is not marked exhaustively: they give no normal patches.
+        partial: names of slides whose tumour is not marked exhaustively: they give no normal patches, and do not count
+            for FROC.
     """
 
     normal: tuple[str, ...] = ()
@@ -36,6 +40,30 @@ class Dataset(Config):
     test: tuple[str, ...] = ()
     exclude: dict[str, str] = {}
     partial: tuple[str, ...] = ()
+
+    def why_excluded(self, name: str) -> str | None:
+        """The reason why a slide is never used, or None."""
+        return next((why for key, why in self.exclude.items() if _fits(name, (key,))), None)
+
+    def is_normal(self, name: str) -> bool:
+        """Whether the slide's name says that it has no tumour."""
+        return _fits(name, self.normal)
+
+    def is_partial(self, name: str) -> bool:
+        """Whether its tumour is not marked exhaustively."""
+        return _fits(name, self.partial)
+
+
+def read_dataset(name: str) -> Dataset:
+    """The rules that ship under this name.
+
+    Raises:
+        ValueError: there are none.
+    """
+    shipped = {path.stem: path for path in sorted(Path(__file__).with_name("datasets").glob("*.yaml"))}
+    if name not in shipped:
+        raise ValueError(f"no data set of this name ships; known are {', '.join(shipped)}")
+    return Dataset.model_validate_json(json.dumps(yaml.safe_load(shipped[name].read_text(encoding="utf-8"))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +79,14 @@ def apply_dataset(rows: Sequence[SlideRow], dataset: Dataset) -> DataRows:
     kept, left_out = [], []
     for row in rows:
         name = row.source.name
-        reason = next((why for key, why in dataset.exclude.items() if _fits(name, (key,))), None)
+        reason = dataset.why_excluded(name)
         if reason is not None:
             left_out.append(f"{name} is left out: {reason}")
             continue
         splits = ("validation", "test", "train")
         split = row.split or next((s for s in splits if _fits(name, getattr(dataset, s))), None)
-        label = row.label or ("normal" if _fits(name, dataset.normal) else None)
-        kept.append(replace(row, split=split, label=label, partial=_fits(name, dataset.partial)))
+        label = row.label or ("normal" if dataset.is_normal(name) else None)
+        kept.append(replace(row, split=split, label=label, partial=dataset.is_partial(name)))
     return DataRows(tuple(kept), tuple(left_out))
 
 

@@ -50,6 +50,45 @@ def auc_interval(
     return float(low), float(high)
 
 
+def auc_draws(
+    positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating], weights: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float64]:
+    """`auc` of many weightings of the same items.
+
+    Args:
+        positive: (n,) which are positive; n is some hundreds: it takes n * n memory.
+        scores: (n,) finite.
+        weights: (draws, n) how often each item is taken.
+
+    Returns:
+        (draws,); NaN where a draw has one class only.
+    """
+    wins = (scores[positive][:, None] > scores[~positive]) + 0.5 * (
+        scores[positive][:, None] == scores[~positive]
+    )
+    for_pairs = weights[:, positive] @ wins  # (draws, negatives)
+    pairs = weights[:, positive].sum(axis=1) * weights[:, ~positive].sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((for_pairs * weights[:, ~positive]).sum(axis=1) / pairs)
+
+
+def delong_interval(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> tuple[float, float]:
+    """95 % interval of `auc` after DeLong et al. 1988: normal, cut at 0 and 1.
+
+    It is empty at an AUC of 1, where the estimated variance is 0; NaN with fewer than two items of a class.
+    """
+    groups = scores[positive], scores[~positive]
+    if min(map(len, groups)) < 2:
+        return float("nan"), float("nan")
+    ranks = rankdata(np.concatenate(groups))
+    m, n = map(len, groups)
+    above = (ranks[:m] - rankdata(groups[0])) / n  # share of negatives that each positive is above
+    below = 1 - (ranks[m:] - rankdata(groups[1])) / m
+    spread = 1.959963984540054 * np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n)
+    middle = above.mean()
+    return float(max(0.0, middle - spread)), float(min(1.0, middle + spread))
+
+
 def roc(
     positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

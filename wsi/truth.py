@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,34 +101,69 @@ def _check_inside(path: Path, slide: Slide, area: MultiPolygon) -> None:
 def _from_mask(path: Path, slide: Slide, grid: TileGrid, label: int | None) -> Truth:
     """Down-sampled by maximum: a cell is tumour if any pixel of the mask in it is."""
     present: dict[int, BoolRaster] = {}
-    try:
-        pieces = _png(path) if path.suffix.lower() == ".png" else _tiff(path)
-        for shape, top, left, piece in pieces:
-            step_x, step_y = slide.size[0] / shape[1], slide.size[1] / shape[0]
-            if abs(step_x / step_y - 1) > MAX_ASPECT_DIFFERENCE:
-                raise AnnotationError(
-                    f"{path} is {shape[1]} x {shape[0]} px, not the shape of {slide.path} "
-                    f"({slide.size[0]} x {slide.size[1]}); give the mask of this slide"
-                )
+    with mask_errors(path):
+        shape = mask_shapes(path)[0]
+        step = mask_step(path, shape, slide.size)[::-1]
+        for top, left, piece in mask_pieces(path):
             for value in np.unique(piece):
                 if value:
                     where = present.setdefault(int(value), np.zeros(grid.shape, np.bool_))
-                    _mark(where, piece == value, (top, left), (step_y, step_x), grid.plan.stride_l0)
+                    _mark(where, piece == value, (top, left), step, grid.plan.stride_l0)
+    meant = tumour_value(path, present, label, "truth_label in the recipe")
+    if label is not None:
+        return Truth(present.get(label, np.zeros(grid.shape, np.bool_)))
+    tumour = present[meant] if meant is not None else np.zeros(grid.shape, np.bool_)
+    return Truth(tumour, mask_note(path, present, meant), meant)
+
+
+def tumour_value(path: Path, present: Collection[int], label: int | None, option: str) -> int | None:
+    """The mask's value that means tumour: as said, or detected from the values besides 0; None where there is none.
+
+    Args:
+        path: the mask.
+        present: its values besides 0.
+        label: what the user says, or None.
+        option: how the user would say it.
+
+    Raises:
+        AnnotationError: values of which no convention is known.
+    """
+    meant = _MEANT.get(frozenset(present)) if label is None else label
+    if present and meant is None:
+        raise AnnotationError(f"{path} holds the values {sorted(present)}; say which is tumour with {option}")
+    return meant
+
+
+def mask_note(path: Path, present: Collection[int], meant: int | None) -> str:
+    """What was detected, for the user."""
+    values = ", ".join(map(str, sorted(present)))
+    return f"{path.name}: a mask of the values 0 and {values}, {meant} is tumour"
+
+
+def mask_step(path: Path, shape: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
+    """Level-0 pixels per pixel of a mask, (x, y).
+
+    Raises:
+        AnnotationError: the mask has another shape than its slide.
+    """
+    step_x, step_y = size[0] / shape[1], size[1] / shape[0]
+    if abs(step_x / step_y - 1) > MAX_ASPECT_DIFFERENCE:
+        raise AnnotationError(
+            f"{path} is {shape[1]} x {shape[0]} px, not the shape of its slide "
+            f"({size[0]} x {size[1]}); give the mask of this slide"
+        )
+    return step_x, step_y
+
+
+@contextmanager
+def mask_errors(path: Path) -> Iterator[None]:
+    """Turn what a picture library raises into one sentence."""
+    try:
+        yield
     except (OSError, ValueError, IndexError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
         raise AnnotationError(
             f"{path} cannot be read as a mask ({error}); use PNG, TIFF or outlines"
         ) from error
-    meant = _MEANT.get(frozenset(present)) if label is None else label
-    if present and meant is None:
-        raise AnnotationError(
-            f"{path} holds the values {sorted(present)}; say which is tumour with truth_label in the recipe"
-        )
-    if label is not None:
-        return Truth(present.get(label, np.zeros(grid.shape, np.bool_)))
-    note = (
-        f"{path.name}: a mask of the values 0 and {', '.join(map(str, sorted(present)))}, {meant} is tumour"
-    )
-    return Truth(present[meant] if meant is not None else np.zeros(grid.shape, np.bool_), note, meant)
 
 
 def _mark(
@@ -153,25 +189,42 @@ def _mark(
             where[np.ix_(rows[first_rows], cols[first_cols])] |= found
 
 
-_Piece = tuple[tuple[int, int], int, int, npt.NDArray[np.integer]]
+_Piece = tuple[int, int, npt.NDArray[np.integer]]
 
 
-def _png(path: Path) -> Iterator[_Piece]:
+def mask_shapes(path: Path) -> list[tuple[int, int]]:
+    """(rows, cols) of every level of a mask, finest first; a PNG has one."""
+    if path.suffix.lower() == ".png":
+        plane = _png(path)
+        return [(plane.shape[0], plane.shape[1])]
+    with tifffile.TiffFile(path) as tif:
+        keys = [level.keyframe for level in tif.series[0].levels]
+        return [(key.imagelength, key.imagewidth) for key in keys]
+
+
+def mask_pieces(path: Path, level: int = 0) -> Iterator[_Piece]:
+    """(top, left, values) of all that one level of a mask holds, piece by piece.
+
+    The finest level is the default: the coarser ones may have lost small lesions. A piece that holds nothing may be
+    given as a single 0.
+    """
+    if path.suffix.lower() == ".png":
+        yield 0, 0, _png(path)
+        return
+    with tifffile.TiffFile(path) as tif:
+        page = tif.series[0].levels[level].keyframe
+        for segment, index, _ in page.segments():
+            if segment is None or not segment.any():
+                yield 0, 0, np.zeros((1, 1), np.uint8)
+                continue
+            top, left = int(index[2]), int(index[3])
+            rows, cols = page.imagelength - top, page.imagewidth - left
+            yield top, left, segment[0][..., :3].max(axis=-1)[:rows, :cols]
+
+
+def _png(path: Path) -> npt.NDArray[np.integer]:
     picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if picture is None:
         raise ValueError("no picture")
-    plane = picture if picture.ndim == 2 else picture[..., :3].max(axis=2)
-    yield (plane.shape[0], plane.shape[1]), 0, 0, plane
-
-
-def _tiff(path: Path) -> Iterator[_Piece]:
-    """Tile by tile of the finest level: the coarser ones may have lost small lesions."""
-    with tifffile.TiffFile(path) as tif:
-        page = tif.series[0].levels[0].keyframe
-        shape = (page.imagelength, page.imagewidth)
-        for segment, index, _ in page.segments():
-            if segment is None or not segment.any():
-                yield shape, 0, 0, np.zeros((1, 1), np.uint8)
-                continue
-            top, left = int(index[2]), int(index[3])
-            yield shape, top, left, segment[0][..., :3].max(axis=-1)[: shape[0] - top, : shape[1] - left]
+    plane: npt.NDArray[np.integer] = picture if picture.ndim == 2 else picture[..., :3].max(axis=2)
+    return plane

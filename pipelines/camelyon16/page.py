@@ -12,7 +12,7 @@ from pipelines.camelyon16.results import SlideResult
 from pipelines.cohort import Failure
 from wsi.files import write_text
 
-_TEMPLATES = Environment(
+TEMPLATES = Environment(
     loader=PackageLoader("pipelines"),
     autoescape=select_autoescape(default=True),
     trim_blocks=True,
@@ -26,7 +26,7 @@ def write_page(
 ) -> None:
     """Write the page: slides by falling score, pictures by relative link, what failed, what made it."""
     order = sorted(results, key=lambda r: (-(r.score if r.score is not None else -1), r.name))
-    page = _TEMPLATES.get_template("score.html").render(
+    page = TEMPLATES.get_template("score.html").render(
         results=order, failures=failures, record=record, top=TOP_LESIONS
     )
     write_text(path, page)

@@ -144,7 +144,7 @@ def check_training(manifest: Path, recipe: Path | None) -> list[Check]:
     cfg = load_config(recipe, TrainConfig) if recipe else TrainConfig(name="check")
     problems: list[str] = []
     rows = rows_of_folder(manifest) if manifest.is_dir() else read_manifest(manifest, problems)
-    known = apply_dataset(rows, cfg.dataset)
+    known = apply_dataset(rows, cfg.rules)
     checks = [Check("manifest", False, problem) for problem in problems]
     checks += [Check("data set", True, sentence) for sentence in known.left_out]
     totals: dict[str, list[int]] = {}

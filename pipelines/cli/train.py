@@ -160,7 +160,7 @@ def _rows(cfg: TrainConfig) -> list[SlideRow]:
     """The recipe's slides, by manifest or folder, with what the recipe knows of them by name."""
     assert cfg.slides is not None
     rows = rows_of_folder(cfg.slides) if cfg.slides.is_dir() else read_manifest(cfg.slides)
-    known = apply_dataset(rows, cfg.dataset)
+    known = apply_dataset(rows, cfg.rules)
     for sentence in known.left_out:
         _say(sentence)
     return list(known.rows)

@@ -1,0 +1,175 @@
+"""Everything that an evaluation leaves on disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import shapely
+
+from pipelines.camelyon16.cases import Cases
+from pipelines.camelyon16.curves import write_froc, write_roc
+from pipelines.camelyon16.evaluation import Evaluation, EvaluationConfig, SlideOutcome
+from pipelines.camelyon16.froc import VARIANTS
+from pipelines.camelyon16.predictions import Predictions
+from pipelines.camelyon16.published import PUBLISHED
+from pipelines.provenance import code_hash, commit, libraries, version
+from wsi.export import Feature, origin_offset, write_geojson
+from wsi.files import write_json, write_text
+
+MISSED_COLOUR, FALSE_COLOUR = (150, 0, 170), (255, 140, 0)
+MARK_UM = 37.5  # half of 75 um, which a lesion is grown by: a false positive is no nearer to one
+
+
+def record(
+    predictions: Predictions, cases: Cases, result: Evaluation, cfg: EvaluationConfig
+) -> dict[str, Any]:
+    """What ``evaluation.json`` holds: figures, how they were made, and every slide's hits for `compare`."""
+    return {
+        "program": f"slidewright {version()}",
+        "intended_use": "research use only",
+        "code": code_hash(),
+        "commit": commit(),
+        "libraries": libraries(),
+        "scored by": predictions.made_by,
+        "slide score": predictions.score_rule,
+        "truth": cases.truth_origin,
+        "settings": cfg.model_dump(mode="json"),
+        "variant": cfg.variant,
+        "what the variant means": VARIANTS[cfg.variant],
+        "slides evaluated": len(result.slides),
+        "slides that count for FROC": sum(s.counted for s in result.slides),
+        "left out": cases.left_out,
+        "not counted for FROC": [s.name for s in result.slides if not s.counted],
+        "notes": {s.name: s.note for s in result.slides if s.note},
+        "figures": result.figures,
+        "published on the real test slides, for comparison": [asdict(p) for p in PUBLISHED],
+        "slides": [
+            {
+                "name": s.name,
+                "tumour": s.hits.tumour,
+                "counted": s.counted,
+                "score": s.score,
+                "lesions": s.hits.lesions,
+                "lengths_um": [round(lesion.length_um, 3) for lesion in s.lesions],
+                "found": [float(v) for v in s.hits.found],
+                "false": [float(v) for v in s.hits.false],
+            }
+            for s in result.slides
+        ],
+    }
+
+
+def write_report(
+    folder: Path, value: dict[str, Any], result: Evaluation, cfg: EvaluationConfig, *, published: bool
+) -> None:
+    """Figures, tables, pictures, GeoJSON of mistakes; the atlas has its own writer."""
+    write_json(folder / "evaluation.json", value)
+    write_text(folder / "slides.csv", _slides(result))
+    write_text(folder / "lesions.csv", _lesions(result))
+    write_text(folder / "false_positives.csv", _false(result))
+    write_froc(folder / "froc.png", result, cfg.variant, published=published)
+    write_roc(folder / "roc.png", result, published=published)
+    for slide in result.slides:
+        path = mistakes_path(folder, slide.name)
+        features = _mistakes(slide)
+        path.unlink(missing_ok=True)
+        if features:
+            write_geojson(path, features, origin_offset(slide.case.prediction.bounds, "auto"))
+
+
+def mistakes_path(folder: Path, name: str) -> Path:
+    """Missed lesions and false positives of a slide, for QuPath."""
+    return folder / "mistakes" / f"{name}.geojson"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def _slides(result: Evaluation) -> str:
+    header = ("slide", "truth", "score", "lesions", "found", "false_positives", "counts_for_froc", "note")
+    return _table(
+        header,
+        (
+            (
+                s.name,
+                (s.kind or "tumour, no lesion") if s.hits.tumour else "normal",
+                f"{s.score:.6f}",
+                s.hits.lesions,
+                int((s.hits.found > 0).sum()),
+                len(s.false),
+                "yes" if s.counted else "no",
+                s.note,
+            )
+            for s in result.slides
+        ),
+    )
+
+
+def _lesions(result: Evaluation) -> str:
+    """Every lesion; ``found_at`` is how many false positives per slide come with the threshold that finds it."""
+    header = (
+        "slide",
+        "lesion",
+        "class",
+        "length_um",
+        "x",
+        "y",
+        "best_score",
+        "found_at_false_per_slide",
+        "counts",
+    )
+    rows = []
+    for s in result.slides:
+        for lesion in s.lesions:
+            at = f"{result.curve.false_at(lesion.score):.4f}" if lesion.found else ""
+            score = f"{lesion.score:.6f}" if lesion.found else ""
+            counts = "yes" if s.counted and lesion.kind != "isolated" else "no"
+            where = (f"{lesion.length_um:.1f}", round(lesion.x), round(lesion.y))
+            rows.append((lesion.slide, lesion.number, lesion.kind, *where, score, at, counts))
+    return _table(header, rows)
+
+
+def _false(result: Evaluation) -> str:
+    header = ("slide", "x", "y", "score", "slide_has_tumour", "false_per_slide_from_this_score")
+    return _table(
+        header,
+        (
+            (
+                f.slide,
+                round(f.x),
+                round(f.y),
+                f"{f.score:.6f}",
+                "yes" if f.tumour_slide else "no",
+                f"{result.curve.false_at(f.score):.4f}",
+            )
+            for f in result.false
+        ),
+    )
+
+
+def _mistakes(slide: SlideOutcome) -> list[Feature]:
+    found = []
+    for lesion in slide.lesions:
+        if not lesion.found and lesion.kind != "isolated" and lesion.outline:
+            key = f"{slide.name} missed {lesion.number}"
+            measured = {"length um": lesion.length_um}
+            shape = shapely.union_all(list(lesion.outline))
+            name = f"missed lesion {lesion.number}"
+            found.append(Feature(key, shape, "annotation", name, "Missed", MISSED_COLOUR, measured))
+    half = MARK_UM / (slide.case.prediction.mpp or 0.243)
+    for i, f in enumerate(slide.false, start=1):
+        square = shapely.box(f.x - half, f.y - half, f.x + half, f.y + half)
+        key, measured = f"{slide.name} false {f.x} {f.y}", {"probability": f.score}
+        name = f"false positive {i}"
+        found.append(Feature(key, square, "detection", name, "False positive", FALSE_COLOUR, measured))
+    return found
