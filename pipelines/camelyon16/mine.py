@@ -7,12 +7,12 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.ndimage import binary_dilation
 
 from models.card import TUMOUR_CLASSES
-from models.recipe import TrainConfig
 from pipelines.training_pictures import write_contact_sheet
 from wsi.arrays import RgbImage
 from wsi.errors import ConfigError, StoreError
@@ -24,6 +24,9 @@ from wsi.slide import ReadPlan
 from wsi.source import SlideSource
 from wsi.store import HeatmapStore
 from wsi.truth import read_truth
+
+if TYPE_CHECKING:
+    from models.recipe import TrainConfig  # it loads torch, which takes seconds
 
 SHOWN = 40
 

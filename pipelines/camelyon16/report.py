@@ -87,7 +87,8 @@ def mistakes_path(folder: Path, name: str) -> Path:
     return folder / "mistakes" / f"{name}.geojson"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as CSV with a header."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(header)
@@ -97,7 +98,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _slides(result: Evaluation) -> str:
     header = ("slide", "truth", "score", "lesions", "found", "false_positives", "counts_for_froc", "note")
-    return _table(
+    return csv_text(
         header,
         (
             (
@@ -136,12 +137,12 @@ def _lesions(result: Evaluation) -> str:
             counts = "yes" if s.counted and lesion.kind != "isolated" else "no"
             where = (f"{lesion.length_um:.1f}", round(lesion.x), round(lesion.y))
             rows.append((lesion.slide, lesion.number, lesion.kind, *where, score, at, counts))
-    return _table(header, rows)
+    return csv_text(header, rows)
 
 
 def _false(result: Evaluation) -> str:
     header = ("slide", "x", "y", "score", "slide_has_tumour", "false_per_slide_from_this_score")
-    return _table(
+    return csv_text(
         header,
         (
             (

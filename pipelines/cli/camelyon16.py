@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
 from rich.table import Table
 
 from pipelines.camelyon16.atlas import mistakes, with_views, write_atlas
-from pipelines.camelyon16.cases import Cases, Selection, join
+from pipelines.camelyon16.cases import Cases, Selection, join, read_truth_table
+from pipelines.camelyon16.comparison import compare, read_evaluation
 from pipelines.camelyon16.curves import interval_text
 from pipelines.camelyon16.evaluation import Evaluation, EvaluationConfig, evaluate
+from pipelines.camelyon16.features import FEATURES, features_of
+from pipelines.camelyon16.forest import (
+    CARD,
+    ForestCard,
+    ForestConfig,
+    beside_the_maximum,
+    cross_validate,
+    grow,
+    read_forest,
+    slide_key,
+    write_forest,
+)
 from pipelines.camelyon16.predictions import Predictions, read_predictions, with_slides
-from pipelines.camelyon16.report import record, write_report
+from pipelines.camelyon16.report import csv_text, record, write_report
+from pipelines.camelyon16.submission import check_submission, write_submission
 from pipelines.cli.console import err, out, progress
 from pipelines.cohort import gather
+from pipelines.provenance import code_hash, version
+from pipelines.training_pictures import write_roc
 from wsi.dataset import Dataset, read_dataset
+from wsi.errors import ConfigError
+from wsi.files import write_json, write_text
+from wsi.metrics import roc
+
+PER_SLIDE = " false positives per slide"
 
 app = typer.Typer(no_args_is_help=True, help="The Camelyon16 benchmark: evaluate, compare, submit.")
 
@@ -46,6 +69,10 @@ Subset = Annotated[
 OthersNormal = Annotated[
     bool, typer.Option("--others-normal", help="Slides without a truth file have no tumour.")
 ]
+SlideModel = Annotated[
+    Path | None,
+    typer.Option(help="Score slides by this forest (wsi camelyon16 forest), not by their maximum."),
+]
 TruthLabel = Annotated[int | None, typer.Option(min=1, help="Value of masks that means tumour.")]
 
 
@@ -71,6 +98,7 @@ def evaluate_command(
     truth_label: TruthLabel = None,
     slides: Slides = None,
     atlas: Annotated[bool, typer.Option(help="Write the page of mistakes.")] = True,
+    slide_model: SlideModel = None,
     published: Annotated[
         bool,
         typer.Option("--published", help="Draw published results on the real test slides into the curves."),
@@ -80,7 +108,8 @@ def evaluate_command(
     cfg = EvaluationConfig(variant=variant, draws=draws, seed=seed, truth_label=truth_label)
     folder = folder or results / "evaluation"
     selection = Selection(_rules(dataset), tuple(exclude or ()), subset, others_normal)
-    predictions, cases = _cases(results, truth, selection, slides)
+    predictions = _with_slide_model(_predictions(results, slides), slide_model, test=True)
+    cases = join(predictions, truth, selection)
     with progress("slides", transient=True) as tick:
         result = evaluate(cases.cases, cfg, tick)
     real = all(case.prediction.name.casefold().startswith("test_") for case in cases.cases)
@@ -97,13 +126,33 @@ def _rules(name: str) -> Dataset:
     return Dataset() if name == "none" else read_dataset(name)
 
 
-def _cases(
-    results: Path, truth: Path, selection: Selection, slides: list[str] | None
-) -> tuple[Predictions, Cases]:
-    predictions = read_predictions(results)
-    if slides:
-        predictions = with_slides(predictions, gather(slides, mpp=None, allow_anisotropic=False))
-    return predictions, join(predictions, truth, selection)
+def _predictions(results: Path, slides: list[str] | None) -> Predictions:
+    found = read_predictions(results)
+    return with_slides(found, gather(slides, mpp=None, allow_anisotropic=False)) if slides else found
+
+
+def _with_slide_model(predictions: Predictions, folder: Path | None, *, test: bool = False) -> Predictions:
+    """The same detections, slides scored by a forest; in a test it must not have seen any of them."""
+    if folder is None:
+        return predictions
+    forest, card = read_forest(folder, _patch_models(predictions))
+    scored = [p for p in predictions.slides if p.score is not None]
+    known = [p.name for p in scored if slide_key(p) in card.seen]
+    if test and known:
+        raise ConfigError(
+            f"{folder} was grown on {len(known)} of these slides, {known[0]} among them, so this would be no test; "
+            f"take other slides, or the cross-validated figures in its {CARD}"
+        )
+    values = dict(zip([p.name for p in scored], forest.predict(features_of(scored)), strict=True))
+    slides = tuple(
+        replace(p, score=float(values[p.name]) if p.name in values else None) for p in predictions.slides
+    )
+    demonstration = ", demonstration weights" if card.demonstration else ""
+    return replace(predictions, slides=slides, score_rule=f"the slide-level model {card.name}{demonstration}")
+
+
+def _patch_models(predictions: Predictions) -> tuple[str, ...]:
+    return tuple(model["sha256"] for model in predictions.made_by.get("models", []))
 
 
 def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, atlas: bool) -> None:
@@ -121,7 +170,7 @@ def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, 
     table.add_column("value (95 % interval)", justify="right")
     table.add_row("FROC score", interval_text(figures["FROC"]))
     for target, shown in figures["sensitivity at false positives per slide"].items():
-        table.add_row(f"sensitivity at {target} false positives per slide", interval_text(shown))
+        table.add_row(f"sensitivity at {target}{PER_SLIDE}", interval_text(shown))
     found = figures["lesions to be found"] - figures["lesions without any detection"]
     table.add_row("lesions with any detection", f"{found} of {figures['lesions to be found']}")
     for name in ("AUC", "AUC, macrometastases", "AUC, micrometastases"):
@@ -129,3 +178,144 @@ def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, 
     out.print(table)
     shows = "atlas.html" if atlas else "froc.png"
     out.print(f"{folder / shows} shows it; for research use only", markup=False)
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[Path, typer.Argument(help="Evaluated results (wsi camelyon16 evaluate).")],
+    second: Annotated[Path, typer.Argument(help="Others, of the same slides.")],
+    draws: Annotated[int, typer.Option(min=100, max=100_000, help="Of bootstrap and permutation.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of both.")] = 0,
+    file: Annotated[Path | None, typer.Option("--out", help="JSON to write.")] = None,
+) -> None:
+    """Is one better than the other? Paired bootstrap of the differences, and a paired permutation test."""
+    a, b = read_evaluation(first), read_evaluation(second)
+    found = compare(a, b, draws, seed)
+    if file is not None:
+        made = {
+            "program": f"slidewright {version()}",
+            "code": code_hash(),
+            "intended_use": "research use only",
+        }
+        settings = {
+            "first": str(a.path),
+            "second": str(b.path),
+            "variant": a.variant,
+            "draws": draws,
+            "seed": seed,
+        }
+        write_json(file, made | settings | {"differences, first less second": found})
+    heading = f"{len(a.names)} slides; FROC variant '{a.variant}'; sensitivities at so many{PER_SLIDE}"
+    table = Table(title=heading, title_justify="left")
+    for heading in ("", "first", "second", "difference (95 % interval)", "p"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, shown in found.items():
+        values = ["not defined" if v is None else f"{v:.3f}" for v in shown["values"]]
+        p = "" if shown["p"] is None else f"{shown['p']:.4f}"
+        table.add_row(name.removesuffix(PER_SLIDE), *values, interval_text(shown["difference"]), p)
+    out.print(table)
+    out.print(
+        "p of a permutation test, two-sided, for each line by itself; for research use only", markup=False
+    )
+
+
+@app.command("submit")
+def submit_command(
+    results: Annotated[Path, typer.Argument(help="OUT of wsi score.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    subset: Annotated[bool, typer.Option("--subset", help="Leave out slides that failed.")] = False,
+    slide_model: SlideModel = None,
+) -> None:
+    """Write the challenge's files: lesions/NAME.csv of every slide, also the empty ones, and classification.csv."""
+    predictions = _with_slide_model(read_predictions(results), slide_model)
+    made_by = f"slidewright {version()}, code {code_hash()}; slide score: {predictions.score_rule}"
+    models = ", ".join(m["name"] for m in predictions.made_by.get("models", []))
+    count = write_submission(
+        folder, predictions, subset=subset, made_by=f"{made_by}; models: {models or 'not known'}"
+    )
+    out.print(
+        f"{count} slides in {folder}; check it with: wsi camelyon16 check {folder} --truth TRUTH",
+        markup=False,
+    )
+
+
+@app.command("check")
+def check_command(
+    submission: Annotated[Path, typer.Argument(help="Folder of a submission.")],
+    truth: Annotated[
+        Path | None, typer.Option(help="As for evaluate: says which slides must be there.")
+    ] = None,
+    slides: Slides = None,
+) -> None:
+    """Say what is missing or out of bounds in a submission; exit code 1 if anything is."""
+    table = None if truth is None else read_truth_table(truth)
+    expected = [] if table is None else list(table.names.values())
+    rows = gather(slides, mpp=None, allow_anisotropic=False) if slides else []
+    expected = expected or [row.source.name for row in rows]
+    problems = check_submission(submission, expected, rows)
+    for sentence in problems:
+        err.print(sentence, markup=False)
+    if not expected:
+        err.print("whether slides are missing is not known: pass --truth or --slides", markup=False)
+    if not rows:
+        err.print("whether coordinates lie on their slides is not known: pass --slides", markup=False)
+    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    out.print(f"{submission}: {count if problems else 'all is well'}", markup=False)
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command("forest")
+def forest_command(
+    results: Annotated[Path, typer.Argument(help="OUT of wsi score.")],
+    truth: Truth,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    trees: Annotated[int, typer.Option(min=1, max=10_000)] = 500,
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation, by slide.")] = 5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    dataset: DatasetName = "camelyon16",
+    exclude: Exclude = None,
+    subset: Subset = False,
+    others_normal: OthersNormal = False,
+) -> None:
+    """Grow a slide-level model on 28 features of the heatmaps; cross-validation says what it adds to the maximum."""
+    cfg = ForestConfig(trees=trees, folds=folds, seed=seed)
+    selection = Selection(_rules(dataset), tuple(exclude or ()), subset, others_normal)
+    predictions = read_predictions(results)
+    cases = join(predictions, truth, selection).cases
+    tumour = np.array([case.truth is not None for case in cases])
+    features = features_of([case.prediction for case in cases])
+    names = [case.prediction.name for case in cases]
+    maximum = np.array([case.prediction.score for case in cases], np.float64)
+    scores, fold = cross_validate(features, tumour, cfg)
+    quality = beside_the_maximum(tumour, scores, maximum, seed)
+    card = ForestCard(
+        name=folder.name,
+        features=FEATURES,
+        settings=cfg,
+        patch_models=_patch_models(predictions),
+        demonstration=any(m["demonstration"] for m in predictions.made_by.get("models", [])),
+        seen=tuple(sorted(slide_key(case.prediction) for case in cases)),
+        slides={"normal": int((~tumour).sum()), "tumour": int(tumour.sum())},
+        auc=quality,
+        made_by=f"slidewright {version()}, code {code_hash()}",
+    )
+    write_forest(folder, grow(features, tumour, cfg), card)
+    rows = zip(names, tumour, fold + 1, scores, maximum, features, strict=True)
+    write_text(
+        folder / "scores.csv",
+        csv_text(
+            ("slide", "truth", "fold", "forest_out_of_fold", "maximum", *FEATURES),
+            (
+                (n, "tumor" if t else "normal", k, f"{s:.6f}", f"{m:.6f}", *(f"{v:.6g}" for v in x))
+                for n, t, k, s, m, x in rows
+            ),
+        ),
+    )
+    curves = [
+        ("forest, out of fold", *roc(tumour, scores)),
+        ("maximum of the heatmap", *roc(tumour, maximum)),
+    ]
+    write_roc(folder / "roc.png", curves, f"{folder.name}: {len(names)} slides, {folds} folds")
+    for name, shown in quality.items():
+        out.print(f"{name}: {interval_text(shown)}", markup=False)
+    out.print(f"{folder} holds the model; for research use only", markup=False)

@@ -1,0 +1,93 @@
+"""A submission in the challenge's form, and what is wrong with one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.camelyon16.predictions import (
+    LESIONS_FOLDER,
+    SCORES_FILE,
+    Predictions,
+    read_predictions,
+    submitted_files,
+    with_slides,
+)
+from pipelines.camelyon16.truth import check_detections
+from wsi.errors import ConfigError, StoreError, WsiError
+from wsi.files import write_text
+from wsi.manifest import SlideRow
+
+MADE_BY = "made_by.txt"
+
+
+def write_submission(folder: Path, predictions: Predictions, *, subset: bool, made_by: str) -> int:
+    """Write ``lesions/NAME.csv`` of every slide, also the empty ones, and ``classification.csv``; how many slides.
+
+    Args:
+        folder: where to; files of an earlier submission in it are replaced.
+        predictions: results of ``wsi score``.
+        subset: leave out slides that failed or were not scored.
+        made_by: a line that says what made it; it goes into a file of its own, as the CSVs have no room for it.
+
+    Raises:
+        ConfigError: a slide has no score, or could not be scored.
+        StoreError: the folder holds something else.
+    """
+    unscored = [p.name for p in predictions.slides if p.score is None] + sorted(predictions.failed)
+    if unscored and not subset:
+        raise ConfigError(
+            f"{', '.join(unscored)}: not scored, and a missing file changes the benchmark's denominators; score all "
+            f"slides, or pass --subset to leave them out"
+        )
+    if folder.exists() and any(folder.iterdir()) and not (folder / MADE_BY).is_file():
+        raise StoreError(f"{folder} holds files of something else; choose another --out")
+    for stale in submitted_files(folder):
+        stale.unlink()
+    usable = [p for p in predictions.slides if p.score is not None]
+    for p in usable:
+        lines = [f"{score:.6f},{x:.0f},{y:.0f}\n" for score, (x, y) in zip(p.scores, p.points, strict=True)]
+        write_text(folder / LESIONS_FOLDER / f"{p.name}.csv", "".join(lines))
+    write_text(folder / SCORES_FILE, "".join(f"{p.name},{p.score:.6f}\n" for p in usable))
+    write_text(folder / MADE_BY, f"{made_by}\nFor research use only.\n")
+    return len(usable)
+
+
+def check_submission(folder: Path, expected: Sequence[str], rows: Sequence[SlideRow]) -> list[str]:
+    """A sentence for everything that is wrong; none where all is well.
+
+    Args:
+        folder: the submission.
+        expected: names of the slides that must be there; none: not known.
+        rows: the slides themselves, for their sizes; none: coordinates are not checked against them.
+    """
+    problems: list[str] = []
+    try:
+        found = read_predictions(folder, problems)
+    except WsiError as error:
+        return [str(error)]
+    have = {path.stem.casefold() for path in submitted_files(folder)} | {
+        p.name.casefold() for p in found.slides
+    }
+    wanted = {name.casefold(): name for name in expected}
+    problems += [
+        f"{name} has no file; a slide without lesions needs an empty one"
+        for key, name in sorted(wanted.items())
+        if key not in have
+    ]
+    if wanted:
+        problems += [
+            f"{p.name} is no slide of the benchmark" for p in found.slides if p.name.casefold() not in wanted
+        ]
+    if not (folder / SCORES_FILE).is_file() and not (folder / "run.json").is_file():
+        problems.append(f"{folder / SCORES_FILE} is missing: the slides have no probability")
+    try:
+        found = with_slides(found, rows) if rows else found
+    except WsiError as error:
+        problems.append(str(error))
+    for p in found.slides:
+        try:
+            check_detections(p.points, p.size, p.name)
+        except WsiError as error:
+            problems.append(str(error))
+    return problems
