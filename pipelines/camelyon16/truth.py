@@ -29,6 +29,7 @@ GROW_UM = 75.0  # the width of five tumour cells: half of it on each side, so le
 ISOLATED_UM = 200.0  # isolated tumour cells are shorter; AJCC
 MACRO_UM = 2000.0  # macrometastases are longer; AJCC
 SLACK_PX = 256  # an outline drawn along the slide's edge may leave it by so much
+ROOM_PX = 16 * LEVEL5_PX  # more than lesions grow by
 
 LesionClass = Literal["macro", "micro", "isolated"]
 
@@ -170,10 +171,9 @@ def read_raster(path: Path, size: tuple[int, int] | None, *, label: int | None =
 
 def _from_outlines(path: Path, size: tuple[int, int] | None) -> TumourRaster:
     regions = tumour_regions(read_annotations(path), path)
-    if size is None:
-        size = (
-            (math.ceil(regions.area.bounds[2]), math.ceil(regions.area.bounds[3])) if regions.area else (1, 1)
-        )
+    if size is None:  # beyond the outlines they need room to grow into
+        right, bottom = regions.area.bounds[2:] if regions.area else (0, 0)
+        size = math.ceil(right) + ROOM_PX, math.ceil(bottom) + ROOM_PX
     elif not regions.area.is_empty:
         _check_inside(path, regions.area, size)
     cols, rows = (math.ceil(n / LEVEL5_PX) for n in size)
