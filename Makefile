@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test check bench bench-camelyon16 clean help
 
 help:
 	@echo "make demo    set everything up, make phantom slides, score them, write a page to look at"
 	@echo "make test    set up and pass every check"
 	@echo "make check   the checks that take seconds: style, types, layers"
 	@echo "make bench   speed and quality, side by side"
+	@echo "make bench-camelyon16 [SLIDES=CAMELYON16/testing] [MODEL=my_model]   the benchmark, on phantoms or real slides"
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("slidewright needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; run make PYTHON=python3.12")'
@@ -42,6 +43,9 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.kill
+
+bench-camelyon16: $(READY)
+	$(BIN)/python -m benchmarks.camelyon16 $(if $(SLIDES),--slides $(SLIDES)) $(if $(MODEL),--model $(MODEL))
 
 clean:
 	rm -rf $(VENV) demo runs

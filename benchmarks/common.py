@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
@@ -38,13 +37,21 @@ def wsi(*words: object) -> None:
 
 
 def wsi_peak_mb(*words: object) -> float:
-    """Run the command line; the peak of its resident memory in MB."""
-    command = [sys.executable, "-m", "pipelines.cli", *map(str, words)]
-    child = os.posix_spawn(sys.executable, command, os.environ | {"PYTHONPATH": str(ROOT)})
-    _, status, usage = os.wait4(child, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {status}")
-    return usage.ru_maxrss / 1024
+    """Run the command line; the peak of its resident memory in MB.
+
+    It is asked of the process itself: what ``wait`` tells of a child begins with its parent's memory.
+    """
+    code = (
+        "import sys; from pipelines import cli\n"
+        "try: cli.main()\n"
+        "finally: print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    if ended.returncode:
+        raise SystemExit(f"wsi {' '.join(map(str, words))} ended with {ended.returncode}")
+    return int(ended.stdout.split()[-1]) / 1024
 
 
 def own_peak_mb() -> float:
