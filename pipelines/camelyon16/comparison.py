@@ -171,21 +171,21 @@ def common_scale(hits: Sequence[SlideHits], variant: Variant) -> list[SlideHits]
     counted = [h for h in hits if not (variant == "negatives" and h.tumour)]
     false = np.sort(np.concatenate([h.false[h.false > 0] for h in counted]))
 
-    def moved(scores: npt.NDArray[np.floating], dtype: Any) -> Any:
-        exact = scores.astype(dtype)
-        below = np.searchsorted(false.astype(dtype), exact, side="left")
-        upto = np.searchsorted(false.astype(dtype), exact, side="right")
-        above = len(false) - (below + upto) / 2  # ties count half
-        scale = np.float32(1 / (1 + above / len(hits)))  # one precision for all, so that ties stay ties
-        return np.where(exact > 0, scale, 0)
+    def moved(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        above = (
+            len(false)
+            - (np.searchsorted(false, scores, "left") + np.searchsorted(false, scores, "right")) / 2
+        )
+        return np.where(scores > 0, 1 / (1 + above / len(hits)), 0).astype(np.float32)  # ties count half
+
+    def as_counted(found: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Lesions' scores as `FrocTable` takes them: with the false positives that are equal as float32."""
+        exact = found.astype(np.float64)
+        level = np.searchsorted(false.astype(np.float32), found, side="right")
+        return np.maximum(exact, np.append(0.0, false)[level])
 
     return [
-        SlideHits(
-            moved(h.found, np.float32).astype(np.float32),
-            moved(h.false, np.float32).astype(np.float64),
-            h.lesions,
-            h.tumour,
-        )
+        SlideHits(moved(as_counted(h.found)), moved(h.false).astype(np.float64), h.lesions, h.tumour)
         for h in hits
     ]
 

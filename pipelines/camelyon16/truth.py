@@ -93,7 +93,8 @@ class LesionTruth:
         contours, _ = cv2.findContours(mine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         corner = np.array((self.corner[1] + cols.start, self.corner[0] + rows.start)) + 0.5
         rings = [(contour[:, 0] + corner) * self.step for contour in contours if len(contour) > 2]
-        return [Polygon(ring) for ring in rings]
+        # through the middle of the outermost pixels: out to their edges
+        return [Polygon(ring).buffer(self.step[0] / 2, join_style="mitre") for ring in rings]
 
 
 def lesion_class(length_um: float) -> LesionClass:

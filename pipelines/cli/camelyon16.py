@@ -39,6 +39,7 @@ from wsi.errors import ConfigError
 from wsi.files import write_json, write_text
 from wsi.metrics import roc
 
+NOTES = 5  # printed; all of them are in slides.csv
 PER_SLIDE = " false positives per slide"
 
 app = typer.Typer(no_args_is_help=True, help="The Camelyon16 benchmark: evaluate, compare, submit.")
@@ -161,8 +162,11 @@ def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, 
         err.print(f"{name} is left out: {why}", markup=False)
     for name in value["not counted for FROC"]:
         err.print(f"{name} does not count for FROC: its tumour is not marked exhaustively", markup=False)
-    for name, note in value["notes"].items():
-        err.print(note if note.startswith(name) else f"{name}: {note}", markup=False)
+    notes = [note if note.startswith(name) else f"{name}: {note}" for name, note in value["notes"].items()]
+    for note in notes[:NOTES]:
+        err.print(note, markup=False)
+    if len(notes) > NOTES:
+        err.print(f"and {len(notes) - NOTES} more such notes, all in {folder / 'slides.csv'}", markup=False)
     auc = figures["AUC"]
     heading = f"{auc['tumour slides']} tumour and {auc['normal slides']} normal slides"
     table = Table(title=f"{heading}; FROC variant '{value['variant']}'", title_justify="left")
