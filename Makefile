@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test check bench bench-camelyon16 clean help
 
 help:
-	@echo "make demo    set everything up, make phantom slides, score them, write a page to look at"
+	@echo "make demo    set everything up, make phantom slides, score and evaluate them, write pages to look at"
 	@echo "make test    set up and pass every check"
 	@echo "make check   the checks that take seconds: style, types, layers"
 	@echo "make bench   speed and quality, side by side"
@@ -23,8 +23,10 @@ demo: $(READY)
 	$(BIN)/wsi doctor
 	$(BIN)/wsi phantom lymph-node --seed 101 --count 4 --out demo/slides
 	$(BIN)/wsi score demo/slides/slides.csv --out demo/results --overwrite
+	$(BIN)/wsi camelyon16 evaluate demo/results --truth demo/slides
 	@echo
-	@echo "Open demo/results/index.html in a browser. Phantoms are drawings; for research use only."
+	@echo "Open demo/results/index.html in a browser, and demo/results/evaluation/atlas.html for the mistakes."
+	@echo "Phantoms are drawings; for research use only."
 
 check: $(READY)
 	$(BIN)/ruff format --check --diff .

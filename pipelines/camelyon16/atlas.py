@@ -101,9 +101,9 @@ def mistakes(result: Evaluation, folder: Path, shown: int = FALSE_SHOWN) -> list
 
     lost = [x for x in result.lesions if x.kind != "isolated"]
     lost.sort(key=lambda x: (-x.length_um, x.slide, x.number))
-    cards = [card("missed", x, f"{x.kind}, {x.length_um:,.0f} um", x.outline) for x in lost if not x.found]
+    cards = [card("missed", x, f"{x.kind}, {x.length_um:,.0f} µm", x.outline) for x in lost if not x.found]
     late = [x for x in lost if x.found and result.curve.false_at(x.score) > 8]
-    cards += [card("late", x, f"{x.kind}, {x.length_um:,.0f} um", x.outline) for x in late]
+    cards += [card("late", x, f"{x.kind}, {x.length_um:,.0f} µm", x.outline) for x in late]
     for f in result.false[:shown]:
         cards.append(
             card("false positive", f, "on a tumour slide" if f.tumour_slide else "on a normal slide", ())
@@ -153,7 +153,7 @@ def _open(source: SlideSource | None) -> tuple[Slide | None, str]:
     try:
         return source.open(), ""
     except WsiError as error:
-        return None, f"no picture: {error}"
+        return None, f"no picture: {error}; or pass --slides"
 
 
 def _look(card: Mistake, slide: Slide) -> Mistake:

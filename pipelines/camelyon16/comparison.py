@@ -182,7 +182,7 @@ def common_scale(hits: Sequence[SlideHits], variant: Variant) -> list[SlideHits]
         """Lesions' scores as `FrocTable` takes them: with the false positives that are equal as float32."""
         exact = found.astype(np.float64)
         level = np.searchsorted(false.astype(np.float32), found, side="right")
-        return np.maximum(exact, np.append(0.0, false)[level])
+        return np.asarray(np.maximum(exact, np.append(0.0, false)[level]))
 
     return [
         SlideHits(moved(as_counted(h.found)), moved(h.false).astype(np.float64), h.lesions, h.tumour)

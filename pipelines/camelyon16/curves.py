@@ -46,7 +46,7 @@ def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: b
     at = result.curve.at(TARGETS)
     axis.plot(TARGETS, at, "o", color=BLUE, markersize=5, label="where sensitivity is read")
     if published:
-        name = "pathologist without time constraint (JAMA 2017)"
+        name = "pathologist, no time constraint, real slides (JAMA 2017)"
         axis.plot(
             [0], [PATHOLOGIST_FOUND], "D", color=ORANGE, markersize=7, label=name, clip_on=False, zorder=5
         )

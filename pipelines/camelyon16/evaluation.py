@@ -31,7 +31,6 @@ CURVE_AT = (
     *np.linspace(0, 0.11, 8).tolist(),
     *np.geomspace(0.125, 16, 57).tolist(),
 )  # false positives per slide at which the band is drawn
-FIXED = (0.5,)  # slide scores from which a slide counts as tumour, in the table of operating points
 WANTED = (0.9, 0.95)  # specificities, and sensitivities, at which the other is read
 
 
@@ -42,12 +41,14 @@ class EvaluationConfig(Config):
         variant: of FROC; see `VARIANTS`.
         draws: of the bootstrap over slides; 2,000 in Liu et al. 2017; 0 leaves the intervals out.
         seed: of its draws.
+        at: slide scores from which a slide counts as tumour, in the table of operating points.
         truth_label: value of truth masks that means tumour; None detects it.
     """
 
     variant: Variant = "official"
     draws: int = Field(default=2000, ge=0)
     seed: int = Field(default=0, ge=0)
+    at: tuple[float, ...] = (0.5,)
     truth_label: int | None = Field(default=None, gt=0)
 
 
@@ -177,7 +178,7 @@ def evaluate(
     assert curve is not None  # the table has checked that there are lesions and slides
     weights = _draw(len(slides), cfg)
     drawn = _sensitivities(table, weights[:, [s.counted for s in slides]], (*TARGETS, *CURVE_AT))
-    figures = froc_figures(slides, curve, drawn[:, : len(TARGETS)]) | roc_figures(slides, weights)
+    figures = froc_figures(slides, curve, drawn[:, : len(TARGETS)]) | roc_figures(slides, weights, cfg.at)
     usable = drawn[np.isfinite(drawn).all(axis=1), len(TARGETS) :]
     band = np.percentile(usable, (2.5, 97.5), axis=0).T if len(usable) else None
     figures["lesions by length"] = _by_length([x for s in slides if s.counted for x in s.lesions], curve)
@@ -282,7 +283,9 @@ def froc_figures(
     }
 
 
-def roc_figures(slides: Sequence[SlideOutcome], weights: npt.NDArray[np.int64]) -> dict[str, Any]:
+def roc_figures(
+    slides: Sequence[SlideOutcome], weights: npt.NDArray[np.int64], at: Sequence[float]
+) -> dict[str, Any]:
     """AUC over slides, all and by the class of their longest lesion; operating points."""
     tumour = np.array([s.hits.tumour for s in slides])
     scores = np.array([s.score for s in slides])
@@ -297,12 +300,15 @@ def roc_figures(slides: Sequence[SlideOutcome], weights: npt.NDArray[np.int64]) 
             "tumour slides": int(tumour[keep].sum()),
             "normal slides": int((~tumour).sum()),
         }
-    found["operating points"] = _operating_points(tumour, scores, weights)
+    found["operating points"] = _operating_points(tumour, scores, weights, at)
     return found
 
 
 def _operating_points(
-    tumour: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64], weights: npt.NDArray[np.int64]
+    tumour: npt.NDArray[np.bool_],
+    scores: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.int64],
+    at: Sequence[float] = (0.5,),
 ) -> list[dict[str, Any]]:
     """Sensitivity and specificity at fixed scores, and one at the threshold that keeps the other at a wanted level."""
     order = np.argsort(-scores, kind="stable")
@@ -316,7 +322,7 @@ def _operating_points(
     hit, spared = np.c_[np.zeros(len(hit)), hit], np.c_[np.ones(len(spared)), spared]
     cuts = np.r_[np.inf, scores[order][last]]
     points = []
-    for threshold in FIXED:
+    for threshold in at:
         k = int(np.flatnonzero(cuts >= threshold)[-1])
         points.append(_point(f"slide score >= {threshold:g}", hit[:, k], spared[:, k]))
     rows = np.arange(len(hit))

@@ -92,6 +92,12 @@ def evaluate_command(
         int, typer.Option(min=0, max=100_000, help="Of the bootstrap; 0 for no intervals.")
     ] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    at: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0, max=1, help="Slide score from which a slide counts as tumour; repeat. Default 0.5."
+        ),
+    ] = None,
     dataset: DatasetName = "camelyon16",
     exclude: Exclude = None,
     subset: Subset = False,
@@ -106,7 +112,9 @@ def evaluate_command(
     ] = False,
 ) -> None:
     """FROC, ROC and their intervals, tables of lesions and false positives, curves, and a page of every mistake."""
-    cfg = EvaluationConfig(variant=variant, draws=draws, seed=seed, truth_label=truth_label)
+    cfg = EvaluationConfig(
+        variant=variant, draws=draws, seed=seed, at=tuple(at or (0.5,)), truth_label=truth_label
+    )
     folder = folder or results / "evaluation"
     selection = Selection(_rules(dataset), tuple(exclude or ()), subset, others_normal)
     predictions = _with_slide_model(_predictions(results, slides), slide_model, test=True)
