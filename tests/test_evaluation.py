@@ -359,6 +359,26 @@ class TestEvaluate:
         assert (value["slides evaluated"], value["slides that count for FROC"]) == (5, 4)
         assert value["figures"]["AUC"]["tumour slides"] == 3
 
+    def test_without_a_normal_slide_roc_is_not_defined(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        run, truth = benchmark
+        left_out = ("--exclude", "test_003", "--exclude", "TEST_004")
+        code, said, _ = wsi("camelyon16", "evaluate", run, "--truth", truth, *left_out, "--draws", 5)
+        assert code == 0
+        assert said.count("not defined") == 3
+        value = json.loads((run / "evaluation" / "evaluation.json").read_text())
+        assert value["figures"]["operating points"] == []
+        assert value["left out"] == {"test_003": "--exclude", "TEST_004": "--exclude"}
+
+    def test_nothing_of_an_earlier_evaluation_stays(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        run, truth = benchmark
+        wsi("camelyon16", "evaluate", run, "--truth", truth, "--draws", 5)
+        out = run / "evaluation"
+        assert (out / "mistakes" / "test_003.geojson").exists()
+        words = ("--exclude", "test_003", "--draws", 5, "--no-atlas")
+        assert wsi("camelyon16", "evaluate", run, "--truth", truth, *words)[0] == 0
+        assert not (out / "mistakes" / "test_003.geojson").exists()
+        assert not (out / "atlas.html").exists()
+
 
 class TestBadInput:
     def refused(self, wsi: Run, *words: object) -> str:

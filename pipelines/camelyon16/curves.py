@@ -84,6 +84,8 @@ def write_roc(path: Path, result: Evaluation, *, published: bool) -> None:
     for point in result.figures["operating points"][:1]:
         at = 1 - point["specificity"]["value"], point["sensitivity"]["value"]
         axis.plot(*at, "o", color=BLUE, markersize=6, zorder=6, label=point["at"])
+    if result.figures["AUC"]["value"] is None:
+        axis.text(0.5, 0.4, "not defined: slides of one class only", ha="center", fontsize=11)
     axis.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
     if published:
         lines = [f"{p.name}: AUC {p.auc:.3f}" for p in PUBLISHED if p.name.startswith(("pathologist", "11 "))]
@@ -95,7 +97,8 @@ def write_roc(path: Path, result: Evaluation, *, published: bool) -> None:
     axis.set_ylim(-0.01, 1.01)
     normal = result.figures["AUC"]["normal slides"]
     axis.set_title(f"ROC over slides: {len(result.slides) - normal} tumour, {normal} normal", fontsize=11)
-    axis.legend(loc="lower right", fontsize=8)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="lower right", fontsize=8)
     axis.grid(alpha=0.3)
     _save(figure, path)
 

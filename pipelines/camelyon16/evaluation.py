@@ -300,7 +300,8 @@ def roc_figures(
             "tumour slides": int(tumour[keep].sum()),
             "normal slides": int((~tumour).sum()),
         }
-    found["operating points"] = _operating_points(tumour, scores, weights, at)
+    both = tumour.any() and not tumour.all()
+    found["operating points"] = _operating_points(tumour, scores, weights, at) if both else []
     return found
 
 

@@ -22,6 +22,7 @@ from wsi.export import Feature, origin_offset, write_geojson
 from wsi.files import write_json, write_text
 
 MISSED_COLOUR, FALSE_COLOUR = (150, 0, 170), (255, 140, 0)
+EVALUATION, MISTAKES = "evaluation.json", "mistakes"
 MARK_UM = 37.5  # half of 75 um, which a lesion is grown by: a false positive is no nearer to one
 
 
@@ -67,24 +68,28 @@ def record(
 def write_report(
     folder: Path, value: dict[str, Any], result: Evaluation, cfg: EvaluationConfig, *, published: bool
 ) -> None:
-    """Figures, tables, pictures, GeoJSON of mistakes; the atlas has its own writer."""
-    write_json(folder / "evaluation.json", value)
+    """Tables, pictures, GeoJSON of mistakes, then the figures, in place of an earlier evaluation; not the atlas."""
+    for stale in (folder / EVALUATION, folder / "atlas.html", *(folder / MISTAKES).glob("*.geojson")):
+        stale.unlink(missing_ok=True)
     write_text(folder / "slides.csv", _slides(result))
     write_text(folder / "lesions.csv", _lesions(result))
     write_text(folder / "false_positives.csv", _false(result))
     write_froc(folder / "froc.png", result, cfg.variant, published=published)
     write_roc(folder / "roc.png", result, published=published)
     for slide in result.slides:
-        path = mistakes_path(folder, slide.name)
         features = _mistakes(slide)
-        path.unlink(missing_ok=True)
         if features:
-            write_geojson(path, features, origin_offset(slide.case.prediction.bounds, "auto"))
+            write_geojson(
+                mistakes_path(folder, slide.name),
+                features,
+                origin_offset(slide.case.prediction.bounds, "auto"),
+            )
+    write_json(folder / EVALUATION, value)  # last: it says that all is there
 
 
 def mistakes_path(folder: Path, name: str) -> Path:
     """Missed lesions and false positives of a slide, for QuPath."""
-    return folder / "mistakes" / f"{name}.geojson"
+    return folder / MISTAKES / f"{name}.geojson"
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
