@@ -33,7 +33,9 @@ def scratch() -> Iterator[Path]:
 def wsi(*words: object) -> None:
     """Run the command line as a process of its own, quietly."""
     command = [sys.executable, "-m", "pipelines.cli", *map(str, words)]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if ended.returncode:
+        raise SystemExit(f"{ended.stderr}wsi {' '.join(map(str, words))} ended with {ended.returncode}")
 
 
 def wsi_peak_mb(*words: object) -> float:

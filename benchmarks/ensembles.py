@@ -2,7 +2,8 @@
 
     python -m benchmarks.ensembles --slides runs/mosaics-test --model A --model B --model C --out runs/ensembles
 
-Scoring goes on where an earlier call stopped; folders that are complete are evaluated as they are.
+Scoring goes on where an earlier call stopped; finished runs of the same weights and orientations are evaluated as they
+are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from benchmarks.common import header, wsi
 from benchmarks.demo_model import cell_labels
+from models.engines import find_models
 from pipelines.camelyon16.comparison import compare, read_evaluation
 from pipelines.camelyon16.curves import interval_text
 from wsi.annotations import read_annotations, tumour_regions
@@ -41,14 +43,26 @@ def main() -> None:
     print(f"  {'':28}{'FROC':<24}{'difference, p':<38}{'slide AUC':<24}{'difference, p':<38}patch AUC")
     for name, used, orientations in ways:
         folder = args.out / name
-        if (
-            not (folder / "run.json").exists()
-            or json.loads((folder / "run.json").read_text())["state"] != "finished"
-        ):
+        if not scored_by(folder, used, orientations):
             words = [word for model in used for word in ("--model", model)]
             wsi("score", args.slides / "slides.csv", "--out", folder, "--orientations", orientations, *words)
         wsi("camelyon16", "evaluate", folder, "--truth", args.slides, "--no-atlas")
         print(row(name, args.slides, folder, args.out / ways[0][0]), flush=True)
+
+
+def scored_by(folder: Path, models: list[Path | str], orientations: int) -> bool:
+    """Whether a finished run of these weights and orientations is there; its code may be of another day."""
+    if not (folder / "run.json").exists():
+        return False
+    record = json.loads((folder / "run.json").read_text())
+    same = [m["sha256"] for m in record["models"]] == [
+        card.sha256 for card in find_models(list(map(str, models))).cards
+    ]
+    return (
+        record["state"] == "finished"
+        and same
+        and record["settings"]["engine"]["orientations"] == orientations
+    )
 
 
 def row(name: str, slides: Path, folder: Path, first: Path) -> str:

@@ -82,7 +82,7 @@ def write_roc(
     axis = figure.subplots()
     for i, (name, false, true) in enumerate(curves):
         style = {"linewidth": 2.2, "color": "#1565c0", "zorder": 5} if i == 0 else {"linewidth": 0.9}
-        axis.plot(false, true, label=name, drawstyle="steps-post", **style)
+        axis.plot(false, true, label=name, **style)
     axis.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
     axis.set_xlabel("false positive rate")
     axis.set_ylabel("true positive rate")

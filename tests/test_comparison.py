@@ -23,6 +23,7 @@ from pipelines.camelyon16.features import FEATURES, heatmap_features
 from pipelines.camelyon16.forest import ForestConfig, cross_validate, grow, read_forest
 from pipelines.camelyon16.froc import TARGETS, SlideHits, Variant, froc
 from pipelines.camelyon16.score import ScoreConfig, score_slide
+from pipelines.cohort import Failure, write_run
 from tests.slides import RednessEngine, painted, write_pyramid
 from tests.test_evaluation import submission
 from tests.test_froc import VARIANTS, usual
@@ -60,9 +61,14 @@ class TestCompare:
     @given(slides=usual)
     def test_the_common_scale_leaves_froc_as_it_is(self, variant: Variant, slides: list[SlideHits]) -> None:
         # not on 0: a score of 0 never counts, and is no place on the scale
-        lifted = [SlideHits(s.found, np.maximum(s.false, 0.01), s.lesions, s.tumour) for s in slides]
+        lifted = [SlideHits(s.found, np.maximum(s.false, 1 / 128), s.lesions, s.tumour) for s in slides]
         moved = common_scale(lifted, variant)
         assert froc(moved, variant).at(TARGETS) == pytest.approx(froc(lifted, variant).at(TARGETS), abs=1e-12)
+        whole = [
+            SlideHits(np.maximum(s.found, np.float32(1 / 128)), s.false, s.lesions, s.tumour) for s in lifted
+        ]
+        moved = common_scale(whole, variant)  # nothing missed: the official code drops a real score
+        assert froc(moved, variant).at(TARGETS) == pytest.approx(froc(whole, variant).at(TARGETS), abs=1e-12)
 
     def test_a_run_with_itself(self) -> None:
         run = random_run(0, 2)
@@ -148,8 +154,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "slides.csv").write_text("\n".join(lines) + "\n")
     facts = json.loads((folder / "results" / "tumor_000" / "slide.json").read_text())
     models = [{"name": "redness", "sha256": "0" * 64, "demonstration": True}]
-    record = {"settings_fingerprint": facts["settings_fingerprint"], "models": models, "failures": []}
-    write_json(folder / "results" / "run.json", record)
+    record = {"settings_fingerprint": facts["settings_fingerprint"], "models": models}
+    write_run(folder / "results", record, "finished", [], [])
     return folder
 
 
@@ -166,7 +172,15 @@ class TestSubmission:
         assert (code, said) == (0, f"{out}: all is well\n")
         texts = []
         for where in (run, out):
-            words = ("evaluate", where, "--truth", scored, "--out", tmp_path / where.name, "--no-atlas")
+            words = (
+                "evaluate",
+                where,
+                "--truth",
+                scored,
+                "--out",
+                tmp_path / f"of-{where.name}",
+                "--no-atlas",
+            )
             code, said, _ = wsi("camelyon16", *words)
             assert code == 0
             texts.append(said.split("evaluation")[0].split("shows it")[0].rsplit("\n", 1)[0])
@@ -209,11 +223,67 @@ class TestSubmission:
         run = tmp_path / "run"
         shutil.copytree(scored / "results", run)
         record = json.loads((run / "run.json").read_text())
-        write_json(run / "run.json", record | {"failures": [{"name": "tumor_099", "reason": "broken"}]})
+        keep = {key: record[key] for key in ("settings_fingerprint", "models")}
+        # its name says that it is normal, so no truth file would miss it
+        write_run(run, keep, "finished", [], [Failure("normal_099", "x.tif", "x.tif is broken")])
         code, _, said = wsi("camelyon16", "submit", run, "--out", tmp_path / "s")
         assert code == 2
-        assert "tumor_099: not scored, and a missing file changes the benchmark's denominators" in said
+        assert "normal_099: not scored, and a missing file changes the benchmark's denominators" in said
         assert wsi("camelyon16", "submit", run, "--out", tmp_path / "s", "--subset")[0] == 0
+        code, _, said = wsi("camelyon16", "evaluate", run, "--truth", scored)
+        assert code == 2
+        assert (
+            "1 slide(s) could not be scored, normal_099 among them (x.tif is broken); score them, or pass"
+            in said
+        )
+        words = ("evaluate", run, "--truth", scored, "--subset", "--no-atlas", "--draws", 5)
+        assert "normal_099 is left out: failed: x.tif is broken" in wsi("camelyon16", *words)[2]
+
+    def test_a_run_that_did_not_finish(self, scored: Path, tmp_path: Path, wsi: Run) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(scored / "results", run)
+        record = json.loads((run / "run.json").read_text())
+        write_json(run / "run.json", record | {"state": "interrupted"})
+        for words in (("evaluate", run, "--truth", scored), ("submit", run, "--out", tmp_path / "s")):
+            code, _, said = wsi("camelyon16", *words)
+            assert (code, "the run of wsi score did not finish (interrupted)" in said) == (2, True)
+
+    @pytest.mark.parametrize("score", ["7.5", "NaN"])
+    def test_a_slide_score_that_is_none(self, scored: Path, tmp_path: Path, wsi: Run, score: str) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(scored / "results", run)
+        facts = json.loads((run / "tumor_001" / "slide.json").read_text()) | {"score": float(score)}
+        (run / "tumor_001" / "slide.json").write_text(json.dumps(facts))
+        code, _, said = wsi("camelyon16", "evaluate", run, "--truth", scored)
+        assert (code, "tumor_001/slide.json states the score" in said) == (2, True)
+
+    def test_a_copied_slide(self, scored: Path, tmp_path: Path, wsi: Run) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(scored / "results", run)
+        shutil.copytree(run / "tumor_001", run / "tumor_001_old")
+        code, _, said = wsi("camelyon16", "evaluate", run, "--truth", scored)
+        assert (code, "are of the same slide; remove one" in said) == (2, True)
+
+    def test_check_goes_by_the_rules_of_an_evaluation(self, tmp_path: Path, wsi: Run, scored: Path) -> None:
+        """Truth of tumour slides only: normal slides are known by name, test_049 is not wanted."""
+        truth = tmp_path / "truth"
+        truth.mkdir()
+        for name in ("tumor_001", "test_049"):
+            write_asap(truth / f"{name}.xml", [Annotation(box(0, 0, 900, 900), "Tumor")])
+        names = ["tumor_001", "normal_001"]
+        out = submission(tmp_path / "s", {n: [] for n in names}, dict.fromkeys(names, 0.5))
+        code, said, noted = wsi("camelyon16", "check", out, "--truth", truth)
+        assert (code, said) == (0, f"{out}: all is well\n")
+        assert "which normal slides must be there is not known" in noted
+        code, _, noted = wsi("camelyon16", "check", out, "--truth", truth, "--dataset", "none")
+        assert code == 1
+        assert "test_049 has no file" in noted
+        assert "normal_001 is no slide of the benchmark" in noted
+        code, _, noted = wsi(
+            "camelyon16", "check", out, "--truth", truth, "--slides", scored / "tumor_001.tif"
+        )
+        assert code == 1
+        assert "normal_001 is not among --slides: its coordinates are not checked" in noted
 
     def test_results_of_two_settings_are_refused(self, scored: Path, tmp_path: Path, wsi: Run) -> None:
         run = tmp_path / "run"
@@ -226,24 +296,22 @@ class TestSubmission:
 
 class TestForest:
     def test_features_by_hand(self) -> None:
-        """A 3 x 2 block of 0.9 and one cell of 0.6 among 100 scored cells of 128 px at 0.25 um/px (32 um a cell)."""
+        """A 3 x 2 block of 0.95 and one cell of 0.6 among 100 scored cells of 128 px at 0.25 um/px (32 um a cell)."""
         scores = np.zeros((10, 20), np.float32)
         scores[:, 10:] = np.nan
-        scores[2:5, 1:3] = 0.9
+        scores[2:5, 1:3] = 0.95
         scores[8, 8] = 0.6
         values = dict(
             zip(FEATURES, heatmap_features(Heatmap(scores, Placement(128, 128)), 0.25), strict=True)
         )
         assert len(values) == 28
         assert values["tumour_share_at_0.5"] == pytest.approx(0.07)
-        assert values["score_share_at_0.5"] == pytest.approx((6 * 0.9 + 0.6) / 100)
-        assert values["tumour_share_at_0.9"] == pytest.approx(
-            0.06, abs=0.061
-        )  # float32 0.9 is at the threshold
+        assert values["score_share_at_0.5"] == pytest.approx((6 * 0.95 + 0.6) / 100)
+        assert values["tumour_share_at_0.9"] == pytest.approx(0.06)
         assert values["region_1_area_mm2"] == pytest.approx(6 * 0.032**2)
         assert values["region_1_extent"] == values["region_1_solidity"] == 1
         assert values["region_1_box_aspect"] == pytest.approx(3 / 2)
-        assert values["region_1_score_mean"] == pytest.approx(0.9)
+        assert values["region_1_score_mean"] == pytest.approx(0.95)
         # rows 0 1 2 have the variance 2/3, and 4 * sqrt(2/3) cells is the ellipse's axis
         assert values["region_1_major_axis_um"] == pytest.approx(4 * np.sqrt(2 / 3) * 32)
         assert values["region_2_score_max"] == pytest.approx(0.6)
@@ -279,9 +347,9 @@ class TestForest:
         code, said, _ = wsi(*words)
         assert code == 0
         assert "AUC of the maximum: 1.000" in said
-        first = {p.name: p.read_bytes() for p in model.iterdir()}
+        first = {p: p.read_bytes() for p in model.rglob("*.*")}
         wsi(*words)
-        assert first == {p.name: p.read_bytes() for p in model.iterdir()}  # the same bytes
+        assert first == {p: p.read_bytes() for p in model.rglob("*.*")}  # the same bytes
         assert "tumor_" not in (model / "card.json").read_text()  # names may be accession numbers
         code, _, said = wsi("camelyon16", "evaluate", run, "--truth", scored, "--slide-model", model)
         assert code == 2
@@ -357,8 +425,20 @@ class TestAtlas:
         # 40 px of level 5 grow by the 4 that are nearer than 4.82: 48 * 8 of 1,600 um, in 260 px
         assert np.ptp(points, axis=0) == pytest.approx([62.4, 62.4], abs=1)
 
+    def test_a_slide_of_one_level_shows_less(self, scored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is read for a thumbnail is bounded, and its caption says how wide it is."""
+        monkeypatch.setattr(atlas, "LARGEST_READ_PX", 400)
+        source = SlideSource(str(scored / "tumor_000.tif"))
+        card = atlas.Mistake(
+            "missed", "s", "", "", 0, 0, None, 1900, 1600, (box(1280, 1024, 2560, 2304),), "", source
+        )
+        wide, close = atlas.with_views([card])[0].views
+        assert wide.side_um == pytest.approx(400 * 0.25 * 16)  # at the coarsest level, 16
+        assert close.side_um == pytest.approx(400 * 0.25 * 2)
+
     def test_names_are_escaped(self, page: Path, scored: Path) -> None:
         result = json.loads((page.parent / "evaluation.json").read_text())
+        result |= {"left out": {"<b>name</b>": "<script>why</script>"}, "truth": "<i>here</i>"}
         cards = [
             atlas.Mistake(
                 "missed",
@@ -385,6 +465,7 @@ class TestAtlas:
         atlas.write_atlas(out, cards, Fake(), result, "official")  # type: ignore[arg-type]
         assert "<img src=x" not in out.read_text()
         assert "&lt;img src=x" in out.read_text()
+        assert not any(tag in out.read_text() for tag in ("<b>name", "<script>why", "<i>here"))
         assert "no picture: the slide is not known" in out.read_text()
 
     def test_the_page_stays_small(self, scored: Path, monkeypatch: pytest.MonkeyPatch) -> None:

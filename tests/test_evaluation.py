@@ -16,12 +16,15 @@ from shapely import MultiPolygon, Point, box
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from pipelines.camelyon16.cases import Selection, join, read_truth_table
-from pipelines.camelyon16.evaluation import EvaluationConfig, _draw, _operating_points, evaluate
+from pipelines.camelyon16.evaluation import EvaluationConfig, _draw, evaluate
+from pipelines.camelyon16.froc import froc
 from pipelines.camelyon16.predictions import Prediction, read_lesions, read_predictions
+from pipelines.camelyon16.report import lesion_mistake
+from pipelines.camelyon16.roc import operating_points, roc_figures
 from pipelines.camelyon16.truth import LEVEL5_UM, TumourRaster, lesion_truth, read_raster
 from tests.slides import real_data
 from wsi.annotations import Annotation, write_asap
-from wsi.dataset import read_dataset
+from wsi.dataset import Dataset, read_dataset
 from wsi.errors import AnnotationError, ConfigError, WsiError
 from wsi.metrics import auc, auc_draws, delong_interval
 
@@ -147,7 +150,9 @@ class TestMasks:
                 )
                 tif.write(image, tile=(256, 256), subfiletype=int(level > 0), compression="deflate")
         assert (read_raster(tmp_path / "m_mask.tif", SIZE).mask == (pixels(32) > 0)).all()
-        assert (read_raster(tmp_path / "m_mask.tif", None).mask == (pixels(32) > 0)).all()  # its own size
+        alone = read_raster(tmp_path / "m_mask.tif", None)
+        assert (alone.mask == (pixels(32) > 0)).all()
+        assert "its finest level, 12800 x 9600 px, is taken for the slide's level 0" in alone.note
 
     def test_a_full_size_mask_of_one_level(self, tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "m_mask.tif", pixels(1, 255), tile=(512, 512), compression="deflate")
@@ -170,10 +175,7 @@ class TestMasks:
             read_raster(path, SIZE)
         assert (read_raster(path, SIZE, label=7).mask == (pixels(32) > 0)).all()
         cv2.imwrite(str(path), pixels(32, 0))
-        with pytest.raises(
-            AnnotationError, match="marks no tumour; if its slide has none, label it 'normal'"
-        ):
-            read_raster(path, SIZE)
+        assert not read_raster(path, SIZE).mask.any()  # whether that may be is for the evaluation to say
 
     def test_outlines_of_another_slide(self, tmp_path: Path) -> None:
         write_asap(tmp_path / "t.xml", [Annotation(box(100, 100, 90000, 5000), "Tumor")])
@@ -211,7 +213,7 @@ class TestMetrics:
         weights = np.zeros((0, 7), np.int64)
         points = {
             p["at"]: (p["sensitivity"]["value"], p["specificity"]["value"])
-            for p in _operating_points(tumour, scores, weights)
+            for p in operating_points(tumour, scores, weights, (0.5,))
         }
         assert points["slide score >= 0.5"] == pytest.approx((2 / 3, 3 / 4))
         assert points["specificity >= 0.95"] == pytest.approx((2 / 3, 1))
@@ -221,9 +223,28 @@ class TestMetrics:
         rng = np.random.default_rng(5)
         tumour, scores = rng.random(30) < 0.5, rng.integers(0, 12, 30) / 12
         for w in rng.multinomial(30, np.full(30, 1 / 30), size=20):
-            mine = _operating_points(tumour, scores, np.stack([w, w]))[2]  # specificity >= 0.95
+            mine = operating_points(tumour, scores, np.stack([w, w]), (0.5,))[2]  # specificity >= 0.95
             false, true, _ = roc_curve(np.repeat(tumour, w), np.repeat(scores, w), drop_intermediate=False)
             assert mine["sensitivity"]["interval"][0] == pytest.approx(true[1 - false >= 0.95].max())
+
+    def test_draws_of_one_class_are_left_out(self) -> None:
+        """4 perfect tumour slides and 2 normal ones: of the draws that have both, none has a mistake."""
+        rng = np.random.default_rng(0)
+        tumour, scores = np.arange(6) < 4, np.array([0.9, 0.8, 0.7, 0.6, 0.2, 0.1])
+        weights = rng.multinomial(6, np.full(6, 1 / 6), size=500)
+        assert (weights[:, ~tumour].sum(1) == 0).any()
+        for point in operating_points(tumour, scores, weights, (0.5,)):
+            assert point["sensitivity"]["interval"] == point["specificity"]["interval"] == [1, 1]
+
+    def test_auc_by_the_longest_lesion(self) -> None:
+        """Macro .9 and .2, micro .4, isolated .1; normal .3 .05: macro wins 3 of 4, micro 2 of 2, all 6 of 8."""
+        kinds = ["macro", "macro", "micro", "isolated", None, None]
+        found = roc_figures(kinds, np.array([0.9, 0.2, 0.4, 0.1, 0.3, 0.05]), np.zeros((0, 6), np.int64), ())
+        assert found["AUC, macrometastases"]["value"] == pytest.approx(3 / 4)
+        assert found["AUC, micrometastases"]["value"] == pytest.approx(1)
+        assert found["AUC"]["value"] == pytest.approx(6 / 8)
+        counts = [found[k]["tumour slides"] for k in ("AUC, macrometastases", "AUC, micrometastases", "AUC")]
+        assert counts == [2, 1, 4]
 
     def test_draws_are_seeded(self) -> None:
         first, again, other = (_draw(20, EvaluationConfig(draws=5, seed=s)) for s in (1, 1, 2))
@@ -286,6 +307,55 @@ class TestEvaluate:
         missed = [lesion for lesion in result.lesions if not lesion.found]
         assert [(m.slide, round(m.x), round(m.y)) for m in missed] == [("test_001", 8480, 7680)]
         assert [(f.slide, f.score) for f in result.false] == [("test_001", 0.8), ("test_003", 0.6)]
+        rows = [row for row in result.figures["lesions by length"] if row["lesions"]]
+        assert [(row["from um"], row["lesions"], row["with a detection"]) for row in rows] == [(500, 3, 2)]
+
+    def test_late_lesions_and_those_at_1_per_slide(self, tmp_path: Path) -> None:
+        """A lesion behind 20 false positives on 2 slides (10 per slide) is late: found, not at 8, not at 1.
+
+        Another behind 4 of them (2 per slide) is found at 8 and not at 1, a third is first.
+        """
+        truth = tmp_path / "truth"
+        truth.mkdir()
+        areas = [box(1000 + 3000 * i, 1000, 3000 + 3000 * i, 3000) for i in range(3)]
+        write_asap(truth / "t.xml", [Annotation(area, "Tumor") for area in areas])
+        places = [(0.9, 2000, 2000), (0.6, 5000, 2000), (0.1, 8000, 2000)]
+        false = [(0.8 if i < 4 else 0.5, 9000, 100 + i) for i in range(20)]
+        run = submission(tmp_path / "run", {"t": [*places, *false], "n": []})
+        cases = join(read_predictions(run), truth, Selection(others_normal=True)).cases
+        result = evaluate(cases, EvaluationConfig(draws=0))
+        row = next(r for r in result.figures["lesions by length"] if r["lesions"])
+        keys = (
+            "lesions",
+            "with a detection",
+            "at 8 false positives per slide",
+            "at 1 false positive per slide",
+        )
+        assert [row[k] for k in keys] == [3, 3, 2, 1]
+        assert [lesion_mistake(lesion, result.curve) for lesion in result.lesions] == ["", "", "late"]
+
+    def test_the_bootstrap_draws_slides_and_counts_those_that_count(
+        self, benchmark: tuple[Path, Path]
+    ) -> None:
+        """Restated: each draw evaluated anew on the repeated slides, a slide that is marked in part taken out."""
+        run, truth = benchmark
+        write_asap(truth / "test_000.xml", [Annotation(AREA.geoms[0], "Tumor")])
+        (run / "lesions" / "test_000.csv").write_text("0.95,100,100\n")
+        with (run / "classification.csv").open("a") as file:
+            file.write("test_000,0.95\n")
+        rules = Dataset(partial=("test_000",))
+        cases = join(read_predictions(run), truth, Selection(rules)).cases
+        cfg = EvaluationConfig(draws=60, seed=3)
+        result = evaluate(cases, cfg)
+        hits = [s.hits for s in result.slides]
+        scores = []
+        for weight in _draw(5, cfg):
+            drawn = [
+                h for h, n, s in zip(hits, weight, result.slides, strict=True) for _ in range(n) if s.counted
+            ]
+            if sum(h.lesions for h in drawn):
+                scores.append(froc(drawn).score)
+        assert result.figures["FROC"]["interval"] == pytest.approx(np.percentile(scores, (2.5, 97.5)))
 
     def test_files(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
         run, truth = benchmark
@@ -454,6 +524,81 @@ class TestBadInput:
         run, truth = benchmark
         (truth / "test_001.geojson").write_text("{}")
         assert "are truth of the same slide; keep one" in self.refused(wsi, "evaluate", run, "--truth", truth)
+
+    def test_an_empty_truth_of_a_normal_slide_is_normal(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        run, truth = benchmark
+        write_asap(truth / "test_003.xml", [])
+        words = ("camelyon16", "evaluate", run, "--truth", truth, "--draws", 5, "--no-atlas")
+        assert "2 tumour and 2 normal" in wsi(*words)[1]
+        (truth / "reference.csv").unlink()
+        said = self.refused(
+            wsi,
+            "evaluate",
+            run,
+            "--truth",
+            truth,
+            "--others-normal",
+            "--exclude",
+            "test_001",
+            "--variant",
+            "dataset",
+        )
+        assert "spacing" in said  # of test_002: the empty one was taken as normal
+        code, said, _ = wsi(*words, "--others-normal")
+        assert (code, "2 tumour and 2 normal" in said) == (0, True)
+        assert "test_003.xml marks no tumour; if its slide has none" in self.refused(
+            wsi, "evaluate", run, "--truth", truth, "--exclude", "test_004"
+        )
+
+    def test_labels_and_files_must_agree(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        run, truth = benchmark
+        write_asap(truth / "test_003.xml", [Annotation(AREA.geoms[0], "Tumor")])
+        said = self.refused(wsi, "evaluate", run, "--truth", truth)
+        assert "test_003.xml marks tumour, though reference.csv says that the slide is normal" in said
+        (truth / "test_003.xml").unlink()
+        (truth / "more").mkdir()
+        (truth / "more" / "reference.csv").write_text("test_003,Normal\n")
+        assert "both tell labels; keep one" in self.refused(wsi, "evaluate", run, "--truth", truth)
+
+    def test_outlines_win_over_a_mask(self, benchmark: tuple[Path, Path]) -> None:
+        _, truth = benchmark
+        cv2.imwrite(str(truth / "test_001_mask.png"), pixels(32))
+        assert read_truth_table(truth).files["test_001"] == truth / "test_001.xml"
+
+    def test_results_below_the_truth_are_no_truth(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        run, truth = benchmark
+        words = (
+            "camelyon16",
+            "evaluate",
+            run,
+            "--truth",
+            truth,
+            "--out",
+            truth / "evaluation",
+            "--draws",
+            5,
+            "--no-atlas",
+        )
+        assert wsi(*words)[0] == 0
+        assert (truth / "evaluation" / "mistakes" / "test_001.geojson").exists()
+        assert wsi(*words)[0] == 0
+
+    def test_a_folder_of_something_else_is_left_alone(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        run, truth = benchmark
+        before = {p: p.read_bytes() for p in truth.iterdir()}
+        said = self.refused(wsi, "evaluate", run, "--truth", truth, "--out", truth, "--draws", 5)
+        assert "holds files of something else; choose another --out" in said
+        assert before == {p: p.read_bytes() for p in truth.iterdir()}
+
+    def test_an_outline_too_small_for_level_5(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        run, truth = benchmark
+        speck = Annotation(box(20, 20, 26, 26), "Tumor")
+        write_asap(truth / "test_002.xml", [speck])
+        said = self.refused(wsi, "evaluate", run, "--truth", truth)
+        assert "test_002.xml marks no tumour: 1 outlines hold no pixel's centre at level 5" in said
+        write_asap(truth / "test_002.xml", [speck, Annotation(AREA.geoms[0], "Tumor")])
+        _, _, noted = wsi("camelyon16", "evaluate", run, "--truth", truth, "--draws", 5, "--no-atlas")
+        assert "test_002.xml: 1 outlines hold no pixel's centre at level 5 and are not lesions" in noted
 
     def test_tumour_without_a_file(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
         run, truth = benchmark

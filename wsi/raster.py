@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -53,20 +54,32 @@ def cells_inside(area: MultiPolygon, step: tuple[float, float], shape: tuple[int
     """
     found = np.zeros(shape, np.bool_)
     for polygon in area.geoms:
-        x0, y0, x1, y1 = polygon.bounds
-        left, top = max(0, math.floor(x0 / step[0])), max(0, math.floor(y0 / step[1]))
-        right, bottom = min(shape[1], math.ceil(x1 / step[0])), min(shape[0], math.ceil(y1 / step[1]))
-        if right <= left or bottom <= top:
-            continue
-        width, height = right - left, bottom - top
-        flips = np.zeros(height * (width + 1), np.int64)
-        for ring in (polygon.exterior, *polygon.interiors):
-            points = shapely.get_coordinates(ring) / step - 0.5 - (left, top)  # whole numbers are centres
-            rows, cols = _crossings(points, height)
-            flips += np.bincount(rows * (width + 1) + np.clip(cols, 0, width), minlength=len(flips))
-        odd = (flips.reshape(height, width + 1)[:, :width] & 1).astype(np.bool_)
-        found[top:bottom, left:right] |= np.logical_xor.accumulate(odd, axis=1)
+        part = cells_of(polygon, step, shape)
+        found[part.window] |= part.inside
     return found
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PolygonCells:
+    """The cells of one polygon: ``window`` of the raster, and which of its cells are inside."""
+
+    window: tuple[slice, slice]
+    inside: BoolRaster
+
+
+def cells_of(polygon: Polygon, step: tuple[float, float], shape: tuple[int, int]) -> PolygonCells:
+    """As `cells_inside`, for one polygon, in the window that holds it; empty where it lies off the raster."""
+    x0, y0, x1, y1 = polygon.bounds
+    left, right = (min(max(0, n), shape[1]) for n in (math.floor(x0 / step[0]), math.ceil(x1 / step[0])))
+    top, bottom = (min(max(0, n), shape[0]) for n in (math.floor(y0 / step[1]), math.ceil(y1 / step[1])))
+    height, width = max(0, bottom - top), max(0, right - left)
+    flips = np.zeros(height * (width + 1), np.int64)
+    for ring in (polygon.exterior, *polygon.interiors) if flips.size else ():
+        points = shapely.get_coordinates(ring) / step - 0.5 - (left, top)  # whole numbers are centres
+        rows, cols = _crossings(points, height)
+        flips += np.bincount(rows * (width + 1) + np.clip(cols, 0, width), minlength=len(flips))
+    odd = (flips.reshape(height, width + 1)[:, :width] & 1).astype(np.bool_)
+    return PolygonCells(np.s_[top:bottom, left:right], np.logical_xor.accumulate(odd, axis=1))
 
 
 def _crossings(ring: PointsXY, height: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -18,7 +18,7 @@ from pipelines.camelyon16.curves import interval_text
 from pipelines.camelyon16.evaluation import Evaluation, FalsePositive, LesionOutcome
 from pipelines.camelyon16.froc import VARIANTS, Variant
 from pipelines.camelyon16.page import TEMPLATES
-from pipelines.camelyon16.report import MARK_UM, mistakes_path
+from pipelines.camelyon16.report import MARK_UM, lesion_mistake, mistakes_path
 from wsi.errors import WsiError
 from wsi.files import write_text
 from wsi.slide import Slide
@@ -27,6 +27,7 @@ from wsi.source import SlideSource
 VIEW_PX = 260  # side of a thumbnail
 WIDE_UM, CLOSE_UM = 1600.0, 200.0  # what the two thumbnails show; the wide one grows with the lesion
 JPEG_QUALITY = 80
+LARGEST_READ_PX = 8192  # side of what is read for a thumbnail
 FALSE_SHOWN = 100
 BUDGET = 18_000_000  # bytes of pictures: the page stays under 20 MB
 
@@ -99,11 +100,11 @@ def mistakes(result: Evaluation, folder: Path, shown: int = FALSE_SHOWN) -> list
             predictions[at.slide].source,
         )
 
-    lost = [x for x in result.lesions if x.kind != "isolated"]
-    lost.sort(key=lambda x: (-x.length_um, x.slide, x.number))
-    cards = [card("missed", x, f"{x.kind}, {x.length_um:,.0f} µm", x.outline) for x in lost if not x.found]
-    late = [x for x in lost if x.found and result.curve.false_at(x.score) > 8]
-    cards += [card("late", x, f"{x.kind}, {x.length_um:,.0f} µm", x.outline) for x in late]
+    cards = []
+    for kind in ("missed", "late"):
+        mine = [x for x in result.lesions if lesion_mistake(x, result.curve) == kind]
+        mine.sort(key=lambda x: (-x.length_um, x.slide, x.number))
+        cards += [card(kind, x, f"{x.kind}, {x.length_um:,.0f} µm", x.outline) for x in mine]
     for f in result.false[:shown]:
         cards.append(
             card("false positive", f, "on a tumour slide" if f.tumour_slide else "on a normal slide", ())
@@ -170,10 +171,12 @@ def _look(card: Mistake, slide: Slide) -> Mistake:
 
 
 def _view(card: Mistake, slide: Slide, side_um: float) -> View:
-    side_l0 = side_um / slide.mpp
-    wanted = max(side_l0 / VIEW_PX, 1.0)
+    wanted = max(side_um / slide.mpp / VIEW_PX, 1.0)
     level = max(i for i, lv in enumerate(slide.levels) if i == 0 or lv.downsample <= wanted)
-    size = max(1, round(side_l0 / slide.levels[level].downsample))
+    downsample = slide.levels[level].downsample
+    side_um = min(side_um, LARGEST_READ_PX * downsample * slide.mpp)  # a slide of one level shows less
+    side_l0 = side_um / slide.mpp
+    size = max(1, round(side_l0 / downsample))
     corner = round(card.x - side_l0 / 2), round(card.y - side_l0 / 2)
     pixels = slide.read_region(corner, level, (size, size))
     small = cv2.resize(pixels, (VIEW_PX, VIEW_PX), interpolation=cv2.INTER_AREA)

@@ -27,6 +27,7 @@ class TruthTable:
     Attributes:
         files: the annotation file or mask; None where the slide has no tumour.
         names: as they are written.
+        normal: slides that ``reference.csv`` says to be normal, though there may be a file.
         origin: where it was read, for the report.
         by_name: whether a data set's rules by name apply: not where a manifest says everything.
     """
@@ -35,6 +36,7 @@ class TruthTable:
     names: dict[str, str]
     origin: str
     by_name: bool
+    normal: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -42,13 +44,17 @@ class Case:
     """One slide to be evaluated.
 
     Attributes:
-        truth: annotation file or mask; None where the slide has no tumour.
+        truth: annotation file or mask, which may mark nothing where the slide is said to be normal; None: no tumour.
         partial: its tumour is not marked exhaustively: it counts for slides, and not for lesions.
+        said_normal: what says that it is normal, for an error; may be empty.
+        others_normal: a file that marks nothing means no tumour, too.
     """
 
     prediction: Prediction
     truth: Path | None
     partial: bool = False
+    said_normal: str = ""
+    others_normal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,47 +87,67 @@ def join(predictions: Predictions, truth: Path, selection: Selection) -> Cases:
     """Pair every slide with its truth.
 
     Raises:
-        ConfigError: a slide without truth, truth without a slide, a slide that was not scored, or none is left.
+        ConfigError: a slide without truth, truth without a slide, a slide that was not scored, a run that did not
+            finish, or no slide is left.
     """
     table = read_truth_table(truth)
     rules = selection.dataset if table.by_name else NO_RULES
-    left_out = {name: "--exclude" for name in selection.exclude}
-    dropped = {name.casefold() for name in selection.exclude}
-    known = {p.name.casefold() for p in predictions.slides} | set(table.files)
-    for name in selection.exclude:
-        if name.casefold() not in known:
-            raise ConfigError(f"--exclude {name}: no slide has this name; check it")
-    cases, unknown, unscored = [], [], []
-    for p in sorted(predictions.slides, key=lambda p: p.name.casefold()):
-        key = p.name.casefold()
-        reason = rules.why_excluded(p.name)
-        if key in dropped:
-            continue
-        if reason is not None:
-            left_out[p.name] = reason
-        elif key not in table.files and not selection.others_normal and not rules.is_normal(p.name):
-            unknown.append(p.name)
-        elif p.score is None:
-            unscored.append(p.name)
-        else:
-            cases.append(Case(p, table.files.get(key), partial=rules.is_partial(p.name)))
-    dropped |= {name.casefold() for name in left_out}
-    _refuse_unknown(unknown, table)
-    _refuse_unscored(unscored)
-    missing = sorted(set(table.files) - {p.name.casefold() for p in predictions.slides} - dropped)
-    missing = [table.names[key] for key in missing if rules.why_excluded(key) is None]
-    if missing and not selection.subset:
-        failed = [
-            f"{name} failed ({predictions.failed[name]})" for name in missing if name in predictions.failed
-        ]
-        raise ConfigError(
-            f"{_count(missing)} truth but no results: {_list(missing)}{'; ' + failed[0] if failed else ''}; "
-            f"score them, or pass --subset to evaluate the others"
-        )
-    left_out |= {name: "no results (--subset)" for name in missing}
-    if not cases:
+    left_out = _left_out(predictions, table, rules, selection)
+    dropped = {name.casefold() for name in left_out}
+    kept = [p for p in predictions.slides if p.name.casefold() not in dropped]
+    kept.sort(key=lambda p: p.name.casefold())
+    normal = [rules.is_normal(p.name) or selection.others_normal for p in kept]
+    known = [p.name.casefold() in table.files or n for p, n in zip(kept, normal, strict=True)]
+    _refuse_unknown([p.name for p, k in zip(kept, known, strict=True) if not k], table)
+    _refuse_unscored([p.name for p in kept if p.score is None])
+    if not kept:
         raise ConfigError(f"no slide is left to evaluate: {truth} and the results share no name")
-    return Cases(tuple(cases), left_out, table.origin)
+    return Cases(tuple(_case(p, table, rules, selection) for p in kept), left_out, table.origin)
+
+
+def _case(p: Prediction, table: TruthTable, rules: Dataset, selection: Selection) -> Case:
+    key = p.name.casefold()
+    said = REFERENCE if key in table.normal else "its name" if rules.is_normal(p.name) else ""
+    return Case(p, table.files.get(key), rules.is_partial(p.name), said, selection.others_normal)
+
+
+def _left_out(
+    predictions: Predictions, table: TruthTable, rules: Dataset, selection: Selection
+) -> dict[str, str]:
+    """Slides that are not evaluated, and why; what is missing is refused unless the user wants a subset."""
+    have = {p.name.casefold(): p.name for p in predictions.slides}
+    names = table.names | have | {name.casefold(): name for name in predictions.failed}
+    for name in selection.exclude:
+        if name.casefold() not in names:
+            raise ConfigError(f"--exclude {name}: no slide has this name; check it")
+    out = {name: "--exclude" for name in selection.exclude}
+    done = {name.casefold() for name in out}
+    for key, name in sorted(names.items()):
+        reason = rules.why_excluded(name)
+        if reason is not None and key not in done:
+            done.add(key)
+            if key in have:
+                out[name] = reason
+    failed = {n: why for n, why in predictions.failed.items() if n.casefold() not in done | set(have)}
+    done |= {name.casefold() for name in failed}
+    missing = [table.names[key] for key in sorted(set(table.files) - set(have) - done)]
+    if not selection.subset:
+        _refuse_missing(missing, failed, predictions.state)
+    out |= {name: f"failed: {why}" for name, why in failed.items()}
+    return out | {name: "no results (--subset)" for name in missing}
+
+
+def _refuse_missing(missing: Sequence[str], failed: dict[str, str], state: str) -> None:
+    way_out = "score them, or pass --subset to evaluate the others"
+    if failed:
+        name, why = next(iter(failed.items()))
+        raise ConfigError(f"{len(failed)} slide(s) could not be scored, {name} among them ({why}); {way_out}")
+    if missing:
+        raise ConfigError(f"{_count(missing)} truth but no results: {_list(missing)}; {way_out}")
+    if state != "finished":
+        raise ConfigError(
+            f"the run of wsi score did not finish ({state}), so slides may be missing; {way_out}"
+        )
 
 
 def _refuse_unknown(names: Sequence[str], table: TruthTable) -> None:
@@ -180,9 +206,9 @@ def _from_manifest(path: Path) -> TruthTable:
 def _from_folder(folder: Path) -> TruthTable:
     files: dict[str, Path | None] = {}
     names: dict[str, str] = {}
-    every = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    every = _files_below(folder)
     masks = [(p, p.stem[: -len("_mask")]) for p in every if _is_mask(p)]
-    outlines = [(p, p.stem) for p in every if p.suffix.lower() in OUTLINES and p.name != "phantoms.json"]
+    outlines = [(p, p.stem) for p in every if p.suffix.lower() in OUTLINES]
     for found in (masks, outlines):  # outlines are exact: they win over a mask of the same slide
         seen: dict[str, Path] = {}
         for path, name in found:
@@ -191,22 +217,32 @@ def _from_folder(folder: Path) -> TruthTable:
                 raise ConfigError(f"{path} and {seen[key]} are truth of the same slide; keep one")
             seen[key] = files[key] = path
             names[key] = name
-    reference = next((p for p in every if p.name == REFERENCE), None)
-    origin = str(folder)
-    if reference is not None:
-        origin = f"{folder} and {reference}"
-        for name, normal in _read_reference(reference):
-            key = name.casefold()
-            if normal:
-                files[key] = None
-            elif key not in files:
-                raise ConfigError(
-                    f"{reference} says that {name} has tumour, and no truth of it is below {folder}; add it"
-                )
-            names[key] = name
+    references = [p for p in every if p.name == REFERENCE]
+    if len(references) > 1:
+        raise ConfigError(
+            f"{references[0]} and {references[1]} both tell labels; keep one, or give its folder"
+        )
+    labels = _read_reference(references[0]) if references else []
+    for name, normal in labels:
+        key = name.casefold()
+        if not normal and key not in files:
+            raise ConfigError(
+                f"{references[0]} says that {name} has tumour, and no truth of it is below {folder}; add it"
+            )
+        files.setdefault(key, None)
+        names[key] = name
     if not files:
         raise ConfigError(f"{folder} holds no annotation file, no mask and no {MANIFEST}; check the path")
-    return TruthTable(files, names, origin, by_name=True)
+    origin = f"{folder} and {references[0]}" if references else str(folder)
+    said = frozenset(name.casefold() for name, normal in labels if normal)
+    return TruthTable(files, names, origin, by_name=True, normal=said)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Every file but hidden ones, and but results of ours, whose GeoJSON is no truth."""
+    every = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    ours = {p.parent for p in every if p.name in ("run.json", "evaluation.json")}
+    return [p for p in every if not ours.intersection(p.parents)]
 
 
 def _is_mask(path: Path) -> bool:

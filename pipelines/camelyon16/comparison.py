@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,8 +11,8 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.camelyon16.evaluation import figure
 from pipelines.camelyon16.froc import TARGETS, FrocTable, SlideHits, Variant
+from pipelines.camelyon16.roc import figure
 from wsi.errors import ConfigError, StoreError
 from wsi.metrics import auc, auc_draws
 
@@ -65,6 +65,7 @@ def read_evaluation(path: Path) -> Evaluated:
         if value["variant"] not in get_args(Variant):
             raise ValueError(f"variant {value['variant']!r}")
         rows = value["slides"]
+        found_type = np.float32 if value["variant"] == "official" else np.float64
         return Evaluated(
             found,
             value["variant"],
@@ -72,7 +73,7 @@ def read_evaluation(path: Path) -> Evaluated:
             np.array([row["counted"] for row in rows], np.bool_),
             tuple(
                 SlideHits(
-                    np.array(row["found"], np.float32),
+                    np.array(row["found"], found_type),
                     np.array(row["false"], np.float64),
                     row["lesions"],
                     row["tumour"],
@@ -164,30 +165,44 @@ def _difference(
 
 
 def common_scale(hits: Sequence[SlideHits], variant: Variant) -> list[SlideHits]:
-    """Hits whose scores say how many false positives per slide are above: 1 for none, falling; 0 stays 0 (missed).
+    """Hits whose scores say how many false positives per slide are above: falling, at most 1; 0 stays 0 (missed).
 
-    FROC of one run is the same on this scale.
+    FROC of one run is the same on this scale: scores that differ stay apart, ties stay ties (also those that the
+    official code makes by float32).
     """
     counted = [h for h in hits if not (variant == "negatives" and h.tumour)]
     false = np.sort(np.concatenate([h.false[h.false > 0] for h in counted]))
+    lesions = np.concatenate([_as_counted(h.found, false) for h in hits])
+    every = np.unique(np.concatenate([false, lesions]))
+    above = len(false) - (np.searchsorted(false, every, "left") + np.searchsorted(false, every, "right")) / 2
+    # lesions between the same two false positives: apart by less than half a rank, in their order
+    between = np.isin(above, np.arange(len(false) + 1)) & ~np.isin(every, false)
+    first = np.searchsorted(-above, -above, side="left")
+    count = np.searchsorted(-above, -above, side="right") - first
+    above = above + np.where(between, 0.4 * (0.5 - (np.arange(len(every)) - first + 1) / (count + 1)), 0.0)
 
-    def moved(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        above = (
-            len(false)
-            - (np.searchsorted(false, scores, "left") + np.searchsorted(false, scores, "right")) / 2
-        )
-        return np.where(scores > 0, 1 / (1 + above / len(hits)), 0).astype(np.float32)  # ties count half
-
-    def as_counted(found: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Lesions' scores as `FrocTable` takes them: with the false positives that are equal as float32."""
-        exact = found.astype(np.float64)
-        level = np.searchsorted(false.astype(np.float32), found, side="right")
-        return np.asarray(np.maximum(exact, np.append(0.0, false)[level]))
+    def moved(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        place = np.minimum(np.searchsorted(every, scores), max(0, len(every) - 1))
+        return np.where(scores > 0, 1 / (2 + above[place] / len(hits)), 0.0) if len(every) else 0.0 * scores
 
     return [
-        SlideHits(moved(as_counted(h.found)), moved(h.false).astype(np.float64), h.lesions, h.tumour)
+        SlideHits(moved(_as_counted(h.found, false)), _known(h, variant, moved), h.lesions, h.tumour)
         for h in hits
     ]
+
+
+def _known(
+    h: SlideHits, variant: Variant, moved: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+) -> npt.NDArray[np.float64]:
+    """False positives on the scale; those that the variant does not count are left out, as they have no place on it."""
+    return moved(h.false[:0] if variant == "negatives" and h.tumour else h.false)
+
+
+def _as_counted(found: npt.NDArray[np.floating], false: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Lesions' scores as `FrocTable` takes them: a float32 goes with the false positives that it equals as float32."""
+    exact = found.astype(np.float64)
+    level = np.searchsorted(false.astype(found.dtype), found, side="right")
+    return np.asarray(np.maximum(exact, np.append(0.0, false)[level]))
 
 
 def _swapped_froc(a: Evaluated, b: Evaluated, swaps: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -42,7 +43,9 @@ def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: b
             CURVE_AT, *result.band.T, color=BLUE, alpha=0.15, linewidth=0, label="95 % interval"
         )
     label = f"FROC {interval_text(result.figures['FROC'])}"
-    axis.plot(result.curve.false_per_slide, result.curve.sensitivity, color=BLUE, linewidth=2, label=label)
+    false, found = result.curve.false_per_slide[::-1], result.curve.sensitivity[::-1]
+    style = "steps-pre" if result.curve.stepwise else "default"
+    axis.plot(false, found, color=BLUE, linewidth=2, label=label, drawstyle=style)
     at = result.curve.at(TARGETS)
     axis.plot(TARGETS, at, "o", color=BLUE, markersize=5, label="where sensitivity is read")
     if published:
@@ -80,10 +83,11 @@ def write_roc(path: Path, result: Evaluation, *, published: bool) -> None:
         false, true = roc(result.tumour[keep], result.scores[keep])
         style = {"color": BLUE, "linewidth": 2.2, "zorder": 5} if kind is None else {"linewidth": 1.1}
         text = f"{name} {interval_text(shown)}, {shown['tumour slides']} slides"
-        axis.plot(false, true, label=text, drawstyle="steps-post", **style)
-    for point in result.figures["operating points"][:1]:
+        axis.plot(false, true, label=text, **style)
+    fixed = [p for p in result.figures["operating points"] if p["at"].startswith("slide score")]
+    for point, marker in zip(fixed, cycle("osD^v"), strict=False):
         at = 1 - point["specificity"]["value"], point["sensitivity"]["value"]
-        axis.plot(*at, "o", color=BLUE, markersize=6, zorder=6, label=point["at"])
+        axis.plot(*at, marker, color=BLUE, markersize=6, zorder=6, label=point["at"])
     if result.figures["AUC"]["value"] is None:
         axis.text(0.5, 0.4, "not defined: slides of one class only", ha="center", fontsize=11)
     axis.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)

@@ -14,6 +14,7 @@ from shapely import Polygon
 
 from pipelines.camelyon16.cases import Case
 from pipelines.camelyon16.froc import TARGETS, FrocCurve, FrocTable, SlideHits, Variant, slide_hits
+from pipelines.camelyon16.roc import figure, roc_figures
 from pipelines.camelyon16.truth import (
     LesionClass,
     LesionTruth,
@@ -24,14 +25,12 @@ from pipelines.camelyon16.truth import (
 )
 from wsi.config import Config
 from wsi.errors import AnnotationError, ConfigError
-from wsi.metrics import auc, auc_draws, delong_interval
 
 SIZES_UM = (200.0, 500.0, 1000.0, 2000.0, 5000.0, float("inf"))  # bounds of lesion lengths in the table
 CURVE_AT = (
     *np.linspace(0, 0.11, 8).tolist(),
     *np.geomspace(0.125, 16, 57).tolist(),
 )  # false positives per slide at which the band is drawn
-WANTED = (0.9, 0.95)  # specificities, and sensitivities, at which the other is read
 
 
 class EvaluationConfig(Config):
@@ -178,7 +177,9 @@ def evaluate(
     assert curve is not None  # the table has checked that there are lesions and slides
     weights = _draw(len(slides), cfg)
     drawn = _sensitivities(table, weights[:, [s.counted for s in slides]], (*TARGETS, *CURVE_AT))
-    figures = froc_figures(slides, curve, drawn[:, : len(TARGETS)]) | roc_figures(slides, weights, cfg.at)
+    scores = np.array([s.score for s in slides])
+    figures = froc_figures(slides, curve, drawn[:, : len(TARGETS)])
+    figures |= roc_figures([s.kind for s in slides], scores, weights, cfg.at)
     usable = drawn[np.isfinite(drawn).all(axis=1), len(TARGETS) :]
     band = np.percentile(usable, (2.5, 97.5), axis=0).T if len(usable) else None
     figures["lesions by length"] = _by_length([x for s in slides if s.counted for x in s.lesions], curve)
@@ -189,7 +190,7 @@ def sort_out(case: Case, cfg: EvaluationConfig) -> SlideOutcome:
     """One slide's lesions and detections."""
     p = case.prediction
     check_detections(p.points, p.size, p.name)
-    raster = None if case.truth is None else read_raster(case.truth, p.size, label=cfg.truth_label)
+    raster = read_case(case, cfg.truth_label)
     truth = _lesions(raster, case, cfg)
     hits = slide_hits(p.points, p.scores, truth, cfg.variant)
     numbers = truth.numbers_at(p.points, nearest=cfg.variant == "dataset")
@@ -214,6 +215,30 @@ def sort_out(case: Case, cfg: EvaluationConfig) -> SlideOutcome:
     )
     notes = "; ".join(text for text in (raster.note if raster else "", p.note) if text)
     return SlideOutcome(case, hits, lesions, false, raster.value if raster else None, notes)
+
+
+def read_case(case: Case, label: int | None) -> TumourRaster | None:
+    """Tumour of a slide at level 5; None where it has none.
+
+    Raises:
+        AnnotationError: the truth marks none though nothing says that the slide is normal, or marks some though
+            something says so.
+    """
+    if case.truth is None:
+        return None
+    raster = read_raster(case.truth, case.prediction.size, label=label)
+    if raster.mask.any():
+        if case.said_normal:
+            raise AnnotationError(
+                f"{case.truth} marks tumour, though {case.said_normal} says that the slide is normal; mend one of them"
+            )
+        return raster
+    if case.said_normal or case.others_normal:
+        return None
+    raise AnnotationError(
+        f"{case.truth} marks no tumour{raster.why_empty}; if its slide has none, label it 'normal' in slides.csv or "
+        f"reference.csv"
+    )
 
 
 def _lesions(raster: TumourRaster | None, case: Case, cfg: EvaluationConfig) -> LesionTruth:
@@ -256,13 +281,6 @@ def _sensitivities(
     return found
 
 
-def figure(value: float, draws: npt.NDArray[np.floating]) -> dict[str, Any]:
-    """A value with its percentile interval; None for what is not defined."""
-    usable = draws[np.isfinite(draws)]
-    interval = [float(v) for v in np.percentile(usable, (2.5, 97.5))] if len(usable) else None
-    return {"value": None if np.isnan(value) else float(value), "interval": interval}
-
-
 def froc_figures(
     slides: Sequence[SlideOutcome], curve: FrocCurve, drawn: npt.NDArray[np.float64]
 ) -> dict[str, Any]:
@@ -280,67 +298,6 @@ def froc_figures(
         "lesions without any detection": len(missed),
         "isolated tumour cells, not counted": sum(isolated),
         "false positives": sum(len(s.hits.false) for s in slides if s.counted),
-    }
-
-
-def roc_figures(
-    slides: Sequence[SlideOutcome], weights: npt.NDArray[np.int64], at: Sequence[float]
-) -> dict[str, Any]:
-    """AUC over slides, all and by the class of their longest lesion; operating points."""
-    tumour = np.array([s.hits.tumour for s in slides])
-    scores = np.array([s.score for s in slides])
-    found: dict[str, Any] = {}
-    for kind, label in ((None, "AUC"), ("macro", "AUC, macrometastases"), ("micro", "AUC, micrometastases")):
-        keep = np.array([not s.hits.tumour or kind is None or s.kind == kind for s in slides])
-        drawn = auc_draws(tumour[keep], scores[keep], weights[:, keep])
-        value = auc(tumour[keep], scores[keep])
-        low, high = delong_interval(tumour[keep], scores[keep])
-        found[label] = figure(value, drawn) | {
-            "DeLong": None if np.isnan(low) else [low, high],
-            "tumour slides": int(tumour[keep].sum()),
-            "normal slides": int((~tumour).sum()),
-        }
-    both = tumour.any() and not tumour.all()
-    found["operating points"] = _operating_points(tumour, scores, weights, at) if both else []
-    return found
-
-
-def _operating_points(
-    tumour: npt.NDArray[np.bool_],
-    scores: npt.NDArray[np.float64],
-    weights: npt.NDArray[np.int64],
-    at: Sequence[float] = (0.5,),
-) -> list[dict[str, Any]]:
-    """Sensitivity and specificity at fixed scores, and one at the threshold that keeps the other at a wanted level."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.r_[np.flatnonzero(np.diff(scores[order])), len(order) - 1]
-    everyone = np.vstack([np.ones(len(scores), np.int64), weights])[:, order]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        positives, negatives = everyone[:, tumour[order]].sum(1), everyone[:, ~tumour[order]].sum(1)
-        hit = np.cumsum(everyone * tumour[order], axis=1)[:, last] / positives[:, None]
-        spared = 1 - np.cumsum(everyone * ~tumour[order], axis=1)[:, last] / negatives[:, None]
-    # a threshold above every score: nothing is called tumour
-    hit, spared = np.c_[np.zeros(len(hit)), hit], np.c_[np.ones(len(spared)), spared]
-    cuts = np.r_[np.inf, scores[order][last]]
-    points = []
-    for threshold in at:
-        k = int(np.flatnonzero(cuts >= threshold)[-1])
-        points.append(_point(f"slide score >= {threshold:g}", hit[:, k], spared[:, k]))
-    rows = np.arange(len(hit))
-    for wanted in WANTED:
-        k_hit = np.where(spared >= wanted, hit, -1).argmax(axis=1)
-        points.append(_point(f"specificity >= {wanted:g}", hit[rows, k_hit], spared[rows, k_hit]))
-    for wanted in WANTED:
-        k_spared = np.where(hit >= wanted, spared, -1).argmax(axis=1)
-        points.append(_point(f"sensitivity >= {wanted:g}", hit[rows, k_spared], spared[rows, k_spared]))
-    return points
-
-
-def _point(name: str, hit: npt.NDArray[np.float64], spared: npt.NDArray[np.float64]) -> dict[str, Any]:
-    return {
-        "at": name,
-        "sensitivity": figure(float(hit[0]), hit[1:]),
-        "specificity": figure(float(spared[0]), spared[1:]),
     }
 
 

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError
 from safetensors.numpy import load, save
 
-from pipelines.camelyon16.evaluation import figure
-from pipelines.camelyon16.features import FEATURES
+from pipelines.camelyon16.cases import Case
+from pipelines.camelyon16.evaluation import read_case
+from pipelines.camelyon16.features import FEATURES, features_of
 from pipelines.camelyon16.predictions import Prediction
+from pipelines.camelyon16.roc import figure
 from wsi.config import Config
 from wsi.errors import ConfigError, ModelError
 from wsi.files import replacing, write_json
@@ -207,3 +209,42 @@ def beside_the_maximum(
         "AUC of the maximum": figure(values[1], drawn[1]),
         "difference": figure(values[0] - values[1], drawn[0] - drawn[1]),
     }
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Fitted:
+    """A forest of all slides, and what its cross-validation says.
+
+    Attributes:
+        tumour: (slides,)
+        features: (slides, features)
+        scores: (slides,) out of fold.
+        maximum: (slides,) of the heatmaps.
+        fold: (slides,) from 0.
+        quality: AUC of both, and the difference.
+    """
+
+    names: tuple[str, ...]
+    forest: Forest
+    tumour: npt.NDArray[np.bool_]
+    features: Table
+    scores: npt.NDArray[np.float64]
+    maximum: npt.NDArray[np.float64]
+    fold: npt.NDArray[np.int64]
+    quality: dict[str, Any]
+
+
+def fit(cases: Sequence[Case], cfg: ForestConfig, truth_label: int | None) -> Fitted:
+    """Cross-validate by slide, then grow on all.
+
+    Raises:
+        WsiError: truth or heatmaps that cannot be used, too few slides.
+    """
+    # a truth file that marks nothing is not tumour: classes are as an evaluation takes them
+    tumour = np.array([read_case(case, truth_label) is not None for case in cases])
+    features = features_of([case.prediction for case in cases])
+    maximum = np.array([case.prediction.score for case in cases], np.float64)
+    scores, fold = cross_validate(features, tumour, cfg)
+    quality = beside_the_maximum(tumour, scores, maximum, cfg.seed)
+    names = tuple(case.prediction.name for case in cases)
+    return Fitted(names, grow(features, tumour, cfg), tumour, features, scores, maximum, fold, quality)

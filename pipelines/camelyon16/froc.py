@@ -31,14 +31,14 @@ class SlideHits:
     """One slide's detections, sorted out.
 
     Attributes:
-        found: best score of each lesion's number from 1 on; 0 for the missed and for isolated cells. float32, as in
-            the official code.
+        found: best score of each lesion's number from 1 on; 0 for the missed and for isolated cells. float32 in the
+            variant ``official``, as in its code; float64 in the others.
         false: scores of false positives.
         lesions: lesions to be found: isolated cells are not among them.
         tumour: whether the slide has tumour.
     """
 
-    found: npt.NDArray[np.float32]
+    found: npt.NDArray[np.floating]
     false: npt.NDArray[np.float64]
     lesions: int
     tumour: bool
@@ -84,12 +84,13 @@ def slide_hits(
         points: (n, 2) level-0 (x, y), on the slide.
         scores: (n,) 0..1.
         truth: the slide's lesions.
-        variant: ``dataset`` looks points up by rounding.
+        variant: ``dataset`` looks points up by rounding; ``official`` keeps lesions' scores as float32.
     """
     numbers = truth.numbers_at(points, nearest=variant == "dataset")
-    found = np.zeros(len(truth.lengths_um), np.float32)
+    precision: type[np.floating] = np.float32 if variant == "official" else np.float64
+    found: npt.NDArray[np.floating] = np.zeros(len(truth.lengths_um), precision)
     hits = numbers > 0
-    np.maximum.at(found, numbers[hits] - 1, scores[hits].astype(np.float32))
+    np.maximum.at(found, numbers[hits] - 1, scores[hits].astype(precision))
     found[truth.isolated] = 0
     return SlideHits(found, scores[~hits], int((~truth.isolated).sum()), truth.labels is not None)
 
@@ -121,9 +122,9 @@ class FrocTable:
         self._present = np.searchsorted(
             self.thresholds, np.concatenate([all_false, all_found.astype(np.float64)])
         )
-        # how many thresholds each score reaches; the official code compares lesions' scores as float32
+        # how many thresholds each score reaches; lesions' scores are compared in their own precision
         self._false_reach = np.searchsorted(self.thresholds, all_false, side="right")
-        self._found_reach = np.searchsorted(self.thresholds.astype(np.float32), all_found, side="right")
+        self._found_reach = np.searchsorted(self.thresholds.astype(all_found.dtype), all_found, side="right")
 
     def curve(self, weights: npt.NDArray[np.integer] | None = None) -> FrocCurve | None:
         """The curve over all slides, each taken ``weights`` times; None where it is not defined for these weights."""

@@ -60,12 +60,14 @@ class Predictions:
         score_rule: what a slide's score is, for the report.
         made_by: what made them: program, models, engine, settings; empty for a submission.
         failed: slides that ``wsi score`` could not score, each with the reason.
+        state: how ``wsi score`` ended; anything but ``finished`` may lack slides.
     """
 
     slides: tuple[Prediction, ...]
     score_rule: str
     made_by: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    state: str = "finished"
 
 
 def read_predictions(folder: Path, problems: list[str] | None = None) -> Predictions:
@@ -96,43 +98,53 @@ def read_predictions(folder: Path, problems: list[str] | None = None) -> Predict
 def _scored(folder: Path) -> Predictions:
     try:
         record = json.loads((folder / "run.json").read_bytes())
-        settings = record["settings_fingerprint"]
-    except (ValueError, KeyError) as error:
+        settings, state = record["settings_fingerprint"], record["state"]
+        failed = {f["name"]: f["reason"] for f in record["failed"]}
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder / 'run.json'} is broken ({error!r}); score the slides again") from error
-    slides = []
+    slides: dict[str, Prediction] = {}
     for path in sorted(folder.glob("*/slide.json")):
-        try:
-            value = json.loads(path.read_bytes())
-            if value["settings_fingerprint"] != settings:
-                raise StoreError(
-                    f"{path.parent} was scored with another model or other settings than {folder / 'run.json'} says; "
-                    f"score it again, or remove it"
-                )
-            points, scores = read_lesions(path.parent / "lesions.csv")
-            score = None if value["score"] is None else float(value["score"])
-            source = SlideSource(value["path"], mpp=value["mpp"], allow_anisotropic=True)
-            width, height = value["size"]
-            slides.append(
-                Prediction(
-                    value["name"],
-                    score,
-                    points,
-                    scores,
-                    source,
-                    (width, height),
-                    value["mpp"],
-                    path.parent,
-                    value["bounds"] and tuple(value["bounds"]),
-                    value["note"],
-                )
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path} is broken ({error!r}); score the slide again") from error
+        found = _scored_slide(path, settings)
+        key = found.name.casefold()
+        if key in slides:
+            raise StoreError(f"{path.parent} and {slides[key].folder} are of the same slide; remove one")
+        slides[key] = found
     if not slides:
         raise StoreError(f"{folder} holds no scored slide; run wsi score first, and give its --out here")
     keys = ("program", "models", "engine", "settings", "settings_fingerprint", "code")
-    failed = {f["name"]: f["reason"] for f in record.get("failures", [])}
-    return Predictions(tuple(slides), "the heatmap's maximum", {k: record.get(k) for k in keys}, failed)
+    made_by = {key: record.get(key) for key in keys}
+    return Predictions(tuple(slides.values()), "the heatmap's maximum", made_by, failed, state)
+
+
+def _scored_slide(path: Path, settings: str) -> Prediction:
+    try:
+        value = json.loads(path.read_bytes())
+        if value["settings_fingerprint"] != settings:
+            raise StoreError(
+                f"{path.parent} was scored with another model or other settings than run.json beside it says; "
+                f"score it again, or remove it"
+            )
+        score = None if value["score"] is None else float(value["score"])
+        if score is not None and not 0 <= score <= 1:
+            raise StoreError(
+                f"{path} states the score {score}, which must lie in 0..1; score the slide again"
+            )
+        points, scores = read_lesions(path.parent / "lesions.csv")
+        width, height = value["size"]
+        return Prediction(
+            name=value["name"],
+            score=score,
+            points=points,
+            scores=scores,
+            source=SlideSource(value["path"], mpp=value["mpp"], allow_anisotropic=True),
+            size=(width, height),
+            mpp=value["mpp"],
+            folder=path.parent,
+            bounds=value["bounds"] and tuple(value["bounds"]),
+            note=value["note"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is broken ({error!r}); score the slide again") from error
 
 
 def with_slides(predictions: Predictions, rows: Sequence[SlideRow]) -> Predictions:

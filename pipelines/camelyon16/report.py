@@ -13,11 +13,13 @@ import shapely
 
 from pipelines.camelyon16.cases import Cases
 from pipelines.camelyon16.curves import write_froc, write_roc
-from pipelines.camelyon16.evaluation import Evaluation, EvaluationConfig, SlideOutcome
-from pipelines.camelyon16.froc import VARIANTS
+from pipelines.camelyon16.evaluation import Evaluation, EvaluationConfig, LesionOutcome, SlideOutcome
+from pipelines.camelyon16.froc import TARGETS, VARIANTS, FrocCurve
 from pipelines.camelyon16.predictions import Predictions
 from pipelines.camelyon16.published import PUBLISHED
+from pipelines.camelyon16.truth import L0_UM
 from pipelines.provenance import code_hash, commit, libraries, version
+from wsi.errors import StoreError
 from wsi.export import Feature, origin_offset, write_geojson
 from wsi.files import write_json, write_text
 
@@ -68,16 +70,22 @@ def record(
 def write_report(
     folder: Path, value: dict[str, Any], result: Evaluation, cfg: EvaluationConfig, *, published: bool
 ) -> None:
-    """Tables, pictures, GeoJSON of mistakes, then the figures, in place of an earlier evaluation; not the atlas."""
+    """Pictures, tables, GeoJSON of mistakes, then the figures, in place of an earlier evaluation; not the atlas.
+
+    Raises:
+        StoreError: the folder holds something else, or cannot be written.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "froc.png").is_file():
+        raise StoreError(f"{folder} holds files of something else; choose another --out")
     for stale in (folder / EVALUATION, folder / "atlas.html", *(folder / MISTAKES).glob("*.geojson")):
         stale.unlink(missing_ok=True)
+    write_froc(folder / "froc.png", result, cfg.variant, published=published)
+    write_roc(folder / "roc.png", result, published=published)
     write_text(folder / "slides.csv", _slides(result))
     write_text(folder / "lesions.csv", _lesions(result))
     write_text(folder / "false_positives.csv", _false(result))
-    write_froc(folder / "froc.png", result, cfg.variant, published=published)
-    write_roc(folder / "roc.png", result, published=published)
     for slide in result.slides:
-        features = _mistakes(slide)
+        features = _mistakes(slide, result.curve) if slide.counted else []
         if features:
             write_geojson(
                 mistakes_path(folder, slide.name),
@@ -163,19 +171,29 @@ def _false(result: Evaluation) -> str:
     )
 
 
-def _mistakes(slide: SlideOutcome) -> list[Feature]:
+def _mistakes(slide: SlideOutcome, curve: FrocCurve) -> list[Feature]:
     found = []
     for lesion in slide.lesions:
-        if not lesion.found and lesion.kind != "isolated" and lesion.outline:
-            key = f"{slide.name} missed {lesion.number}"
-            measured = {"length um": lesion.length_um}
+        kind = lesion_mistake(lesion, curve)
+        if kind and lesion.outline:
+            key = f"{slide.name} {kind} {lesion.number}"
+            measured = {"length um": lesion.length_um, "probability": lesion.score}
             shape = shapely.union_all(list(lesion.outline))
-            name = f"missed lesion {lesion.number}"
-            found.append(Feature(key, shape, "annotation", name, "Missed", MISSED_COLOUR, measured))
-    half = MARK_UM / (slide.case.prediction.mpp or 0.243)
+            name = f"{kind} lesion {lesion.number}"
+            found.append(Feature(key, shape, "annotation", name, kind.capitalize(), MISSED_COLOUR, measured))
+    half = MARK_UM / (slide.case.prediction.mpp or L0_UM)
     for i, f in enumerate(slide.false, start=1):
         square = shapely.box(f.x - half, f.y - half, f.x + half, f.y + half)
         key, measured = f"{slide.name} false {f.x} {f.y}", {"probability": f.score}
         name = f"false positive {i}"
         found.append(Feature(key, square, "detection", name, "False positive", FALSE_COLOUR, measured))
     return found
+
+
+def lesion_mistake(lesion: LesionOutcome, curve: FrocCurve) -> str:
+    """``missed``, ``late`` (found beyond 8 false positives per slide only), or empty; isolated cells are no mistake."""
+    if lesion.kind == "isolated":
+        return ""
+    if not lesion.found:
+        return "missed"
+    return "late" if curve.false_at(lesion.score) > TARGETS[-1] else ""

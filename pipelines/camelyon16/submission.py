@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.camelyon16.cases import NO_RULES, Selection, TruthTable
 from pipelines.camelyon16.predictions import (
     LESIONS_FOLDER,
     SCORES_FILE,
@@ -31,10 +32,15 @@ def write_submission(folder: Path, predictions: Predictions, *, subset: bool, ma
         made_by: a line that says what made it; it goes into a file of its own, as the CSVs have no room for it.
 
     Raises:
-        ConfigError: a slide has no score, or could not be scored.
+        ConfigError: a slide has no score or could not be scored, or the run did not finish.
         StoreError: the folder holds something else.
     """
     unscored = [p.name for p in predictions.slides if p.score is None] + sorted(predictions.failed)
+    if predictions.state != "finished" and not subset:
+        raise ConfigError(
+            f"the run of wsi score did not finish ({predictions.state}), so slides may be missing; run it again, "
+            f"or pass --subset to submit what there is"
+        )
     if unscored and not subset:
         raise ConfigError(
             f"{', '.join(unscored)}: not scored, and a missing file changes the benchmark's denominators; score all "
@@ -53,12 +59,15 @@ def write_submission(folder: Path, predictions: Predictions, *, subset: bool, ma
     return len(usable)
 
 
-def check_submission(folder: Path, expected: Sequence[str], rows: Sequence[SlideRow]) -> list[str]:
+def check_submission(
+    folder: Path, table: TruthTable | None, selection: Selection, rows: Sequence[SlideRow]
+) -> list[str]:
     """A sentence for everything that is wrong; none where all is well.
 
     Args:
         folder: the submission.
-        expected: names of the slides that must be there; none: not known.
+        table: says which slides must be there; None: ``rows`` do, if there are any.
+        selection: the same rules by name as in an evaluation.
         rows: the slides themselves, for their sizes; none: coordinates are not checked against them.
     """
     problems: list[str] = []
@@ -66,21 +75,29 @@ def check_submission(folder: Path, expected: Sequence[str], rows: Sequence[Slide
         found = read_predictions(folder, problems)
     except WsiError as error:
         return [str(error)]
-    have = {path.stem.casefold() for path in submitted_files(folder)} | {
-        p.name.casefold() for p in found.slides
-    }
-    wanted = {name.casefold(): name for name in expected}
+    have = {path.stem.casefold(): path.stem for path in submitted_files(folder)}
+    have |= {p.name.casefold(): p.name for p in found.slides}
+    slides = {row.source.name.casefold(): row.source.name for row in rows}
+    wanted = slides if table is None else table.names
+    rules = selection.dataset if table is not None and table.by_name else NO_RULES
+    out = {name.casefold() for name in selection.exclude}
+    needed = {k: n for k, n in wanted.items() if k not in out and rules.why_excluded(n) is None}
     problems += [
         f"{name} has no file; a slide without lesions needs an empty one"
-        for key, name in sorted(wanted.items())
+        for key, name in sorted(needed.items())
         if key not in have
     ]
-    if wanted:
-        problems += [
-            f"{p.name} is no slide of the benchmark" for p in found.slides if p.name.casefold() not in wanted
-        ]
+    for key, name in sorted(have.items()) if wanted else ():
+        if key not in wanted and not selection.others_normal and not rules.is_normal(name):
+            problems.append(f"{name} is no slide of the benchmark")
     if not (folder / SCORES_FILE).is_file() and not (folder / "run.json").is_file():
         problems.append(f"{folder / SCORES_FILE} is missing: the slides have no probability")
+    if slides:
+        problems += [
+            f"{n} is not among --slides: its coordinates are not checked"
+            for k, n in have.items()
+            if k not in slides
+        ]
     try:
         found = with_slides(found, rows) if rows else found
     except WsiError as error:

@@ -17,14 +17,15 @@ from skimage.measure import regionprops
 from wsi.annotations import read_annotations, tumour_regions
 from wsi.arrays import BoolRaster, PointsXY
 from wsi.errors import AnnotationError, WsiError
-from wsi.raster import cells_inside
+from wsi.raster import cells_of
 from wsi.slide import LEVEL_TOLERANCE
 from wsi.truth import mask_errors, mask_note, mask_pieces, mask_shapes, mask_step, tumour_value
 from wsi.user_mask import PICTURES
 
 # Evaluation_FROC.py (Camelyon16, 2016): level 5, and 0.243 um/px for the slides of both scanners
 LEVEL5_PX = 32
-LEVEL5_UM = 0.243 * LEVEL5_PX
+L0_UM = 0.243
+LEVEL5_UM = L0_UM * LEVEL5_PX
 GROW_UM = 75.0  # the width of five tumour cells: half of it on each side, so lesions that are closer merge
 ISOLATED_UM = 200.0  # isolated tumour cells are shorter; AJCC
 MACRO_UM = 2000.0  # macrometastases are longer; AJCC
@@ -111,12 +112,14 @@ class TumourRaster:
         step: level-0 pixels per pixel, (x, y).
         note: what was repaired or detected; may be empty.
         value: of a mask, what was detected to mean tumour; else None.
+        why_empty: what to say of a file that marks tumour, of which nothing is left at level 5.
     """
 
     mask: BoolRaster
     step: tuple[float, float]
     note: str = ""
     value: int | None = None
+    why_empty: str = ""
 
 
 def lesion_truth(
@@ -151,7 +154,7 @@ def lesion_truth(
 
 
 def read_raster(path: Path, size: tuple[int, int] | None, *, label: int | None = None) -> TumourRaster:
-    """Tumour at level 5, straight from outlines or from a mask of any level down to 5.
+    """Tumour at level 5, straight from outlines or from a mask of any level down to 5; it may mark none.
 
     Args:
         path: ASAP or ImageScope XML, GeoJSON, NCRF's JSON, or a mask of the whole slide (PNG, TIFF).
@@ -159,15 +162,10 @@ def read_raster(path: Path, size: tuple[int, int] | None, *, label: int | None =
         label: the mask's value that means tumour; None detects 0/1, 0/255 and 0/1/2.
 
     Raises:
-        AnnotationError: the file is broken, of another slide or level, or marks no tumour.
+        AnnotationError: the file is broken, or of another slide or level.
     """
     picture = path.suffix.lower() in PICTURES
-    raster = _from_mask(path, size, label) if picture else _from_outlines(path, size)
-    if not raster.mask.any():
-        raise AnnotationError(
-            f"{path} marks no tumour; if its slide has none, label it 'normal' in slides.csv or reference.csv"
-        )
-    return raster
+    return _from_mask(path, size, label) if picture else _from_outlines(path, size)
 
 
 def _from_outlines(path: Path, size: tuple[int, int] | None) -> TumourRaster:
@@ -177,10 +175,17 @@ def _from_outlines(path: Path, size: tuple[int, int] | None) -> TumourRaster:
         size = math.ceil(right) + ROOM_PX, math.ceil(bottom) + ROOM_PX
     elif not regions.area.is_empty:
         _check_inside(path, regions.area, size)
-    cols, rows = (math.ceil(n / LEVEL5_PX) for n in size)
-    note = f"{path.name}: {regions.repaired} rings that crossed themselves were repaired"
-    mask = cells_inside(regions.area, (LEVEL5_PX, LEVEL5_PX), (rows, cols))
-    return TumourRaster(mask, (LEVEL5_PX, LEVEL5_PX), note if regions.repaired else "")
+    mask = np.zeros((math.ceil(size[1] / LEVEL5_PX), math.ceil(size[0] / LEVEL5_PX)), np.bool_)
+    lost = 0
+    for polygon in regions.area.geoms:
+        part = cells_of(polygon, (LEVEL5_PX, LEVEL5_PX), mask.shape)
+        lost += not part.inside.any()
+        mask[part.window] |= part.inside
+    repaired = f"{regions.repaired} rings that crossed themselves were repaired" if regions.repaired else ""
+    small = f"{lost} outlines hold no pixel's centre at level 5 and are not lesions" if lost else ""
+    note = ", ".join(text for text in (repaired, small) if text)
+    why = f": {small}" if lost else ""
+    return TumourRaster(mask, (LEVEL5_PX, LEVEL5_PX), f"{path.name}: {note}" if note else "", why_empty=why)
 
 
 def _check_inside(path: Path, area: MultiPolygon, size: tuple[int, int]) -> None:
@@ -199,12 +204,17 @@ def _from_mask(path: Path, size: tuple[int, int] | None, label: int | None) -> T
             raise AnnotationError(
                 f"{path} has one level, and the size of its slide is not known, so neither is its level; pass --slides"
             )
-        size = size or (shapes[0][1], shapes[0][0])
+        own = (shapes[0][1], shapes[0][0])
+        assumed = (
+            "" if size else f"; its finest level, {own[0]} x {own[1]} px, is taken for the slide's level 0"
+        )
+        size = size or own
         level, step = _level_for(path, shapes, size)
         values = _sample(path, level, shapes[level], step, size)
     present = sorted(set(np.unique(values).tolist()) - {0})
     meant = tumour_value(path, present, label, "--truth-label")
-    note = mask_note(path, present, meant) if label is None else ""
+    note = (mask_note(path, present, meant) if label is None else path.name) + assumed
+    note = "" if note == path.name else note
     kept = step if _is_level5(step) else (LEVEL5_PX, LEVEL5_PX)
     return TumourRaster(values == meant, kept, note, meant if label is None else None)
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import typer
 from rich.table import Table
 
@@ -18,11 +17,10 @@ from pipelines.camelyon16.evaluation import Evaluation, EvaluationConfig, evalua
 from pipelines.camelyon16.features import FEATURES, features_of
 from pipelines.camelyon16.forest import (
     CARD,
+    Fitted,
     ForestCard,
     ForestConfig,
-    beside_the_maximum,
-    cross_validate,
-    grow,
+    fit,
     read_forest,
     slide_key,
     write_forest,
@@ -258,17 +256,24 @@ def check_command(
         Path | None, typer.Option(help="As for evaluate: says which slides must be there.")
     ] = None,
     slides: Slides = None,
+    dataset: DatasetName = "camelyon16",
+    exclude: Exclude = None,
+    others_normal: OthersNormal = False,
 ) -> None:
     """Say what is missing or out of bounds in a submission; exit code 1 if anything is."""
     table = None if truth is None else read_truth_table(truth)
-    expected = [] if table is None else list(table.names.values())
     rows = gather(slides, mpp=None, allow_anisotropic=False) if slides else []
-    expected = expected or [row.source.name for row in rows]
-    problems = check_submission(submission, expected, rows)
+    selection = Selection(_rules(dataset), tuple(exclude or ()), others_normal=others_normal)
+    problems = check_submission(submission, table, selection, rows)
     for sentence in problems:
         err.print(sentence, markup=False)
-    if not expected:
+    if table is None and not rows:
         err.print("whether slides are missing is not known: pass --truth or --slides", markup=False)
+    elif table is not None and None not in table.files.values():
+        err.print(
+            "which normal slides must be there is not known: reference.csv or slides.csv would say",
+            markup=False,
+        )
     if not rows:
         err.print("whether coordinates lie on their slides is not known: pass --slides", markup=False)
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
@@ -288,18 +293,14 @@ def forest_command(
     exclude: Exclude = None,
     subset: Subset = False,
     others_normal: OthersNormal = False,
+    truth_label: TruthLabel = None,
 ) -> None:
     """Grow a slide-level model on 28 features of the heatmaps; cross-validation says what it adds to the maximum."""
     cfg = ForestConfig(trees=trees, folds=folds, seed=seed)
     selection = Selection(_rules(dataset), tuple(exclude or ()), subset, others_normal)
     predictions = read_predictions(results)
     cases = join(predictions, truth, selection).cases
-    tumour = np.array([case.truth is not None for case in cases])
-    features = features_of([case.prediction for case in cases])
-    names = [case.prediction.name for case in cases]
-    maximum = np.array([case.prediction.score for case in cases], np.float64)
-    scores, fold = cross_validate(features, tumour, cfg)
-    quality = beside_the_maximum(tumour, scores, maximum, seed)
+    fitted = fit(cases, cfg, truth_label)
     card = ForestCard(
         name=folder.name,
         features=FEATURES,
@@ -307,27 +308,35 @@ def forest_command(
         patch_models=_patch_models(predictions),
         demonstration=any(m["demonstration"] for m in predictions.made_by.get("models", [])),
         seen=tuple(sorted(slide_key(case.prediction) for case in cases)),
-        slides={"normal": int((~tumour).sum()), "tumour": int(tumour.sum())},
-        auc=quality,
+        slides={"normal": int((~fitted.tumour).sum()), "tumour": int(fitted.tumour.sum())},
+        auc=fitted.quality,
         made_by=f"slidewright {version()}, code {code_hash()}",
     )
-    write_forest(folder, grow(features, tumour, cfg), card)
-    rows = zip(names, tumour, fold + 1, scores, maximum, features, strict=True)
-    write_text(
-        folder / "scores.csv",
-        csv_text(
-            ("slide", "truth", "fold", "forest_out_of_fold", "maximum", *FEATURES),
-            (
-                (n, "tumor" if t else "normal", k, f"{s:.6f}", f"{m:.6f}", *(f"{v:.6g}" for v in x))
-                for n, t, k, s, m, x in rows
-            ),
-        ),
-    )
-    curves = [
-        ("forest, out of fold", *roc(tumour, scores)),
-        ("maximum of the heatmap", *roc(tumour, maximum)),
-    ]
-    write_roc(folder / "roc.png", curves, f"{folder.name}: {len(names)} slides, {folds} folds")
-    for name, shown in quality.items():
+    write_forest(folder, fitted.forest, card)
+    _write_validation(folder / "validation", folder.name, fitted)
+    for name, shown in fitted.quality.items():
         out.print(f"{name}: {interval_text(shown)}", markup=False)
-    out.print(f"{folder} holds the model; for research use only", markup=False)
+    out.print(
+        f"{folder} holds the model; its folder 'validation' names slides. For research use only", markup=False
+    )
+
+
+def _write_validation(folder: Path, name: str, fitted: Fitted) -> None:
+    """Scores of every slide by name, apart from the model: names may be accession numbers."""
+    columns = (fitted.names, fitted.tumour, fitted.fold + 1, fitted.scores, fitted.maximum, fitted.features)
+    rows = [
+        (
+            slide,
+            "tumor" if tumour else "normal",
+            fold,
+            f"{score:.6f}",
+            f"{top:.6f}",
+            *(f"{v:.6g}" for v in values),
+        )
+        for slide, tumour, fold, score, top, values in zip(*columns, strict=True)
+    ]
+    header = ("slide", "truth", "fold", "forest_out_of_fold", "maximum", *FEATURES)
+    write_text(folder / "scores.csv", csv_text(header, rows))
+    curves = [("forest, out of fold", *roc(fitted.tumour, fitted.scores))]
+    curves.append(("maximum of the heatmap", *roc(fitted.tumour, fitted.maximum)))
+    write_roc(folder / "roc.png", curves, f"{name}: {len(rows)} slides, out of fold")
