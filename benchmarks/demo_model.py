@@ -14,9 +14,6 @@ import numpy as np
 import shapely
 
 from benchmarks.common import header, scratch, wsi
-from pipelines.camelyon16.froc import SlideHits, froc, slide_hits
-from pipelines.camelyon16.results import result_of
-from pipelines.camelyon16.truth import lesion_truth
 from wsi.annotations import read_annotations, tumour_regions
 from wsi.metrics import auc
 from wsi.store import HeatmapStore
@@ -55,31 +52,31 @@ def main() -> None:
 
 
 def report(slides: Path, scored: Path) -> None:
-    hits: list[SlideHits] = []
-    slide_scores, slide_labels, scores, labels = [], [], [], []
-    for path in sorted(scored.glob("*/slide.json")):
-        result = result_of(json.loads(path.read_bytes()))
-        area = tumour_regions(read_annotations(slides / f"{result.name}.xml")).area
-        hits.append(slide_hits(result.lesions, lesion_truth(area, result.size)))
-        slide_scores.append(result.score)
-        slide_labels.append(not area.is_empty)
-        cell_scores, tumour = cell_labels(area, path.parent / "heatmap.zarr")
+    wsi("camelyon16", "evaluate", scored, "--truth", slides, "--draws", 0, "--no-atlas")
+    value = json.loads((scored / "evaluation" / "evaluation.json").read_text())
+    for s in value["slides"]:
+        found = f"{sum(v > 0 for v in s['found'])} of {s['lesions']} lesions"
+        print(
+            f"  {s['name']}: score {s['score']:.3f}, {found}, {len(s['false'])} false positives", flush=True
+        )
+    figures = value["figures"]
+    print(f"  {figures['lesions without any detection']} of {figures['lesions to be found']} lesions missed")
+    print(f"  slide AUC {figures['AUC']['value']:.3f}")
+    print(f"  patch AUC {patch_auc(slides, scored):.4f}")
+    sensitivities = figures["sensitivity at false positives per slide"]
+    points = ", ".join(f"{shown['value']:.3f} at {target}" for target, shown in sensitivities.items())
+    print(f"  FROC {figures['FROC']['value']:.3f}: sensitivity {points} false positives per slide")
+
+
+def patch_auc(slides: Path, scored: Path) -> float:
+    """Over all scored cells of all slides."""
+    scores, labels = [], []
+    for path in sorted(scored.glob("*/heatmap.zarr")):
+        area = tumour_regions(read_annotations(slides / f"{path.parent.name}.xml")).area
+        cell_scores, tumour = cell_labels(area, path)
         scores.append(cell_scores)
         labels.append(tumour)
-        found = f"{(hits[-1].found > 0).sum()} of {hits[-1].lesions} lesions"
-        print(
-            f"  {result.name}: score {result.score:.3f}, {found}, {len(hits[-1].false)} false positives",
-            flush=True,
-        )
-    missed = sum(h.lesions - int((h.found > 0).sum()) for h in hits)
-    print(f"  {missed} of {sum(h.lesions for h in hits)} lesions missed")
-    curve = froc(hits)
-    print(f"  slide AUC {auc(np.array(slide_labels), np.array(slide_scores, float)):.3f}")
-    print(
-        f"  patch AUC {auc(np.concatenate(labels), np.concatenate(scores)):.4f} over {sum(map(len, labels))} cells"
-    )
-    points = ", ".join(f"{curve.at(t):.3f} at {t:g}" for t in (0.25, 0.5, 1, 2, 4, 8))
-    print(f"  FROC {curve.score:.3f}: sensitivity {points} false positives per slide")
+    return auc(np.concatenate(labels), np.concatenate(scores))
 
 
 if __name__ == "__main__":

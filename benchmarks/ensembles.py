@@ -12,15 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.common import header, wsi
-from benchmarks.demo_model import cell_labels
+from benchmarks.demo_model import patch_auc
 from models.engines import find_models
 from pipelines.camelyon16.comparison import compare, read_evaluation
 from pipelines.camelyon16.curves import interval_text
-from wsi.annotations import read_annotations, tumour_regions
-from wsi.metrics import auc
 
 
 def main() -> None:
@@ -73,17 +69,6 @@ def row(name: str, slides: Path, folder: Path, first: Path) -> str:
         gap = f"{interval_text(gaps[key]['difference'])}, {gaps[key]['p']:.3f}" if folder != first else ""
         cells.append(f"{interval_text(figures[key]):<24}{gap:<38}")
     return f"  {name:<28}{cells[0]}{cells[1]}{patch_auc(slides, folder):.4f}"
-
-
-def patch_auc(slides: Path, folder: Path) -> float:
-    """Over all scored cells: a cell is tumour where it shares area with an outline."""
-    scores, labels = [], []
-    for path in sorted(folder.glob("*/heatmap.zarr")):
-        area = tumour_regions(read_annotations(slides / f"{path.parent.name}.xml")).area
-        cell_scores, tumour = cell_labels(area, path)
-        scores.append(cell_scores)
-        labels.append(tumour)
-    return auc(np.concatenate(labels), np.concatenate(scores))
 
 
 if __name__ == "__main__":
