@@ -13,6 +13,7 @@ from pipelines.provenance import code_hash, version
 from wsi.errors import ConfigError, StoreError
 from wsi.files import write_json
 from wsi.patch_folder import read_patches
+from wsi.phantom.kidney import plan_kidneys, write_kidney, write_kidney_manifest
 from wsi.phantom.lymph_node import plan_cohort, validation_split, write_manifest, write_phantom
 from wsi.phantom.mosaic import Material, load_material, read_outlines
 
@@ -77,6 +78,54 @@ def lymph_node(
     }
     write_json(folder / "phantoms.json", made_by | {"settings": settings, "note": "synthetic; not tissue"})
     out.print(f"{folder / 'slides.csv'} lists them", markup=False)
+
+
+@app.command("kidney")
+def kidney(
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the slides.")],
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many slides.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other slides.")] = 1,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of level 0, in pixels.")] = "12288x8192",
+    c4d: Annotated[
+        str, typer.Option(help="Percent of capillaries that are C4d-positive, slide by slide, in turn.")
+    ] = "0,2,8,20,45,75",
+    validation_share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of slides marked 'validation' in slides.csv, the last ones."),
+    ] = 0.2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other phantoms in OUT.")] = False,
+) -> None:
+    """Kidney transplants stained for C4d: slides, and the true capillaries and fields as GeoJSON.
+
+    Brown tubules, glomeruli and arteries, partial rings and serum are on them, too: they are no positive capillaries.
+    """
+    percents = _percents(c4d)
+    settings: dict[str, object] = {"kind": "kidney", "seed": seed, "count": count, "size": size, "c4d": c4d}
+    settings |= {"validation_share": validation_share}
+    _check_folder(folder, settings, overwrite)
+    slides = plan_kidneys(count, seed, _size(size), percents)
+    for i, slide in enumerate(slides, start=1):
+        with progress(f"{slide.name} ({i} of {count})", transient=True) as tick:
+            layout = write_kidney(slide, folder, lambda done, total: tick(done, total, ""))
+        held = sum(c.positive for c in layout.capillaries)
+        share = f"{layout.c4d_percent:.1f} %" if layout.capillaries else "none"
+        found = f"{len(layout.capillaries)} capillaries, {held} of them C4d-positive ({share})"
+        out.print(f"{folder / slide.name}.tif  {layout.mpp} um/px  {found}", markup=False)
+    first = count - round(count * validation_share)
+    write_kidney_manifest(folder, slides, ["train" if i < first else "validation" for i in range(count)])
+    made_by = {"program": f"slidewright {version()}", "code": code_hash(), "command": "wsi phantom kidney"}
+    write_json(folder / "phantoms.json", made_by | {"settings": settings, "note": "synthetic; not tissue"})
+    out.print(f"{folder / 'slides.csv'} lists them", markup=False)
+
+
+def _percents(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--c4d must be percentages such as 0,10,60, got {text!r}") from error
+    if not all(0 <= value <= 100 for value in found):  # NaN is neither
+        raise ConfigError(f"--c4d must lie between 0 and 100, got {text!r}")
+    return found
 
 
 def _materials(
