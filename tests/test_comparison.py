@@ -206,7 +206,7 @@ class TestSubmission:
         assert code == 1
         for sentence in (
             "tumor_000 has no file; a slide without lesions needs an empty one",
-            "tumor_001.csv begins with 'prob': the challenge's form has no header",
+            "tumor_001.csv: 'prob' in line 1 is no probability; the challenge's form has no header",
             "tumor_002: a detection at (5000, 10) lies outside its slide of 4608 x 3072 px",
             "tumor_003.csv, line 1: 1.5 is no probability",
             "another is no slide of the benchmark",
@@ -257,6 +257,22 @@ class TestSubmission:
         code, _, said = wsi("camelyon16", "evaluate", run, "--truth", scored)
         assert (code, "tumor_001/slide.json states the score" in said) == (2, True)
 
+    def test_a_slide_whose_results_are_gone(self, scored: Path, tmp_path: Path, wsi: Run) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(scored / "results", run)
+        record = json.loads((run / "run.json").read_text())
+        write_json(
+            run / "run.json",
+            record | {"slides": [{"name": p.name} for p in sorted(run.iterdir()) if p.is_dir()]},
+        )
+        shutil.rmtree(run / "normal_005")
+        code, _, said = wsi("camelyon16", "submit", run, "--out", tmp_path / "s")
+        assert (code, "normal_005: not scored" in said) == (2, True)
+        code, _, said = wsi("camelyon16", "evaluate", run / "tumor_001", "--truth", scored)
+        assert (code, "holds one slide's results; give the folder above it" in said) == (2, True)
+        code, _, said = wsi("camelyon16", "check", run)
+        assert (code, "is the --out of wsi score, not a submission" in said) == (1, True)
+
     def test_a_copied_slide(self, scored: Path, tmp_path: Path, wsi: Run) -> None:
         run = tmp_path / "run"
         shutil.copytree(scored / "results", run)
@@ -273,7 +289,7 @@ class TestSubmission:
         names = ["tumor_001", "normal_001"]
         out = submission(tmp_path / "s", {n: [] for n in names}, dict.fromkeys(names, 0.5))
         code, said, noted = wsi("camelyon16", "check", out, "--truth", truth)
-        assert (code, said) == (0, f"{out}: all is well\n")
+        assert (code, said) == (0, f"{out}: all is well as far as it was checked\n")
         assert "which normal slides must be there is not known" in noted
         code, _, noted = wsi("camelyon16", "check", out, "--truth", truth, "--dataset", "none")
         assert code == 1
@@ -338,7 +354,10 @@ class TestForest:
         scores, fold = cross_validate(x, y, ForestConfig(trees=40))
         assert np.bincount(fold).tolist() == [16] * 5
         assert abs(np.corrcoef(scores, y)[0, 1]) < 0.3
-        with pytest.raises(ConfigError, match="5 folds need as many slides of each class, and one has 4"):
+        with pytest.raises(
+            ConfigError,
+            match="5 folds need as many slides of each class, and there are 4 tumour ones; pass a smaller",
+        ):
             cross_validate(x[:44], np.arange(44) < 4, ForestConfig())
 
     def test_from_results_to_a_scored_benchmark(self, scored: Path, tmp_path: Path, wsi: Run) -> None:

@@ -467,12 +467,12 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("confidence,x,y\n0.5,1,2\n", "the challenge's form has no header; remove the line"),
+            ("confidence,x,y\n0.5,1,2\n", "in line 1 is no probability; the challenge's form has no header"),
             ("0.5,1,2\n1.5,1,2\n", "line 2: 1.5 is no probability; it must lie in 0..1"),
             ("0.5,1,2\nnan,1,2\n", "line 2: nan is no probability"),
             ("0.5,1,2\nhigh,1,2\n", "line 2: 'high' is no probability"),
-            ("0.5,1.5,2\n", "x and y must be whole level-0 pixels, got '1.5' and '2'"),
-            ("0.5,1\n", "2 values; each line must be confidence,x,y"),
+            ("0.5,1.5,2\n", "x and y must be whole level-0 pixels (round them), got '1.5' and '2'"),
+            ("0.5,1\n", "line 1: '0.5,1' is not confidence,x,y"),
         ],
     )
     def test_a_broken_file_of_lesions(self, tmp_path: Path, text: str, said: str) -> None:
@@ -621,6 +621,38 @@ class TestBadInput:
         ):
             evaluate(cases, EvaluationConfig(draws=0))
 
+    def test_slides_that_are_others(self, benchmark: tuple[Path, Path], wsi: Run, red_square: Path) -> None:
+        run, truth = benchmark
+        said = self.refused(wsi, "evaluate", run, "--truth", truth, "--slides", red_square)
+        assert "--slides has no slide called test_001; give all of them" in said
+
+    def test_what_was_taken_as_normal_is_said(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        """A misnamed file must not become a normal slide in silence; a slide's ending is no part of its name."""
+        run, truth = benchmark
+        (run / "classification.csv").unlink()
+        (run / "lesions" / "test_001.csv").rename(run / "lesions" / "test_001.tif.csv")
+        (run / "lesions" / "test_001_lesions.csv").write_text("")
+        words = ("camelyon16", "evaluate", run, "--truth", truth, "--draws", 5, "--no-atlas")
+        code, said, noted = wsi(*words, "--others-normal")
+        assert (code, "2 tumour and 3 normal" in said) == (0, True)
+        assert "taken as normal, by --others-normal: test_001_lesions" in noted
+        assert "slide score: the highest detection, 0 without one" in noted
+        (run / "lesions" / "test_002.csv").unlink()
+        assert "test_002 (results that no truth names: test_001_lesions); score them" in wsi(*words)[2]
+
+    def test_each_variant_has_its_own_folder(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        run, truth = benchmark
+        words = ("camelyon16", "evaluate", run, "--truth", truth, "--draws", 5, "--no-atlas")
+        wsi(*words)
+        wsi(*words, "--variant", "negatives")
+        for folder, variant in (("evaluation", "official"), ("evaluation-negatives", "negatives")):
+            assert json.loads((run / folder / "evaluation.json").read_text())["variant"] == variant
+
+    def test_files_in_two_places(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        run, truth = benchmark
+        (run / "test_001.csv").write_text("")
+        assert "test_001.csv lies beside" in self.refused(wsi, "evaluate", run, "--truth", truth)
+
     def test_nothing_there(self, tmp_path: Path, wsi: Run, benchmark: tuple[Path, Path]) -> None:
         run, truth = benchmark
         assert "holds neither results of wsi score nor CSVs" in self.refused(
@@ -640,15 +672,17 @@ class TestBadInput:
     def test_a_slide_that_was_not_scored(self, benchmark: tuple[Path, Path]) -> None:
         run, truth = benchmark
         predictions = read_predictions(run)
-        blank = Prediction("test_004", None, np.empty((0, 2)), np.empty(0))
+        blank = Prediction("test_004", None, np.empty((0, 2)), np.empty(0), note="no tissue found")
         slides = (*[p for p in predictions.slides if p.name != "test_004"], blank)
         object.__setattr__(predictions, "slides", slides)
         with pytest.raises(
-            ConfigError, match="1 slide has no score, as no tissue was found or read: test_004"
+            ConfigError, match=r"1 slide has no score, test_004 among them \(not scored: no tissue found\)"
         ):
             join(predictions, truth, Selection())
-        cases = join(predictions, truth, Selection(exclude=("Test_004",)))
-        assert len(cases.cases) == 3
+        for selection in (Selection(exclude=("Test_004",)), Selection(subset=True)):
+            cases = join(predictions, truth, selection)
+            assert len(cases.cases) == 3
+            assert [name.casefold() for name in cases.left_out] == ["test_004"]
 
     def test_a_manifest_says_everything(self, tmp_path: Path) -> None:
         """Names that Camelyon16's rules know mean nothing in another cohort's manifest."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -103,3 +105,34 @@ def test_real_lymph_node_with_bubbles_and_glass_edge() -> None:
     share = mask.pixels.mean()
     assert 0.1 < share < 0.4
     assert not mask.pixels[:, :20].any()  # the glass's left edge
+
+
+class TestDensity:
+    @pytest.mark.parametrize("name", ["dab_weak", "cd68_dab", "dab_tubular_a", "cd34_red_capillaries"])
+    def test_pale_immunostains_are_tissue(self, name: str) -> None:
+        """Whole pictures of kidney tissue (0.25 um/px or so), laid on glass: the default finds next to nothing of some."""
+        picture = cv2.imread(str(real_data("kidney_stains", f"{name}.png")))[..., ::-1]
+        small = cv2.resize(picture, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)
+        image = glass()
+        height, width = small.shape[:2]
+        image[100 : 100 + height, 200 : 200 + width] = small
+        found = tissue_of(overview(image), TissueConfig(method="density")).pixels
+        assert found[100 : 100 + height, 200 : 200 + width].mean() > 0.95  # one has a torn corner
+        found[95 : 105 + height, 195 : 205 + width] = False
+        assert not found.any()
+
+    def test_a_kidney_phantom(self) -> None:
+        """Area within 5 % of the drawn outlines; pen is left out."""
+        from wsi.phantom.kidney import KIDNEY_SCANNERS, KidneyPainter
+        from wsi.phantom.kidney_layout import KidneyPlanner
+
+        layout = KidneyPlanner(np.random.default_rng(2), (6144, 5120), 0.25).kidney(20)
+        layout = dataclasses.replace(layout, artefacts=())
+        image = KidneyPainter(layout, np.random.default_rng(0), KIDNEY_SCANNERS[0]).render(0, 0, 6144, 5120)
+        assert image is not None
+        small = cv2.resize(image, None, fx=1 / 32, fy=1 / 32, interpolation=cv2.INTER_AREA)
+        found = tissue_of(overview(small), TissueConfig(method="density")).pixels
+        assert found.sum() * 32**2 == pytest.approx(sum(p.area for p in layout.pieces), rel=0.08)
+
+    def test_glass_has_none(self) -> None:
+        assert not tissue_of(overview(glass()), TissueConfig(method="density")).pixels.any()

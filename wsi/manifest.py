@@ -51,12 +51,15 @@ class SlideRow:
         return self.truth
 
 
-def read_manifest(path: Path, problems: list[str] | None = None) -> list[SlideRow]:
+def read_manifest(
+    path: Path, problems: list[str] | None = None, *, slides_needed: bool = True
+) -> list[SlideRow]:
     """Read a CSV with a header; only ``path`` is required, empty cells are None.
 
     Args:
         path: the file.
         problems: takes a sentence for each line that cannot be used, which is then left out; None raises the first.
+        slides_needed: whether the slides themselves must be there; else only their names count.
 
     Raises:
         ConfigError: an unknown or missing column, a number that is none, a file that is not there.
@@ -69,7 +72,7 @@ def read_manifest(path: Path, problems: list[str] | None = None) -> list[SlideRo
             rows = []
             for line, values in enumerate(reader, start=2):
                 try:
-                    rows.append(_row(path, line, values))
+                    rows.append(_row(path, line, values, slides_needed))
                 except ConfigError as error:
                     if problems is None:
                         raise
@@ -89,13 +92,13 @@ def _check_columns(path: Path, columns: Iterable[str]) -> None:
         raise ConfigError(f"{path} has no column 'path'; known columns are {known}")
 
 
-def _row(manifest: Path, line: int, values: dict[str, str]) -> SlideRow:
+def _row(manifest: Path, line: int, values: dict[str, str], slides_needed: bool) -> SlideRow:
     def file(column: str) -> Path | None:
         text = (values.get(column) or "").strip()
         if not text:
             return None
         found = manifest.parent / text
-        if not found.exists():
+        if not found.exists() and (slides_needed or column != "path"):
             raise ConfigError(f"{manifest} line {line}: {column} {found} does not exist; check the path")
         return found
 

@@ -16,7 +16,7 @@ from wsi.overview import Overview, read_overview
 from wsi.placement import Placement
 from wsi.slide import Slide
 
-MethodName = Literal["otsu-saturation", "liu2017", "ncrf"]
+MethodName = Literal["otsu-saturation", "liu2017", "ncrf", "density"]
 
 
 class TissueConfig(Config):
@@ -90,10 +90,24 @@ def ncrf(image: RgbImage) -> BoolRaster:
     return np.asarray(~bright & (saturation > _otsu(saturation)) & (image.min(axis=2) > 50))
 
 
+def density(image: RgbImage) -> BoolRaster:
+    """Optical density against the glass, averaged over some cells: for immunostains, which are pale.
+
+    Density is the sum over R, G, B; its threshold is Otsu's, kept between 0.06 (glass varies by 0.03) and 0.15 (pale
+    tissue of data/kidney_stains has 0.2 and more). The average, over 40 um at 8 um per pixel, closes lumens.
+    """
+    # the glass is the brightest there is; lumens are as bright where a picture holds no glass
+    glass = np.percentile(image.reshape(-1, 3), 99.5, axis=0) + 1
+    dense = -np.log10((image.astype(np.float32) + 1) / glass.astype(np.float32)).sum(axis=2)
+    smooth = cv2.blur(np.clip(dense, 0, 1.5), (5, 5))
+    return np.asarray(smooth > min(max(_otsu(smooth), 0.06), 0.15))
+
+
 METHODS: dict[str, Callable[[RgbImage], BoolRaster]] = {
     "otsu-saturation": otsu_saturation,
     "liu2017": liu2017,
     "ncrf": ncrf,
+    "density": density,
 }
 
 

@@ -59,11 +59,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Cases:
-    """The slides to be evaluated, by name, and what is left out and why."""
+    """The slides to be evaluated, by name, and what is left out and why.
+
+    Attributes:
+        taken_as_normal: slides that nothing names, by ``--others-normal``.
+    """
 
     cases: tuple[Case, ...]
     left_out: dict[str, str]
     truth_origin: str
+    taken_as_normal: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +104,21 @@ def join(predictions: Predictions, truth: Path, selection: Selection) -> Cases:
     normal = [rules.is_normal(p.name) or selection.others_normal for p in kept]
     known = [p.name.casefold() in table.files or n for p, n in zip(kept, normal, strict=True)]
     _refuse_unknown([p.name for p, k in zip(kept, known, strict=True) if not k], table)
-    _refuse_unscored([p.name for p in kept if p.score is None])
+    unscored = {p.name: f"not scored: {p.note}" for p in kept if p.score is None}
+    if unscored and not selection.subset:
+        name, why = next(iter(unscored.items()))
+        raise ConfigError(
+            f"{_count(list(unscored))} no score, {name} among them ({why}); "
+            f"mend that, or pass --subset to leave them out"
+        )
+    left_out |= unscored
+    kept = [p for p in kept if p.name not in unscored]
     if not kept:
         raise ConfigError(f"no slide is left to evaluate: {truth} and the results share no name")
-    return Cases(tuple(_case(p, table, rules, selection) for p in kept), left_out, table.origin)
+    cases = tuple(_case(p, table, rules, selection) for p in kept)
+    named = set(table.files)
+    assumed = tuple(p.name for p in kept if p.name.casefold() not in named and not rules.is_normal(p.name))
+    return Cases(cases, left_out, table.origin, assumed)
 
 
 def _case(p: Prediction, table: TruthTable, rules: Dataset, selection: Selection) -> Case:
@@ -132,18 +148,24 @@ def _left_out(
     done |= {name.casefold() for name in failed}
     missing = [table.names[key] for key in sorted(set(table.files) - set(have) - done)]
     if not selection.subset:
-        _refuse_missing(missing, failed, predictions.state)
+        strange = [
+            n for k, n in have.items() if k not in table.files and k not in done and not rules.is_normal(n)
+        ]
+        _refuse_missing(missing, failed, predictions.state, strange)
     out |= {name: f"failed: {why}" for name, why in failed.items()}
     return out | {name: "no results (--subset)" for name in missing}
 
 
-def _refuse_missing(missing: Sequence[str], failed: dict[str, str], state: str) -> None:
+def _refuse_missing(
+    missing: Sequence[str], failed: dict[str, str], state: str, strange: Sequence[str]
+) -> None:
     way_out = "score them, or pass --subset to evaluate the others"
     if failed:
         name, why = next(iter(failed.items()))
         raise ConfigError(f"{len(failed)} slide(s) could not be scored, {name} among them ({why}); {way_out}")
     if missing:
-        raise ConfigError(f"{_count(missing)} truth but no results: {_list(missing)}; {way_out}")
+        beside = f" (results that no truth names: {_list(strange)})" if strange else ""
+        raise ConfigError(f"{_count(missing)} truth but no results: {_list(missing)}{beside}; {way_out}")
     if state != "finished":
         raise ConfigError(
             f"the run of wsi score did not finish ({state}), so slides may be missing; {way_out}"
@@ -155,14 +177,6 @@ def _refuse_unknown(names: Sequence[str], table: TruthTable) -> None:
         raise ConfigError(
             f"{_count(names)} results but no truth in {table.origin}: {_list(names)}; add their truth, "
             f"label them 'normal' in {MANIFEST}, or pass --others-normal if slides without truth have no tumour"
-        )
-
-
-def _refuse_unscored(names: Sequence[str]) -> None:
-    if names:
-        raise ConfigError(
-            f"{_count(names)} no score, as no tissue was found or read: {_list(names)}; score them with --mask, "
-            f"or pass --exclude NAME"
         )
 
 
@@ -195,7 +209,7 @@ def read_truth_table(where: Path) -> TruthTable:
 def _from_manifest(path: Path) -> TruthTable:
     files: dict[str, Path | None] = {}
     names: dict[str, str] = {}
-    for row in read_manifest(path):
+    for row in read_manifest(path, slides_needed=False):
         key = row.source.name.casefold()
         if key in files:
             raise ConfigError(f"{path} names {row.source.name} twice; keep one line for each slide")

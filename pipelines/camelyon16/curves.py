@@ -35,7 +35,7 @@ def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: b
         variant: named in the title.
         published: draw the pathologist's point, too.
     """
-    figure = Figure(figsize=(6.6, 5.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 5.8), layout="constrained")
     axis = figure.subplots()
     axis.set_xscale("symlog", base=2, linthresh=0.125, linscale=0.6)
     if result.band is not None:
@@ -45,6 +45,8 @@ def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: b
     label = f"FROC {interval_text(result.figures['FROC'])}"
     false, found = result.curve.false_per_slide[::-1], result.curve.sensitivity[::-1]
     style = "steps-pre" if result.curve.stepwise else "default"
+    if false[-1] < TICKS[-1]:  # beyond its last point the curve is read as that point
+        axis.plot([false[-1], TICKS[-1]], [found[-1]] * 2, ":", color=BLUE, linewidth=1.5)
     axis.plot(false, found, color=BLUE, linewidth=2, label=label, drawstyle=style)
     at = result.curve.at(TARGETS)
     axis.plot(TARGETS, at, "o", color=BLUE, markersize=5, label="where sensitivity is read")
@@ -59,7 +61,7 @@ def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: b
     axis.set_xticks(TICKS, [f"{t:g}" for t in TICKS])
     axis.set_xticks([], minor=True)
     axis.set_xlim(0, 16)
-    axis.set_ylim(0, 1.02)
+    axis.set_ylim(0, 1.03)
     counted = [s for s in result.slides if s.counted]
     lesions = result.figures["lesions to be found"]
     axis.set_title(f"FROC, variant '{variant}': {lesions} lesions on {len(counted)} slides", fontsize=11)
@@ -70,7 +72,7 @@ def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: b
 
 def write_roc(path: Path, result: Evaluation, *, published: bool) -> None:
     """Draw the ROC curve over slides, and those of tumour slides by the class of their longest lesion."""
-    figure = Figure(figsize=(6, 5.8), layout="constrained")
+    figure = Figure(figsize=(6.4, 5.8), layout="constrained")
     axis = figure.subplots()
     kinds = (("AUC", None), ("AUC, macrometastases", "macro"), ("AUC, micrometastases", "micro"))
     for name, kind in kinds:
@@ -82,7 +84,7 @@ def write_roc(path: Path, result: Evaluation, *, published: bool) -> None:
         keep = [not s.hits.tumour or kind is None or s.kind == kind for s in result.slides]
         false, true = roc(result.tumour[keep], result.scores[keep])
         style = {"color": BLUE, "linewidth": 2.2, "zorder": 5} if kind is None else {"linewidth": 1.1}
-        text = f"{name} {interval_text(shown)}, {shown['tumour slides']} slides"
+        text = f"{name} {interval_text(shown)}, {shown['tumour slides']} tumour slides"
         axis.plot(false, true, label=text, **style)
     fixed = [p for p in result.figures["operating points"] if p["at"].startswith("slide score")]
     for point, marker in zip(fixed, cycle("osD^v"), strict=False):
@@ -97,8 +99,8 @@ def write_roc(path: Path, result: Evaluation, *, published: bool) -> None:
         axis.text(0.98, 0.34, text, fontsize=8, color=ORANGE, ha="right", transform=axis.transAxes)
     axis.set_xlabel("share of normal slides called tumour (1 - specificity)")
     axis.set_ylabel("share of tumour slides called tumour (sensitivity)")
-    axis.set_xlim(-0.01, 1.01)
-    axis.set_ylim(-0.01, 1.01)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.03)
     normal = result.figures["AUC"]["normal slides"]
     axis.set_title(f"ROC over slides: {len(result.slides) - normal} tumour, {normal} normal", fontsize=11)
     if axis.get_legend_handles_labels()[0]:

@@ -148,8 +148,10 @@ def cross_validate(
 
     few = min(int(tumour.sum()), int((~tumour).sum()))
     if few < cfg.folds:
+        kind = "tumour" if tumour.sum() == few else "normal"
+        way_out = "pass a smaller --folds, or add slides" if few > 1 else "add slides"
         raise ConfigError(
-            f"{cfg.folds} folds need as many slides of each class, and one has {few}; pass --folds"
+            f"{cfg.folds} folds need as many slides of each class, and there are {few} {kind} ones; {way_out}"
         )
     scores, fold = np.empty(len(tumour)), np.empty(len(tumour), np.int64)
     parts = StratifiedKFold(cfg.folds, shuffle=True, random_state=cfg.seed).split(features, tumour)
@@ -181,7 +183,8 @@ def read_forest(folder: Path, patch_models: Sequence[str]) -> tuple[Forest, Fore
             raise ModelError(f"{folder / WEIGHTS} is not the file that its card names; copy the folder again")
         forest = Forest(**load(data))
     except (OSError, ValueError, TypeError, ValidationError) as error:
-        raise ModelError(f"{folder} is no slide-level model ({error}); see wsi camelyon16 forest") from error
+        why = getattr(error, "strerror", None) or error
+        raise ModelError(f"{folder} is no slide-level model ({why}); see wsi camelyon16 forest") from error
     if card.features != FEATURES:
         raise ModelError(f"{folder} was grown on other features than this version computes; grow it again")
     if tuple(patch_models) != card.patch_models:

@@ -82,6 +82,10 @@ def read_predictions(folder: Path, problems: list[str] | None = None) -> Predict
     """
     if (folder / "run.json").is_file():
         return _scored(folder)
+    if (folder / "slide.json").is_file():
+        raise StoreError(
+            f"{folder} holds one slide's results; give the folder above it, the --out of wsi score"
+        )
 
     @contextmanager
     def attempt() -> Iterator[None]:
@@ -100,6 +104,7 @@ def _scored(folder: Path) -> Predictions:
         record = json.loads((folder / "run.json").read_bytes())
         settings, state = record["settings_fingerprint"], record["state"]
         failed = {f["name"]: f["reason"] for f in record["failed"]}
+        listed = [row["name"] for row in record["slides"]]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder / 'run.json'} is broken ({error!r}); score the slides again") from error
     slides: dict[str, Prediction] = {}
@@ -111,6 +116,7 @@ def _scored(folder: Path) -> Predictions:
         slides[key] = found
     if not slides:
         raise StoreError(f"{folder} holds no scored slide; run wsi score first, and give its --out here")
+    failed |= {name: f"{folder / name} is gone" for name in listed if name.casefold() not in slides}
     keys = ("program", "models", "engine", "settings", "settings_fingerprint", "code")
     made_by = {key: record.get(key) for key in keys}
     return Predictions(tuple(slides.values()), "the heatmap's maximum", made_by, failed, state)
@@ -147,16 +153,24 @@ def _scored_slide(path: Path, settings: str) -> Prediction:
         raise StoreError(f"{path} is broken ({error!r}); score the slide again") from error
 
 
-def with_slides(predictions: Predictions, rows: Sequence[SlideRow]) -> Predictions:
+def with_slides(predictions: Predictions, rows: Sequence[SlideRow], *, every: bool = True) -> Predictions:
     """Tell each prediction of its slide, which is opened for its size and spacing.
+
+    Args:
+        predictions: of which the slides are to be known.
+        rows: the slides.
+        every: refuse a prediction whose slide is not among them.
 
     Raises:
         SlideError: a slide cannot be opened.
+        ConfigError: a slide is not among them.
     """
     sources = {row.source.name.casefold(): row.source for row in rows}
     found = []
     for p in predictions.slides:
         source = sources.get(p.name.casefold())
+        if source is None and every:
+            raise ConfigError(f"--slides has no slide called {p.name}; give all of them")
         if source is not None:
             with source.open() as slide:
                 size, mpp, bounds = slide.size, slide.mpp, slide.bounds
@@ -172,26 +186,36 @@ def _submission(folder: Path, attempt: Attempt) -> Predictions:
     slides: dict[str, Prediction] = {}
     for path in files:
         with attempt():
-            key = path.stem.casefold()
+            name = slide_name(path.stem)
+            key = name.casefold()
             if key in slides:
                 raise ConfigError(f"{path} and {slides[key].name}.csv are of the same slide; keep one")
             points, scores = read_lesions(path)
-            slides[key] = Prediction(path.stem, float(scores.max(initial=0.0)), points, scores)
+            slides[key] = Prediction(name, float(scores.max(initial=0.0)), points, scores)
     rule = f"the highest detection, 0 without one: there is no {SCORES_FILE}"
     if (folder / SCORES_FILE).is_file():
         rule = f"as {SCORES_FILE} states it"
         with attempt():
             stated = read_slide_scores(folder / SCORES_FILE)
             slides = {key: replace(slide, score=stated.get(key)) for key, slide in slides.items()}
-            _same_slides(folder, [path.stem for path in files], stated)
+            _same_slides(folder, [slide_name(path.stem) for path in files], stated)
     return Predictions(tuple(slides.values()), rule)
 
 
 def submitted_files(folder: Path) -> list[Path]:
     """The CSVs of lesions of a submission."""
     inner = folder / LESIONS_FOLDER
-    files = sorted((inner if inner.is_dir() else folder).glob("*.csv"))
-    return [path for path in files if path.name != SCORES_FILE]
+    beside = [path for path in sorted(folder.glob("*.csv")) if path.name != SCORES_FILE]
+    if not inner.is_dir():
+        return beside
+    if beside:
+        raise ConfigError(f"{beside[0]} lies beside {inner}; keep all CSVs of lesions in one of the two")
+    return sorted(inner.glob("*.csv"))
+
+
+def slide_name(text: str) -> str:
+    """A slide's name, without the ending of its file."""
+    return next((text[: -len(s)] for s in SLIDE_SUFFIXES if text.lower().endswith(s)), text)
 
 
 def _same_slides(folder: Path, names: Sequence[str], scores: dict[str, float]) -> None:
@@ -216,13 +240,15 @@ def read_lesions(path: Path) -> tuple[PointsXY, npt.NDArray[np.float64]]:
     points, scores = [], []
     for line, row in _rows(path):
         if len(row) != 3:
-            raise WsiError(f"{path}, line {line}: {len(row)} values; each line must be confidence,x,y")
+            raise WsiError(
+                f"{path}, line {line}: {','.join(row)!r} is not confidence,x,y, separated by commas"
+            )
         scores.append(_probability(path, line, row[0]))
         try:
             points.append((int(row[1]), int(row[2])))
         except ValueError as error:
             raise WsiError(
-                f"{path}, line {line}: x and y must be whole level-0 pixels, got {row[1]!r} and {row[2]!r}"
+                f"{path}, line {line}: x and y must be whole level-0 pixels (round them), got {row[1]!r} and {row[2]!r}"
             ) from error
     return np.array(points, np.float64).reshape(-1, 2), np.array(scores, np.float64)
 
@@ -238,7 +264,7 @@ def read_slide_scores(path: Path) -> dict[str, float]:
         if len(row) != 2:
             raise WsiError(f"{path}, line {line}: {len(row)} values; each line must be name,probability")
         name = row[0].strip()
-        stem = next((name[: -len(s)] for s in SLIDE_SUFFIXES if name.lower().endswith(s)), name).casefold()
+        stem = slide_name(name).casefold()
         if stem in found:
             raise WsiError(f"{path}, line {line}: {name} is there twice; keep one line for each slide")
         found[stem] = _probability(path, line, row[1])
@@ -260,7 +286,8 @@ def _probability(path: Path, line: int, text: str) -> float:
     except ValueError as error:
         if line == 1:
             raise WsiError(
-                f"{path} begins with {text!r}: the challenge's form has no header; remove the line"
+                f"{path}: {text!r} in line 1 is no probability; the challenge's form has no header, "
+                f"remove the line if it is one"
             ) from error
         raise WsiError(f"{path}, line {line}: {text!r} is no probability; it must lie in 0..1") from error
     if not 0 <= value <= 1:  # NaN is neither

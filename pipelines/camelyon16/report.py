@@ -47,6 +47,7 @@ def record(
         "slides evaluated": len(result.slides),
         "slides that count for FROC": sum(s.counted for s in result.slides),
         "left out": cases.left_out,
+        "taken as normal": list(cases.taken_as_normal),
         "not counted for FROC": [s.name for s in result.slides if not s.counted],
         "notes": {s.name: s.note for s in result.slides if s.note},
         "figures": result.figures,

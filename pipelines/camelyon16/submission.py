@@ -11,6 +11,7 @@ from pipelines.camelyon16.predictions import (
     SCORES_FILE,
     Predictions,
     read_predictions,
+    slide_name,
     submitted_files,
     with_slides,
 )
@@ -71,11 +72,14 @@ def check_submission(
         rows: the slides themselves, for their sizes; none: coordinates are not checked against them.
     """
     problems: list[str] = []
+    if (folder / "run.json").is_file():
+        return [f"{folder} is the --out of wsi score, not a submission; run wsi camelyon16 submit first"]
     try:
         found = read_predictions(folder, problems)
     except WsiError as error:
         return [str(error)]
-    have = {path.stem.casefold(): path.stem for path in submitted_files(folder)}
+    stems = [slide_name(path.stem) for path in submitted_files(folder)]
+    have = {name.casefold(): name for name in stems}
     have |= {p.name.casefold(): p.name for p in found.slides}
     slides = {row.source.name.casefold(): row.source.name for row in rows}
     wanted = slides if table is None else table.names
@@ -90,7 +94,7 @@ def check_submission(
     for key, name in sorted(have.items()) if wanted else ():
         if key not in wanted and not selection.others_normal and not rules.is_normal(name):
             problems.append(f"{name} is no slide of the benchmark")
-    if not (folder / SCORES_FILE).is_file() and not (folder / "run.json").is_file():
+    if not (folder / SCORES_FILE).is_file():
         problems.append(f"{folder / SCORES_FILE} is missing: the slides have no probability")
     if slides:
         problems += [
@@ -99,7 +103,7 @@ def check_submission(
             if k not in slides
         ]
     try:
-        found = with_slides(found, rows) if rows else found
+        found = with_slides(found, rows, every=False) if rows else found
     except WsiError as error:
         problems.append(str(error))
     for p in found.slides:

@@ -27,6 +27,7 @@ from pipelines.camelyon16.forest import (
 )
 from pipelines.camelyon16.predictions import Predictions, read_predictions, with_slides
 from pipelines.camelyon16.report import csv_text, record, write_report
+from pipelines.camelyon16.roc import KINDS
 from pipelines.camelyon16.submission import check_submission, write_submission
 from pipelines.cli.console import err, out, progress
 from pipelines.cohort import gather
@@ -84,7 +85,9 @@ def _group() -> None:
 def evaluate_command(
     results: Annotated[Path, typer.Argument(help="OUT of wsi score, or a submission's folder.")],
     truth: Truth,
-    folder: Annotated[Path | None, typer.Option("--out", help="Default: RESULTS/evaluation.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Default: RESULTS/evaluation, or evaluation-VARIANT.")
+    ] = None,
     variant: VariantName = "official",
     draws: Annotated[
         int, typer.Option(min=0, max=100_000, help="Of the bootstrap; 0 for no intervals.")
@@ -105,15 +108,17 @@ def evaluate_command(
     atlas: Annotated[bool, typer.Option(help="Write the page of mistakes.")] = True,
     slide_model: SlideModel = None,
     published: Annotated[
-        bool,
-        typer.Option("--published", help="Draw published results on the real test slides into the curves."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="Draw published results on the real test slides. Default: if all are called test_*."
+        ),
+    ] = None,
 ) -> None:
     """FROC, ROC and their intervals, tables of lesions and false positives, curves, and a page of every mistake."""
     cfg = EvaluationConfig(
         variant=variant, draws=draws, seed=seed, at=tuple(at or (0.5,)), truth_label=truth_label
     )
-    folder = folder or results / "evaluation"
+    folder = folder or results / ("evaluation" if variant == "official" else f"evaluation-{variant}")
     selection = Selection(_rules(dataset), tuple(exclude or ()), subset, others_normal)
     predictions = _with_slide_model(_predictions(results, slides), slide_model, test=True)
     cases = join(predictions, truth, selection)
@@ -121,7 +126,7 @@ def evaluate_command(
         result = evaluate(cases.cases, cfg, tick)
     real = all(case.prediction.name.casefold().startswith("test_") for case in cases.cases)
     value = record(predictions, cases, result, cfg)
-    write_report(folder, value, result, cfg, published=published or real)
+    write_report(folder, value, result, cfg, published=real if published is None else published)
     if atlas:
         with progress("pictures", transient=True) as tick:
             cards = with_views(mistakes(result, folder), tick)
@@ -164,6 +169,13 @@ def _patch_models(predictions: Predictions) -> tuple[str, ...]:
 
 def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, atlas: bool) -> None:
     figures = value["figures"]
+    if cases.taken_as_normal:
+        err.print(f"taken as normal, by --others-normal: {', '.join(cases.taken_as_normal)}", markup=False)
+    if any(case.prediction.size is None for case in cases.cases):
+        err.print(
+            "whether detections lie on their slides is not known, and there are no pictures: pass --slides"
+        )
+        err.print(f"slide score: {value['slide score']}", markup=False)
     for name, why in cases.left_out.items():
         err.print(f"{name} is left out: {why}", markup=False)
     for name in value["not counted for FROC"]:
@@ -183,9 +195,12 @@ def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, 
         table.add_row(f"sensitivity at {target}{PER_SLIDE}", interval_text(shown))
     found = figures["lesions to be found"] - figures["lesions without any detection"]
     table.add_row("lesions with any detection", f"{found} of {figures['lesions to be found']}")
-    for name in ("AUC", "AUC, macrometastases", "AUC, micrometastases"):
+    table.add_row("false positives", str(figures["false positives"]))
+    for _, name in KINDS:
         table.add_row(f"slides: {name}", interval_text(figures[name]))
     out.print(table)
+    if any(figures[name]["value"] in (0, 1) for name in ("FROC", "AUC")):
+        out.print("a figure of exactly 0 or 1 has an empty interval, which is no certainty")
     shows = "atlas.html" if atlas else "froc.png"
     out.print(f"{folder / shows} shows it; for research use only", markup=False)
 
@@ -216,6 +231,7 @@ def compare_command(
         }
         write_json(file, made | settings | {"differences, first less second": found})
     heading = f"{len(a.names)} slides; FROC variant '{a.variant}'; sensitivities at so many{PER_SLIDE}"
+    out.print(f"first: {a.path}\nsecond: {b.path}", markup=False)
     table = Table(title=heading, title_justify="left")
     for heading in ("", "first", "second", "difference (95 % interval)", "p"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -262,6 +278,7 @@ def check_command(
 ) -> None:
     """Say what is missing or out of bounds in a submission; exit code 1 if anything is."""
     table = None if truth is None else read_truth_table(truth)
+    expected = table is None or None in table.files.values()
     rows = gather(slides, mpp=None, allow_anisotropic=False) if slides else []
     selection = Selection(_rules(dataset), tuple(exclude or ()), others_normal=others_normal)
     problems = check_submission(submission, table, selection, rows)
@@ -277,7 +294,8 @@ def check_command(
     if not rows:
         err.print("whether coordinates lie on their slides is not known: pass --slides", markup=False)
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
-    out.print(f"{submission}: {count if problems else 'all is well'}", markup=False)
+    well = "all is well" if rows and expected else "all is well as far as it was checked"
+    out.print(f"{submission}: {count if problems else well}", markup=False)
     raise typer.Exit(1 if problems else 0)
 
 

@@ -57,7 +57,8 @@ def score(
         Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option(help="Of the network.")
     ] = None,
     tissue: Annotated[
-        Literal["otsu-saturation", "liu2017", "ncrf"] | None, typer.Option(help="How tissue is found.")
+        Literal["otsu-saturation", "liu2017", "ncrf", "density"] | None,
+        typer.Option(help="How tissue is found; density suits immunostains."),
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="Your own tissue mask, or a folder with one per slide (same stem).")
