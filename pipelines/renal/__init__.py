@@ -1,0 +1,1 @@
+"""Antibody-mediated rejection in kidney transplants: capillaries counted and graded."""

@@ -1,0 +1,152 @@
+"""Boxes with scores and classes on a slide, and how tiles share them without loss or double count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from shapely import STRtree
+
+from wsi.arrays import BoxesXYXY, PointsXY, Scores, check_array
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Detections:
+    """What a detector found, in level-0 pixels.
+
+    Attributes:
+        boxes: (n, 4) x0, y0, x1, y1, half-open, float64: slide coordinates never pass through half precision.
+        scores: (n,) 0..1.
+        labels: (n,) class numbers from 0.
+    """
+
+    boxes: BoxesXYXY
+    scores: Scores
+    labels: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        check_array("boxes", self.boxes, ndim=2, dtype=np.float64)
+        check_array("scores", self.scores, ndim=1, dtype=np.float32)
+        check_array("labels", self.labels, ndim=1, dtype=np.int64)
+        if self.boxes.shape != (len(self.scores), 4) or len(self.labels) != len(self.scores):
+            raise ValueError(
+                f"boxes, scores and labels must be of one length, got {self.boxes.shape}, {self.scores.shape}, "
+                f"{self.labels.shape}"
+            )
+        if not (self.boxes[:, 2:] > self.boxes[:, :2]).all():
+            raise ValueError("boxes must have x0 < x1 and y0 < y1")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, which: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Detections:
+        """Those that a mask or an index array picks."""
+        return Detections(self.boxes[which], self.scores[which], self.labels[which])
+
+    @property
+    def centres(self) -> PointsXY:
+        """(n, 2) middles of the boxes."""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    def shifted(self, corner: tuple[float, float]) -> Detections:
+        """Boxes of a tile whose corner lies there, on the slide."""
+        return Detections(self.boxes + np.array([*corner, *corner], np.float64), self.scores, self.labels)
+
+
+def no_detections() -> Detections:
+    """None at all."""
+    return Detections(np.empty((0, 4)), np.empty(0, np.float32), np.empty(0, np.int64))
+
+
+def joined(parts: Sequence[Detections]) -> Detections:
+    """All of several, in their order."""
+    if not parts:
+        return no_detections()
+    return Detections(
+        np.concatenate([p.boxes for p in parts]),
+        np.concatenate([p.scores for p in parts]),
+        np.concatenate([p.labels for p in parts]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionTile:
+    """A square that a detector looks at: its box, and the core whose boxes it keeps; x0, y0, x1, y1 in level-0 px."""
+
+    box: tuple[int, int, int, int]
+    core: tuple[int, int, int, int]
+
+
+def plan_detection_tiles(
+    area: tuple[int, int, int, int], side: int, overlap: int
+) -> tuple[DetectionTile, ...]:
+    """Overlapping squares whose cores share out an area, row by row.
+
+    A core is its tile less half the overlap on each side, cut at the area's border.
+
+    Args:
+        area: (x0, y0, x1, y1); tiles may reach off it, and then look at what is beside it.
+        side: of a tile.
+        overlap: of neighbouring tiles: at least the largest object, so that each lies whole in the tile whose core
+            holds its middle.
+    """
+    if not 0 <= overlap < side:
+        raise ValueError(f"overlap must lie in 0..{side - 1}, got {overlap}")
+    step, half = side - overlap, overlap // 2
+    cuts = [
+        [(start - half, start, min(start + step, high)) for start in range(low, high, step)]
+        for low, high in ((area[0], area[2]), (area[1], area[3]))
+    ]
+    return tuple(
+        DetectionTile((left, top, left + side, top + side), (x0, y0, x1, y1))
+        for top, y0, y1 in cuts[1]
+        for left, x0, x1 in cuts[0]
+    )
+
+
+def within(detections: Detections, core: tuple[float, float, float, float]) -> Detections:
+    """Those whose middle lies in a box, half-open: each middle lies in one core only."""
+    x, y = detections.centres.T
+    return detections[(x >= core[0]) & (x < core[2]) & (y >= core[1]) & (y < core[3])]
+
+
+def suppress(detections: Detections, iou: float, *, across_classes: bool = True) -> Detections:
+    """Non-maximum suppression in float64: keep the best, drop what overlaps it by more than ``iou``, and so on.
+
+    Args:
+        detections: of one slide.
+        iou: largest intersection over union of two boxes that stay.
+        across_classes: a box suppresses those of other classes, too: one capillary is not positive and negative.
+
+    Returns:
+        By falling score; of equal scores the one further up, then further left, comes first.
+    """
+    order = np.lexsort((detections.boxes[:, 0], detections.boxes[:, 1], -detections.scores))
+    ranked = detections[order]
+    boxes = [shapely.box(*box) for box in ranked.boxes]
+    first, second = STRtree(boxes).query(boxes, predicate="intersects")
+    later = second > first
+    first, second = first[later], second[later]
+    close = _iou(ranked.boxes[first], ranked.boxes[second]) > iou
+    if not across_classes:
+        close &= ranked.labels[first] == ranked.labels[second]
+    first, second = first[close], second[close]
+    by_first = np.argsort(first, kind="stable")
+    first, second = first[by_first], second[by_first]
+    starts = np.searchsorted(first, np.arange(len(ranked) + 1))
+    kept = np.ones(len(ranked), np.bool_)
+    for i in range(len(ranked)):
+        if kept[i]:
+            kept[second[starts[i] : starts[i + 1]]] = False
+    return ranked[kept]
+
+
+def _iou(a: BoxesXYXY, b: BoxesXYXY) -> npt.NDArray[np.float64]:
+    """Intersection over union, pair by pair: (n,)."""
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    shared = np.clip(sides, 0, None).prod(axis=1)
+    whole = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1)
+    return np.asarray(shared / (whole - shared))
