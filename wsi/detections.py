@@ -124,6 +124,8 @@ def suppress(detections: Detections, iou: float, *, across_classes: bool = True)
     Returns:
         By falling score; of equal scores the one further up, then further left, comes first.
     """
+    if len(detections) == 0:
+        return detections
     order = np.lexsort((detections.boxes[:, 0], detections.boxes[:, 1], -detections.scores))
     ranked = detections[order]
     boxes = [shapely.box(*box) for box in ranked.boxes]
