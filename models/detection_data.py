@@ -1,0 +1,169 @@
+"""Examples for a detector: tiles of slides with the boxes that lie in them, enlarged and turned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsi.annotations import read_annotations
+from wsi.arrays import BoxesXYXY, RgbImage
+from wsi.errors import AnnotationError
+from wsi.slide import LEVEL_TOLERANCE, Slide
+
+LEAST_SEEN = 0.4  # share of a box that must lie in the tile: less of a capillary cannot be told
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MarkedSlide:
+    """Boxes around a slide's marked objects.
+
+    Attributes:
+        boxes: (n, 4) around the outlines, in level-0 pixels, not enlarged.
+        labels: (n,) class numbers from 0.
+    """
+
+    boxes: BoxesXYXY
+    labels: npt.NDArray[np.int64]
+
+
+def read_marked(path: Path, classes: Sequence[str]) -> MarkedSlide:
+    """Boxes of an annotation file.
+
+    Args:
+        path: GeoJSON or ASAP XML whose groups are the classes.
+        classes: their names, in order.
+
+    Raises:
+        AnnotationError: the file is broken, or holds another class.
+    """
+    boxes, labels = [], []
+    for annotation in read_annotations(path):
+        if annotation.group not in classes:
+            raise AnnotationError(
+                f"{path} holds the class {annotation.group!r}; known are {', '.join(classes)}: rename or remove it"
+            )
+        boxes.append(annotation.outline.bounds)
+        labels.append(classes.index(annotation.group))
+    return MarkedSlide(np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64))
+
+
+def enlarged(boxes: BoxesXYXY, labels: npt.NDArray[np.int64], by: Sequence[float]) -> BoxesXYXY:
+    """Boxes whose sides each move outward, so that a detector sees what lies around a capillary (Kim et al. 2019).
+
+    The paper says by how many pixels label masks were enlarged (50 for positive, 40 for negative capillaries), and not
+    whether in all or on each side; here it is each side.
+
+    Args:
+        boxes: (n, 4).
+        labels: (n,) class numbers.
+        by: for each class, in the unit of the boxes.
+    """
+    grow = np.asarray(by, np.float64)[labels][:, None]
+    return np.asarray(boxes + grow * np.array([-1, -1, 1, 1]))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Example:
+    """A tile and what is marked in it.
+
+    Attributes:
+        pixels: RGB uint8, (size, size, 3).
+        boxes: (k, 4) in the tile's pixels, cut at its border.
+        labels: (k,) class numbers from 0.
+    """
+
+    pixels: RgbImage
+    boxes: BoxesXYXY
+    labels: npt.NDArray[np.int64]
+
+
+def read_example(
+    slide: Slide,
+    marked: MarkedSlide,
+    corner: tuple[int, int],
+    size_px: int,
+    spacing_um: float,
+    enlarge_um: Sequence[float],
+) -> Example:
+    """The tile whose top-left corner is there, resampled to a spacing.
+
+    Args:
+        slide: what is read.
+        marked: its boxes.
+        corner: level-0 (x, y); may lie off the slide, which is white there.
+        size_px: side of the tile.
+        spacing_um: um per pixel of the tile.
+        enlarge_um: for each class, see `enlarged`.
+
+    Raises:
+        RegionError: the place cannot be decoded.
+        MissingMppError: the slide has no spacing.
+    """
+    scale = slide.mpp / spacing_um  # tile pixels per level-0 pixel
+    side_l0 = size_px / scale
+    level = max(
+        i
+        for i, lv in enumerate(slide.levels)
+        if i == 0 or lv.downsample <= max(1.0, 1 / scale) * (1 + LEVEL_TOLERANCE)
+    )
+    side_level = max(1, round(side_l0 / slide.levels[level].downsample))
+    pixels = slide.read_region(corner, level, (side_level, side_level))
+    if side_level != size_px:
+        method = cv2.INTER_AREA if side_level > size_px else cv2.INTER_LINEAR
+        pixels = np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=method), np.uint8)
+    boxes = enlarged(marked.boxes, marked.labels, [um / slide.mpp for um in enlarge_um])
+    return Example(pixels, *_inside((boxes - np.array([*corner, *corner])) * scale, marked.labels, size_px))
+
+
+def _inside(
+    boxes: BoxesXYXY, labels: npt.NDArray[np.int64], size: int
+) -> tuple[BoxesXYXY, npt.NDArray[np.int64]]:
+    """Boxes cut at the tile's border; those of which too little is left are left out."""
+    cut = np.clip(boxes, 0, size)
+    shown = np.clip(cut[:, 2:] - cut[:, :2], 0, None).prod(axis=1) / (boxes[:, 2:] - boxes[:, :2]).prod(
+        axis=1
+    )
+    keep = shown >= LEAST_SEEN
+    return cut[keep], labels[keep]
+
+
+def turned(example: Example, orientation: int) -> Example:
+    """The tile and its boxes in orientation 0..7, the same as `models.network.orient`: transpose by bit 0, then flips.
+
+    Raises:
+        ValueError: there is no such orientation.
+    """
+    if not 0 <= orientation < 8:
+        raise ValueError(f"orientation must lie in 0..7, got {orientation}")
+    pixels, boxes, size = example.pixels, example.boxes, example.pixels.shape[0]
+    if orientation & 1:
+        pixels, boxes = pixels.transpose(1, 0, 2), boxes[:, [1, 0, 3, 2]]
+    if orientation & 2:
+        pixels = pixels[::-1]
+        boxes = np.stack([boxes[:, 0], size - boxes[:, 3], boxes[:, 2], size - boxes[:, 1]], axis=1)
+    if orientation & 4:
+        pixels = pixels[:, ::-1]
+        boxes = np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], axis=1)
+    return Example(np.ascontiguousarray(pixels), np.ascontiguousarray(boxes), example.labels)
+
+
+def draw_corner(
+    marked: MarkedSlide, size_l0: float, rng: np.random.Generator, label: int | None = None
+) -> tuple[int, int]:
+    """The corner of a tile that holds a random object, of one class if there is any, somewhere in it.
+
+    Raises:
+        ValueError: nothing is marked.
+    """
+    if len(marked.labels) == 0:
+        raise ValueError("nothing is marked on this slide")
+    of_class = np.flatnonzero(marked.labels == label) if label is not None else np.empty(0, np.int64)
+    choice = of_class if len(of_class) else np.arange(len(marked.labels))
+    x0, y0, x1, y1 = marked.boxes[int(rng.choice(choice))]
+    at = rng.uniform(0.15, 0.85, 2) * size_l0
+    return round((x0 + x1) / 2 - at[0]), round((y0 + y1) / 2 - at[1])

@@ -1,0 +1,173 @@
+"""The capillary detector: its borrowed defaults, its examples, and that it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from shapely import box
+
+from models.detection_data import (
+    Example,
+    MarkedSlide,
+    _inside,
+    draw_corner,
+    enlarged,
+    read_example,
+    read_marked,
+    turned,
+)
+from models.detector import MOST_BOXES, CapillaryDetector, DetectorConfig
+from models.network import orient
+from tests.slides import coordinates, painted, write_pyramid
+from wsi.annotations import Annotation, write_asap
+from wsi.errors import AnnotationError
+from wsi.source import SlideSource
+
+TINY = DetectorConfig(tile_px=128, anchors_px=(16.0, 24.0, 40.0))
+
+
+def squares(n: int, seed: int, size: int = 128) -> list[Example]:
+    """Brown or blue squares of 20 px on grey, two to a tile."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        image = np.clip(rng.normal(205, 6, (size, size, 3)), 0, 255).astype(np.uint8)
+        boxes, labels = [], []
+        for x in (rng.integers(4, 40), rng.integers(68, 104)):
+            y, label = int(rng.integers(4, size - 24)), int(rng.integers(2))
+            image[y : y + 20, x : x + 20] = ((40, 70, 190), (120, 70, 30))[label]
+            boxes.append((x, y, x + 20, y + 20))
+            labels.append(label)
+        found.append(Example(image, np.array(boxes, np.float64), np.array(labels, np.int64)))
+    return found
+
+
+def batch(examples: list[Example]) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    tiles = torch.from_numpy(np.stack([e.pixels for e in examples]))
+    boxes = [torch.from_numpy(e.boxes) for e in examples]
+    return tiles, boxes, [torch.from_numpy(e.labels) for e in examples]
+
+
+class TestNetwork:
+    def test_borrowed_defaults_are_set(self) -> None:
+        """torchvision's own would resize to 800 px, keep 100 boxes, and take ImageNet's colours."""
+        network = CapillaryDetector(DetectorConfig()).network
+        assert (network.transform.min_size, network.transform.max_size) == ((512,), 512)
+        assert network.transform.image_mean == [0.5] * 3
+        assert network.roi_heads.detections_per_img == MOST_BOXES
+        assert network.roi_heads.score_thresh == 0.05
+        assert network.roi_heads.nms_thresh == 0.4
+        assert network.rpn.anchor_generator.sizes == ((32.0,), (48.0,), (80.0,))
+        assert network.roi_heads.box_predictor.cls_score.out_features == 3
+
+    def test_nothing_is_resized_inside(self) -> None:
+        network = CapillaryDetector(TINY).network.eval()
+        seen, _ = network.transform([torch.zeros(3, 128, 128)])
+        assert seen.tensors.shape == (1, 3, 128, 128)
+
+    def test_levels_need_anchors(self) -> None:
+        with pytest.raises(ValueError, match="small has 3 levels"):
+            DetectorConfig(anchors_px=(32.0,))
+        assert DetectorConfig(backbone="resnet50", anchors_px=(24.0, 32.0, 48.0, 80.0)).backbone == "resnet50"
+
+    @pytest.mark.slow
+    def test_it_learns_and_restores(self, tmp_path: Path) -> None:
+        """Blue and brown squares after 60 steps: every one of a new tile found, with its class, once; labels from 0."""
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        network = CapillaryDetector(TINY).train()
+        optimiser = torch.optim.AdamW(network.parameters(), 2e-3)
+        for step in range(60):
+            losses = network.losses(*batch(squares(4, step)))
+            optimiser.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            optimiser.step()
+        network.eval()
+        tests = squares(6, 999)
+        found = network.detect(torch.from_numpy(np.stack([e.pixels for e in tests])))
+        for one, truth in zip(found, tests, strict=True):
+            sure = one[one.scores > 0.5]
+            gaps = np.abs(sure.centres[:, None] - (truth.boxes[:, :2] + truth.boxes[:, 2:])[None] / 2).max(
+                axis=2
+            )
+            assert len(sure) == 2
+            assert gaps.min(axis=0).max() < 4
+            assert (sure.labels[gaps.argmin(axis=0)] == truth.labels).all()
+        save_file(network.state_dict(), tmp_path / "w.safetensors")
+        again = CapillaryDetector(TINY).eval()
+        again.load_state_dict(load_file(tmp_path / "w.safetensors"))
+        repeated = again.detect(torch.from_numpy(tests[0].pixels[None]))[0]
+        assert (repeated.boxes == network.detect(torch.from_numpy(tests[0].pixels[None]))[0].boxes).all()
+
+    def test_a_tile_without_objects_has_losses(self) -> None:
+        network = CapillaryDetector(TINY).train()
+        tiles = torch.full((2, 128, 128, 3), 200, dtype=torch.uint8)
+        nothing = [torch.empty(0, 4)] * 2, [torch.empty(0, dtype=torch.int64)] * 2
+        assert all(torch.isfinite(v) for v in network.losses(tiles, *nothing).values())
+
+    def test_tiles_of_another_size_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="tiles must be 128 x 128 px"):
+            CapillaryDetector(TINY).eval().detect(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+
+
+class TestExamples:
+    @pytest.mark.parametrize("k", range(8))
+    def test_boxes_turn_with_the_tile(self, k: int) -> None:
+        """A painted square is where its box says, in every orientation; the pixels are those of `orient`."""
+        image = painted(64, 64, (5, 12, 25, 20), (10, 20, 30))
+        example = turned(Example(image, np.array([[5.0, 12, 25, 20]]), np.array([1])), k)
+        rows, cols = np.nonzero(example.pixels[..., 0] == 10)
+        assert example.boxes[0].tolist() == [cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]
+        assert (example.pixels == orient(torch.from_numpy(image)[None], k)[0].numpy()).all()
+
+    def test_reading_by_hand(self, tmp_path: Path) -> None:
+        """A slide of 0.25 um/px read at 0.5: a box of 40 x 20 px at (200, 100), 5 um larger on each side.
+
+        From the corner (160, 60), in pixels of 0.5 um: ((200 - 160) / 2, (100 - 60) / 2) less 10, plus 10 beyond.
+        """
+        path = write_pyramid(tmp_path / "s.tif", coordinates())
+        marked = MarkedSlide(np.array([[200.0, 100, 240, 120], [0, 0, 4, 4]]), np.array([1, 0]))
+        with SlideSource(str(path)).open() as slide:
+            example = read_example(slide, marked, (160, 60), 64, 0.5, (0.0, 5.0))
+        assert example.boxes.tolist() == [[10, 10, 50, 40]]
+        assert example.labels.tolist() == [1]
+        # red is x // 4: the tile's first and last columns
+        assert example.pixels[0, [0, 63], 0].tolist() == pytest.approx([160 // 4, (160 + 126) // 4], abs=1)
+        assert example.pixels[[0, 63], 0, 1].tolist() == pytest.approx([60 // 4, (60 + 126) // 4], abs=1)
+
+    def test_boxes_at_the_border_are_cut_or_left_out(self) -> None:
+        boxes = np.array([[-10.0, 20, 10, 40], [-16, 20, 4, 40], [90, 90, 130, 130], [200, 5, 210, 9]])
+        cut, labels = _inside(boxes, np.array([0, 1, 2, 3]), 100)
+        assert cut.tolist() == [[0, 20, 10, 40]]  # half of the first is left, a fifth of the second
+        assert labels.tolist() == [0]
+
+    def test_enlarging_goes_by_class(self) -> None:
+        boxes = enlarged(np.array([[10.0, 10, 20, 30]] * 2), np.array([0, 1]), (4, 5))
+        assert boxes.tolist() == [[6, 6, 24, 34], [5, 5, 25, 35]]
+
+    def test_a_drawn_tile_holds_an_object_of_the_class(self) -> None:
+        rng = np.random.default_rng(0)
+        marked = MarkedSlide(np.array([[1000.0, 1000, 1020, 1020], [5000, 300, 5030, 320]]), np.array([0, 1]))
+        corners = [draw_corner(marked, 512, rng, 1) for _ in range(40)]
+        assert all(x <= 5015 < x + 512 and y <= 310 < y + 512 for x, y in corners)
+        assert len(set(corners)) > 30
+        only = MarkedSlide(marked.boxes[:1], marked.labels[:1])
+        x, _ = draw_corner(only, 512, rng, 1)  # there is none of the class
+        assert x <= 1010 < x + 512
+        with pytest.raises(ValueError, match="nothing is marked"):
+            draw_corner(MarkedSlide(np.empty((0, 4)), np.empty(0, np.int64)), 512, rng)
+
+    def test_files_of_a_phantom_and_unknown_classes(self, tmp_path: Path) -> None:
+        write_asap(tmp_path / "t.xml", [Annotation(box(10, 20, 30, 50), "C4d positive")])
+        marked = read_marked(tmp_path / "t.xml", DetectorConfig().classes)
+        assert marked.boxes.tolist() == [[10, 20, 30, 50]]
+        assert marked.labels.tolist() == [1]
+        write_asap(tmp_path / "u.xml", [Annotation(box(10, 20, 30, 50), "Tumor")])
+        with pytest.raises(
+            AnnotationError, match="holds the class 'Tumor'; known are C4d negative, C4d positive"
+        ):
+            read_marked(tmp_path / "u.xml", DetectorConfig().classes)
