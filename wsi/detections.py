@@ -146,6 +146,12 @@ def suppress(detections: Detections, iou: float, *, across_classes: bool = True)
     return ranked[kept]
 
 
+def overlaps(a: BoxesXYXY, b: BoxesXYXY) -> npt.NDArray[np.float64]:
+    """Intersection over union of every box of ``a`` (n, 4) with every one of ``b`` (m, 4): (n, m)."""
+    every = np.repeat(a, len(b), axis=0), np.tile(b, (len(a), 1))
+    return _iou(*every).reshape(len(a), len(b))
+
+
 def _iou(a: BoxesXYXY, b: BoxesXYXY) -> npt.NDArray[np.float64]:
     """Intersection over union, pair by pair: (n,)."""
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])

@@ -1,0 +1,153 @@
+"""How good detections, percentages and grades are against a person's or a phantom's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi.arrays import BoxesXYXY, PointsXY
+from wsi.detections import Detections, overlaps
+
+IOU = 0.5  # COCO's and Pascal VOC's usual overlap
+_RECALLS = np.linspace(0, 1, 101)  # COCO reads precision at these
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Marked:
+    """What is truly on one slide or tile: boxes (n, 4), and class numbers (n,) from 0."""
+
+    boxes: BoxesXYXY
+    labels: npt.NDArray[np.int64]
+
+
+def average_precision(
+    found: Sequence[Detections], truth: Sequence[Marked], label: int, iou: float = IOU
+) -> float:
+    """AP of one class over pictures, as COCO computes it: precision made falling, read at 101 recalls.
+
+    Detections by falling score each take the free box of their class that they overlap most, if by ``iou`` or more; a
+    second one on the same box is a false alarm.
+
+    Args:
+        found: of each picture.
+        truth: of each picture.
+        label: class number.
+        iou: least overlap of a hit.
+
+    Returns:
+        0..1; NaN where nothing of the class is marked.
+    """
+    marked = sum(int((t.labels == label).sum()) for t in truth)
+    if marked == 0:
+        return float("nan")
+    scores, hits = [], []
+    for d, t in zip(found, truth, strict=True):
+        mine = d[d.labels == label]
+        mine = mine[np.argsort(-mine.scores, kind="stable")]
+        scores.append(mine.scores)
+        hits.append(_taken(overlaps(mine.boxes, t.boxes[t.labels == label]), iou))
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    hit = np.concatenate(hits)[order]
+    if len(hit) == 0:
+        return 0.0
+    true = np.cumsum(hit)
+    precision = np.maximum.accumulate((true / np.arange(1, len(hit) + 1))[::-1])[::-1]
+    recall = true / marked
+    at = np.searchsorted(recall, _RECALLS, side="left")  # the first point that reaches each recall
+    return float(np.mean(np.append(precision, 0.0)[at]))
+
+
+def _taken(overlap: npt.NDArray[np.float64], least: float) -> npt.NDArray[np.bool_]:
+    """(n, m) overlaps, best detection first: which detections take a box that none before took."""
+    free = np.ones(overlap.shape[1], np.bool_)
+    hit = np.zeros(len(overlap), np.bool_)
+    for i, row in enumerate(overlap):
+        usable = np.where(free, row, -1.0)
+        if len(usable) and usable.max() >= least:
+            hit[i] = True
+            free[int(usable.argmax())] = False
+    return hit
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Detections against marks: how many agree, are false, are missed."""
+
+    hits: int
+    false: int
+    missed: int
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; NaN where there is neither detection nor mark."""
+        whole = 2 * self.hits + self.false + self.missed
+        return 2 * self.hits / whole if whole else float("nan")
+
+
+def by_distance(
+    points: PointsXY, scores: npt.NDArray[np.floating], marks: PointsXY, reach: float
+) -> Agreement:
+    """Middles that lie within a distance agree; each mark is taken once, by the best detection that is near it.
+
+    Args:
+        points: (n, 2) of detections.
+        scores: (n,)
+        marks: (m, 2).
+        reach: largest distance, in the unit of the points.
+    """
+    order = np.argsort(-scores, kind="stable")
+    gaps = np.hypot(*(points[order][:, None] - marks[None]).transpose(2, 0, 1))  # (n, m)
+    hits = int(_taken(-gaps + 2 * reach, reach).sum())  # nearer is more; at the reach it is still a hit
+    return Agreement(hits, len(points) - hits, len(marks) - hits)
+
+
+@dataclass(frozen=True, slots=True)
+class BlandAltman:
+    """Differences of two readings, first less second: mean, and the limits that hold 95 % of them."""
+
+    bias: float
+    low: float
+    high: float
+    slides: int
+
+
+def bland_altman(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> BlandAltman:
+    """Bias and limits of agreement: mean and 1.96 standard deviations of the differences (Bland and Altman 1986).
+
+    Raises:
+        ValueError: fewer than two slides, or arrays of two lengths.
+    """
+    if first.shape != second.shape or len(first) < 2:
+        raise ValueError(
+            f"two readings of at least two slides are needed, got {first.shape} and {second.shape}"
+        )
+    gaps = first - second
+    spread = 1.96 * float(gaps.std(ddof=1))
+    return BlandAltman(
+        float(gaps.mean()), float(gaps.mean()) - spread, float(gaps.mean()) + spread, len(gaps)
+    )
+
+
+def weighted_kappa(first: Sequence[int], second: Sequence[int], grades: int) -> float:
+    """Cohen's kappa of two gradings with quadratic weights: 1 agrees always, 0 as by chance.
+
+    Args:
+        first: grades from 0.
+        second: of the same slides.
+        grades: how many there are.
+
+    Returns:
+        NaN where both gave one and the same grade to all slides: chance alone agrees then.
+    """
+    table = np.zeros((grades, grades))
+    np.add.at(table, (np.asarray(first, np.int64), np.asarray(second, np.int64)), 1)
+    if table.sum() == 0:
+        raise ValueError("no slide was graded twice")
+    at = np.arange(grades)
+    weight = (at[:, None] - at) ** 2
+    chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    expected = (weight * chance).sum()
+    return float(1 - (weight * table).sum() / expected) if expected else float("nan")
