@@ -16,14 +16,10 @@ from shapely import STRtree
 
 from tests.slides import real_data
 from wsi.annotations import read_annotations
-from wsi.phantom.kidney import (
-    KIDNEY_SCANNERS,
-    KidneyPainter,
-    KidneyPhantom,
-    plan_kidneys,
-    write_kidney,
-)
-from wsi.phantom.kidney_layout import FIELD_PX, KidneyLayout, KidneyPlanner, fields_of
+from wsi.phantom.kidney import KidneyPhantom, plan_kidneys, write_kidney
+from wsi.phantom.kidney_fields import FIELD_PX, fields_of
+from wsi.phantom.kidney_layout import KidneyLayout, KidneyPlanner
+from wsi.phantom.kidney_paint import KIDNEY_SCANNERS, KidneyPainter
 from wsi.source import SlideSource
 
 Run = Callable[..., tuple[int, str, str]]

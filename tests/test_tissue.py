@@ -123,8 +123,8 @@ class TestDensity:
 
     def test_a_kidney_phantom(self) -> None:
         """Area within 5 % of the drawn outlines; pen is left out."""
-        from wsi.phantom.kidney import KIDNEY_SCANNERS, KidneyPainter
         from wsi.phantom.kidney_layout import KidneyPlanner
+        from wsi.phantom.kidney_paint import KIDNEY_SCANNERS, KidneyPainter
 
         layout = KidneyPlanner(np.random.default_rng(2), (6144, 5120), 0.25).kidney(20)
         layout = dataclasses.replace(layout, artefacts=())

@@ -10,33 +10,25 @@ import typer
 from rich.table import Table
 
 from pipelines.camelyon16.atlas import mistakes, with_views, write_atlas
-from pipelines.camelyon16.cases import Cases, Selection, join, read_truth_table
+from pipelines.camelyon16.cases import Cases, Selection, join
 from pipelines.camelyon16.comparison import compare, read_evaluation
 from pipelines.camelyon16.curves import interval_text
 from pipelines.camelyon16.evaluation import Evaluation, EvaluationConfig, evaluate
-from pipelines.camelyon16.features import FEATURES, features_of
+from pipelines.camelyon16.features import features_of
 from pipelines.camelyon16.forest import (
     CARD,
-    Fitted,
-    ForestCard,
-    ForestConfig,
-    fit,
     read_forest,
     slide_key,
-    write_forest,
 )
 from pipelines.camelyon16.predictions import Predictions, read_predictions, with_slides
-from pipelines.camelyon16.report import csv_text, record, write_report
+from pipelines.camelyon16.report import record, write_report
 from pipelines.camelyon16.roc import KINDS
-from pipelines.camelyon16.submission import check_submission, write_submission
 from pipelines.cli.console import err, out, progress
 from pipelines.cohort import gather
 from pipelines.provenance import code_hash, version
-from pipelines.training_pictures import write_roc
 from wsi.dataset import Dataset, read_dataset
 from wsi.errors import ConfigError
-from wsi.files import write_json, write_text
-from wsi.metrics import roc
+from wsi.files import write_json
 
 NOTES = 5  # printed; all of them are in slides.csv
 PER_SLIDE = " false positives per slide"
@@ -119,8 +111,8 @@ def evaluate_command(
         variant=variant, draws=draws, seed=seed, at=tuple(at or (0.5,)), truth_label=truth_label
     )
     folder = folder or results / ("evaluation" if variant == "official" else f"evaluation-{variant}")
-    selection = Selection(_rules(dataset), tuple(exclude or ()), subset, others_normal)
-    predictions = _with_slide_model(_predictions(results, slides), slide_model, test=True)
+    selection = Selection(rules(dataset), tuple(exclude or ()), subset, others_normal)
+    predictions = with_slide_model(_predictions(results, slides), slide_model, test=True)
     cases = join(predictions, truth, selection)
     with progress("slides", transient=True) as tick:
         result = evaluate(cases.cases, cfg, tick)
@@ -134,7 +126,8 @@ def evaluate_command(
     _say(result, cases, value, folder, atlas)
 
 
-def _rules(name: str) -> Dataset:
+def rules(name: str) -> Dataset:
+    """Those that ``--dataset`` names."""
     return Dataset() if name == "none" else read_dataset(name)
 
 
@@ -143,11 +136,11 @@ def _predictions(results: Path, slides: list[str] | None) -> Predictions:
     return with_slides(found, gather(slides, mpp=None, allow_anisotropic=False)) if slides else found
 
 
-def _with_slide_model(predictions: Predictions, folder: Path | None, *, test: bool = False) -> Predictions:
+def with_slide_model(predictions: Predictions, folder: Path | None, *, test: bool = False) -> Predictions:
     """The same detections, slides scored by a forest; in a test it must not have seen any of them."""
     if folder is None:
         return predictions
-    forest, card = read_forest(folder, _patch_models(predictions))
+    forest, card = read_forest(folder, patch_models(predictions))
     scored = [p for p in predictions.slides if p.score is not None]
     known = [p.name for p in scored if slide_key(p) in card.seen]
     if test and known:
@@ -163,7 +156,8 @@ def _with_slide_model(predictions: Predictions, folder: Path | None, *, test: bo
     return replace(predictions, slides=slides, score_rule=f"the slide-level model {card.name}{demonstration}")
 
 
-def _patch_models(predictions: Predictions) -> tuple[str, ...]:
+def patch_models(predictions: Predictions) -> tuple[str, ...]:
+    """Hashes of the models that scored the slides."""
     return tuple(model["sha256"] for model in predictions.made_by.get("models", []))
 
 
@@ -243,118 +237,3 @@ def compare_command(
     out.print(
         "p of a permutation test, two-sided, for each line by itself; for research use only", markup=False
     )
-
-
-@app.command("submit")
-def submit_command(
-    results: Annotated[Path, typer.Argument(help="OUT of wsi score.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    subset: Annotated[bool, typer.Option("--subset", help="Leave out slides that failed.")] = False,
-    slide_model: SlideModel = None,
-) -> None:
-    """Write the challenge's files: lesions/NAME.csv of every slide, also the empty ones, and classification.csv."""
-    predictions = _with_slide_model(read_predictions(results), slide_model)
-    made_by = f"slidewright {version()}, code {code_hash()}; slide score: {predictions.score_rule}"
-    models = ", ".join(m["name"] for m in predictions.made_by.get("models", []))
-    count = write_submission(
-        folder, predictions, subset=subset, made_by=f"{made_by}; models: {models or 'not known'}"
-    )
-    out.print(
-        f"{count} slides in {folder}; check it with: wsi camelyon16 check {folder} --truth TRUTH",
-        markup=False,
-    )
-
-
-@app.command("check")
-def check_command(
-    submission: Annotated[Path, typer.Argument(help="Folder of a submission.")],
-    truth: Annotated[
-        Path | None, typer.Option(help="As for evaluate: says which slides must be there.")
-    ] = None,
-    slides: Slides = None,
-    dataset: DatasetName = "camelyon16",
-    exclude: Exclude = None,
-    others_normal: OthersNormal = False,
-) -> None:
-    """Say what is missing or out of bounds in a submission; exit code 1 if anything is."""
-    table = None if truth is None else read_truth_table(truth)
-    expected = table is None or None in table.files.values()
-    rows = gather(slides, mpp=None, allow_anisotropic=False) if slides else []
-    selection = Selection(_rules(dataset), tuple(exclude or ()), others_normal=others_normal)
-    problems = check_submission(submission, table, selection, rows)
-    for sentence in problems:
-        err.print(sentence, markup=False)
-    if table is None and not rows:
-        err.print("whether slides are missing is not known: pass --truth or --slides", markup=False)
-    elif table is not None and None not in table.files.values():
-        err.print(
-            "which normal slides must be there is not known: reference.csv or slides.csv would say",
-            markup=False,
-        )
-    if not rows:
-        err.print("whether coordinates lie on their slides is not known: pass --slides", markup=False)
-    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
-    well = "all is well" if rows and expected else "all is well as far as it was checked"
-    out.print(f"{submission}: {count if problems else well}", markup=False)
-    raise typer.Exit(1 if problems else 0)
-
-
-@app.command("forest")
-def forest_command(
-    results: Annotated[Path, typer.Argument(help="OUT of wsi score.")],
-    truth: Truth,
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
-    trees: Annotated[int, typer.Option(min=1, max=10_000)] = 500,
-    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation, by slide.")] = 5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    dataset: DatasetName = "camelyon16",
-    exclude: Exclude = None,
-    subset: Subset = False,
-    others_normal: OthersNormal = False,
-    truth_label: TruthLabel = None,
-) -> None:
-    """Grow a slide-level model on 28 features of the heatmaps; cross-validation says what it adds to the maximum."""
-    cfg = ForestConfig(trees=trees, folds=folds, seed=seed)
-    selection = Selection(_rules(dataset), tuple(exclude or ()), subset, others_normal)
-    predictions = read_predictions(results)
-    cases = join(predictions, truth, selection).cases
-    fitted = fit(cases, cfg, truth_label)
-    card = ForestCard(
-        name=folder.name,
-        features=FEATURES,
-        settings=cfg,
-        patch_models=_patch_models(predictions),
-        demonstration=any(m["demonstration"] for m in predictions.made_by.get("models", [])),
-        seen=tuple(sorted(slide_key(case.prediction) for case in cases)),
-        slides={"normal": int((~fitted.tumour).sum()), "tumour": int(fitted.tumour.sum())},
-        auc=fitted.quality,
-        made_by=f"slidewright {version()}, code {code_hash()}",
-    )
-    write_forest(folder, fitted.forest, card)
-    _write_validation(folder / "validation", folder.name, fitted)
-    for name, shown in fitted.quality.items():
-        out.print(f"{name}: {interval_text(shown)}", markup=False)
-    out.print(
-        f"{folder} holds the model; its folder 'validation' names slides. For research use only", markup=False
-    )
-
-
-def _write_validation(folder: Path, name: str, fitted: Fitted) -> None:
-    """Scores of every slide by name, apart from the model: names may be accession numbers."""
-    columns = (fitted.names, fitted.tumour, fitted.fold + 1, fitted.scores, fitted.maximum, fitted.features)
-    rows = [
-        (
-            slide,
-            "tumor" if tumour else "normal",
-            fold,
-            f"{score:.6f}",
-            f"{top:.6f}",
-            *(f"{v:.6g}" for v in values),
-        )
-        for slide, tumour, fold, score, top, values in zip(*columns, strict=True)
-    ]
-    header = ("slide", "truth", "fold", "forest_out_of_fold", "maximum", *FEATURES)
-    write_text(folder / "scores.csv", csv_text(header, rows))
-    curves = [("forest, out of fold", *roc(fitted.tumour, fitted.scores))]
-    curves.append(("maximum of the heatmap", *roc(fitted.tumour, fitted.maximum)))
-    write_roc(folder / "roc.png", curves, f"{name}: {len(rows)} slides, out of fold")

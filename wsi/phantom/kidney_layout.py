@@ -12,11 +12,8 @@ from scipy.spatial import Voronoi
 from shapely import Polygon, STRtree
 from shapely.geometry.base import BaseGeometry
 
-from wsi.arrays import BoxesXYXY, PointsXY
+from wsi.arrays import PointsXY
 from wsi.phantom.layout import ARTEFACTS, Artefact, Planner
-
-FIELD_PX = 1024  # Kim et al. 2019: about the field of view of a microscope at 400 x
-MOST_UNFIT = 2 / 3  # a field with more of it unfit is not feasible (Kim's thesis; facts/papers.md section 4)
 
 CapillaryKind = Literal["ring", "plain", "partial", "serum"]
 TubuleKind = Literal["proximal", "distal", "atrophic"]
@@ -67,20 +64,6 @@ class Zone:
 
     kind: ZoneKind
     outline: Polygon
-
-
-@dataclass(frozen=True, slots=True)
-class KidneyField:
-    """A field of 1,024 px: its corner, and why it is not feasible; empty where it is."""
-
-    x: int
-    y: int
-    why_not: str
-
-    @property
-    def box(self) -> Polygon:
-        """Its square."""
-        return shapely.box(self.x, self.y, self.x + FIELD_PX, self.y + FIELD_PX)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -351,48 +334,3 @@ def _spread(shapes: list[Polygon], gap: float) -> list[Polygon]:
         if j < i and not dropped[j]:
             dropped[i] = True
     return [shape for shape, gone in zip(shapes, dropped, strict=True) if not gone]
-
-
-def fields_of(layout: KidneyLayout) -> tuple[KidneyField, ...]:
-    """Every field of the grid that tissue reaches into, row by row, and whether it is feasible.
-
-    Not feasible: more than two thirds are empty, artefact, scar or infarct, glomerulus or large vessel; or it holds no
-    capillary at all.
-    """
-    tissue = shapely.union_all(layout.pieces)
-    unfit = [("scar or infarct", shapely.union_all([z.outline for z in layout.zones]))]
-    rounds = [shapely.Point(r.x, r.y).buffer(r.radius) for r in (*layout.glomeruli, *layout.arteries)]
-    unfit.append(("glomerulus or large vessel", shapely.union_all(rounds)))
-    unfit.append(("artefact", shapely.union_all([_covered(a) for a in layout.artefacts])))
-    middles = STRtree(shapely.centroid([c.outline for c in layout.capillaries]))
-    found = []
-    for y in range(0, layout.size[1] - FIELD_PX + 1, FIELD_PX):
-        for x in range(0, layout.size[0] - FIELD_PX + 1, FIELD_PX):
-            box = shapely.box(x, y, x + FIELD_PX, y + FIELD_PX)
-            inside = tissue.intersection(box)
-            if inside.area < 0.05 * box.area:
-                continue
-            found.append(KidneyField(x, y, _why_not(box, inside, unfit, len(middles.query(box, "contains")))))
-    return tuple(found)
-
-
-def _why_not(
-    box: Polygon, inside: BaseGeometry, unfit: list[tuple[str, BaseGeometry]], capillaries: int
-) -> str:
-    shares = {"empty": 1 - inside.area / box.area}
-    shares |= {name: shape.intersection(inside).area / box.area for name, shape in unfit}
-    covered = shapely.union_all([shape for _, shape in unfit]).intersection(inside).area / box.area
-    if shares["empty"] + covered > MOST_UNFIT:
-        return max(shares, key=lambda name: shares[name])
-    return "" if capillaries else "no capillary"
-
-
-def _covered(artefact: Artefact) -> BaseGeometry:
-    if len(artefact.line) == 1:
-        return shapely.Point(artefact.line[0]).buffer(artefact.width)
-    return shapely.LineString(artefact.line).buffer(artefact.width / 2)
-
-
-def boxes_of(shapes: list[Polygon]) -> BoxesXYXY:
-    """Smallest boxes around outlines."""
-    return np.asarray(shapely.bounds(shapes), np.float64).reshape(-1, 4)

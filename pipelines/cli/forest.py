@@ -1,0 +1,90 @@
+"""``wsi camelyon16 forest``: a slide-level model on the heatmaps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.camelyon16.cases import Selection, join
+from pipelines.camelyon16.curves import interval_text
+from pipelines.camelyon16.features import FEATURES
+from pipelines.camelyon16.forest import Fitted, ForestCard, ForestConfig, fit, slide_key, write_forest
+from pipelines.camelyon16.predictions import read_predictions
+from pipelines.camelyon16.report import csv_text
+from pipelines.cli.camelyon16 import (
+    DatasetName,
+    Exclude,
+    OthersNormal,
+    Subset,
+    Truth,
+    TruthLabel,
+    patch_models,
+    rules,
+)
+from pipelines.cli.console import out
+from pipelines.provenance import code_hash, version
+from pipelines.training_pictures import write_roc
+from wsi.files import write_text
+from wsi.metrics import roc
+
+
+def forest_command(
+    results: Annotated[Path, typer.Argument(help="OUT of wsi score.")],
+    truth: Truth,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    trees: Annotated[int, typer.Option(min=1, max=10_000)] = 500,
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation, by slide.")] = 5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    dataset: DatasetName = "camelyon16",
+    exclude: Exclude = None,
+    subset: Subset = False,
+    others_normal: OthersNormal = False,
+    truth_label: TruthLabel = None,
+) -> None:
+    """Grow a slide-level model on 28 features of the heatmaps; cross-validation says what it adds to the maximum."""
+    cfg = ForestConfig(trees=trees, folds=folds, seed=seed)
+    selection = Selection(rules(dataset), tuple(exclude or ()), subset, others_normal)
+    predictions = read_predictions(results)
+    cases = join(predictions, truth, selection).cases
+    fitted = fit(cases, cfg, truth_label)
+    card = ForestCard(
+        name=folder.name,
+        features=FEATURES,
+        settings=cfg,
+        patch_models=patch_models(predictions),
+        demonstration=any(m["demonstration"] for m in predictions.made_by.get("models", [])),
+        seen=tuple(sorted(slide_key(case.prediction) for case in cases)),
+        slides={"normal": int((~fitted.tumour).sum()), "tumour": int(fitted.tumour.sum())},
+        auc=fitted.quality,
+        made_by=f"slidewright {version()}, code {code_hash()}",
+    )
+    write_forest(folder, fitted.forest, card)
+    _write_validation(folder / "validation", folder.name, fitted)
+    for name, shown in fitted.quality.items():
+        out.print(f"{name}: {interval_text(shown)}", markup=False)
+    out.print(
+        f"{folder} holds the model; its folder 'validation' names slides. For research use only", markup=False
+    )
+
+
+def _write_validation(folder: Path, name: str, fitted: Fitted) -> None:
+    """Scores of every slide by name, apart from the model: names may be accession numbers."""
+    columns = (fitted.names, fitted.tumour, fitted.fold + 1, fitted.scores, fitted.maximum, fitted.features)
+    rows = [
+        (
+            slide,
+            "tumor" if tumour else "normal",
+            fold,
+            f"{score:.6f}",
+            f"{top:.6f}",
+            *(f"{v:.6g}" for v in values),
+        )
+        for slide, tumour, fold, score, top, values in zip(*columns, strict=True)
+    ]
+    header = ("slide", "truth", "fold", "forest_out_of_fold", "maximum", *FEATURES)
+    write_text(folder / "scores.csv", csv_text(header, rows))
+    curves = [("forest, out of fold", *roc(fitted.tumour, fitted.scores))]
+    curves.append(("maximum of the heatmap", *roc(fitted.tumour, fitted.maximum)))
+    write_roc(folder / "roc.png", curves, f"{name}: {len(rows)} slides, out of fold")

@@ -1,0 +1,76 @@
+"""``wsi camelyon16 submit`` and ``check``: the challenge's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.camelyon16.cases import Selection, read_truth_table
+from pipelines.camelyon16.predictions import read_predictions
+from pipelines.camelyon16.submission import check_submission, write_submission
+from pipelines.cli.camelyon16 import (
+    DatasetName,
+    Exclude,
+    OthersNormal,
+    SlideModel,
+    Slides,
+    rules,
+    with_slide_model,
+)
+from pipelines.cli.console import err, out
+from pipelines.cohort import gather
+from pipelines.provenance import code_hash, version
+
+
+def submit_command(
+    results: Annotated[Path, typer.Argument(help="OUT of wsi score.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    subset: Annotated[bool, typer.Option("--subset", help="Leave out slides that failed.")] = False,
+    slide_model: SlideModel = None,
+) -> None:
+    """Write the challenge's files: lesions/NAME.csv of every slide, also the empty ones, and classification.csv."""
+    predictions = with_slide_model(read_predictions(results), slide_model)
+    made_by = f"slidewright {version()}, code {code_hash()}; slide score: {predictions.score_rule}"
+    models = ", ".join(m["name"] for m in predictions.made_by.get("models", []))
+    count = write_submission(
+        folder, predictions, subset=subset, made_by=f"{made_by}; models: {models or 'not known'}"
+    )
+    out.print(
+        f"{count} slides in {folder}; check it with: wsi camelyon16 check {folder} --truth TRUTH",
+        markup=False,
+    )
+
+
+def check_command(
+    submission: Annotated[Path, typer.Argument(help="Folder of a submission.")],
+    truth: Annotated[
+        Path | None, typer.Option(help="As for evaluate: says which slides must be there.")
+    ] = None,
+    slides: Slides = None,
+    dataset: DatasetName = "camelyon16",
+    exclude: Exclude = None,
+    others_normal: OthersNormal = False,
+) -> None:
+    """Say what is missing or out of bounds in a submission; exit code 1 if anything is."""
+    table = None if truth is None else read_truth_table(truth)
+    expected = table is None or None in table.files.values()
+    rows = gather(slides, mpp=None, allow_anisotropic=False) if slides else []
+    selection = Selection(rules(dataset), tuple(exclude or ()), others_normal=others_normal)
+    problems = check_submission(submission, table, selection, rows)
+    for sentence in problems:
+        err.print(sentence, markup=False)
+    if table is None and not rows:
+        err.print("whether slides are missing is not known: pass --truth or --slides", markup=False)
+    elif table is not None and None not in table.files.values():
+        err.print(
+            "which normal slides must be there is not known: reference.csv or slides.csv would say",
+            markup=False,
+        )
+    if not rows:
+        err.print("whether coordinates lie on their slides is not known: pass --slides", markup=False)
+    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    well = "all is well" if rows and expected else "all is well as far as it was checked"
+    out.print(f"{submission}: {count if problems else well}", markup=False)
+    raise typer.Exit(1 if problems else 0)
