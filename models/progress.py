@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.recipe import TrainConfig
 from models.training_state import TrainingState
 
 
@@ -26,7 +25,7 @@ class Progress:
         examples_per_s: since this process began.
         waiting: share of the time in which the network waited for pixels, 0 to 1.
         seconds: of training so far, those before a resume counted.
-        auc: of the validation patches; None between validations.
+        auc: of the validation patches, or a detector's mean average precision; None between validations.
     """
 
     examples: int
@@ -95,12 +94,12 @@ class Clock:
         """Seconds of training, those before a resume counted."""
         return self.before + time.monotonic() - self.start
 
-    def progress(self, state: TrainingState, cfg: TrainConfig, rate: float) -> Progress:
+    def progress(self, state: TrainingState, total: int, rate: float) -> Progress:
         """Where the run stands now."""
         elapsed = max(self.elapsed - self.before, 1e-9)
         return Progress(
             examples=state.seen,
-            total=cfg.total,
+            total=total,
             loss=math.nan if state.loss is None else state.loss,
             learning_rate=rate,
             examples_per_s=(state.seen - self.seen) / elapsed,

@@ -27,6 +27,7 @@ from models.optimiser import TensorFlowRMSprop
 from models.parallel import Team, join_team, leave_team, share_batch_norm
 from models.progress import NOBODY, Clock, Listeners, Progress, metrics_csv, progress_row
 from models.recipe import TrainConfig
+from models.sampling import Sampler
 from models.training_data import STRIDE_PX, TrainingData
 from models.training_state import TrainingState
 from wsi.errors import ConfigError, ModelError, SlideError
@@ -79,7 +80,7 @@ def train(
     for phase, end in ((1, cfg.examples), (2, cfg.total)):
         if state.seen >= end:
             continue
-        _enter_phase(phase, state, cfg, listeners)
+        _enter_phase(phase, state, data.sampler, listeners)
         with Feed(data.sampler, cfg.batch, team, threads=cfg.threads) as feed:
             while state.seen < end:
                 with clock.waiting():
@@ -91,7 +92,7 @@ def train(
                 loss = step(state, (pixels, labels), rate, cfg, team, autocast)
                 _check_loss(loss, state, cfg, out)
                 state.count(cfg.batch, loss, batch.after, clock.elapsed)
-                now = clock.progress(state, cfg, rate)
+                now = clock.progress(state, cfg.total, rate)
                 listeners.report(now)
                 if _crossed(state.seen, cfg.batch, cfg.validate_every) or state.seen >= end:
                     _validate(state, run, now)
@@ -154,11 +155,11 @@ def _optimiser(network: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
-def _enter_phase(phase: int, state: TrainingState, cfg: TrainConfig, listeners: Listeners) -> None:
+def _enter_phase(phase: int, state: TrainingState, sampler: Sampler, listeners: Listeners) -> None:
     """Set what the second phase changes; done again after a resume."""
     if phase == 1:
         return
-    share = state.sampler.tumour_share = state.sampler.frequency
+    share = sampler.tumour_share = sampler.frequency
     for name, parameter in state.network.named_parameters():
         parameter.requires_grad_(name.startswith("fc."))
     if state.phase == 1:

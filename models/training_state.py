@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.sampling import Sampler
 from wsi.errors import ModelError
 from wsi.files import replacing
 
 CHECKPOINT = "checkpoint.safetensors"
+
+
+class Resumable(Protocol):
+    """What draws the examples, as far as a checkpoint goes; see `models.sampling.Sampler`."""
+
+    state: Any
+
+    @property
+    def excluded(self) -> list[list[int]]:
+        """What is never drawn again."""
+        ...
+
+    def exclude_all(self, places: Iterable[Sequence[int]]) -> None:
+        """Exclude what an earlier run excluded."""
+        ...
 
 
 @dataclass
@@ -25,7 +40,7 @@ class TrainingState:
 
     network: nn.Module
     optimiser: torch.optim.Optimizer
-    sampler: Sampler
+    sampler: Resumable
     generator: torch.Generator
     seen: int = 0
     phase: int = 1

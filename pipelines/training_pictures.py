@@ -50,8 +50,10 @@ def _text(sheet: RgbImage, text: str, at: tuple[int, int], size: float) -> None:
     cv2.putText(sheet, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, (40, 40, 40), 1, cv2.LINE_AA)
 
 
-def write_curves(path: Path, rows: Sequence[dict[str, Any]], name: str) -> None:
-    """Loss, validation AUC and learning rate over the examples, as one PNG."""
+def write_curves(
+    path: Path, rows: Sequence[dict[str, Any]], name: str, *, label: str = "validation AUC"
+) -> None:
+    """Loss, the validation's figure and learning rate over the examples, as one PNG."""
     seen = [row["examples"] for row in rows]
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss, score, rate = figure.subplots(3, 1, sharex=True)
@@ -60,7 +62,7 @@ def write_curves(path: Path, rows: Sequence[dict[str, Any]], name: str) -> None:
     loss.set_title(f"{name}: training")
     known = [(row["examples"], row["auc"]) for row in rows if row["auc"] is not None]
     score.plot(*zip(*known, strict=True) if known else ([], []), "o-", color="#2e7d32", markersize=3)
-    score.set_ylabel("validation AUC")
+    score.set_ylabel(label)
     if not known:
         score.text(0.5, 0.5, "nothing is held out", ha="center", transform=score.transAxes)
     rate.plot(seen, [row["learning_rate"] for row in rows], "o-", color="#6a1b9a", markersize=3)

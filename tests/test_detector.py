@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,19 @@ from models.detection_data import (
     turned,
 )
 from models.detector import MOST_BOXES, CapillaryDetector, DetectorConfig
+from models.detector_card import load_detector
 from models.network import orient
+from models.progress import Listeners
+from models.train_detector import DetectorTrainConfig, train_detector
+from pipelines.config import load_config
 from tests.slides import coordinates, painted, write_pyramid
+from tests.test_networks import DEMO
 from wsi.annotations import Annotation, write_asap
-from wsi.errors import AnnotationError
+from wsi.errors import AnnotationError, ConfigError, ModelError
+from wsi.manifest import SlideRow, read_manifest
 from wsi.source import SlideSource
 
+Run = Callable[..., tuple[int, str, str]]
 TINY = DetectorConfig(tile_px=128, anchors_px=(16.0, 24.0, 40.0))
 
 
@@ -171,3 +179,112 @@ class TestExamples:
             AnnotationError, match="holds the class 'Tumor'; known are C4d negative, C4d positive"
         ):
             read_marked(tmp_path / "u.xml", DetectorConfig().classes)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slides to train on and one held out: brown and blue squares of 20 um on grey, with truth."""
+    folder = tmp_path_factory.mktemp("cohort")
+    lines = ["path,truth,split"]
+    for i, split in enumerate(("train", "train", "validation")):
+        rng = np.random.default_rng(i)
+        image = np.clip(rng.normal(205, 6, (700, 900, 3)), 0, 255).astype(np.uint8)
+        marks = []
+        for y in range(30, 620, 110):
+            for x in range(30, 820, 110):
+                label = int(rng.integers(2))
+                image[y : y + 40, x : x + 40] = ((40, 70, 190), (120, 70, 30))[label]
+                marks.append(Annotation(box(x, y, x + 40, y + 40), ("C4d negative", "C4d positive")[label]))
+        write_pyramid(folder / f"s{i}.tif", image, mpp=0.5, compression="deflate")
+        write_asap(folder / f"s{i}.xml", marks)
+        lines.append(f"s{i}.tif,s{i}.xml,{split}")
+    (folder / "slides.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def small_recipe(**changes: object) -> DetectorTrainConfig:
+    fields: dict[str, object] = {
+        "name": "t",
+        "detector": TINY,
+        "examples": 16,
+        "validation_tiles": 4,
+        "enlarge_um": (0.0, 0.0),
+    }
+    fields |= {"validate_every": 16, "checkpoint_every": 8}
+    return DetectorTrainConfig(**fields | changes)  # type: ignore[arg-type]
+
+
+class TestTraining:
+    def run(self, cohort: Path, out: Path, cfg: DetectorTrainConfig, **options: object) -> float:
+        torch.set_num_threads(1)
+        return train_detector(read_manifest(cohort / "slides.csv"), cfg, out, code_version="test", **options)  # type: ignore[arg-type]
+
+    @pytest.mark.slow
+    def test_stopped_and_resumed_to_the_same_bits(self, cohort: Path, tmp_path: Path) -> None:
+        cfg = small_recipe()
+        self.run(cohort, tmp_path / "whole", cfg)
+        seen: list[int] = []
+
+        def stop() -> bool:
+            seen.append(1)
+            return len(seen) == 3
+
+        with pytest.raises(KeyboardInterrupt):
+            self.run(cohort, tmp_path / "parts", cfg, listeners=Listeners(stop=stop))
+        self.run(cohort, tmp_path / "parts", cfg, resume=True)
+        first, second = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
+        assert all((first[key] == second[key]).all() for key in first)
+        with pytest.raises(ModelError, match="was written with examples 16, the recipe now says 20"):
+            self.run(cohort, tmp_path / "parts", small_recipe(examples=20), resume=True)
+
+    @pytest.mark.slow
+    def test_it_learns_slides(self, cohort: Path, tmp_path: Path) -> None:
+        """Squares of a slide that it has not seen: AP50 above 0.9 after 240 tiles, and the model reads back."""
+        cfg = small_recipe(examples=240, batch=4, learning_rate=2e-3, validate_every=240, validation_tiles=12)
+        best = self.run(cohort, tmp_path, cfg)
+        assert best > 0.9
+        network, card = load_detector(tmp_path / "model")
+        assert card.metrics["AP50"].keys() == {"C4d negative", "C4d positive"}
+        assert card.enlarge_um == (0.0, 0.0)
+        with SlideSource(str(cohort / "s2.tif")).open() as slide:
+            tile = slide.read_region((20, 20), 0, (128, 128))
+        assert len(network.detect(torch.from_numpy(tile[None]))[0]) >= 1
+        data = (tmp_path / "model" / "model.safetensors").read_bytes()
+        (tmp_path / "model" / "model.safetensors").write_bytes(data[:-4] + b"0000")
+        with pytest.raises(ModelError, match="is not the file that its card names"):
+            load_detector(tmp_path / "model")
+        with pytest.raises(ModelError, match="is not a detector but another kind of model"):
+            load_detector(DEMO)
+        with pytest.raises(ModelError, match="card.json cannot be read"):
+            load_detector(tmp_path)
+
+    def test_what_cannot_be_trained_on(self, cohort: Path, tmp_path: Path) -> None:
+        rows = read_manifest(cohort / "slides.csv")
+        with pytest.raises(ConfigError, match="every one is of the split 'validation'"):
+            train_detector(rows[2:], small_recipe(), tmp_path, code_version="t")
+        with pytest.raises(ConfigError, match="s0.tif has no truth; fill in the column 'truth'"):
+            train_detector([SlideRow(rows[0].source)], small_recipe(), tmp_path, code_version="t")
+
+    def test_the_recipe_that_ships(self) -> None:
+        cfg = load_config(Path(__file__).parents[1] / "configs" / "renal_ptc.yaml", DetectorTrainConfig)
+        free = {"name", "demonstration", "training_data", "limits"}
+        assert cfg.model_dump(exclude=free) == DetectorTrainConfig(name="x").model_dump(exclude=free)
+        assert cfg.demonstration
+
+    @pytest.mark.slow
+    def test_by_command(self, cohort: Path, tmp_path: Path, wsi: Run) -> None:
+        recipe = tmp_path / "r.yaml"
+        recipe.write_text(
+            "name: r\ndetector: {tile_px: 128, anchors_px: [16.0, 24.0, 40.0]}\nexamples: 4\nvalidation_tiles: 2\n"
+        )
+        words = ("train", "capillaries", recipe, "--slides", cohort / "slides.csv", "--out", tmp_path / "out")
+        code, said, _ = wsi(*words)
+        assert code == 0
+        assert "the best network (mean AP50" in said
+        for name in ("run.json", "metrics.csv", "metrics.png", "model/card.json"):
+            assert (tmp_path / "out" / name).exists()
+        code, _, said = wsi(*words)
+        assert (code, "holds a run already; pass --resume or --overwrite" in said) == (2, True)
+        assert wsi(*words, "--overwrite")[0] == 0
+        code, _, said = wsi("train", "capillaries", recipe, "--out", tmp_path / "n")
+        assert (code, "names no slides; pass --slides" in said) == (2, True)

@@ -9,14 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from pipelines.renal.quality import (
-    Agreement,
-    Marked,
-    average_precision,
-    bland_altman,
-    by_distance,
-    weighted_kappa,
-)
+from pipelines.renal.agreement import bland_altman, weighted_kappa
+from wsi.detection_metrics import Agreement, Marked, average_precision, by_distance
 from wsi.detections import Detections, no_detections
 
 

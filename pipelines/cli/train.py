@@ -18,6 +18,7 @@ from pipelines.cli.console import Tick, interruptible, out, progress
 from pipelines.config import load_config
 from pipelines.provenance import code_hash, commit, libraries, machine, version
 from pipelines.training_pictures import write_contact_sheet, write_curves, write_roc
+from wsi.config import Config
 from wsi.dataset import apply_dataset, rows_of_folder
 from wsi.errors import ConfigError, StoreError
 from wsi.files import write_json, write_text
@@ -182,7 +183,7 @@ def _leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _write_run(cfg: TrainConfig, folder: Path) -> None:
+def _write_run(cfg: Config, folder: Path) -> None:
     if not _leads():
         return
     _discard_run(folder)  # only now: bad input must not cost what is there
@@ -276,6 +277,61 @@ def _write_validation(found: PatchFolder, result: OutOfFold, cfg: TrainConfig, f
         captions=[f"{names[i]} {result.scores[i]:.2f}" for i in worst],
     )
     _say(f"{folder / 'roc.png'} and {folder / 'mistakes.png'} show it; for research use only")
+
+
+@app.command("capillaries")
+def capillaries(
+    config: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/renal_ptc.yaml.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the model, metrics.csv and metrics.png.")],
+    slides: Annotated[Path | None, typer.Option(help="slides.csv with path, truth and split.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Tiles to train on; overrides the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that stopped in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUT.")] = False,
+) -> None:
+    """Train the capillary detector; the best network by mean average precision is kept in OUT/model.
+
+    Ctrl-C stops after the batch at hand; the same command with --resume goes on.
+    """
+    from models.train_detector import DetectorTrainConfig, train_detector
+
+    cfg = load_config(config, DetectorTrainConfig, {"slides": slides, "examples": examples, "seed": seed})
+    if cfg.slides is None:
+        raise ConfigError(f"{config} names no slides; pass --slides slides.csv")
+    if any((folder / name).exists() for name in ("run.json", "model")) and not (overwrite or resume):
+        raise StoreError(
+            f"{folder} holds a run already; pass --resume or --overwrite, or choose another --out"
+        )
+    rows = read_manifest(cfg.slides)
+    with interruptible("stopping; the same command with --resume goes on") as stop:
+        again = resume and _has_checkpoint(folder)
+        if not again:
+            _write_run(cfg, folder)
+        with progress("training") as tick:
+            best = train_detector(
+                rows,
+                cfg,
+                folder,
+                code_version=f"slidewright {version()}, code {code_hash()}",
+                resume=again,
+                listeners=_detector_listeners(cfg.name, folder, tick, stop),
+            )
+    kept = "the last network" if np.isnan(best) else f"the best network (mean AP50 {best:.4f})"
+    _say(f"{kept} is in {folder / 'model'}; for research use only")
+
+
+def _detector_listeners(name: str, folder: Path, tick: Tick, stop: Callable[[], bool]) -> Listeners:
+    from models.progress import Listeners
+
+    def report(p: Progress) -> None:
+        tick(p.examples, p.total, f"loss {p.loss:.3f}, {p.examples_per_s:.1f} tiles/s")
+        if p.auc is not None:
+            _say(f"{p.examples} tiles: loss {p.loss:.4f}, validation AP50 {p.auc:.4f}")
+
+    def metrics(rows: list[dict[str, Any]]) -> None:
+        write_curves(folder / "metrics.png", rows, name, label="validation mean AP50")
+
+    return Listeners(report=report, metrics=metrics, say=_say, stop=stop)
 
 
 @app.command("mine")

@@ -1,4 +1,4 @@
-"""How good detections, percentages and grades are against a person's or a phantom's."""
+"""How good detections are: average precision, and agreement by distance."""
 
 from __future__ import annotations
 
@@ -102,52 +102,3 @@ def by_distance(
     gaps = np.hypot(*(points[order][:, None] - marks[None]).transpose(2, 0, 1))  # (n, m)
     hits = int(_taken(-gaps + 2 * reach, reach).sum())  # nearer is more; at the reach it is still a hit
     return Agreement(hits, len(points) - hits, len(marks) - hits)
-
-
-@dataclass(frozen=True, slots=True)
-class BlandAltman:
-    """Differences of two readings, first less second: mean, and the limits that hold 95 % of them."""
-
-    bias: float
-    low: float
-    high: float
-    slides: int
-
-
-def bland_altman(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> BlandAltman:
-    """Bias and limits of agreement: mean and 1.96 standard deviations of the differences (Bland and Altman 1986).
-
-    Raises:
-        ValueError: fewer than two slides, or arrays of two lengths.
-    """
-    if first.shape != second.shape or len(first) < 2:
-        raise ValueError(
-            f"two readings of at least two slides are needed, got {first.shape} and {second.shape}"
-        )
-    gaps = first - second
-    spread = 1.96 * float(gaps.std(ddof=1))
-    return BlandAltman(
-        float(gaps.mean()), float(gaps.mean()) - spread, float(gaps.mean()) + spread, len(gaps)
-    )
-
-
-def weighted_kappa(first: Sequence[int], second: Sequence[int], grades: int) -> float:
-    """Cohen's kappa of two gradings with quadratic weights: 1 agrees always, 0 as by chance.
-
-    Args:
-        first: grades from 0.
-        second: of the same slides.
-        grades: how many there are.
-
-    Returns:
-        NaN where both gave one and the same grade to all slides: chance alone agrees then.
-    """
-    table = np.zeros((grades, grades))
-    np.add.at(table, (np.asarray(first, np.int64), np.asarray(second, np.int64)), 1)
-    if table.sum() == 0:
-        raise ValueError("no slide was graded twice")
-    at = np.arange(grades)
-    weight = (at[:, None] - at) ** 2
-    chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
-    expected = (weight * chance).sum()
-    return float(1 - (weight * table).sum() / expected) if expected else float("nan")

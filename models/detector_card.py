@@ -1,0 +1,86 @@
+"""A detector on disk: a folder with ``model.safetensors`` and ``card.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from models.card import CARD, WEIGHTS, hash_file
+from models.detector import CapillaryDetector, DetectorConfig
+from wsi.config import Config
+from wsi.errors import ModelError
+from wsi.files import replacing, write_json
+
+
+class DetectorCard(Config):
+    """Everything a run needs to know of a detector, and a reader wants to.
+
+    Attributes:
+        enlarge_um: for each class, by how much the boxes it learned were larger than the capillaries, on each side.
+        demonstration: trained on phantoms; not for real tissue.
+        sha256: of the weight file.
+    """
+
+    kind: Literal["detector"] = "detector"
+    name: str
+    detector: DetectorConfig
+    enlarge_um: tuple[float, ...]
+    demonstration: bool = False
+    intended_use: str = "Research use only; not for diagnosis."
+    limits: str = ""
+    training: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    code_version: str = ""
+    sha256: str
+
+
+def save_detector(folder: Path, network: CapillaryDetector, **card: Any) -> DetectorCard:
+    """Write weights and card; each file whole or not at all.
+
+    Args:
+        folder: made if it is not there.
+        network: what is saved.
+        card: the fields of `DetectorCard` except ``sha256``.
+    """
+    with replacing(folder / WEIGHTS) as partial:
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, partial)
+        except SafetensorError as error:  # its own wrapping of a full disk
+            raise OSError(str(error)) from error
+    result = DetectorCard(sha256=hash_file(folder / WEIGHTS), **card)
+    write_json(folder / CARD, result.model_dump(mode="json"))
+    return result
+
+
+def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
+    """Read a detector, in evaluation mode.
+
+    Raises:
+        ModelError: a file is missing or broken, a byte changed, or it is another kind of model.
+    """
+    try:
+        value = json.loads((folder / CARD).read_bytes())
+        if value.get("kind") != "detector":
+            raise ModelError(
+                f"{folder} is not a detector but another kind of model; give one of wsi train capillaries"
+            )
+        card = DetectorCard.model_validate_json(json.dumps(value))
+    except OSError as error:
+        raise ModelError(
+            f"{folder} is not a model: {CARD} cannot be read ({error.strerror}); check the path"
+        ) from error
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise ModelError(f"{folder / CARD} is not a valid card ({error}); copy the model again") from error
+    if hash_file(folder / WEIGHTS) != card.sha256:
+        raise ModelError(f"{folder / WEIGHTS} is not the file that its card names; copy the model again")
+    network = CapillaryDetector(card.detector)
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{folder / WEIGHTS} does not hold this detector; copy the model again") from error
+    return network.eval(), card

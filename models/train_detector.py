@@ -1,0 +1,293 @@
+"""Training the capillary detector: a run that reads top to bottom, stops at any time, and goes on to the same bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.augment import AugmentConfig, draw_changes, recolour, restain
+from models.detection_data import Example, MarkedSlide, draw_corner, read_example, read_marked, turned
+from models.detector import CapillaryDetector, DetectorConfig
+from models.detector_card import save_detector
+from models.progress import NOBODY, Clock, Listeners, Progress, metrics_csv, progress_row
+from models.training_state import TrainingState
+from wsi.config import Config
+from wsi.detection_metrics import Marked, average_precision
+from wsi.errors import ConfigError, ModelError, SlideError
+from wsi.files import write_text
+from wsi.manifest import SlideRow
+from wsi.slide import Slide
+
+CLIP = 5.0  # largest norm of a gradient: a tile with many false boxes must not undo what was learned
+TRIES = 100  # places drawn in turn that cannot be read before the run gives up
+RISE = 0.05  # share of the examples in which the rate rises
+
+
+class DetectorTrainConfig(Config):
+    """The recipe.
+
+    Attributes:
+        slides: a manifest with truth (GeoJSON or ASAP XML) and split.
+        enlarge_um: for each class, by how much its boxes grow on each side. Kim et al. 2019: 40 px for negative and 50
+            for positive capillaries, at a spacing they do not state.
+        examples: tiles to train on; half are drawn around an object of each class in turn.
+        validation_tiles: drawn once from the validation slides.
+        validate_every, checkpoint_every: in examples.
+        augment: its orientations and colours; tiles are drawn anywhere, so its jitter means nothing here.
+    """
+
+    name: str
+    slides: Path | None = None
+    detector: DetectorConfig = DetectorConfig()
+    enlarge_um: tuple[float, ...] = (4.0, 4.0)
+    seed: int = Field(default=0, ge=0)
+    batch: int = Field(default=2, gt=0)
+    examples: int = Field(default=6000, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    validate_every: int = Field(default=1000, gt=0)
+    validation_tiles: int = Field(default=60, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0)
+    augment: AugmentConfig = AugmentConfig(
+        brightness=0.1, saturation=0.2, hue=0.03, contrast=0.25, stain=0.15
+    )
+    demonstration: bool = False
+    training_data: str = ""
+    limits: str = ""
+
+    def rate(self, seen: int) -> float:
+        """The learning rate after ``seen`` examples: a short rise, then a cosine down to 0."""
+        rise = min(1.0, (seen + self.batch) / (RISE * self.examples))
+        return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(seen / self.examples, 1.0)))
+
+
+@dataclass(eq=False)
+class TileSampler:
+    """Draws tiles of marked slides from one generator: a slide, a class in turn, an object, a place around it."""
+
+    slides: Sequence[Slide]
+    marked: Sequence[MarkedSlide]
+    cfg: DetectorTrainConfig
+    rng: np.random.Generator
+    lost: list[list[int]] = field(default_factory=list)
+
+    @property
+    def state(self) -> Any:
+        """The generator's."""
+        return self.rng.bit_generator.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.rng.bit_generator.state = value
+
+    @property
+    def excluded(self) -> list[list[int]]:
+        """Places (slide, x, y) that could not be read; they cost themselves."""
+        return self.lost
+
+    def exclude_all(self, places: Iterable[Sequence[int]]) -> None:
+        """Take over what an earlier run lost."""
+        self.lost = [list(place) for place in places]
+
+    def draw(self, label: int) -> Example:
+        """One tile around an object of a class, turned.
+
+        Raises:
+            ConfigError: no place can be read.
+        """
+        for _ in range(TRIES):
+            i = int(self.rng.integers(len(self.slides)))
+            slide, marked = self.slides[i], self.marked[i]
+            side_l0 = self.cfg.detector.tile_px * self.cfg.detector.spacing_um / slide.mpp
+            corner = draw_corner(marked, side_l0, self.rng, label)
+            orientation = int(self.rng.integers(self.cfg.augment.orientations))
+            try:
+                return turned(self._read(i, corner), orientation)
+            except SlideError:
+                self.lost.append([i, *corner])
+        raise ConfigError(
+            f"none of {TRIES} places in turn could be read, the last on {slide.path}; check the slides"
+        )
+
+    def _read(self, i: int, corner: tuple[int, int]) -> Example:
+        d = self.cfg.detector
+        return read_example(
+            self.slides[i], self.marked[i], corner, d.tile_px, d.spacing_um, self.cfg.enlarge_um
+        )
+
+
+def train_detector(
+    rows: Sequence[SlideRow],
+    cfg: DetectorTrainConfig,
+    out: Path,
+    *,
+    code_version: str,
+    resume: bool = False,
+    listeners: Listeners = NOBODY,
+) -> float:
+    """Train, and keep the best network by mean average precision in ``out/model``; the last where nothing is held out.
+
+    Args:
+        rows: slides with truth; those of the split ``validation`` are held out.
+        cfg: the recipe.
+        out: ``model/``, ``metrics.csv`` and ``checkpoint.safetensors`` go here.
+        code_version: stated in the card.
+        resume: go on from ``out/checkpoint.safetensors``; on a CPU to the same bits as without the stop.
+        listeners: who hears of it.
+
+    Returns:
+        The best mean average precision at an overlap of 0.5; NaN where nothing is held out.
+
+    Raises:
+        ConfigError: no slide to train on, or none of its places can be read.
+        ModelError: the loss is not finite, or there is nothing to resume.
+    """
+    torch.manual_seed(cfg.seed)
+    network = CapillaryDetector(cfg.detector)
+    with ExitStack() as stack:
+        train_on = _sampler([r for r in rows if r.split != "validation"], cfg, cfg.seed, stack)
+        held_out = [r for r in rows if r.split == "validation"]
+        if train_on is None:
+            raise ConfigError("no slide to train on: every one is of the split 'validation'")
+        tiles = _validation(_sampler(held_out, cfg, cfg.seed + 1, stack), cfg)
+        optimiser = torch.optim.AdamW(network.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay)
+        state = TrainingState(network, optimiser, train_on, torch.Generator().manual_seed(cfg.seed))
+        recipe = cfg.model_dump(
+            mode="json", exclude={"name", "slides", "limits", "training_data", "checkpoint_every"}
+        )
+        if resume:
+            state.load(out, recipe)
+            listeners.say(f"resumed after {state.seen} examples")
+        clock = Clock(state.seen, state.seconds)
+        while state.seen < cfg.examples:
+            with clock.waiting():
+                examples = [
+                    train_on.draw((state.seen + i) % len(cfg.detector.classes)) for i in range(cfg.batch)
+                ]
+            rate = cfg.rate(state.seen)
+            loss = _step(state, examples, rate, cfg)
+            if not math.isfinite(loss):
+                raise ModelError(
+                    f"the loss is {loss} after {state.seen} examples; lower learning_rate and --resume"
+                )
+            state.count(cfg.batch, loss, train_on.state, clock.elapsed)
+            now = clock.progress(state, cfg.examples, rate)
+            listeners.report(now)
+            done = state.seen >= cfg.examples
+            if done or _crossed(state.seen, cfg.batch, cfg.validate_every):
+                _validate(state, tiles, cfg, out, now, code_version, listeners)
+            stop = listeners.stop()
+            if stop or done or _crossed(state.seen, cfg.batch, cfg.checkpoint_every):
+                state.save(out, recipe)
+            if stop:
+                raise KeyboardInterrupt
+    return math.nan if state.best is None else state.best
+
+
+def _crossed(seen: int, batch: int, every: int) -> bool:
+    return seen // every > (seen - batch) // every
+
+
+def _sampler(
+    rows: Sequence[SlideRow], cfg: DetectorTrainConfig, seed: int, stack: ExitStack
+) -> TileSampler | None:
+    slides, marked = [], []
+    for row in rows:
+        if row.truth is None:
+            raise ConfigError(f"{row.source.label} has no truth; fill in the column 'truth'")
+        found = read_marked(row.truth, cfg.detector.classes)
+        if len(found.labels):  # a slide without a capillary has nothing to show
+            slides.append(stack.enter_context(row.source.open()))
+            marked.append(found)
+    return TileSampler(slides, marked, cfg, np.random.default_rng(seed)) if slides else None
+
+
+def _validation(sampler: TileSampler | None, cfg: DetectorTrainConfig) -> list[Example]:
+    if sampler is None:
+        return []
+    return [sampler.draw(i % len(cfg.detector.classes)) for i in range(cfg.validation_tiles)]
+
+
+def _step(state: TrainingState, examples: Sequence[Example], rate: float, cfg: DetectorTrainConfig) -> float:
+    """One update; the sum of the four losses."""
+    network, optimiser = state.network, state.optimiser
+    assert isinstance(network, CapillaryDetector)  # `train_detector` made it
+    network.train()
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    tiles = _recoloured(np.stack([e.pixels for e in examples]), cfg.augment, state.generator)
+    boxes = [torch.from_numpy(e.boxes) for e in examples]
+    losses = network.losses(tiles, boxes, [torch.from_numpy(e.labels) for e in examples])
+    loss = torch.stack(list(losses.values())).sum()
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+    if torch.isfinite(loss):
+        optimiser.step()
+    return float(loss.detach())
+
+
+def _recoloured(pixels: npt.NDArray[np.uint8], cfg: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Float (n, 3, h, w) in 0..1; orientations were drawn with the boxes."""
+    draws = draw_changes(len(pixels), cfg, generator).draws
+    found = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    if cfg.stain:
+        found = restain(found, 1 + cfg.stain * draws[:, 4:7], 0.1 * cfg.stain * draws[:, 7:10])
+    return (recolour(found, cfg, draws[:, :4]) + 1) / 2
+
+
+def class_precisions(
+    network: CapillaryDetector, tiles: Sequence[Example], classes: Sequence[str]
+) -> dict[str, float]:
+    """Average precision at an overlap of 0.5 of every class, on tiles with enlarged boxes."""
+    network.eval()
+    found = [network.detect(torch.from_numpy(tile.pixels[None]))[0] for tile in tiles]
+    truth = [Marked(tile.boxes, tile.labels) for tile in tiles]
+    return {name: average_precision(found, truth, i) for i, name in enumerate(classes)}
+
+
+def _validate(
+    state: TrainingState,
+    tiles: Sequence[Example],
+    cfg: DetectorTrainConfig,
+    out: Path,
+    now: Progress,
+    code_version: str,
+    listeners: Listeners,
+) -> None:
+    """Measure, write a row, and keep the network if it is the best; without validation tiles, always."""
+    assert isinstance(state.network, CapillaryDetector)  # `train_detector` made it
+    precisions = class_precisions(state.network, tiles, cfg.detector.classes) if tiles else {}
+    known = [value for value in precisions.values() if math.isfinite(value)]
+    mean = sum(known) / len(known) if known else None
+    now = replace(now, auc=mean)
+    state.rows.append(progress_row(now))
+    listeners.report(now)
+    if mean is None or state.best is None or mean > state.best:
+        state.best = mean
+        save_detector(
+            out / "model",
+            state.network,
+            name=cfg.name,
+            detector=cfg.detector,
+            enlarge_um=cfg.enlarge_um,
+            demonstration=cfg.demonstration,
+            limits=cfg.limits,
+            training={"examples": state.seen, "seed": cfg.seed, "data": cfg.training_data},
+            metrics={
+                "AP50": {name: round(value, 4) for name, value in precisions.items() if math.isfinite(value)}
+            },
+            code_version=code_version,
+        )
+    write_text(out / "metrics.csv", metrics_csv(state.rows))
+    listeners.metrics(state.rows)
