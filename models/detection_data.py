@@ -105,19 +105,31 @@ def read_example(
         MissingMppError: the slide has no spacing.
     """
     scale = slide.mpp / spacing_um  # tile pixels per level-0 pixel
-    side_l0 = size_px / scale
-    level = max(
-        i
-        for i, lv in enumerate(slide.levels)
-        if i == 0 or lv.downsample <= max(1.0, 1 / scale) * (1 + LEVEL_TOLERANCE)
-    )
-    side_level = max(1, round(side_l0 / slide.levels[level].downsample))
-    pixels = slide.read_region(corner, level, (side_level, side_level))
-    if side_level != size_px:
-        method = cv2.INTER_AREA if side_level > size_px else cv2.INTER_LINEAR
-        pixels = np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=method), np.uint8)
+    pixels = read_tile(slide, corner, size_px / scale, size_px)
     boxes = enlarged(marked.boxes, marked.labels, [um / slide.mpp for um in enlarge_um])
     return Example(pixels, *_inside((boxes - np.array([*corner, *corner])) * scale, marked.labels, size_px))
+
+
+def read_tile(slide: Slide, corner: tuple[int, int], side_l0: float, size_px: int) -> RgbImage:
+    """A square of the slide, resampled to ``size_px``, from the coarsest level that needs no enlarging.
+
+    Args:
+        slide: what is read.
+        corner: level-0 (x, y); may lie off the slide, which is white there.
+        side_l0: side on the slide, in level-0 pixels.
+        size_px: side of what is given.
+
+    Raises:
+        RegionError: the place cannot be decoded.
+    """
+    wanted = max(1.0, side_l0 / size_px) * (1 + LEVEL_TOLERANCE)
+    level = max(i for i, lv in enumerate(slide.levels) if i == 0 or lv.downsample <= wanted)
+    side_level = max(1, round(side_l0 / slide.levels[level].downsample))
+    pixels = slide.read_region(corner, level, (side_level, side_level))
+    if side_level == size_px:
+        return pixels
+    method = cv2.INTER_AREA if side_level > size_px else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=method), np.uint8)
 
 
 def _inside(

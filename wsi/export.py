@@ -34,6 +34,7 @@ class Feature:
     Attributes:
         key: what makes its id: the same key gives the same UUID.
         measurements: finite numbers; those that are NaN are left out.
+        locked: an annotation that QuPath does not move by mistake; what a person is to correct is not.
     """
 
     key: str
@@ -44,6 +45,7 @@ class Feature:
     colour: tuple[int, int, int]
     measurements: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    locked: bool = True
 
 
 def origin_offset(bounds: tuple[int, int, int, int] | None, origin: Origin) -> tuple[int, int]:
@@ -86,7 +88,7 @@ def _feature(feature: Feature, offset: tuple[int, int]) -> dict[str, Any]:
         "measurements": measured,
         "metadata": feature.metadata | {"origin offset": f"{offset[0]},{offset[1]}"},
     }
-    if feature.kind == "annotation":
+    if feature.kind == "annotation" and feature.locked:
         properties["isLocked"] = True
     return {
         "type": "Feature",

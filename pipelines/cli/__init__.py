@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines import provenance
-from pipelines.cli import camelyon16, export, forest, models, phantom, score, slides, submission, train
+from pipelines.cli import camelyon16, export, forest, models, phantom, renal, score, slides, submission, train
 from pipelines.cli.console import err, out, set_up_logging
 from wsi.errors import WsiError
 
@@ -49,6 +49,7 @@ camelyon16.app.command("submit")(submission.submit_command)
 camelyon16.app.command("check")(submission.check_command)
 camelyon16.app.command("forest")(forest.forest_command)
 app.add_typer(camelyon16.app, name="camelyon16")
+app.add_typer(renal.app, name="renal")
 
 
 def main() -> None:

@@ -1,0 +1,186 @@
+"""A detector over a whole slide, with one that needs no network: brown and blue squares."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.detect_slide import detect_slide, shrunk
+from models.detector import CapillaryDetector, DetectorConfig
+from models.detector_card import DetectorCard, save_detector
+from tests.slides import painted, write_pyramid
+from wsi.annotations import read_annotations
+from wsi.detections import Detections, no_detections
+from wsi.errors import SpacingError
+from wsi.placement import Placement
+from wsi.source import SlideSource
+from wsi.tissue import Mask
+
+Run = Callable[..., tuple[int, str, str]]
+BROWN, BLUE, GREY = (120, 70, 30), (40, 70, 190), (205, 205, 205)
+CFG = DetectorConfig(tile_px=128, anchors_px=(16.0, 24.0, 40.0))
+CARD = DetectorCard(name="squares", detector=CFG, enlarge_um=(2.0, 3.0), sha256="0" * 64)
+
+
+class SquareDetector(CapillaryDetector):
+    """Finds whole squares of a tile, brown or blue, and gives them enlarged, as a trained one would."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        self.cfg = CFG
+
+    def detect(self, tiles: Tensor) -> list[Detections]:
+        found = []
+        for tile in tiles.numpy():
+            parts = [self._of(tile, colour, label) for label, colour in ((0, BLUE), (1, BROWN))]
+            boxes = np.array([b for p, _ in parts for b in p], np.float64).reshape(-1, 4)
+            labels = np.array([n for _, p in parts for n in p], np.int64)
+            scores = (0.99 - 0.001 * np.arange(len(labels))).astype(np.float32)
+            found.append(Detections(boxes, scores, labels) if len(labels) else no_detections())
+        return found
+
+    def _of(
+        self, tile: np.ndarray, colour: tuple[int, int, int], label: int
+    ) -> tuple[list[list[float]], list[int]]:
+        near = (np.abs(tile.astype(int) - colour).max(axis=2) < 40).astype(np.uint8)
+        count, _, stats, _ = cv2.connectedComponentsWithStats(near)
+        grow = CARD.enlarge_um[label] / CFG.spacing_um
+        boxes = [
+            [x - grow, y - grow, x + w + grow, y + h + grow]
+            for x, y, w, h, area in stats[1:count].tolist()
+            if area > 30 and x > 0 and y > 0 and x + w < 128 and y + h < 128  # whole in the tile
+        ]
+        return boxes, [label] * len(boxes)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
+    """2,000 x 1,600 px at 0.25 um/px: squares of 24 px at random, also across the borders of tiles; boxes and labels."""
+    rng = np.random.default_rng(0)
+    image = painted(2000, 1600, (100, 100, 1900, 1500), GREY)
+    boxes, labels = [], []
+    for y in range(120, 1460, 48):
+        for x in range(120, 1860, 48):
+            if rng.random() < 0.4:
+                left, top = x + int(rng.integers(0, 16)), y + int(rng.integers(0, 16))
+                label = int(rng.integers(2))
+                image[top : top + 24, left : left + 24] = (BLUE, BROWN)[label]
+                boxes.append((left, top, left + 24, top + 24))
+                labels.append(label)
+    path = tmp_path_factory.mktemp("squares") / "squares.tif"
+    write_pyramid(path, image, levels=3, mpp=0.25, compression="deflate")
+    return path, np.array(boxes, np.float64), np.array(labels)
+
+
+def everywhere(side: int = 200) -> Mask:
+    return Mask(np.ones((side, side), np.bool_), Placement(32, 32))
+
+
+def test_every_square_once_where_it_is(squares: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    """Over two hundred squares, many across the borders of tiles and cores: none lost, none twice, in level-0 pixels."""
+    path, boxes, labels = squares
+    assert len(boxes) > 200
+    with SlideSource(str(path)).open() as slide:
+        result = detect_slide(slide, everywhere(), SquareDetector(), CARD, lowest_score=0.1)
+    assert result.unreadable == ()
+    assert len(result.found) == len(boxes)
+    gaps = np.abs(result.found.boxes[:, None] - boxes[None]).max(axis=2)
+    assert gaps.min(axis=0).max() <= 3  # a pixel of 0.5 um is two of level 0
+    assert (result.found.labels[gaps.argmin(axis=0)] == labels).all()
+
+
+def test_tiles_without_tissue_are_not_looked_at(squares: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    path, boxes, _ = squares
+    mask = np.zeros((50, 63), np.bool_)
+    mask[5:20, 5:20] = True  # level-0 160 to 640
+    with SlideSource(str(path)).open() as slide:
+        some = detect_slide(slide, Mask(mask, Placement(32, 32)), SquareDetector(), CARD, lowest_score=0.1)
+        every = detect_slide(slide, everywhere(), SquareDetector(), CARD, lowest_score=0.1)
+    assert 0 < some.tiles < every.tiles
+    assert 0 < len(some.found) < len(every.found)
+    inside = (boxes[:, :2] >= 160).all(axis=1) & (boxes[:, 2:] <= 640).all(axis=1)
+    assert len(some.found) >= inside.sum()
+
+
+def test_scores_below_are_left_out(squares: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    with SlideSource(str(squares[0])).open() as slide:
+        assert len(detect_slide(slide, everywhere(), SquareDetector(), CARD, lowest_score=1.0).found) == 0
+
+
+def test_a_slide_too_coarse_is_refused(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "coarse.tif", painted(400, 400, (0, 0, 400, 400), GREY), mpp=0.61)
+    with (
+        SlideSource(str(path)).open() as slide,
+        pytest.raises(SpacingError, match=r"has 0.61 um/px, .* needs 0.6 or"),
+    ):
+        detect_slide(slide, everywhere(), SquareDetector(), CARD, lowest_score=0.1)
+
+
+def test_a_broken_tile_costs_itself(broken_tile: Path) -> None:
+    fine = CARD.model_copy(update={"detector": CFG.model_copy(update={"spacing_um": 0.25})})  # reads level 0
+    with SlideSource(str(broken_tile)).open() as slide:
+        result = detect_slide(slide, everywhere(), SquareDetector(), fine, lowest_score=0.1)
+    assert 0 < len(result.unreadable) < result.tiles / 4
+
+
+def test_taking_off_what_boxes_were_enlarged_by() -> None:
+    boxes = np.array([[10.0, 10, 40, 30], [0, 0, 8, 8]])
+    assert shrunk(boxes, np.array([0, 1]), (5, 6), 2).tolist() == [[15, 15, 35, 25], [3, 3, 5, 5]]
+
+
+class TestPropose:
+    def test_by_command(self, squares: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, wsi: Run) -> None:
+        """An untrained network: what counts is the file, the message, and that the same bytes come out."""
+        torch.manual_seed(0)
+        network = CapillaryDetector(CFG)
+        save_detector(
+            tmp_path / "model",
+            network,
+            name="untrained",
+            detector=CFG,
+            enlarge_um=(2.0, 3.0),
+            demonstration=True,
+        )
+        out = tmp_path / "labels.geojson"
+        words = (
+            "renal",
+            "propose",
+            squares[0],
+            "--model",
+            tmp_path / "model",
+            "--out",
+            out,
+            "--confidence",
+            0.3,
+        )
+        code, said, _ = wsi(*words)
+        assert code == 0
+        assert "C4d negative and" in said
+        assert "a demonstration model, trained on phantoms" in said
+        first = out.read_bytes()
+        wsi(*words)
+        assert out.read_bytes() == first
+        features = json.loads(first)["features"]
+        assert features
+        assert not any("isLocked" in f["properties"] for f in features)  # a person is to correct them
+        assert len({f["id"] for f in features}) == len(features)
+        assert all(0.3 <= f["properties"]["measurements"]["probability"] <= 1 for f in features)
+        groups = Counter(a.group for a in read_annotations(out))
+        assert set(groups) <= set(CFG.classes)
+
+    def test_what_cannot_be(
+        self, squares: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, wsi: Run
+    ) -> None:
+        words = ("renal", "propose", squares[0], "--model", tmp_path)
+        code, _, said = wsi(*words, "--out", tmp_path / "x.geojson")
+        assert (code, "card.json cannot be read" in said) == (2, True)
+        code, _, said = wsi(*words, "--out", tmp_path / "x.txt")
+        assert (code, "must end in .geojson" in said) == (2, True)
