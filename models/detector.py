@@ -21,7 +21,7 @@ from wsi.arrays import BoxesXYXY
 from wsi.config import Config
 from wsi.detections import Detections
 
-MOST_BOXES = 400  # in one tile: a tile of 256 um holds some forty capillaries
+MOST_BOXES = 400  # in one tile of 256 um: far more than capillaries fit into it
 
 
 class DetectorConfig(Config):

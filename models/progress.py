@@ -108,6 +108,11 @@ class Clock:
         )
 
 
+def crossed(seen: int, batch: int, every: int) -> bool:
+    """Whether the last batch passed a multiple of ``every`` examples."""
+    return seen // every > (seen - batch) // every
+
+
 def progress_row(now: Progress) -> dict[str, Any]:
     """One row of ``metrics.csv``."""
     return {name: getattr(now, name) for name in Progress.__dataclass_fields__}

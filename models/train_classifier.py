@@ -25,7 +25,7 @@ from models.inception import PATCH_PX, InceptionV3
 from models.network import Oriented, PatchNetwork
 from models.optimiser import TensorFlowRMSprop
 from models.parallel import Team, join_team, leave_team, share_batch_norm
-from models.progress import NOBODY, Clock, Listeners, Progress, metrics_csv, progress_row
+from models.progress import NOBODY, Clock, Listeners, Progress, crossed, metrics_csv, progress_row
 from models.recipe import TrainConfig
 from models.sampling import Sampler
 from models.training_data import STRIDE_PX, TrainingData
@@ -94,10 +94,10 @@ def train(
                 state.count(cfg.batch, loss, batch.after, clock.elapsed)
                 now = clock.progress(state, cfg.total, rate)
                 listeners.report(now)
-                if _crossed(state.seen, cfg.batch, cfg.validate_every) or state.seen >= end:
+                if crossed(state.seen, cfg.batch, cfg.validate_every) or state.seen >= end:
                     _validate(state, run, now)
                 stop = listeners.stop()
-                due = stop or _crossed(state.seen, cfg.batch, cfg.checkpoint_every) or state.seen >= end
+                due = stop or crossed(state.seen, cfg.batch, cfg.checkpoint_every) or state.seen >= end
                 if due and team.leads:
                     state.save(out, run.resumable)
                 if stop:
@@ -211,11 +211,6 @@ def _check_loss(loss: float, state: TrainingState, cfg: TrainConfig, out: Path) 
             f"the loss became {loss} after {state.seen} examples; lower learning_rate ({cfg.first_rate:g}); "
             f"the last checkpoint and the best network so far, if there are any, are kept in {out}"
         )
-
-
-def _crossed(seen: int, batch: int, every: int) -> bool:
-    """Whether the last batch passed a multiple of ``every``."""
-    return seen // every > (seen - batch) // every
 
 
 def _validate(state: TrainingState, run: _Run, now: Progress) -> None:

@@ -19,7 +19,7 @@ from models.augment import AugmentConfig, draw_changes, recolour, restain
 from models.detection_data import Example, MarkedSlide, draw_corner, read_example, read_marked, turned
 from models.detector import CapillaryDetector, DetectorConfig
 from models.detector_card import save_detector
-from models.progress import NOBODY, Clock, Listeners, Progress, metrics_csv, progress_row
+from models.progress import NOBODY, Clock, Listeners, Progress, crossed, metrics_csv, progress_row
 from models.training_state import TrainingState
 from wsi.config import Config
 from wsi.detection_metrics import Marked, average_precision
@@ -184,32 +184,40 @@ def train_detector(
             now = clock.progress(state, cfg.examples, rate)
             listeners.report(now)
             done = state.seen >= cfg.examples
-            if done or _crossed(state.seen, cfg.batch, cfg.validate_every):
+            if done or crossed(state.seen, cfg.batch, cfg.validate_every):
                 _validate(state, tiles, cfg, out, now, code_version, listeners)
             stop = listeners.stop()
-            if stop or done or _crossed(state.seen, cfg.batch, cfg.checkpoint_every):
+            if stop or done or crossed(state.seen, cfg.batch, cfg.checkpoint_every):
                 state.save(out, recipe)
             if stop:
                 raise KeyboardInterrupt
     return math.nan if state.best is None else state.best
 
 
-def _crossed(seen: int, batch: int, every: int) -> bool:
-    return seen // every > (seen - batch) // every
+def read_truths(rows: Sequence[SlideRow], cfg: DetectorTrainConfig) -> list[MarkedSlide]:
+    """What is marked on every slide; each is opened once, so that a bad one is named before anything is replaced.
+
+    Raises:
+        ConfigError: a slide has no truth.
+        WsiError: a truth file or slide that cannot be used.
+    """
+    found = []
+    for row in rows:
+        if row.truth is None:
+            raise ConfigError(f"{row.source.label} has no truth; fill in the column 'truth'")
+        found.append(read_marked(row.truth, cfg.detector.classes))
+        with row.source.open() as slide:
+            _ = slide.mpp  # refuses a slide without a spacing
+    return found
 
 
 def _sampler(
     rows: Sequence[SlideRow], cfg: DetectorTrainConfig, seed: int, stack: ExitStack
 ) -> TileSampler | None:
-    slides, marked = [], []
-    for row in rows:
-        if row.truth is None:
-            raise ConfigError(f"{row.source.label} has no truth; fill in the column 'truth'")
-        found = read_marked(row.truth, cfg.detector.classes)
-        if len(found.labels):  # a slide without a capillary has nothing to show
-            slides.append(stack.enter_context(row.source.open()))
-            marked.append(found)
-    return TileSampler(slides, marked, cfg, np.random.default_rng(seed)) if slides else None
+    # a slide without a capillary has nothing to show
+    usable = [(r, m) for r, m in zip(rows, read_truths(rows, cfg), strict=True) if len(m.labels)]
+    slides = [stack.enter_context(row.source.open()) for row, _ in usable]
+    return TileSampler(slides, [m for _, m in usable], cfg, np.random.default_rng(seed)) if usable else None
 
 
 def _validation(sampler: TileSampler | None, cfg: DetectorTrainConfig) -> list[Example]:

@@ -285,6 +285,13 @@ class TestTraining:
             assert (tmp_path / "out" / name).exists()
         code, _, said = wsi(*words)
         assert (code, "holds a run already; pass --resume or --overwrite" in said) == (2, True)
+        weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+        bad = tmp_path / "bad.csv"
+        (tmp_path / "bad.xml").write_text("no XML")
+        bad.write_text(f"path,truth\n{cohort / 's0.tif'},bad.xml\n")
+        code, _, said = wsi(*words, "--slides", bad, "--overwrite")
+        assert (code, "bad.xml" in said) == (2, True)
+        assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights  # nothing was lost
         assert wsi(*words, "--overwrite")[0] == 0
         code, _, said = wsi("train", "capillaries", recipe, "--out", tmp_path / "n")
         assert (code, "names no slides; pass --slides" in said) == (2, True)

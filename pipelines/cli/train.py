@@ -293,7 +293,7 @@ def capillaries(
 
     Ctrl-C stops after the batch at hand; the same command with --resume goes on.
     """
-    from models.train_detector import DetectorTrainConfig, train_detector
+    from models.train_detector import DetectorTrainConfig, read_truths, train_detector
 
     cfg = load_config(config, DetectorTrainConfig, {"slides": slides, "examples": examples, "seed": seed})
     if cfg.slides is None:
@@ -303,6 +303,7 @@ def capillaries(
             f"{folder} holds a run already; pass --resume or --overwrite, or choose another --out"
         )
     rows = read_manifest(cfg.slides)
+    read_truths(rows, cfg)  # bad input must not cost what is there
     with interruptible("stopping; the same command with --resume goes on") as stop:
         again = resume and _has_checkpoint(folder)
         if not again:
