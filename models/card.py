@@ -37,6 +37,7 @@ class ModelCard(Config):
         spacing_um: um per pixel it was trained at; None reads every slide at level 0.
         spacing_tolerance: relative difference within which a slide's level 0 is read as it is.
         stain_normalisation: slides are recoloured by this method before the network sees them.
+        threshold: score from which a patch counts as of the positive class, chosen on the validation patches; or None.
         demonstration: trained on phantoms; not for real tissue.
         sha256: of the weight file.
     """
@@ -51,6 +52,7 @@ class ModelCard(Config):
     spacing_um: float | None
     spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
     stain_normalisation: StainMethod = "none"
+    threshold: float | None = None
     demonstration: bool = False
     intended_use: str = "Research use only; not for diagnosis."
     limits: str = ""

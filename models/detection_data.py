@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -12,10 +12,12 @@ import numpy.typing as npt
 
 from wsi.annotations import read_annotations
 from wsi.arrays import BoxesXYXY, RgbImage
+from wsi.c4d import FEASIBLE, NOT_COUNTED, NOT_FEASIBLE
 from wsi.errors import AnnotationError
 from wsi.slide import LEVEL_TOLERANCE, Slide
 
 LEAST_SEEN = 0.4  # share of a box that must lie in the tile: less of a capillary cannot be told
+TRAP = -1  # in place of a class: what is marked as no object
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -25,31 +27,48 @@ class MarkedSlide:
     Attributes:
         boxes: (n, 4) around the outlines, in level-0 pixels, not enlarged.
         labels: (n,) class numbers from 0.
+        traps: (m, 4) around what may be taken for an object and is none: tiles are drawn there, too.
     """
 
     boxes: BoxesXYXY
     labels: npt.NDArray[np.int64]
+    traps: BoxesXYXY = field(default_factory=lambda: np.empty((0, 4)))
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to draw a tile around."""
+        return bool(len(self.boxes) or len(self.traps))
 
 
 def read_marked(path: Path, classes: Sequence[str]) -> MarkedSlide:
     """Boxes of an annotation file.
 
     Args:
-        path: GeoJSON or ASAP XML whose groups are the classes.
+        path: GeoJSON or ASAP XML whose groups are the classes, or ``not a capillary`` for traps; fields are left out.
         classes: their names, in order.
 
     Raises:
         AnnotationError: the file is broken, or holds another class.
     """
-    boxes, labels = [], []
+    boxes, labels, traps = [], [], []
+    known = (*classes, NOT_COUNTED)
     for annotation in read_annotations(path):
-        if annotation.group not in classes:
+        if annotation.group in (FEASIBLE, NOT_FEASIBLE):
+            continue
+        if annotation.group not in known:
             raise AnnotationError(
-                f"{path} holds the class {annotation.group!r}; known are {', '.join(classes)}: rename or remove it"
+                f"{path} holds the class {annotation.group!r}; known are {', '.join(known)}: rename or remove it"
             )
-        boxes.append(annotation.outline.bounds)
-        labels.append(classes.index(annotation.group))
-    return MarkedSlide(np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64))
+        if annotation.group == NOT_COUNTED:
+            traps.append(annotation.outline.bounds)
+        else:
+            boxes.append(annotation.outline.bounds)
+            labels.append(classes.index(annotation.group))
+    return MarkedSlide(_boxes(boxes), np.array(labels, np.int64), _boxes(traps))
+
+
+def _boxes(found: Sequence[tuple[float, ...]]) -> BoxesXYXY:
+    return np.array(found, np.float64).reshape(-1, 4)
 
 
 def enlarged(boxes: BoxesXYXY, labels: npt.NDArray[np.int64], by: Sequence[float]) -> BoxesXYXY:
@@ -167,15 +186,21 @@ def turned(example: Example, orientation: int) -> Example:
 def draw_corner(
     marked: MarkedSlide, size_l0: float, rng: np.random.Generator, label: int | None = None
 ) -> tuple[int, int]:
-    """The corner of a tile that holds a random object, of one class if there is any, somewhere in it.
+    """The corner of a tile that holds a random object somewhere in it.
+
+    Args:
+        marked: the slide.
+        size_l0: side of the tile.
+        rng: every draw comes from it.
+        label: the object's class, or `TRAP`; where there is none of it, any object, and without one any trap.
 
     Raises:
         ValueError: nothing is marked.
     """
-    if len(marked.labels) == 0:
+    if not marked.usable:
         raise ValueError("nothing is marked on this slide")
-    of_class = np.flatnonzero(marked.labels == label) if label is not None else np.empty(0, np.int64)
-    choice = of_class if len(of_class) else np.arange(len(marked.labels))
-    x0, y0, x1, y1 = marked.boxes[int(rng.choice(choice))]
+    wanted = marked.traps if label == TRAP else marked.boxes[marked.labels == label]
+    choice = next(boxes for boxes in (wanted, marked.boxes, marked.traps) if len(boxes))
+    x0, y0, x1, y1 = choice[int(rng.integers(len(choice)))]
     at = rng.uniform(0.15, 0.85, 2) * size_l0
     return round((x0 + x1) / 2 - at[0]), round((y0 + y1) / 2 - at[1])

@@ -22,6 +22,8 @@ class DetectorCard(Config):
 
     Attributes:
         enlarge_um: for each class, by how much the boxes it learned were larger than the capillaries, on each side.
+        thresholds: for each class, the score from which a detection counts: with it as many were found on the
+            validation tiles as were marked.
         demonstration: trained on phantoms; not for real tissue.
         sha256: of the weight file.
     """
@@ -30,6 +32,7 @@ class DetectorCard(Config):
     name: str
     detector: DetectorConfig
     enlarge_um: tuple[float, ...]
+    thresholds: tuple[float, ...]
     demonstration: bool = False
     intended_use: str = "Research use only; not for diagnosis."
     limits: str = ""

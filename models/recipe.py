@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from models.augment import AugmentConfig
+from wsi.c4d import FEASIBLE, NOT_FEASIBLE
 from wsi.config import Config
 from wsi.dataset import Dataset, read_dataset
 from wsi.stain import StainMethod
@@ -22,6 +23,9 @@ class TrainConfig(Config):
     Attributes:
         slides: a manifest, or a folder of slides and truth files of the same names.
         patches: a folder of labelled patches, instead of slides.
+        task: ``tumour`` tells tumour from normal by the middle of a patch; ``fields`` tells feasible fields of kidneys,
+            each a whole patch (Kim et al. 2019).
+        sensitivity: share of the feasible validation fields that the model's threshold keeps.
         folds: cross-validate on ``patches`` by as many parts, contiguous in their order within each class.
         dataset: what is known of the slides by name, or the name of rules that ship: ``camelyon16``.
         truth_label: value of truth masks that means tumour; None detects 0/1, 0/255 and 0/1/2.
@@ -48,6 +52,8 @@ class TrainConfig(Config):
     name: str
     slides: Path | None = None
     patches: Path | None = None
+    task: Literal["tumour", "fields"] = "tumour"
+    sensitivity: float = Field(default=0.99, gt=0, le=1)
     folds: int = Field(default=0, ge=0)
     dataset: Dataset | str = Dataset()
     truth_label: int | None = Field(default=None, gt=0)
@@ -88,10 +94,17 @@ class TrainConfig(Config):
     def _consistent(self) -> TrainConfig:
         if self.slides is not None and self.patches is not None:
             raise ValueError("name slides or patches, not both")
+        if self.task == "fields" and self.patches is not None:
+            raise ValueError("fields are trained on slides, not on patches")
         if self.folds == 1 or (self.folds and self.patches is None):
             raise ValueError("folds must be 0, or 2 and more with patches")
         _ = self.rules  # an unknown name is refused here
         return self
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """Names of the two classes, the one that is looked for last."""
+        return (NOT_FEASIBLE, FEASIBLE) if self.task == "fields" else ("normal", "tumor")
 
     @property
     def rules(self) -> Dataset:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from models.field_data import labelled_cells
 from wsi.arrays import CellsRC, RgbImage
 from wsi.errors import ConfigError
 from wsi.grid import make_grid
@@ -26,13 +27,13 @@ from wsi.user_mask import read_user_mask
 
 log = logging.getLogger(__name__)
 
-NAMES = ("normal", "tumour")
+NAMES = ("normal", "tumour")  # what errors call the two classes; of fields: not feasible, feasible
 GIVE_UP_AFTER = 64  # places of one slide that cannot be decoded: one broken tile costs some 25
 
 
 @dataclass(frozen=True, slots=True)
 class PatchFrame:
-    """What the model sees: sides of patch and cell in its pixels, its spacing, its stain."""
+    """What the model sees: sides of patch and cell in its pixels, spacing, stain; whether cells are labelled fields."""
 
     size_px: int
     stride_px: int
@@ -40,6 +41,7 @@ class PatchFrame:
     tolerance: float = 0.1
     stain: StainMethod = "none"
     truth_label: int | None = None
+    fields: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -128,6 +130,8 @@ def prepare_slide(row: SlideRow, frame: PatchFrame) -> TrainingSlide:
 
 def _prepare(row: SlideRow, slide: Slide, frame: PatchFrame) -> TrainingSlide:
     plan = plan_read(slide, frame.size_px, frame.stride_px, frame.spacing_um, tolerance=frame.tolerance)
+    if frame.fields:
+        return _prepare_fields(row, slide, plan)
     cfg = TissueConfig()
     mask = detect_tissue(slide, cfg) if row.mask is None else read_user_mask(row.mask, slide, cfg.mpp)
     tissue = make_grid(slide.size, plan, mask)
@@ -141,6 +145,16 @@ def _prepare(row: SlideRow, slide: Slide, frame: PatchFrame) -> TrainingSlide:
     normal = no_cells if row.partial else tissue.cells[~truth.tumour[tuple(tissue.cells.T)]]
     cells = (normal, np.argwhere(truth.tumour).astype(np.int64))
     return TrainingSlide(name, slide, plan, cells, recolour, truth.note, truth.mask_value)
+
+
+def _prepare_fields(row: SlideRow, slide: Slide, plan: ReadPlan) -> TrainingSlide:
+    """Fields have labels of their own: what is not labelled is not drawn, tissue or not."""
+    if row.truth is None:
+        raise ConfigError(
+            f"{row.source.label} has no truth; fill in the column 'truth' with its labelled fields"
+        )
+    cells = labelled_cells(row.truth, make_grid(slide.size, plan, None))
+    return TrainingSlide(row.source.name, slide, plan, cells)
 
 
 class _Draws:

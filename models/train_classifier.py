@@ -28,7 +28,7 @@ from models.parallel import Team, join_team, leave_team, share_batch_norm
 from models.progress import NOBODY, Clock, Listeners, Progress, crossed, metrics_csv, progress_row
 from models.recipe import TrainConfig
 from models.sampling import Sampler
-from models.training_data import STRIDE_PX, TrainingData
+from models.training_data import TrainingData, stride_of
 from models.training_state import TrainingState
 from wsi.errors import ConfigError, ModelError, SlideError
 from wsi.files import write_text
@@ -217,7 +217,7 @@ def _validate(state: TrainingState, run: _Run, now: Progress) -> None:
     """Measure, log, and keep the network if it is the best; with nothing held out the last is kept."""
     if not run.team.leads:
         return
-    score = None
+    score, threshold = None, None
     if run.data.held_out:
         tumour, scores = score_batches(state.network, run.data.held_out)
         if np.isnan(scores).any():
@@ -226,13 +226,15 @@ def _validate(state: TrainingState, run: _Run, now: Progress) -> None:
                 f"({run.cfg.first_rate:g}); what was written before is kept in {run.out}"
             )
         score = auc(tumour, scores)
+        if run.cfg.task == "fields":
+            threshold = sensitive_threshold(tumour, scores, run.cfg.sensitivity)
         run.listeners.report(dataclasses.replace(now, auc=score))
     state.rows.append(progress_row(now) | {"auc": score})
     write_text(run.out / "metrics.csv", metrics_csv(state.rows))
     run.listeners.metrics(state.rows)
     if score is None or state.best is None or score > state.best:
         state.best = score
-        _save(state.network, run, now, score)
+        _save(state.network, run, now, score, threshold)
 
 
 def score_batches(
@@ -299,7 +301,15 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
-def _save(network: nn.Module, run: _Run, now: Progress, score: float | None) -> None:
+def sensitive_threshold(
+    positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float32], share: float
+) -> float:
+    """The highest score from which on this share of the positive ones, or more, is kept."""
+    mine = np.sort(scores[positive])[::-1]
+    return float(mine[math.ceil(share * len(mine)) - 1])
+
+
+def _save(network: nn.Module, run: _Run, now: Progress, score: float | None, threshold: float | None) -> None:
     cfg, data = run.cfg, run.data
     hidden = {
         "slides",
@@ -316,10 +326,10 @@ def _save(network: nn.Module, run: _Run, now: Progress, score: float | None) -> 
         network,
         name=cfg.name,
         architecture=Architecture(width=cfg.width),
-        classes=("normal", "tumor"),
-        positive="tumor",
+        classes=cfg.classes,
+        positive=cfg.classes[TUMOUR],
         patch_px=PATCH_PX,
-        stride_px=STRIDE_PX,
+        stride_px=stride_of(cfg),
         spacing_um=cfg.spacing_um,
         spacing_tolerance=cfg.spacing_tolerance,
         stain_normalisation=cfg.stain_normalisation,
@@ -333,6 +343,7 @@ def _save(network: nn.Module, run: _Run, now: Progress, score: float | None) -> 
             "examples": now.examples,
             "recipe": recipe,
         },
+        threshold=threshold,
         metrics={} if score is None else {"validation_patch_auc": round(score, 6)},
         code_version=run.code_version,
     )

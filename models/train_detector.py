@@ -16,13 +16,14 @@ from pydantic import Field
 from torch import Tensor
 
 from models.augment import AugmentConfig, draw_changes, recolour, restain
-from models.detection_data import Example, MarkedSlide, draw_corner, read_example, read_marked, turned
+from models.detection_data import TRAP, Example, MarkedSlide, draw_corner, read_example, read_marked, turned
 from models.detector import CapillaryDetector, DetectorConfig
 from models.detector_card import save_detector
 from models.progress import NOBODY, Clock, Listeners, Progress, crossed, metrics_csv, progress_row
 from models.training_state import TrainingState
 from wsi.config import Config
 from wsi.detection_metrics import Marked, average_precision
+from wsi.detections import Detections, joined
 from wsi.errors import ConfigError, ModelError, SlideError
 from wsi.files import write_text
 from wsi.manifest import SlideRow
@@ -40,7 +41,7 @@ class DetectorTrainConfig(Config):
         slides: a manifest with truth (GeoJSON or ASAP XML) and split.
         enlarge_um: for each class, by how much its boxes grow on each side. Kim et al. 2019: 40 px for negative and 50
             for positive capillaries, at a spacing they do not state.
-        examples: tiles to train on; half are drawn around an object of each class in turn.
+        examples: tiles to train on, drawn around an object of each class in turn, then around a trap if any is marked.
         validation_tiles: drawn once from the validation slides.
         validate_every, checkpoint_every: in examples.
         augment: its orientations and colours; tiles are drawn anywhere, so its jitter means nothing here.
@@ -91,6 +92,12 @@ class TileSampler:
         self.rng.bit_generator.state = value
 
     @property
+    def kinds(self) -> tuple[int, ...]:
+        """What tiles are drawn around, in turn."""
+        traps = (TRAP,) if any(len(m.traps) for m in self.marked) else ()
+        return (*range(len(self.cfg.detector.classes)), *traps)
+
+    @property
     def excluded(self) -> list[list[int]]:
         """Places (slide, x, y) that could not be read; they cost themselves."""
         return self.lost
@@ -99,12 +106,13 @@ class TileSampler:
         """Take over what an earlier run lost."""
         self.lost = [list(place) for place in places]
 
-    def draw(self, label: int) -> Example:
-        """One tile around an object of a class, turned.
+    def draw(self, number: int) -> Example:
+        """A tile, turned; its number says which of the kinds it is drawn around.
 
         Raises:
             ConfigError: no place can be read.
         """
+        label = self.kinds[number % len(self.kinds)]
         for _ in range(TRIES):
             i = int(self.rng.integers(len(self.slides)))
             slide, marked = self.slides[i], self.marked[i]
@@ -156,10 +164,9 @@ def train_detector(
     network = CapillaryDetector(cfg.detector)
     with ExitStack() as stack:
         train_on = _sampler([r for r in rows if r.split != "validation"], cfg, cfg.seed, stack)
-        held_out = [r for r in rows if r.split == "validation"]
         if train_on is None:
             raise ConfigError("no slide to train on: every one is of the split 'validation'")
-        tiles = _validation(_sampler(held_out, cfg, cfg.seed + 1, stack), cfg)
+        tiles = validation_tiles(rows, cfg, stack)
         optimiser = torch.optim.AdamW(network.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay)
         state = TrainingState(network, optimiser, train_on, torch.Generator().manual_seed(cfg.seed))
         recipe = cfg.model_dump(
@@ -171,9 +178,7 @@ def train_detector(
         clock = Clock(state.seen, state.seconds)
         while state.seen < cfg.examples:
             with clock.waiting():
-                examples = [
-                    train_on.draw((state.seen + i) % len(cfg.detector.classes)) for i in range(cfg.batch)
-                ]
+                examples = [train_on.draw(state.seen + i) for i in range(cfg.batch)]
             rate = cfg.rate(state.seen)
             loss = _step(state, examples, rate, cfg)
             if not math.isfinite(loss):
@@ -214,16 +219,24 @@ def read_truths(rows: Sequence[SlideRow], cfg: DetectorTrainConfig) -> list[Mark
 def _sampler(
     rows: Sequence[SlideRow], cfg: DetectorTrainConfig, seed: int, stack: ExitStack
 ) -> TileSampler | None:
-    # a slide without a capillary has nothing to show
-    usable = [(r, m) for r, m in zip(rows, read_truths(rows, cfg), strict=True) if len(m.labels)]
+    # a slide on which nothing is marked has nothing to show
+    usable = [(r, m) for r, m in zip(rows, read_truths(rows, cfg), strict=True) if m.usable]
     slides = [stack.enter_context(row.source.open()) for row, _ in usable]
     return TileSampler(slides, [m for _, m in usable], cfg, np.random.default_rng(seed)) if usable else None
 
 
-def _validation(sampler: TileSampler | None, cfg: DetectorTrainConfig) -> list[Example]:
+def validation_tiles(rows: Sequence[SlideRow], cfg: DetectorTrainConfig, stack: ExitStack) -> list[Example]:
+    """The tiles of held-out slides that networks are measured on: the same for every run of a seed; maybe none.
+
+    Args:
+        rows: of all splits.
+        cfg: the recipe.
+        stack: closes the slides.
+    """
+    sampler = _sampler([r for r in rows if r.split == "validation"], cfg, cfg.seed + 1, stack)
     if sampler is None:
         return []
-    return [sampler.draw(i % len(cfg.detector.classes)) for i in range(cfg.validation_tiles)]
+    return [sampler.draw(i) for i in range(cfg.validation_tiles)]
 
 
 def _step(state: TrainingState, examples: Sequence[Example], rate: float, cfg: DetectorTrainConfig) -> float:
@@ -254,14 +267,29 @@ def _recoloured(pixels: npt.NDArray[np.uint8], cfg: AugmentConfig, generator: to
     return (recolour(found, cfg, draws[:, :4]) + 1) / 2
 
 
-def class_precisions(
-    network: CapillaryDetector, tiles: Sequence[Example], classes: Sequence[str]
-) -> dict[str, float]:
-    """Average precision at an overlap of 0.5 of every class, on tiles with enlarged boxes."""
+def detect_tiles(network: CapillaryDetector, tiles: Sequence[Example]) -> list[Detections]:
+    """What the network finds on each tile."""
     network.eval()
-    found = [network.detect(torch.from_numpy(tile.pixels[None]))[0] for tile in tiles]
-    truth = [Marked(tile.boxes, tile.labels) for tile in tiles]
-    return {name: average_precision(found, truth, i) for i, name in enumerate(classes)}
+    return [network.detect(torch.from_numpy(tile.pixels[None]))[0] for tile in tiles]
+
+
+def count_thresholds(
+    found: Sequence[Detections], truth: Sequence[Marked], cfg: DetectorConfig
+) -> tuple[float, ...]:
+    """For each class the score above which as many are found as are marked, so that counts are not biased.
+
+    Where fewer are found at all it is the network's own lowest score; where none is marked, 0.5.
+    """
+    every = joined(found)
+    chosen = []
+    for label in range(len(cfg.classes)):
+        marked = sum(int((t.labels == label).sum()) for t in truth)
+        scores = np.sort(every.scores[every.labels == label])[::-1]
+        if marked == 0:
+            chosen.append(0.5)
+        else:
+            chosen.append(float(scores[marked - 1]) if len(scores) >= marked else cfg.lowest_score)
+    return tuple(round(value, 4) for value in chosen)
 
 
 def _validate(
@@ -275,7 +303,10 @@ def _validate(
 ) -> None:
     """Measure, write a row, and keep the network if it is the best; without validation tiles, always."""
     assert isinstance(state.network, CapillaryDetector)  # `train_detector` made it
-    precisions = class_precisions(state.network, tiles, cfg.detector.classes) if tiles else {}
+    found = detect_tiles(state.network, tiles)
+    truth = [Marked(tile.boxes, tile.labels) for tile in tiles]
+    names = cfg.detector.classes if tiles else ()
+    precisions = {name: average_precision(found, truth, i) for i, name in enumerate(names)}
     known = [value for value in precisions.values() if math.isfinite(value)]
     mean = sum(known) / len(known) if known else None
     now = replace(now, auc=mean)
@@ -289,6 +320,7 @@ def _validate(
             name=cfg.name,
             detector=cfg.detector,
             enlarge_um=cfg.enlarge_um,
+            thresholds=count_thresholds(found, truth, cfg.detector),
             demonstration=cfg.demonstration,
             limits=cfg.limits,
             training={"examples": state.seen, "seed": cfg.seed, "data": cfg.training_data},

@@ -55,8 +55,19 @@ class TrainingData:
 def frame_of(cfg: TrainConfig) -> PatchFrame:
     """What the model of a recipe sees."""
     return PatchFrame(
-        PATCH_PX, STRIDE_PX, cfg.spacing_um, cfg.spacing_tolerance, cfg.stain_normalisation, cfg.truth_label
+        PATCH_PX,
+        stride_of(cfg),
+        cfg.spacing_um,
+        cfg.spacing_tolerance,
+        cfg.stain_normalisation,
+        cfg.truth_label,
+        cfg.task == "fields",
     )
+
+
+def stride_of(cfg: TrainConfig) -> int:
+    """Side of a cell in the model's pixels: a field is its own cell."""
+    return PATCH_PX if cfg.task == "fields" else STRIDE_PX
 
 
 def slide_data(
@@ -95,7 +106,8 @@ def slide_data(
             if slides[-1].note:
                 say(slides[-1].note)
         counts = [sum(len(s.cells[label]) for s in slides) for label in (NORMAL, TUMOUR)]
-        say(f"{split}: {len(slides)} slides, {counts[NORMAL]} normal and {counts[TUMOUR]} tumour cells")
+        first, second = cfg.classes
+        say(f"{split}: {len(slides)} slides, {counts[NORMAL]} {first} and {counts[TUMOUR]} {second} cells")
     every = [slide for slides in prepared.values() for slide in slides]
     _check_mask_values(every)
     rng, validation_rng = _generators(cfg)
@@ -111,7 +123,7 @@ def slide_data(
         split: {
             "slides": len(slides),
             "names_sha256": _digest(*(slide.name.encode() for slide in slides)),
-            "cells": {NAMES[c]: sum(len(s.cells[c]) for s in slides) for c in (NORMAL, TUMOUR)},
+            "cells": {cfg.classes[c]: sum(len(s.cells[c]) for s in slides) for c in (NORMAL, TUMOUR)},
         }
         for split, slides in prepared.items()
     }

@@ -63,7 +63,7 @@ def batch(examples: list[Example]) -> tuple[torch.Tensor, list[torch.Tensor], li
 class TestNetwork:
     def test_borrowed_defaults_are_set(self) -> None:
         """torchvision's own would resize to 800 px, keep 100 boxes, and take ImageNet's colours."""
-        network = CapillaryDetector(DetectorConfig()).network
+        network = CapillaryDetector(DetectorConfig()).networks[0]
         assert (network.transform.min_size, network.transform.max_size) == ((512,), 512)
         assert network.transform.image_mean == [0.5] * 3
         assert network.roi_heads.detections_per_img == MOST_BOXES
@@ -73,7 +73,7 @@ class TestNetwork:
         assert network.roi_heads.box_predictor.cls_score.out_features == 3
 
     def test_nothing_is_resized_inside(self) -> None:
-        network = CapillaryDetector(TINY).network.eval()
+        network = CapillaryDetector(TINY).networks[0].eval()
         seen, _ = network.transform([torch.zeros(3, 128, 128)])
         assert seen.tensors.shape == (1, 3, 128, 128)
 

@@ -16,14 +16,16 @@ from shapely import STRtree
 
 from tests.slides import real_data
 from wsi.annotations import read_annotations
+from wsi.c4d import NOT_COUNTED, field_side
 from wsi.phantom.kidney import KidneyPhantom, plan_kidneys, write_kidney
-from wsi.phantom.kidney_fields import FIELD_PX, fields_of
+from wsi.phantom.kidney_fields import fields_of
 from wsi.phantom.kidney_layout import KidneyLayout, KidneyPlanner
 from wsi.phantom.kidney_paint import KIDNEY_SCANNERS, KidneyPainter
 from wsi.source import SlideSource
 
 Run = Callable[..., tuple[int, str, str]]
 SIZE = (6144, 5120)
+FIELD_PX = field_side(0.25)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +208,9 @@ class TestFiles:
             assert opened.mpp == pytest.approx(0.228, rel=1e-3)
         truth = json.loads((tmp_path / "a" / "kidney_001_truth.json").read_text())
         marked = Counter(a.group for a in read_annotations(tmp_path / "a" / "kidney_001.geojson"))
-        assert marked == {"C4d positive": truth["positive"], "C4d negative": truth["negative"]}
+        traps = sum(truth[f"stained_{kind}"] for kind in ("tubules", "glomeruli", "arteries"))
+        counts = {"C4d positive": truth["positive"], "C4d negative": truth["negative"], NOT_COUNTED: traps}
+        assert marked == counts
         assert truth["c4d_percent"] == pytest.approx(layout.c4d_percent, abs=1e-3)
         fields = Counter(a.group for a in read_annotations(tmp_path / "a" / "kidney_001_fields.geojson"))
         assert fields["feasible"] == truth["feasible_fields"]

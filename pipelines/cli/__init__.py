@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from pipelines import provenance
-from pipelines.cli import camelyon16, export, forest, models, phantom, renal, score, slides, submission, train
+from pipelines.cli import (
+    camelyon16,
+    export,
+    forest,
+    models,
+    phantom,
+    renal,
+    score,
+    slides,
+    submission,
+    train,
+    train_renal,
+)
 from pipelines.cli.console import err, out, set_up_logging
 from wsi.errors import WsiError
 
@@ -43,6 +55,8 @@ app.command("info")(slides.info)
 app.command("doctor")(slides.doctor)
 app.add_typer(export.app, name="export")
 app.add_typer(phantom.app, name="phantom")
+train.app.command("fields")(train_renal.fields)
+train.app.command("capillaries")(train_renal.capillaries)
 app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 camelyon16.app.command("submit")(submission.submit_command)

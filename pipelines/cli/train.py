@@ -76,17 +76,32 @@ def classifier(
         cfg = cfg.model_copy(update={"init": None})
     if cfg.slides is None and cfg.patches is None:
         raise ConfigError(f"{config} names no slides; pass --slides slides.csv, or --patches FOLDER")
+    start(cfg, folder, resume=resume, overwrite=overwrite)
+
+
+def start(cfg: TrainConfig, folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Train by a recipe, after what is there already was looked at."""
+    if _leads():
+        refuse_earlier(folder, resume=resume, overwrite=overwrite)
+    _check_start(cfg.init)
+    with interruptible("stopping; the same command with --resume goes on") as stop:
+        _run(cfg, folder, resume and has_checkpoint(folder), stop)
+
+
+def refuse_earlier(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Do not replace a run unless asked to.
+
+    Raises:
+        StoreError: the folder holds one.
+    """
     begun = any((folder / name).exists() for name in ("run.json", "model"))
-    if begun and _leads() and not (overwrite or resume):
+    if begun and not (overwrite or resume):
         raise StoreError(
             f"{folder} holds a run already; pass --resume or --overwrite, or choose another --out"
         )
-    _check_start(cfg.init)
-    with interruptible("stopping; the same command with --resume goes on") as stop:
-        _run(cfg, folder, resume and _has_checkpoint(folder), stop)
 
 
-def _has_checkpoint(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
     """Whether there is something to go on from; a run that was ended before its first checkpoint begins anew.
 
     Raises:
@@ -98,7 +113,7 @@ def _has_checkpoint(folder: Path) -> bool:
         return True
     if not (folder / "run.json").exists():
         raise StoreError(f"{folder} holds no run to resume; check --out, or leave out --resume")
-    _say("the run was stopped before its first checkpoint: it begins anew")
+    say("the run was stopped before its first checkpoint: it begins anew")
     return False
 
 
@@ -132,9 +147,9 @@ def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Callable[[], bool])
     else:
         rows = _rows(cfg)
         with progress("slides") as tick:
-            data = slide_data(rows, cfg, say=_say, tick=_stopping(tick, stop))
+            data = slide_data(rows, cfg, say=say, tick=_stopping(tick, stop))
     if not resume:
-        _write_run(cfg, folder)
+        write_training_run(cfg, folder)
     with progress("training") as tick:
         best = train(
             data,
@@ -145,15 +160,15 @@ def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Callable[[], bool])
             listeners=_listeners(cfg, folder, tick, stop),
         )
     kept = "the last network" if np.isnan(best) else f"the best network (validation AUC {best:.4f})"
-    _say(f"{kept} is in {folder / 'model'}")
+    say(f"{kept} is in {folder / 'model'}")
 
 
 def _read_patches(folder: Path) -> PatchFolder:
     found = read_patches(folder)
     for sentence in found.left_out:
-        _say(f"left out: {sentence}")
+        say(f"left out: {sentence}")
     counts = [len(found.of(label)) for label in (0, 1)]
-    _say(f"{len(found.files)} patches: {counts[0]} normal, {counts[1]} tumour")
+    say(f"{len(found.files)} patches: {counts[0]} normal, {counts[1]} tumour")
     return found
 
 
@@ -163,7 +178,7 @@ def _rows(cfg: TrainConfig) -> list[SlideRow]:
     rows = rows_of_folder(cfg.slides) if cfg.slides.is_dir() else read_manifest(cfg.slides)
     known = apply_dataset(rows, cfg.rules)
     for sentence in known.left_out:
-        _say(sentence)
+        say(sentence)
     return list(known.rows)
 
 
@@ -183,7 +198,8 @@ def _leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _write_run(cfg: Config, folder: Path) -> None:
+def write_training_run(cfg: Config, folder: Path) -> None:
+    """Write ``run.json``, and remove what an earlier run left."""
     if not _leads():
         return
     _discard_run(folder)  # only now: bad input must not cost what is there
@@ -192,7 +208,8 @@ def _write_run(cfg: Config, folder: Path) -> None:
     write_json(folder / "run.json", record | {"libraries": libraries(), "machine": machine()})
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line, of one process."""
     if _leads():
         out.print(text, markup=False)
 
@@ -206,7 +223,7 @@ def _listeners(
         note = f"loss {p.loss:.3f}, rate {p.learning_rate:.2g}, {p.examples_per_s:.0f} examples/s"
         tick(p.examples, p.total, f"{note}, waiting {p.waiting:.0%}")
         if p.auc is not None:
-            _say(f"{title}{p.examples} examples: loss {p.loss:.4f}, validation AUC {p.auc:.4f}")
+            say(f"{title}{p.examples} examples: loss {p.loss:.4f}, validation AUC {p.auc:.4f}")
 
     def show(patches: Any, labels: Any) -> None:
         heading = f"{cfg.name}: what the network sees first (red: tumour, green: normal)"
@@ -215,7 +232,7 @@ def _listeners(
     def metrics(rows: list[dict[str, Any]]) -> None:
         write_curves(folder / "metrics.png", rows, cfg.name)
 
-    return Listeners(report=report, metrics=metrics, show=show, say=_say, stop=stop)
+    return Listeners(report=report, metrics=metrics, show=show, say=say, stop=stop)
 
 
 def _cross_validate(
@@ -224,7 +241,7 @@ def _cross_validate(
     from models.cross_validation import cross_validate
 
     if not resume:
-        _write_run(cfg, folder)
+        write_training_run(cfg, folder)
     with progress("training") as tick:
 
         def shifted(k: int) -> Any:
@@ -260,11 +277,11 @@ def _write_validation(found: PatchFolder, result: OutOfFold, cfg: TrainConfig, f
         counts = [int((result.tumour[mine] == label).sum()) for label in (False, True)]
         folds.append({"normal": counts[0], "tumour": counts[1], "auc": value, "interval": [low_k, high_k]})
         curves.append((f"fold {k + 1}, AUC {value:.4f}", *roc(result.tumour[mine], result.scores[mine])))
-        _say(
+        say(
             f"fold {k + 1}: {counts[0]} normal, {counts[1]} tumour, AUC {value:.4f} ({low_k:.4f} to {high_k:.4f})"
         )
-    _say(f"pooled out-of-fold AUC {whole:.4f} (95 % interval {low:.4f} to {high:.4f})")
-    _say(f"without the mean over 8 orientations {auc(result.tumour, result.single):.4f}")
+    say(f"pooled out-of-fold AUC {whole:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    say(f"without the mean over 8 orientations {auc(result.tumour, result.single):.4f}")
     write_json(folder / "validation.json", {"auc": whole, "interval": [low, high], "folds": folds})
     write_roc(folder / "roc.png", curves, f"{cfg.name}: {cfg.folds} folds, {len(names)} patches")
     error = np.where(result.tumour, 1 - result.scores, result.scores)
@@ -276,63 +293,7 @@ def _write_validation(found: PatchFolder, result: OutOfFold, cfg: TrainConfig, f
         title=f"{cfg.name}: the worst mistakes (red: tumour, green: normal; score is that of tumour)",
         captions=[f"{names[i]} {result.scores[i]:.2f}" for i in worst],
     )
-    _say(f"{folder / 'roc.png'} and {folder / 'mistakes.png'} show it; for research use only")
-
-
-@app.command("capillaries")
-def capillaries(
-    config: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/renal_ptc.yaml.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the model, metrics.csv and metrics.png.")],
-    slides: Annotated[Path | None, typer.Option(help="slides.csv with path, truth and split.")] = None,
-    examples: Annotated[int | None, typer.Option(help="Tiles to train on; overrides the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that stopped in OUT.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUT.")] = False,
-) -> None:
-    """Train the capillary detector; the best network by mean average precision is kept in OUT/model.
-
-    Ctrl-C stops after the batch at hand; the same command with --resume goes on.
-    """
-    from models.train_detector import DetectorTrainConfig, read_truths, train_detector
-
-    cfg = load_config(config, DetectorTrainConfig, {"slides": slides, "examples": examples, "seed": seed})
-    if cfg.slides is None:
-        raise ConfigError(f"{config} names no slides; pass --slides slides.csv")
-    if any((folder / name).exists() for name in ("run.json", "model")) and not (overwrite or resume):
-        raise StoreError(
-            f"{folder} holds a run already; pass --resume or --overwrite, or choose another --out"
-        )
-    rows = read_manifest(cfg.slides)
-    read_truths(rows, cfg)  # bad input must not cost what is there
-    with interruptible("stopping; the same command with --resume goes on") as stop:
-        again = resume and _has_checkpoint(folder)
-        if not again:
-            _write_run(cfg, folder)
-        with progress("training") as tick:
-            best = train_detector(
-                rows,
-                cfg,
-                folder,
-                code_version=f"slidewright {version()}, code {code_hash()}",
-                resume=again,
-                listeners=_detector_listeners(cfg.name, folder, tick, stop),
-            )
-    kept = "the last network" if np.isnan(best) else f"the best network (mean AP50 {best:.4f})"
-    _say(f"{kept} is in {folder / 'model'}; for research use only")
-
-
-def _detector_listeners(name: str, folder: Path, tick: Tick, stop: Callable[[], bool]) -> Listeners:
-    from models.progress import Listeners
-
-    def report(p: Progress) -> None:
-        tick(p.examples, p.total, f"loss {p.loss:.3f}, {p.examples_per_s:.1f} tiles/s")
-        if p.auc is not None:
-            _say(f"{p.examples} tiles: loss {p.loss:.4f}, validation AP50 {p.auc:.4f}")
-
-    def metrics(rows: list[dict[str, Any]]) -> None:
-        write_curves(folder / "metrics.png", rows, name, label="validation mean AP50")
-
-    return Listeners(report=report, metrics=metrics, say=_say, stop=stop)
+    say(f"{folder / 'roc.png'} and {folder / 'mistakes.png'} show it; for research use only")
 
 
 @app.command("mine")
@@ -364,4 +325,4 @@ def mine(
             tick=tick,
         )
     picture = write_list(listing, found)
-    _say(f"{len(found)} hard negatives of {len(rows)} slides are in {listing}; {picture} shows the highest")
+    say(f"{len(found)} hard negatives of {len(rows)} slides are in {listing}; {picture} shows the highest")

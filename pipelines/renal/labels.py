@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import shapely
 
+from wsi.c4d import COLOURS
 from wsi.detections import Detections
 from wsi.export import Feature
 
-# brown for what is stained, blue for what is not; others by turns
-COLOURS = {"C4d positive": (150, 75, 0), "C4d negative": (40, 90, 200)}
 OTHER = (110, 110, 110)
 
 

@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import shapely
 
+from wsi.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 from wsi.export import Feature, write_geojson
 from wsi.files import write_json, write_text
 from wsi.phantom.kidney_fields import KidneyField, fields_of
 from wsi.phantom.kidney_layout import KidneyLayout, KidneyPlanner
 from wsi.phantom.kidney_paint import KIDNEY_SCANNERS, KidneyPainter
 from wsi.phantom.pyramid import write_pyramid
-
-POSITIVE, NEGATIVE = "C4d positive", "C4d negative"  # classes in QuPath
-COLOURS = {POSITIVE: (150, 75, 0), NEGATIVE: (40, 90, 200)}
-FEASIBLE, NOT_FEASIBLE = "feasible", "not feasible"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ def plan_kidneys(
 def write_kidney(
     slide: KidneyPhantom, out: Path, progress: Callable[[int, int], None] | None = None
 ) -> KidneyLayout:
-    """Write ``NAME.tif``, ``NAME.geojson`` (capillaries), ``NAME_fields.geojson`` and ``NAME_truth.json``.
+    """Write ``NAME.tif``, ``NAME.geojson`` (capillaries and traps), ``NAME_fields.geojson`` and ``NAME_truth.json``.
 
     The same bytes for the same seed.
     """
@@ -63,7 +61,8 @@ def write_kidney(
     fields = fields_of(layout)
     path = out / f"{slide.name}.tif"
     write_pyramid(path, slide.size, scanner.mpp, painter.render, background=scanner.glass, progress=progress)
-    write_geojson(out / f"{slide.name}.geojson", capillary_features(slide.name, layout), (0, 0))
+    marked = capillary_features(slide.name, layout) + trap_features(slide.name, layout)
+    write_geojson(out / f"{slide.name}.geojson", marked, (0, 0))
     write_geojson(out / f"{slide.name}_fields.geojson", field_features(slide.name, fields), (0, 0))
     positive = sum(c.positive for c in layout.capillaries)
     kinds = [c.kind for c in layout.capillaries]
@@ -103,26 +102,55 @@ def capillary_features(name: str, layout: KidneyLayout) -> list[Feature]:
     return found
 
 
+def trap_features(name: str, layout: KidneyLayout) -> list[Feature]:
+    """What is brown and no capillary: tubules, glomeruli, arteries."""
+    brown = [("tubule", t.outline) for t in layout.tubules if t.brown > 0]
+    for kind, rounds in (("glomerulus", layout.glomeruli), ("artery", layout.arteries)):
+        brown += [(kind, shapely.Point(r.x, r.y).buffer(r.radius)) for r in rounds if r.stained]
+    return [
+        Feature(
+            f"{name} trap {i}",
+            outline,
+            "annotation",
+            f"stained {kind}",
+            NOT_COUNTED,
+            COLOURS[NOT_COUNTED],
+            {},
+            {"kind": kind},
+        )
+        for i, (kind, outline) in enumerate(brown, start=1)
+    ]
+
+
 def field_features(name: str, fields: Sequence[KidneyField]) -> list[Feature]:
     """Every field, feasible or not and why."""
     found = []
     for field in fields:
         group = NOT_FEASIBLE if field.why_not else FEASIBLE
         key = f"{name} field {field.x} {field.y}"
-        colour = (120, 120, 120) if field.why_not else (30, 140, 60)
         metadata = {"why not": field.why_not} if field.why_not else {}
         found.append(
-            Feature(key, field.box, "annotation", f"field {field.x},{field.y}", group, colour, {}, metadata)
+            Feature(
+                key,
+                field.box,
+                "annotation",
+                f"field {field.x},{field.y}",
+                group,
+                COLOURS[group],
+                {},
+                metadata,
+            )
         )
     return found
 
 
 def write_kidney_manifest(out: Path, slides: Sequence[KidneyPhantom], splits: Sequence[str]) -> None:
-    """Write ``slides.csv`` with path, truth (the capillaries) and split."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["path", "truth", "split"])
-    rows.writerows(
-        (f"{s.name}.tif", f"{s.name}.geojson", split) for s, split in zip(slides, splits, strict=True)
-    )
-    write_text(out / "slides.csv", text.getvalue())
+    """Write ``slides.csv`` and ``fields.csv`` with path, truth (capillaries; fields) and split."""
+    for table, ending in (("slides.csv", ".geojson"), ("fields.csv", "_fields.geojson")):
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["path", "truth", "split"])
+        rows.writerows(
+            (f"{s.name}.tif", s.name + ending, split) for s, split in zip(slides, splits, strict=True)
+        )
+        write_text(out / table, text.getvalue())

@@ -8,30 +8,32 @@ import shapely
 from shapely import Polygon, STRtree
 from shapely.geometry.base import BaseGeometry
 
+from wsi.c4d import field_side
 from wsi.phantom.kidney_layout import KidneyLayout
 from wsi.phantom.layout import Artefact
 
-FIELD_PX = 1024  # Kim et al. 2019: about the field of view of a microscope at 400 x
 MOST_UNFIT = 2 / 3  # a field with more of it unfit is not feasible (Kim's thesis; facts/papers.md section 4)
 
 
 @dataclass(frozen=True, slots=True)
 class KidneyField:
-    """A field of 1,024 px: its corner, and why it is not feasible; empty where it is."""
+    """A square field: its corner and side in level-0 pixels, and why it is not feasible; empty where it is."""
 
     x: int
     y: int
+    side: int
     why_not: str
 
     @property
     def box(self) -> Polygon:
         """Its square."""
-        return shapely.box(self.x, self.y, self.x + FIELD_PX, self.y + FIELD_PX)
+        return shapely.box(self.x, self.y, self.x + self.side, self.y + self.side)
 
 
 def fields_of(layout: KidneyLayout) -> tuple[KidneyField, ...]:
     """Every field of the grid that tissue reaches into, row by row, and whether it is feasible.
 
+    The grid begins at the slide's corner; a field at its right or lower border may reach off the slide, which is empty.
     Not feasible: more than two thirds are empty, artefact, scar or infarct, glomerulus or large vessel; or it holds no
     capillary at all.
     """
@@ -42,13 +44,15 @@ def fields_of(layout: KidneyLayout) -> tuple[KidneyField, ...]:
     unfit.append(("artefact", shapely.union_all([_covered(a) for a in layout.artefacts])))
     middles = STRtree(shapely.centroid([c.outline for c in layout.capillaries]))
     found = []
-    for y in range(0, layout.size[1] - FIELD_PX + 1, FIELD_PX):
-        for x in range(0, layout.size[0] - FIELD_PX + 1, FIELD_PX):
-            box = shapely.box(x, y, x + FIELD_PX, y + FIELD_PX)
+    side = field_side(layout.mpp)
+    for y in range(0, layout.size[1], side):
+        for x in range(0, layout.size[0], side):
+            box = shapely.box(x, y, x + side, y + side)
             inside = tissue.intersection(box)
             if inside.area < 0.05 * box.area:
                 continue
-            found.append(KidneyField(x, y, _why_not(box, inside, unfit, len(middles.query(box, "contains")))))
+            why_not = _why_not(box, inside, unfit, len(middles.query(box, "contains")))
+            found.append(KidneyField(x, y, side, why_not))
     return tuple(found)
 
 

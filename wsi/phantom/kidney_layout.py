@@ -104,7 +104,7 @@ class KidneyPlanner(Planner):
         medulla = shapely.union_all([self.medulla(piece) for piece in pieces])
         zones = tuple(self.zone(kind, pieces) for kind in ("scar", "infarct") if self.rng.random() < 0.35)
         glomeruli = self.rounds(pieces, per_mm2=3.2, radius_um=(75, 110), inset_um=130, leave_out=medulla)
-        arteries = self.rounds(pieces, per_mm2=0.9, radius_um=(35, 120), inset_um=140)
+        arteries = self.rounds(pieces, per_mm2=0.9, radius_um=(35, 170), inset_um=180)
         arteries = _apart(arteries, glomeruli, self.px(20))
         taken = [shapely.Point(r.x, r.y).buffer(r.radius + self.px(4)) for r in (*glomeruli, *arteries)]
         big = shapely.union_all(taken)
@@ -232,9 +232,9 @@ class KidneyPlanner(Planner):
         return kinds[int(self.rng.choice(3, p=shares))]
 
     def brown(self, sites: PointsXY) -> npt.NDArray[np.float64]:
-        """How much each tubule's cells are stained: on some slides groups of them are, on most none."""
+        """How much each tubule's cells are stained: on some slides groups of them are, on others none."""
         amount = np.zeros(len(sites))
-        if self.rng.random() < 0.45:
+        if self.rng.random() < 0.55:
             for _ in range(self.rng.integers(1, 4)):
                 middle = sites[int(self.rng.integers(len(sites)))]
                 near = np.hypot(*(sites - middle).T) < self.px(self.rng.uniform(120, 320))

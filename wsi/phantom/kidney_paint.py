@@ -152,14 +152,51 @@ class KidneyPainter:
         piece.fill(piece.h, outline, cytoplasm * (0.5 if dead else 1))
         piece.fill(piece.d, outline, self.background * rng.uniform(0.5, 1.5))
         if tubule.brown and not dead:
-            inner = _ragged(outline, middle, rng.uniform(0.75, 1.0), rng, 0.1)
-            piece.fill(piece.d, inner, self.dab * tubule.brown * rng.uniform(0.7, 1.2))
+            self._brown(piece, outline, lumen, self.dab * tubule.brown * rng.uniform(0.7, 1.2))
         for plane in (piece.h, piece.d):
             piece.fill(plane, lumen, 0.015)
+        if tubule.brown and not dead and rng.random() < 0.2:
+            piece.fill(piece.d, lumen, 0.15 * self.dab)  # a cast
         if not dead:
             self._ring_of_nuclei(
                 piece, outline, middle, 0.5 * (1 + sum(share) / 2) if tubule.kind != "atrophic" else 0.75
             )
+
+    def _brown(self, piece: _Piece, outline: Polygon, lumen: Polygon, strength: float) -> None:
+        """Stained tubular cells, in the ways of data/kidney_stains: whole, by the lumen, vacuoles, single cells."""
+        rng, middle = piece.rng, outline.centroid
+        look = rng.choice(["whole", "brush border", "vacuoles", "cells"], p=[0.3, 0.25, 0.25, 0.2])
+        if look == "cells":
+            self._brown_cells(piece, outline, strength)
+            return
+        if look == "brush border":  # darkest towards the lumen
+            piece.fill(piece.d, _ragged(outline, middle, 0.8, rng, 0.1), 0.35 * strength)
+            wide = lumen.buffer(rng.uniform(2.0, 5.0) / self.mpp).intersection(outline)
+            piece.fill(piece.d, wide, strength)
+            return
+        piece.fill(piece.d, _ragged(outline, middle, rng.uniform(0.75, 1.0), rng, 0.1), strength)
+        if look == "vacuoles":  # bright holes in brown: the likeness of a stained capillary
+            x0, y0, x1, y1 = outline.bounds
+            points = rng.uniform((x0, y0), (x1, y1), (max(4, int(outline.area * self.mpp**2 / 60)), 2))
+            for x, y in points[shapely.contains_xy(outline, points)]:
+                r = rng.uniform(0.8, 2.6) / self.mpp
+                for plane in (piece.h, piece.d):
+                    piece.ellipse(plane, x, y, (r, r * rng.uniform(0.7, 1.0)), 0, 0.03)
+
+    def _brown_cells(self, piece: _Piece, outline: Polygon, strength: float) -> None:
+        """Single dark cells along the wall, each with a pale nucleus (as intercalated cells are stained)."""
+        rng, middle = piece.rng, outline.centroid
+        for where in rng.random(rng.integers(1, 7)):
+            p = outline.exterior.interpolate(where, normalized=True)
+            k = rng.uniform(0.72, 0.86)
+            x, y = middle.x + k * (p.x - middle.x), middle.y + k * (p.y - middle.y)
+            r, turn = rng.uniform(3.5, 6.0) / self.mpp, rng.uniform(0, 180)
+            piece.ellipse(
+                piece.d, x, y, (r, r * rng.uniform(0.6, 0.95)), turn, strength * rng.uniform(0.7, 1.2)
+            )
+            inner = r * rng.uniform(0.4, 0.6)
+            piece.ellipse(piece.d, x, y, (inner, inner * 0.85), turn, 0.05)
+            piece.ellipse(piece.h, x, y, (inner, inner * 0.85), turn, 0.35)
 
     def _ring_of_nuclei(self, piece: _Piece, outline: Polygon, middle: shapely.Point, at: float) -> None:
         """Nuclei of the tubule's cells, between its wall and its lumen."""

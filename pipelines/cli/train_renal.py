@@ -1,0 +1,203 @@
+"""``wsi train fields`` and ``wsi train capillaries``: the two networks of C4d-stained kidneys."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from pipelines.cli.console import Tick, interruptible, out, progress
+from pipelines.cli.train import has_checkpoint, refuse_earlier, say, start, write_training_run
+from pipelines.config import load_config
+from pipelines.provenance import code_hash, version
+from pipelines.training_pictures import write_curves
+from wsi.errors import ConfigError
+from wsi.files import write_text
+from wsi.manifest import SlideRow, read_manifest
+
+if TYPE_CHECKING:
+    from models.detector_trials import Trial, TrialScore
+    from models.progress import Listeners, Progress
+    from models.train_detector import DetectorTrainConfig
+
+STEP_PX = 10  # between the enlargements of a sweep, as in the paper's table
+
+Recipe = Annotated[Path, typer.Argument(help="YAML recipe.")]
+Folder = Annotated[Path, typer.Option("--out", help="Folder for the model, metrics.csv and metrics.png.")]
+Examples = Annotated[int | None, typer.Option(help="Examples to train on; overrides the recipe's.")]
+Seed = Annotated[int | None, typer.Option(help="Overrides the recipe's.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that stopped in OUT.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUT.")]
+
+
+def fields(
+    config: Recipe,
+    folder: Folder,
+    slides: Annotated[
+        Path | None, typer.Option(help="fields.csv with path, truth (labelled fields) and split.")
+    ] = None,
+    examples: Examples = None,
+    seed: Seed = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train what tells feasible fields from others; the best network by validation AUC is kept in OUT/model.
+
+    Its threshold is chosen on the validation fields so that it keeps the recipe's share of feasible ones.
+    """
+    from models.recipe import TrainConfig
+
+    cfg = load_config(config, TrainConfig, {"slides": slides, "examples": examples, "seed": seed})
+    if cfg.task != "fields":
+        raise ConfigError(f"{config} is a recipe of the task {cfg.task!r}; give one of 'fields'")
+    if cfg.slides is None:
+        raise ConfigError(f"{config} names no slides; pass --slides fields.csv")
+    start(cfg, folder, resume=resume, overwrite=overwrite)
+
+
+def capillaries(
+    config: Recipe,
+    folder: Folder,
+    slides: Annotated[Path | None, typer.Option(help="slides.csv with path, truth and split.")] = None,
+    corrected: Annotated[
+        Path | None,
+        typer.Option(
+            help="A further slides.csv whose truth a person corrected: trained without and with it."
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option("--sweep-enlargement", help="Such as 0..60: train with labels enlarged by so many px."),
+    ] = None,
+    examples: Examples = None,
+    seed: Seed = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train the capillary detector; the best network by mean average precision is kept in OUT/model.
+
+    Ctrl-C stops after the batch at hand; the same command with --resume goes on. --sweep-enlargement (in steps of
+    10 px of 0.25 um, Kim et al.'s table) and --corrected train several networks, each in a folder of its own, and
+    compare them on the held-out slides.
+    """
+    from models.detector_trials import corrected_trials, sweep_trials
+    from models.train_detector import DetectorTrainConfig, read_truths
+
+    cfg = load_config(config, DetectorTrainConfig, {"slides": slides, "examples": examples, "seed": seed})
+    if cfg.slides is None:
+        raise ConfigError(f"{config} names no slides; pass --slides slides.csv")
+    if sweep and corrected:
+        raise ConfigError("--sweep-enlargement and --corrected are two experiments; give one at a time")
+    rows = read_manifest(cfg.slides)
+    read_truths(rows, cfg)  # bad input must not cost what is there
+    if not (sweep or corrected):
+        _train(cfg, rows, folder, resume=resume, overwrite=overwrite)
+        return
+    if sweep:
+        trials = sweep_trials(cfg, rows, _range(sweep))
+    else:
+        assert corrected is not None
+        more = read_manifest(corrected)
+        read_truths(more, cfg)
+        trials = corrected_trials(cfg, rows, more)
+    _compare(trials, folder, resume=resume, overwrite=overwrite)
+
+
+def _range(text: str) -> list[int]:
+    """``0..60`` as 0, 10, ... 60.
+
+    Raises:
+        ConfigError: it is no such range.
+    """
+    try:
+        low, high = (int(part) for part in text.split(".."))
+    except ValueError as error:
+        raise ConfigError(
+            f"--sweep-enlargement must be FROM..TO in px such as 0..60, got {text!r}"
+        ) from error
+    if not 0 <= low <= high <= 200:
+        raise ConfigError(f"--sweep-enlargement must rise within 0..200, got {text!r}")
+    return list(range(low, high + 1, STEP_PX))
+
+
+def _train(
+    cfg: DetectorTrainConfig, rows: Sequence[SlideRow], folder: Path, *, resume: bool, overwrite: bool
+) -> None:
+    from models.train_detector import train_detector
+
+    refuse_earlier(folder, resume=resume, overwrite=overwrite)
+    with interruptible("stopping; the same command with --resume goes on") as stop:
+        again = resume and has_checkpoint(folder)
+        if not again:
+            write_training_run(cfg, folder)
+        with progress("training") as tick:
+            best = train_detector(
+                rows,
+                cfg,
+                folder,
+                code_version=f"slidewright {version()}, code {code_hash()}",
+                resume=again,
+                listeners=_listeners(cfg.name, folder, tick, stop),
+            )
+    kept = "the last network" if np.isnan(best) else f"the best network (mean AP50 {best:.4f})"
+    say(f"{kept} is in {folder / 'model'}; for research use only")
+
+
+def _compare(trials: Sequence[Trial], folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Train trial after trial, then measure all; a trial that is complete is not trained again by --resume."""
+    from models.detector_trials import score_trial
+
+    if not resume:
+        for trial in trials:
+            refuse_earlier(folder / trial.name, resume=False, overwrite=overwrite)
+    scores: list[TrialScore] = []
+    for trial in trials:
+        say(f"{trial.name}: labels enlarged by {', '.join(f'{um:g}' for um in trial.cfg.enlarge_um)} um")
+        begun = resume and (folder / trial.name / "run.json").exists()
+        _train(trial.cfg, trial.rows, folder / trial.name, resume=begun, overwrite=True)
+        scores += score_trial(trial, folder / trial.name)
+        _write_table(folder, scores)  # what is done stays if the next one is stopped
+    _show_table(scores)
+    say(f"{folder / 'trials.csv'} holds the table; for research use only")
+
+
+def _write_table(folder: Path, scores: Sequence[TrialScore]) -> None:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(
+        ["trial", "class", "enlarged_um", "ap50_learned", "ap50_capillary", "f1", "hits", "false", "missed"]
+    )
+    for s in scores:
+        a = s.agreement
+        values = [f"{v:.4f}" for v in (s.ap50_learned, s.ap50_capillary, a.f1)]
+        rows.writerow([s.trial, s.label, f"{s.enlarged_um:g}", *values, a.hits, a.false, a.missed])
+    write_text(folder / "trials.csv", text.getvalue())
+
+
+def _show_table(scores: Sequence[TrialScore]) -> None:
+    table = Table("trial", "class", "AP50 as learned", "AP50 of the capillary", "F1", "hits/false/missed")
+    for s in scores:
+        a = s.agreement
+        values = [f"{v:.3f}" for v in (s.ap50_learned, s.ap50_capillary, a.f1)]
+        table.add_row(s.trial, s.label, *values, f"{a.hits}/{a.false}/{a.missed}")
+    out.print(table)
+
+
+def _listeners(name: str, folder: Path, tick: Tick, stop: Callable[[], bool]) -> Listeners:
+    from models.progress import Listeners
+
+    def report(p: Progress) -> None:
+        tick(p.examples, p.total, f"loss {p.loss:.3f}, {p.examples_per_s:.1f} tiles/s")
+        if p.auc is not None:
+            say(f"{p.examples} tiles: loss {p.loss:.4f}, validation AP50 {p.auc:.4f}")
+
+    def metrics(rows: list[dict[str, Any]]) -> None:
+        write_curves(folder / "metrics.png", rows, name, label="validation mean AP50")
+
+    return Listeners(report=report, metrics=metrics, say=say, stop=stop)
