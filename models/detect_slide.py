@@ -59,12 +59,8 @@ def detect_slide(
         SpacingError: the slide is too coarse.
         MissingMppError: it has no usable spacing.
     """
+    check_spacing(slide, card)
     wanted = card.detector.spacing_um
-    if slide.mpp > COARSEST * wanted:
-        raise SpacingError(
-            f"{slide.path} has {slide.mpp:.3g} um/px, and the detector needs {COARSEST * wanted:.3g} or finer; "
-            f"scan it at a higher magnification, or pass --mpp if the file is wrong"
-        )
     side = round(card.detector.tile_px * wanted / slide.mpp)
     overlap = min(round(OVERLAP_UM / slide.mpp), side // 2)
     tiles = [t for t in plan_detection_tiles((0, 0, *slide.size), side, overlap) if _has_tissue(mask, t.core)]
@@ -85,6 +81,21 @@ def detect_slide(
         found.boxes, found.labels, [um / slide.mpp for um in card.enlarge_um], SMALLEST_UM / slide.mpp
     )
     return SlideDetections(Detections(boxes, found.scores, found.labels), tuple(lost), len(tiles))
+
+
+def check_spacing(slide: Slide, card: DetectorCard) -> None:
+    """Refuse a slide that is too coarse.
+
+    Raises:
+        SpacingError: it is.
+        MissingMppError: it has no usable spacing.
+    """
+    coarsest = COARSEST * card.detector.spacing_um
+    if slide.mpp > coarsest:
+        raise SpacingError(
+            f"{slide.path} has {slide.mpp:.3g} um/px, and the detector needs {coarsest:.3g} or finer; "
+            f"scan it at a higher magnification, or pass --mpp if the file is wrong"
+        )
 
 
 def _has_tissue(mask: Mask, core: tuple[int, int, int, int]) -> bool:

@@ -78,6 +78,11 @@ def write_geojson(path: Path, features: Sequence[Feature], offset: tuple[int, in
         partial.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
+def feature_id(key: str) -> str:
+    """The UUID of a feature with this key."""
+    return str(uuid.uuid5(_NAMESPACE, key))
+
+
 def _feature(feature: Feature, offset: tuple[int, int]) -> dict[str, Any]:
     moved = shapely.transform(feature.shape, lambda xy: np.round(xy - np.array(offset), 2))
     measured = {k: round(float(v), 6) for k, v in feature.measurements.items() if np.isfinite(v)}
@@ -92,7 +97,7 @@ def _feature(feature: Feature, offset: tuple[int, int]) -> dict[str, Any]:
         properties["isLocked"] = True
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(_NAMESPACE, feature.key)),
+        "id": feature_id(feature.key),
         "geometry": shapely.geometry.mapping(moved),
         "properties": properties,
     }

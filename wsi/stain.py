@@ -28,6 +28,8 @@ LAB_MEAN, LAB_STD = np.array([148.0, 170.0, 105.0]), np.array([41.0, 12.0, 11.0]
 # Brown and red chromogens absorb more blue than green, haematoxylin and eosin do not: tests/test_stain.py tries real
 # Camelyon16 patches of both laboratories and five real immunostains. Sparse red chromogens may pass at 4 um.
 MOST_CHROMOGEN = 0.01
+# Pink pixels of a slide that is no DAB stain: 0.94 of data/kidney_stains/he.png, 0.16 of its red CD34, none of its DAB
+MOST_EOSIN = 0.02
 FIT_MPP = 4.0
 FEWEST_PIXELS = 200
 
@@ -72,10 +74,15 @@ def fit_slide(slide: Slide, mask: Mask, method: StainMethod) -> StainTransform |
     """
     if method == "none":
         return None
+    return fit_stain(tissue_pixels(slide, mask), method, slide.path)
+
+
+def tissue_pixels(slide: Slide, mask: Mask) -> npt.NDArray[np.uint8]:
+    """(n, 3) RGB of the tissue at 4 um per pixel, without what cannot be decoded."""
     overview = read_overview(slide, FIT_MPP)
     rows, cols = overview.pixels.shape[:2]
     tissue = cv2.resize(mask.pixels.astype(np.uint8), (cols, rows), interpolation=cv2.INTER_NEAREST) > 0
-    return fit_stain(overview.pixels[tissue & ~overview.broken], method, slide.path)
+    return np.asarray(overview.pixels[tissue & ~overview.broken])
 
 
 def fit_stain(tissue: npt.NDArray[np.uint8], method: StainMethod, source: str) -> StainTransform:
@@ -93,6 +100,23 @@ def fit_stain(tissue: npt.NDArray[np.uint8], method: StainMethod, source: str) -
     lab = cv2.cvtColor(tissue[None], cv2.COLOR_RGB2LAB)[0].astype(np.float64)
     scale = LAB_STD / np.maximum(lab.std(axis=0), 1.0)
     return StainTransform(method, np.diag(scale), LAB_MEAN - scale * lab.mean(axis=0))
+
+
+def eosin_share(tissue: npt.NDArray[np.uint8]) -> float:
+    """Share of stained pixels that are pink: eosin absorbs green far more than red or blue, unlike other stains here.
+
+    Args:
+        tissue: (n, 3) RGB.
+
+    Returns:
+        0..1; NaN where nothing is stained.
+    """
+    density = -np.log10((tissue.astype(np.float32) + 1) / 246)
+    density = density[density.sum(axis=1) > 0.2]
+    if len(density) == 0:
+        return float("nan")
+    red, green, blue = density.T
+    return float(((green > 1.2 * blue) & (green > 1.8 * red) & (green > 0.08)).mean())
 
 
 def stain_vectors(

@@ -86,7 +86,7 @@ def find_models(names: Sequence[str]) -> Models:
     Raises:
         ModelError: there is none of this name, or several do not go together.
     """
-    folders = tuple(_find(name) for name in names)
+    folders = tuple(find_folder(name) for name in names)
     cards = tuple(_card(folder) for folder in folders)
     for name, card in zip(names, cards, strict=True):
         for field in ("classes", "positive", "patch_px", "stride_px", "spacing_um", "stain_normalisation"):
@@ -105,7 +105,12 @@ def _card(folder: Path) -> ModelCard:
     return read_wsinfer(folder)[0] if is_wsinfer(folder) else read_card(folder)
 
 
-def _find(name: str) -> Path:
+def find_folder(name: str) -> Path:
+    """A model's folder, or that of the one that ships by this name.
+
+    Raises:
+        ModelError: there is neither.
+    """
     for folder in (Path(name), ZOO / name):
         if folder.is_dir():
             return folder

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from models.card import ModelCard
@@ -26,10 +23,11 @@ from pipelines.camelyon16.lesions import (
 from pipelines.camelyon16.preview import write_preview
 from pipelines.camelyon16.results import SlideResult, finished_result, lesion_features
 from pipelines.provenance import code_hash, fingerprint
+from pipelines.scoring import score_chunks
 from wsi.arrays import CellsRC
-from wsi.blocks import Block, PatchBlock, chunk_side, plan_blocks, read_ahead
+from wsi.blocks import Block, chunk_side, plan_blocks
 from wsi.config import Config
-from wsi.errors import ConfigError, ModelError
+from wsi.errors import ConfigError
 from wsi.export import origin_offset, write_geojson
 from wsi.files import discard_partials, write_json, write_text
 from wsi.grid import MIN_TISSUE, TileGrid, make_grid
@@ -160,39 +158,16 @@ def score_slide(
             HeatmapStore.discard(out / "heatmap.zarr", unless=plan.spec.fingerprint)
         store = HeatmapStore.create(out / "heatmap.zarr", plan.spec)
         engine.expect(len(plan.grid))
-        _score_chunks(slide, plan, engine, store, cfg.threads, progress)
+        score_chunks(
+            slide,
+            plan.blocks,
+            engine,
+            store,
+            recolour=plan.recolour,
+            threads=cfg.threads,
+            progress=progress,
+        )
         return _write_results(slide, (name, row.source.label), engine, out, cfg, plan)
-
-
-def _score_chunks(
-    slide: Slide,
-    plan: ScorePlan,
-    engine: Engine,
-    store: HeatmapStore,
-    threads: int,
-    progress: Callable[[int, int], None],
-) -> None:
-    todo = [block for block in plan.blocks if not store.has_chunk(block.chunk)]
-    done = len(plan.grid) - sum(len(block.cells) for block in todo)
-    progress(done, len(plan.grid))
-    waiting: deque[tuple[Block, npt.NDArray[np.bool_]]] = deque()  # without the pixels, which are large
-
-    def feed() -> Iterator[PatchBlock]:
-        for read in reads:
-            waiting.append((read.block, read.readable))
-            yield read.patches
-
-    # closed here, whatever happens: a thread must not read from a slide that is closed already
-    with closing(read_ahead(slide, todo, recolour=plan.recolour, threads=threads, ahead=threads)) as reads:
-        for scores in engine.score(feed()):
-            block, readable = waiting.popleft()
-            if np.isnan(scores).any():
-                raise ModelError("the model gave scores that are not numbers; try --precision fp32")
-            whole = np.full((len(block.cells), scores.shape[1]), np.nan, np.float32)
-            whole[readable] = scores
-            store.write_chunk(block.chunk, block.cells, whole)
-            done += len(block.cells)
-            progress(done, len(plan.grid))
 
 
 def _write_results(

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from models.engines import EngineConfig, find_models, load_engine
 from pipelines.cli.console import err, out, progress
-from pipelines.cli.options import Anisotropic, Mpp
-from pipelines.provenance import code_hash, version
+from pipelines.cli.options import Anisotropic, Mpp, Out
+from pipelines.cohort import Failure, gather, run_cohort, write_run
+from pipelines.config import load_config
+from pipelines.provenance import code_hash, commit, libraries, machine, version
 from pipelines.renal.labels import proposed_labels
-from wsi.errors import ConfigError
+from pipelines.renal.page import check_pdf, write_index
+from pipelines.renal.read import Readers, RenalConfig, run_fingerprint
+from pipelines.renal.run import RenalResult, earlier_reports, report_slide
+from wsi.errors import ConfigError, StoreError
 from wsi.export import Origin, origin_offset, write_geojson
+from wsi.files import write_text
+from wsi.manifest import SlideRow
 from wsi.source import SlideSource
 from wsi.tissue import TissueConfig, detect_tissue
 
-app = typer.Typer(no_args_is_help=True, help="C4d capillaries in kidney transplants (in the making).")
+DETECTOR, FIELDS = "renal-ptc-demo", "renal-fields-demo"
+Detector = Annotated[str, typer.Option("--model", help="Detector of capillaries: name or folder.")]
+
+app = typer.Typer(
+    no_args_is_help=True, help="C4d capillaries in kidney transplants: counted, graded, reported."
+)
 
 
 @app.callback()
 def _group() -> None:
-    """C4d capillaries in kidney transplants (in the making)."""
+    """C4d capillaries in kidney transplants: counted, graded, reported."""
 
 
 @app.command("propose")
 def propose(
     slide: Annotated[str, typer.Argument(help="A C4d-immunostained slide.")],
-    model: Annotated[Path, typer.Option(help="Folder of a detector (wsi train capillaries).")],
     file: Annotated[Path, typer.Option("--out", help="GeoJSON to write.")],
+    model: Detector = DETECTOR,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is proposed.")] = 0.5,
     origin: Annotated[Origin, typer.Option(help="Of the coordinates; auto is what QuPath shows.")] = "auto",
     mpp: Mpp = None,
@@ -37,10 +55,11 @@ def propose(
     """Propose capillaries for a person to correct in QuPath: boxes with class and score, not locked."""
     from models.detect_slide import detect_slide
     from models.detector_card import load_detector
+    from models.engines.contract import find_folder
 
     if file.suffix != ".geojson" and not file.name.endswith(".geojson.gz"):
         raise ConfigError(f"--out {file} must end in .geojson, so that QuPath reads it")
-    network, card = load_detector(model)
+    network, card = load_detector(find_folder(model))
     source = SlideSource(slide, mpp, allow_anisotropic)
     with source.open() as opened:
         mask = detect_tissue(opened, TissueConfig(method="density"))
@@ -65,3 +84,145 @@ def propose(
             f"{len(result.unreadable)} tiles could not be decoded, the first at ({x}, {y})", markup=False
         )
         raise typer.Exit(1)
+
+
+@app.command("report")
+def report(
+    slides: Annotated[
+        list[str], typer.Argument(help="C4d-immunostained slides, folders or a manifest (.csv).")
+    ],
+    folder: Out,
+    model: Detector = DETECTOR,
+    fields_model: Annotated[str, typer.Option(help="Model of feasible fields: name or folder.")] = FIELDS,
+    config: Annotated[Path | None, typer.Option(help="YAML such as configs/renal_report.yaml.")] = None,
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="Also print each report (pip install slidewright[pdf]).")
+    ] = False,
+    mpp: Mpp = None,
+    allow_anisotropic: Anisotropic = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace reports made otherwise.")] = False,
+) -> None:
+    """Choose the fields of each slide, count C4d-positive and negative capillaries, grade, and write a report.
+
+    Run the same command again after an interruption: slides that are done are kept.
+    """
+    from models.detector_card import load_detector
+    from models.engines.contract import find_folder
+
+    cfg = RenalConfig() if config is None else load_config(config, RenalConfig)
+    if pdf:
+        check_pdf()
+    rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic)
+    network, card = load_detector(find_folder(model))
+    readers = Readers(load_engine(find_models([fields_model]), EngineConfig()), network, card)
+    readers.limits(cfg)  # refuses a detector of other classes
+    complete = RenalRun(rows, readers, cfg, folder, pdf, overwrite).go()
+    raise typer.Exit(0 if complete else 1)
+
+
+@dataclass
+class RenalRun:
+    """One ``wsi renal report``: slides, networks and where the reports go."""
+
+    rows: list[SlideRow]
+    readers: Readers
+    cfg: RenalConfig
+    folder: Path
+    pdf: bool
+    overwrite: bool
+
+    def go(self) -> bool:
+        """Read everything; whether every slide was read to the last field."""
+        self._check_folder()
+        if any(m["demonstration"] for m in self.readers.models):
+            out.print("demonstration models, trained on phantoms: what they say of real tissue means nothing")
+        write_run(self.folder, self._record(), "running", self._earlier(), [])
+        outcome = run_cohort(self.rows, self._work, self._summarise, finished=_say)
+        out.print(f"{self.folder / 'index.html'} lists them; for research use only", markup=False)
+        return outcome.complete
+
+    def _work(self, row: SlideRow, name: str, index: int) -> RenalResult:
+        with progress(f"{name} ({index + 1} of {len(self.rows)})", transient=True) as tick:
+            return report_slide(
+                row,
+                name,
+                self.readers,
+                self.folder / name,
+                self.cfg,
+                pdf=self.pdf,
+                overwrite=self.overwrite,
+                tick=tick,
+            )
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "program": f"slidewright {version()}",
+            "intended_use": "research use only",
+            "settings_fingerprint": self._fingerprint(),
+            "settings": self.cfg.model_dump(mode="json"),
+            "models": self.readers.models,
+            "demonstration": [m["name"] for m in self.readers.models if m["demonstration"]],
+            "engine": self.readers.fields.description,
+            "code": code_hash(),
+            "commit": commit(),
+            "libraries": libraries(),
+            "machine": machine(),
+        }
+
+    def _fingerprint(self) -> str:
+        return run_fingerprint(self.readers, self.cfg)
+
+    def _earlier(self, results: Sequence[RenalResult] = ()) -> list[RenalResult]:
+        return earlier_reports(self.folder, self._fingerprint(), [result.name for result in results])
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that other models, other settings or other code filled."""
+        path = self.folder / "run.json"
+        if self.overwrite or not path.exists():
+            return
+        try:
+            earlier = json.loads(path.read_bytes()).get("settings_fingerprint")
+        except ValueError as error:
+            raise StoreError(f"{path} is broken; choose another --out, or pass --overwrite") from error
+        if earlier != self._fingerprint():
+            raise StoreError(
+                f"{self.folder} holds results of other models, settings or code; choose another --out, or pass "
+                f"--overwrite to replace them"
+            )
+
+    def _summarise(self, state: str, results: Sequence[RenalResult], failures: Sequence[Failure]) -> None:
+        record = self._record()
+        every = sorted([*self._earlier(results), *results], key=lambda r: r.name)
+        write_run(self.folder, record, state, every, failures)
+        write_text(self.folder / "grades.csv", _grades_csv(every))
+        write_index(self.folder / "index.html", [r.report for r in every], failures, record)
+
+
+def _grades_csv(results: Sequence[RenalResult]) -> str:
+    """One row per slide; what is not known is empty, never 0."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(
+        ["slide", "grade", "percent", "low", "high", "positive", "negative", "fields", "not_assessable"]
+    )
+    for r in results:
+        g = r.report.result
+        ends = ["", ""] if g.interval is None else [f"{v:.2f}" for v in g.interval]
+        percent = "" if g.percent is None else f"{g.percent:.2f}"
+        rows.writerow(
+            [r.name, g.grade or "", percent, *ends, g.positive, g.negative, g.fields, g.not_assessable]
+        )
+    return text.getvalue()
+
+
+def _say(result: RenalResult | Failure) -> None:
+    if isinstance(result, Failure):
+        err.print(f"{result.name}: failed: {result.reason}", markup=False)
+        return
+    g = result.report.result
+    counted = f"{g.positive} positive and {g.negative} negative in {g.fields} fields"
+    if g.percent is not None and g.interval is not None:
+        counted = f"{g.percent:.1f} % ({g.interval[0]:.1f} to {g.interval[1]:.1f}), {counted}"
+    out.print(f"{result.name}: {g.grade or 'not assessable: ' + g.not_assessable}; {counted}", markup=False)
+    for warning in result.report.warnings:
+        err.print(f"{result.name}: {warning}", markup=False)

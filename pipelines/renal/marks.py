@@ -1,0 +1,177 @@
+"""Capillaries of a slide, whoever marked them: where they are, what they count as, in which field."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from pipelines.renal.fields import FieldSet
+from pipelines.renal.grading import FieldCounts
+from wsi.arrays import BoxesXYXY, PointsXY, RgbImage
+from wsi.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
+from wsi.export import Feature, feature_id
+
+Source = Literal["machine", "reclassified", "added"]
+BROWN = 0.12  # density of blue less that of red: DAB absorbs blue, haematoxylin red (data/kidney_stains)
+SECTORS = 24
+REACH = (0.3, 1.5)  # of the half box: where a wall is looked for
+COLUMNS = (
+    *("id", "class", "counted", "score", "source", "x0", "y0", "x1", "y1"),
+    *("field_x", "field_y", "brown_around"),
+)
+MARGIN_UM = 2.0  # around a box, whose border may cut the wall
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Marks:
+    """Capillaries, one row each.
+
+    Attributes:
+        ids: UUIDs, as in ``detections.geojson``.
+        boxes: (n, 4) in level-0 pixels.
+        positive: (n,) C4d-positive; else negative.
+        scores: (n,) of the detector, 0..1; NaN where a person marked it.
+        field: (n,) number of the feasible field; -1 where it lies in none.
+        counted: (n,) whether it counts; others are shown only, as the nearest to do so.
+        brown: (n,) share of its circumference that is brown, 0..1; NaN where it was not measured.
+        source: who said so.
+    """
+
+    ids: tuple[str, ...]
+    boxes: BoxesXYXY
+    positive: npt.NDArray[np.bool_]
+    scores: npt.NDArray[np.float64]
+    field: npt.NDArray[np.int64]
+    counted: npt.NDArray[np.bool_]
+    brown: npt.NDArray[np.float64]
+    source: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        columns = (self.positive, self.scores, self.field, self.counted, self.brown, self.source)
+        n = len(self.ids)
+        if self.boxes.shape != (n, 4) or any(len(column) != n for column in columns):
+            raise ValueError(f"every column must hold {n} marks")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def centres(self) -> PointsXY:
+        """(n, 2) middles of the boxes."""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    def counts(self, fields: int) -> FieldCounts:
+        """Of every feasible field, from 0; also those without a capillary."""
+        kept = self.counted & (self.field >= 0)
+        positive, negative = (
+            np.bincount(self.field[kept & which], minlength=fields).astype(np.int64)
+            for which in (self.positive, ~self.positive)
+        )
+        return FieldCounts(positive, negative)
+
+
+def mark_key(slide: str, box: npt.NDArray[np.float64]) -> str:
+    """What a capillary's UUID is made of: its slide and place."""
+    return f"{slide} capillary {box.round(2).tolist()}"
+
+
+def field_key(slide: str, x: int, y: int) -> str:
+    """What a field's UUID is made of."""
+    return f"{slide} field {x} {y}"
+
+
+def brown_around(pixels: RgbImage, box: Sequence[float]) -> float:
+    """Share of the directions from a box's middle in which a brown wall is met.
+
+    Linear, circumferential staining gives 1, a partial ring its part, an unstained capillary 0. A check of its own
+    beside the detector: it takes no part in the count.
+
+    Args:
+        pixels: around the box.
+        box: in their frame.
+    """
+    density = -np.log10((pixels.astype(np.float32) + 1) / 246)
+    brown = density[..., 2] - density[..., 0] > BROWN
+    x0, y0, x1, y1 = box
+    rows, cols = np.nonzero(brown)
+    u, v = (cols + 0.5 - (x0 + x1) / 2) / (x1 - x0) * 2, (rows + 0.5 - (y0 + y1) / 2) / (y1 - y0) * 2
+    reach = np.hypot(u, v)
+    near = (reach > REACH[0]) & (reach < REACH[1])
+    sector = np.floor((np.arctan2(v[near], u[near]) / (2 * np.pi) + 0.5) * SECTORS).astype(np.int64) % SECTORS
+    return float((np.bincount(sector, minlength=SECTORS) > 0).mean())
+
+
+def mark_features(
+    slide: str, marks: Marks, fields: FieldSet, made_by: dict[str, str], mpp: float
+) -> list[Feature]:
+    """Fields (locked) and counted capillaries (to be corrected) for QuPath."""
+    found = []
+    for f in fields.fields:
+        group = FEASIBLE if f.feasible else NOT_FEASIBLE
+        measured = {"tissue": f.tissue} | ({} if f.score is None else {"probability": f.score})
+        metadata = made_by | ({"why not": f.why_not} if f.why_not else {})
+        box = shapely.box(f.x, f.y, f.x + fields.side, f.y + fields.side)
+        key = field_key(slide, f.x, f.y)
+        found.append(
+            Feature(key, box, "annotation", f"field {f.x},{f.y}", group, COLOURS[group], measured, metadata)
+        )
+    for i in np.flatnonzero(marks.counted):
+        group = POSITIVE if marks.positive[i] else NEGATIVE
+        box = marks.boxes[i]
+        measured = {"probability": float(marks.scores[i]), "brown around": float(marks.brown[i])}
+        measured |= {"longer side um": float(max(box[2] - box[0], box[3] - box[1]) * mpp)}
+        found.append(
+            Feature(
+                mark_key(slide, box),
+                shapely.box(*box),
+                "annotation",
+                f"capillary {i + 1}",
+                group,
+                COLOURS[group],
+                measured,
+                made_by,
+                locked=False,
+            )
+        )
+    return found
+
+
+def machine_ids(slide: str, boxes: BoxesXYXY) -> tuple[str, ...]:
+    """UUIDs of what the detector found."""
+    return tuple(feature_id(mark_key(slide, box)) for box in boxes)
+
+
+def marks_csv(marks: Marks, fields: FieldSet) -> str:
+    """One row per capillary, in level-0 pixels; those not counted are there, too, and say so."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    feasible = fields.feasible
+    for i in range(len(marks)):
+        at = feasible[marks.field[i]] if marks.field[i] >= 0 else None
+        group = POSITIVE if marks.positive[i] else NEGATIVE
+        rows.writerow(
+            [
+                marks.ids[i],
+                group,
+                "yes" if marks.counted[i] else "no",
+                _number(marks.scores[i]),
+                marks.source[i],
+                *(f"{v:.2f}" for v in marks.boxes[i]),
+                "" if at is None else at.x,
+                "" if at is None else at.y,
+                _number(marks.brown[i]),
+            ]
+        )
+    return text.getvalue()
+
+
+def _number(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.4f}"

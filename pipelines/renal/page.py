@@ -1,0 +1,134 @@
+"""The report as a page: one self-contained HTML file, and a PDF of it where WeasyPrint is installed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from pipelines.cohort import Failure
+from pipelines.renal.fields import FieldSet
+from pipelines.renal.marks import Marks, mark_features, marks_csv
+from pipelines.renal.pictures import excluded_pictures, gallery, overview_picture
+from pipelines.renal.report import RenalReport
+from wsi.c4d import NEGATIVE, POSITIVE
+from wsi.errors import ConfigError
+from wsi.export import origin_offset, write_geojson
+from wsi.files import replacing, write_json, write_text
+from wsi.slide import Slide
+
+TEMPLATES = Environment(
+    loader=PackageLoader("pipelines"),
+    autoescape=select_autoescape(default=True),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PARTIAL = (
+    0.75  # a positive capillary with less brown around it is pointed out: circumferential means all of it
+)
+
+
+def write_report(
+    folder: Path, report: RenalReport, slide: Slide, fields: FieldSet, marks: Marks, *, pdf: bool
+) -> None:
+    """Write everything of a report; ``report.json`` comes last and says that all is there."""
+    name = report.slide.name
+    made_by = {
+        "slide": name,
+        "slide identity": report.slide.identity,
+        "reading": report.reading,
+        "model": report.models["capillaries"].name,
+        "sha256": report.models["capillaries"].sha256[:16],
+        "program": report.program,
+        "intended use": report.intended_use,
+    }
+    features = mark_features(name, marks, fields, made_by, slide.mpp)
+    write_geojson(folder / "detections.geojson", features, origin_offset(slide.bounds, "auto"))
+    write_text(folder / "capillaries.csv", marks_csv(marks, fields))
+    html = report_html(report, slide, fields, marks)
+    write_text(folder / "report.html", html)
+    (folder / "report.pdf").unlink(missing_ok=True)
+    if pdf:
+        write_pdf(folder / "report.pdf", html)
+    write_json(folder / "report.json", report.model_dump(mode="json"))
+
+
+def report_html(report: RenalReport, slide: Slide, fields: FieldSet, marks: Marks) -> str:
+    """The page's text; every value in it is escaped."""
+    positive, uncertain = gallery(slide, fields, marks, report.models["capillaries"].threshold)
+    feasible = [f for f in report.fields if not f.why_not]
+    return TEMPLATES.get_template("renal.html").render(
+        r=report,
+        overview=overview_picture(slide, fields, marks),
+        positive=positive,
+        uncertain=uncertain,
+        partial=PARTIAL,
+        excluded=excluded_pictures(slide, fields),
+        feasible=sorted(feasible, key=lambda f: (-_percent(f.positive, f.negative), f.y, f.x)),
+        text=_text,
+        percent_of=_percent_text,
+        side_um=report.field_side_px * report.slide.um_per_px,
+        limits=report.models["capillaries"].threshold,
+        classes=(NEGATIVE, POSITIVE),
+    )
+
+
+def _percent(positive: int, negative: int) -> float:
+    return 100 * positive / (positive + negative) if positive + negative else -1.0
+
+
+def _percent_text(positive: int, negative: int) -> str:
+    return f"{_percent(positive, negative):.0f} %" if positive + negative else "none"
+
+
+def _text(value: float | None, digits: int = 1) -> str:
+    """A number, or that it is not known."""
+    return "not known" if value is None else f"{value:,.{digits}f}"
+
+
+def check_pdf() -> None:
+    """Refuse early where a PDF cannot be made.
+
+    Raises:
+        ConfigError: WeasyPrint, or the library Pango that it draws text with, is not there.
+    """
+    try:
+        import weasyprint  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "--pdf needs WeasyPrint: pip install 'slidewright[pdf]', or print report.html"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"--pdf needs the library Pango (apt install libpangoft2-1.0-0; {error}); or print report.html"
+        ) from error
+
+
+def write_pdf(path: Path, html: str) -> None:
+    """Print a page to PDF, the same bytes for the same page.
+
+    Raises:
+        ConfigError: see `check_pdf`.
+    """
+    check_pdf()
+    import weasyprint
+
+    logging.getLogger("weasyprint").setLevel(logging.ERROR)  # it warns of CSS that is for screens
+    logging.getLogger("fontTools").setLevel(logging.ERROR)
+    only_inside = weasyprint.urls.URLFetcher(allowed_protocols=("data",))  # pictures are in the page
+    data = weasyprint.HTML(string=html, url_fetcher=only_inside).write_pdf()
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_index(
+    path: Path, reports: Sequence[RenalReport], failures: Sequence[Failure], record: dict[str, Any]
+) -> None:
+    """``index.html``: every slide of a run with its grade, and what failed."""
+    page = TEMPLATES.get_template("renal_index.html").render(
+        reports=reports, failures=failures, record=record, text=_text
+    )
+    write_text(path, page)

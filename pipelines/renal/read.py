@@ -1,0 +1,261 @@
+"""One C4d-stained slide: tissue, fields, capillaries, counts, grade. The renal application's main job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field as Setting
+
+from models.engines import Engine
+from pipelines.provenance import code_hash, fingerprint
+from pipelines.renal.fields import FieldsConfig, FieldSet, KidneyField, choose_fields
+from pipelines.renal.grading import Grade, GradingConfig, grade_slide, stability
+from pipelines.renal.marks import MARGIN_UM, Marks, Source, brown_around, machine_ids
+from wsi.arrays import RgbImage
+from wsi.c4d import NEGATIVE, POSITIVE
+from wsi.config import Config
+from wsi.detections import Detections
+from wsi.errors import ModelError, RegionError
+from wsi.grid import tissue_share
+from wsi.slide import Slide
+from wsi.stain import MOST_EOSIN, eosin_share, tissue_pixels
+from wsi.tissue import Mask, TissueConfig
+
+if TYPE_CHECKING:
+    from models.detector import CapillaryDetector
+    from models.detector_card import DetectorCard
+
+LOWEST_SHOWN = 0.3  # detections from this score on are kept, to show what nearly counted, and for stability
+
+
+class RenalConfig(Config):
+    """How a slide is read.
+
+    Attributes:
+        thresholds: score from which a negative and a positive capillary counts; None is the detector's own.
+        stability: thresholds, for both classes, at which the grade is given for comparison.
+    """
+
+    tissue: TissueConfig = TissueConfig(method="density")
+    fields: FieldsConfig = FieldsConfig()
+    thresholds: tuple[float, float] | None = None
+    stability: tuple[float, ...] = Setting(default=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8), min_length=1)
+    grading: GradingConfig = GradingConfig()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Readers:
+    """The two networks."""
+
+    fields: Engine
+    detector: CapillaryDetector
+    card: DetectorCard
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """Name, hash of the weights, and whether it has seen drawings only, of both."""
+        first, second = self.fields.models.card, self.card
+        return [
+            {"name": first.name, "sha256": first.sha256, "demonstration": first.demonstration},
+            {"name": second.name, "sha256": second.sha256, "demonstration": second.demonstration},
+        ]
+
+    def limits(self, cfg: RenalConfig) -> npt.NDArray[np.float64]:
+        """Score from which a negative and a positive capillary counts.
+
+        Raises:
+            ModelError: the detector finds something else.
+        """
+        names = self.card.detector.classes
+        if set(names) != {NEGATIVE, POSITIVE}:
+            raise ModelError(
+                f"the detector {self.card.name} finds {', '.join(names)}; a report needs {NEGATIVE} and {POSITIVE}"
+            )
+        own = [self.card.thresholds[names.index(name)] for name in (NEGATIVE, POSITIVE)]
+        return np.array(own if cfg.thresholds is None else cfg.thresholds)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SlideReading:
+    """What was read on a slide.
+
+    Attributes:
+        tissue_mm2: of the whole slide; ``field_mm2`` is that in feasible fields.
+        eosin: share of stained pixels that are pink; NaN where there is no stain.
+        unreadable: tiles of feasible fields that could not be decoded.
+        stability: the machine's grade at other thresholds.
+        warnings: sentences for the reader of the report.
+    """
+
+    fields: FieldSet
+    marks: Marks
+    grade: Grade
+    stability: tuple[tuple[float, Grade], ...]
+    tissue_mm2: float
+    field_mm2: float
+    eosin: float
+    unreadable: int
+    warnings: tuple[str, ...]
+
+
+def run_fingerprint(readers: Readers, cfg: RenalConfig) -> str:
+    """Hash of what is the same for every slide of a run."""
+    return fingerprint(
+        settings=cfg.model_dump(mode="json"),
+        fields=[card.model_dump(mode="json") for card in readers.fields.models.cards],
+        engine=readers.fields.description,
+        detector=readers.card.model_dump(mode="json"),
+        code=code_hash(),
+    )
+
+
+def read_slide(
+    slide: Slide,
+    name: str,
+    mask: Mask,
+    readers: Readers,
+    path: Path,
+    cfg: RenalConfig,
+    *,
+    identity: str,
+    tick: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> SlideReading:
+    """Choose the fields, find the capillaries in them, count, and grade.
+
+    Args:
+        slide: stained for C4d by immunohistochemistry.
+        name: what it is called in outputs.
+        mask: where there is tissue.
+        readers: the networks.
+        path: of the fields' heatmap; one that is there already is gone on with.
+        cfg: how.
+        identity: of the slide and all settings.
+        tick: called with (steps done, steps, what is done).
+
+    Raises:
+        WsiError: the slide cannot be read.
+    """
+    from models.detect_slide import detect_slide
+
+    limits = readers.limits(cfg)
+    eosin = eosin_share(tissue_pixels(slide, mask))
+    fields = choose_fields(
+        slide,
+        mask,
+        readers.fields,
+        path,
+        cfg.fields,
+        fingerprint=identity,
+        tick=lambda done, total: tick(done, total, "fields"),
+    )
+    result = detect_slide(
+        slide,
+        fields.mask,
+        readers.detector,
+        readers.card,
+        lowest_score=min(LOWEST_SHOWN, *limits, *cfg.stability),
+        tick=lambda done, total: tick(done, total, "tiles with feasible fields"),
+    )
+    marks = measured(slide, fields, _marks(name, result.found, fields, readers.card.detector.classes, limits))
+    count = len(fields.feasible)
+    grade = grade_slide(marks.counts(count), cfg.grading)
+    sweep = stability(marks.scores, marks.positive, marks.field, count, cfg.stability, cfg.grading)
+    shares = tissue_share(mask, slide.size, fields.side, fields.shape)
+    area = sum(
+        _area(f, fields.side, slide) * shares[f.y // fields.side, f.x // fields.side] for f in fields.feasible
+    )
+    return SlideReading(
+        fields,
+        marks,
+        grade,
+        sweep,
+        tissue_mm2=mask.area_um2(slide.mpp) / 1e6,
+        field_mm2=float(area),
+        eosin=eosin,
+        unreadable=len(result.unreadable) + sum(f.score is None for f in fields.fields),
+        warnings=tuple(_warnings(mask, eosin, fields, grade, len(result.unreadable))),
+    )
+
+
+def _area(field: KidneyField, side: int, slide: Slide) -> float:
+    """Of a field's part on the slide, in mm2."""
+    width, height = (min(side, n - at) for n, at in zip(slide.size, (field.x, field.y), strict=True))
+    return width * height * slide.mpp**2 / 1e6
+
+
+def _marks(
+    name: str, found: Detections, fields: FieldSet, classes: tuple[str, ...], limits: npt.NDArray[np.float64]
+) -> Marks:
+    """Detections whose middle lies in a feasible field."""
+    field = fields.index(found.centres)
+    found, field = found[field >= 0], field[field >= 0]
+    positive = found.labels == classes.index(POSITIVE)
+    machine: Source = "machine"
+    scores = found.scores.astype(np.float64)
+    return Marks(
+        machine_ids(name, found.boxes),
+        found.boxes,
+        positive,
+        scores,
+        field,
+        counted=scores >= limits[positive.astype(np.int64)],
+        brown=np.full(len(found), np.nan),
+        source=(machine,) * len(found),
+    )
+
+
+def measured(slide: Slide, fields: FieldSet, marks: Marks) -> Marks:
+    """The same capillaries with `brown_around`; NaN stays where pixels cannot be decoded or a mark lies in no field."""
+    brown = marks.brown.copy()
+    for number, pixels, corner in field_pictures(slide, fields, sorted(set(marks.field.tolist()) - {-1})):
+        for i in np.flatnonzero(marks.field == number):
+            x0, y0, x1, y1 = marks.boxes[i] - np.array([*corner, *corner])
+            m = MARGIN_UM / slide.mpp
+            left, top = max(0, round(x0 - m)), max(0, round(y0 - m))
+            part = pixels[top : round(y1 + m), left : round(x1 + m)]
+            if part.size:
+                brown[i] = brown_around(part, (x0 - left, y0 - top, x1 - left, y1 - top))
+    return replace(marks, brown=brown)
+
+
+FIELD_MARGIN_UM = 30.0  # around a field, so that a capillary at its border is seen whole
+
+
+def field_pictures(
+    slide: Slide, fields: FieldSet, numbers: list[int]
+) -> Iterator[tuple[int, RgbImage, tuple[int, int]]]:
+    """Feasible fields with their surroundings at level 0: number, pixels, level-0 corner; broken ones are left out."""
+    margin = round(FIELD_MARGIN_UM / slide.mpp)
+    side = fields.side + 2 * margin
+    for number in numbers:
+        f = fields.feasible[number]
+        corner = (f.x - margin, f.y - margin)
+        try:
+            yield number, slide.read_region(corner, 0, (side, side)), corner
+        except RegionError:
+            continue
+
+
+def _warnings(mask: Mask, eosin: float, fields: FieldSet, grade: Grade, lost: int) -> Iterator[str]:
+    """What a reader of the report must know before its figures."""
+    if eosin > MOST_EOSIN:
+        yield (
+            f"not a DAB stain: {eosin:.0%} of the stained pixels are pink or red, as eosin and red chromogens are; "
+            f"the figures mean nothing"
+        )
+    if not mask.pixels.any():
+        yield "no tissue was found: check that it is the right slide"
+    elif not fields.feasible:
+        yield "no field is feasible: nothing was counted; look at the fields that were left out"
+    elif grade.percent is None:
+        yield "no capillary was found in the feasible fields; check stain and focus"
+    if lost:
+        yield f"{lost} tiles of feasible fields could not be decoded: capillaries there are missing"
+    undecoded = sum(f.score is None for f in fields.fields)
+    if undecoded:
+        yield f"{undecoded} fields could not be decoded and are left out"

@@ -1,0 +1,158 @@
+"""One slide from file to report, and what is known of reports that are there already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipelines.provenance import fingerprint
+from pipelines.renal.page import write_report
+from pipelines.renal.read import Readers, RenalConfig, read_slide, run_fingerprint
+from pipelines.renal.report import RenalReport, machine_report
+from wsi.errors import StoreError
+from wsi.files import discard_partials, write_json
+from wsi.manifest import SlideRow
+from wsi.store import HeatmapStore
+from wsi.tissue import detect_tissue
+from wsi.user_mask import mask_identity, read_user_mask
+
+
+@dataclass(frozen=True, slots=True)
+class RenalResult:
+    """A slide's report, and how many of its tiles and fields could not be decoded."""
+
+    report: RenalReport
+    unreadable: int
+
+    @property
+    def name(self) -> str:
+        """What the slide is called in outputs."""
+        return self.report.slide.name
+
+    def summary(self) -> dict[str, Any]:
+        """Its entry in ``run.json``."""
+        found = self.report.result.model_dump(mode="json")
+        return {
+            "name": self.name,
+            **found,
+            "warnings": list(self.report.warnings),
+            "unreadable": self.unreadable,
+        }
+
+
+def report_slide(
+    row: SlideRow,
+    name: str,
+    readers: Readers,
+    folder: Path,
+    cfg: RenalConfig,
+    *,
+    pdf: bool = False,
+    overwrite: bool = False,
+    tick: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> RenalResult:
+    """Read one slide and write its report into a folder; one that is there already, made alike, is kept.
+
+    Args:
+        row: the slide, and the user's own tissue mask if there is one.
+        name: what it is called in outputs.
+        readers: the networks.
+        folder: this slide's.
+        cfg: how.
+        pdf: also print it.
+        overwrite: replace what was made otherwise.
+        tick: called with (steps done, steps, what is done).
+
+    Raises:
+        WsiError: the slide cannot be read, or the folder belongs to another run.
+    """
+    from models.detect_slide import check_spacing
+
+    with row.source.open() as slide:
+        check_spacing(slide, readers.card)  # before any pixel is read
+        run = run_fingerprint(readers, cfg)
+        identity = fingerprint(
+            slide=row.source.identity(),
+            mpp=slide.mpp,
+            mask=None if row.mask is None else mask_identity(row.mask),
+            run=run,
+        )
+        earlier = finished(folder, identity)
+        if earlier is not None and (folder / "report.pdf").exists() >= pdf:
+            return earlier
+        discard_partials(folder)
+        if overwrite:
+            (folder / "slide.json").unlink(missing_ok=True)  # it says that all is there
+            HeatmapStore.discard(folder / "fields.zarr", unless=identity)
+        mask = (
+            detect_tissue(slide, cfg.tissue)
+            if row.mask is None
+            else read_user_mask(row.mask, slide, cfg.tissue.mpp)
+        )
+        reading = read_slide(
+            slide, name, mask, readers, folder / "fields.zarr", cfg, identity=identity, tick=tick
+        )
+        file = Path(row.source.label).name
+        report = machine_report(slide, name, file, row.source.identity(), readers, cfg, reading)
+        write_report(folder, report, slide, reading.fields, reading.marks, pdf=pdf)
+        record = {
+            "fingerprint": identity,
+            "settings_fingerprint": run,
+            "path": row.source.label,
+            "mpp": row.source.mpp,
+            "allow_anisotropic": row.source.allow_anisotropic,
+            "unreadable": reading.unreadable,
+        }
+        write_json(folder / "slide.json", record)
+        return RenalResult(report, reading.unreadable)
+
+
+def finished(folder: Path, identity: str) -> RenalResult | None:
+    """The report of an earlier run with the same fingerprint."""
+    try:
+        value = json.loads((folder / "slide.json").read_bytes())
+        if value["fingerprint"] != identity:
+            return None
+        return RenalResult(read_report(folder), value["unreadable"])
+    except (OSError, ValueError, KeyError, TypeError, StoreError):
+        return None
+
+
+def read_report(folder: Path) -> RenalReport:
+    """The report in a slide's folder.
+
+    Raises:
+        StoreError: there is none, or it is of another version.
+    """
+    path = folder / "report.json"
+    try:
+        return RenalReport.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(
+            f"{folder} holds no report ({path.name} cannot be read: {error.strerror}); give a slide's folder in the "
+            f"--out of wsi renal report"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StoreError(
+            f"{path} is not a report of this version ({where}: {first['msg']}); make it again"
+        ) from error
+
+
+def earlier_reports(out: Path, settings: str, but: Collection[str]) -> list[RenalResult]:
+    """Reports that other commands wrote into the same folder with the same settings, by name."""
+    found = []
+    for path in sorted(out.glob("*/slide.json")):
+        try:
+            value = json.loads(path.read_bytes())
+            if value["settings_fingerprint"] == settings and path.parent.name not in but:
+                found.append(RenalResult(read_report(path.parent), value["unreadable"]))
+        except (OSError, ValueError, KeyError, TypeError, StoreError):
+            continue  # not one of ours, or of another version
+    return found
