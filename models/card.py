@@ -106,6 +106,14 @@ def read_card(folder: Path) -> ModelCard:
     return card
 
 
+def is_detector(folder: Path) -> bool:
+    """Whether a folder holds a detector of capillaries, whose card is another one."""
+    try:
+        return bool(json.loads((folder / CARD).read_bytes()).get("kind") == "detector")
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def hash_file(path: Path) -> str:
     """Hex sha256 of a file's bytes.
 
@@ -119,6 +127,6 @@ def hash_file(path: Path) -> str:
         raise ModelError(f"{path} cannot be read ({error.strerror}); copy the model again") from error
 
 
-def card_json(card: ModelCard) -> str:
+def card_json(card: Config) -> str:
     """The card as JSON text."""
     return json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -37,6 +37,24 @@ class Annotation:
     outline: Polygon
     group: str
     name: str = ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MarkedObject:
+    """One GeoJSON feature, in level-0 pixels.
+
+    Attributes:
+        id: as other programs keep it; empty where it has none.
+        group: its class; empty where it has none.
+        metadata, measurements: what QuPath calls so.
+    """
+
+    id: str
+    group: str
+    name: str
+    shape: BaseGeometry
+    metadata: dict[str, str]
+    measurements: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -114,25 +132,74 @@ def _polygon(points: np.ndarray[Any, np.dtype[np.float64]], group: str, name: st
 
 
 def _read_geojson(path: Path, data: bytes) -> list[Annotation]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is not JSON ({error}); export it again") from error
+    value = _json(path, data)
     if isinstance(value, dict) and "positive" in value:  # NCRF's form of Camelyon16's outlines
         return _ncrf(value, path)
-    features = value.get("features", [value]) if isinstance(value, dict) else value
-    found: list[Annotation] = []
+    return [
+        Annotation(part, o.group or "Tumor", o.name)
+        for o in _objects(path, value)
+        for part in _polygons(o.shape)
+    ]
+
+
+def read_objects(path: Path) -> list[MarkedObject]:
+    """Read GeoJSON with what tells one feature from another.
+
+    Coordinates are those of the slide: what our own exports subtracted for QuPath, which says so in the metadata of
+    every feature, is added again, to features drawn by hand in the same file, too.
+
+    Raises:
+        AnnotationError: the file is not GeoJSON, or its features disagree in what was subtracted.
+    """
     try:
-        for feature in features:
+        data = path.read_bytes()
+    except OSError as error:
+        raise AnnotationError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    return _objects(path, _json(path, data))
+
+
+def _json(path: Path, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{path} is not JSON ({error}); export it again") from error
+
+
+def _objects(path: Path, value: Any) -> list[MarkedObject]:
+    found: list[MarkedObject] = []
+    try:
+        for feature in value.get("features", [value]) if isinstance(value, dict) else value:
             properties = feature.get("properties") or {}
             shape = shapely.geometry.shape(feature.get("geometry", feature))
-            label = properties.get("classification") or "Tumor"
+            label = properties.get("classification") or ""
             group = label["name"] if isinstance(label, dict) else str(label)
-            name = str(properties.get("name", ""))
-            found += [Annotation(part, group, name) for part in _polygons(shape)]
+            metadata = {str(k): str(v) for k, v in (properties.get("metadata") or {}).items()}
+            numbers = {str(k): float(v) for k, v in _measurements(properties.get("measurements")).items()}
+            own, name = str(feature.get("id") or ""), str(properties.get("name", ""))
+            found.append(MarkedObject(own, group, name, shape, metadata, numbers))
+        offset = _offset(path, found)
     except (AttributeError, KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
         raise AnnotationError(f"{path} is JSON but not GeoJSON of polygons ({error!r})") from error
-    return found
+    if not offset.any():
+        return found
+    return [replace(o, shape=shapely.transform(o.shape, lambda xy: xy + offset)) for o in found]
+
+
+def _measurements(value: Any) -> dict[str, Any]:
+    """QuPath writes an object; before version 0.4 it wrote a list of names and values. NaN may be a string."""
+    if isinstance(value, list):
+        return {item["name"]: item["value"] for item in value}
+    return value or {}
+
+
+def _offset(path: Path, found: Iterable[MarkedObject]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What our exports subtracted from level-0 (x, y); 0 in files of other programs."""
+    said = {o.metadata["origin offset"] for o in found if "origin offset" in o.metadata}
+    if len(said) > 1:
+        raise AnnotationError(
+            f"{path} mixes features of several frames ({', '.join(sorted(said))}); export it again"
+        )
+    return np.array([float(v) for v in said.pop().split(",")] if said else [0.0, 0.0])
 
 
 def _ncrf(value: dict[str, Any], path: Path) -> list[Annotation]:

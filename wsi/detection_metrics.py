@@ -90,15 +90,27 @@ class Agreement:
 def by_distance(
     points: PointsXY, scores: npt.NDArray[np.floating], marks: PointsXY, reach: float
 ) -> Agreement:
-    """Middles that lie within a distance agree; each mark is taken once, by the best detection that is near it.
+    """Middles that lie within a distance agree: see `hits_by_distance`."""
+    hits = int(hits_by_distance(points, scores, marks, reach).sum())
+    return Agreement(hits, len(points) - hits, len(marks) - hits)
+
+
+def hits_by_distance(
+    points: PointsXY, scores: npt.NDArray[np.floating], marks: PointsXY, reach: float
+) -> npt.NDArray[np.bool_]:
+    """Which detections lie near a mark; each mark is taken once, by the best detection that is near it.
 
     Args:
         points: (n, 2) of detections.
         scores: (n,)
         marks: (m, 2).
         reach: largest distance, in the unit of the points.
+
+    Returns:
+        (n,) in the order given.
     """
     order = np.argsort(-scores, kind="stable")
     gaps = np.hypot(*(points[order][:, None] - marks[None]).transpose(2, 0, 1))  # (n, m)
-    hits = int(_taken(-gaps + 2 * reach, reach).sum())  # nearer is more; at the reach it is still a hit
-    return Agreement(hits, len(points) - hits, len(marks) - hits)
+    hit = np.zeros(len(points), np.bool_)
+    hit[order] = _taken(-gaps + 2 * reach, reach)  # nearer is more; at the reach it is still a hit
+    return hit

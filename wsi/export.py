@@ -34,6 +34,7 @@ class Feature:
     Attributes:
         key: what makes its id: the same key gives the same UUID.
         measurements: finite numbers; those that are NaN are left out.
+        id: a UUID that it has already, instead of that of its key.
         locked: an annotation that QuPath does not move by mistake; what a person is to correct is not.
     """
 
@@ -46,6 +47,7 @@ class Feature:
     measurements: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     locked: bool = True
+    id: str = ""
 
 
 def origin_offset(bounds: tuple[int, int, int, int] | None, origin: Origin) -> tuple[int, int]:
@@ -97,7 +99,7 @@ def _feature(feature: Feature, offset: tuple[int, int]) -> dict[str, Any]:
         properties["isLocked"] = True
     return {
         "type": "Feature",
-        "id": feature_id(feature.key),
+        "id": feature.id or feature_id(feature.key),
         "geometry": shapely.geometry.mapping(moved),
         "properties": properties,
     }

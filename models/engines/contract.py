@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from models.card import ZOO, ModelCard, read_card
+from models.card import ZOO, ModelCard, is_detector, read_card
 from wsi.arrays import Scores
 from wsi.blocks import PatchBlock
 from wsi.config import Config
@@ -102,6 +102,8 @@ def find_models(names: Sequence[str]) -> Models:
 def _card(folder: Path) -> ModelCard:
     from models.wsinfer import is_wsinfer, read_wsinfer
 
+    if is_detector(folder):
+        raise ModelError(f"{folder} is a detector of capillaries; give it to wsi renal as --model")
     return read_wsinfer(folder)[0] if is_wsinfer(folder) else read_card(folder)
 
 

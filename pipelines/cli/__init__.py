@@ -15,6 +15,7 @@ from pipelines.cli import (
     models,
     phantom,
     renal,
+    renal_review,
     score,
     slides,
     submission,
@@ -63,6 +64,8 @@ camelyon16.app.command("submit")(submission.submit_command)
 camelyon16.app.command("check")(submission.check_command)
 camelyon16.app.command("forest")(forest.forest_command)
 app.add_typer(camelyon16.app, name="camelyon16")
+renal.app.command("review")(renal_review.review_command)
+renal.app.command("evaluate")(renal_review.evaluate_command)
 app.add_typer(renal.app, name="renal")
 
 

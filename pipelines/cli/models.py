@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from models.card import card_json
+from models.card import ModelCard, card_json, is_detector
 from models.engines import find_models
-from models.engines.contract import shipped
+from models.engines.contract import find_folder, shipped
 from pipelines.cli.console import out
 from wsi.errors import StoreError
+
+if TYPE_CHECKING:
+    from models.detector_card import DetectorCard
 
 app = typer.Typer(no_args_is_help=True, help="List, show and export models.")
 
@@ -20,16 +23,33 @@ app = typer.Typer(no_args_is_help=True, help="List, show and export models.")
 def list_models() -> None:
     """The models that ship with the program."""
     for name in shipped():
+        if is_detector(find_folder(name)):
+            detector = _detector_card(name)
+            d = detector.detector
+            out.print(
+                f"{name}  detector, {d.backbone}, {d.spacing_um:g} um/px; {_use(detector)}", markup=False
+            )
+            continue
         card = find_models([name]).card
-        kind = "demonstration weights, not for real tissue" if card.demonstration else card.intended_use
         spacing = "any spacing" if card.spacing_um is None else f"{card.spacing_um:g} um/px"
-        out.print(f"{name}  width {card.architecture.width:g}, {spacing}; {kind}", markup=False)
+        out.print(f"{name}  width {card.architecture.width:g}, {spacing}; {_use(card)}", markup=False)
+
+
+def _use(card: ModelCard | DetectorCard) -> str:
+    return "demonstration weights, not for real tissue" if card.demonstration else card.intended_use
+
+
+def _detector_card(model: str) -> DetectorCard:
+    from models.detector_card import load_detector
+
+    return load_detector(find_folder(model))[1]
 
 
 @app.command("show")
 def show(model: Annotated[str, typer.Argument(help="Name of a model that ships, or a folder.")]) -> None:
     """A model's card: data, split, recipe, metrics, intended use, limits."""
-    out.print(card_json(find_models([model]).card), end="", markup=False)
+    card = _detector_card(model) if is_detector(find_folder(model)) else find_models([model]).card
+    out.print(card_json(card), end="", markup=False)
 
 
 @app.command("export")

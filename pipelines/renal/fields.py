@@ -93,6 +93,16 @@ class FieldSet:
             pixels[f.y // self.side, f.x // self.side] = True
         return Mask(pixels, Placement(self.side, self.side))
 
+    def area_mm2(self, size: tuple[int, int], mpp: float) -> float:
+        """Tissue in feasible fields.
+
+        Args:
+            size: (width, height) of the slide in level-0 pixels: fields may reach off it.
+            mpp: um per level-0 pixel.
+        """
+        corners = ((f, size[0] - f.x, size[1] - f.y) for f in self.feasible)
+        return sum(f.tissue * min(self.side, w) * min(self.side, h) for f, w, h in corners) * mpp**2 / 1e6
+
     def index(self, points: PointsXY) -> npt.NDArray[np.int64]:
         """The number of the feasible field that holds each level-0 (x, y); -1 where none does."""
         numbers = np.full(

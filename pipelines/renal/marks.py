@@ -138,6 +138,7 @@ def mark_features(
                 measured,
                 made_by,
                 locked=False,
+                id=marks.ids[i],
             )
         )
     return found

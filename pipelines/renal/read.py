@@ -13,7 +13,7 @@ from pydantic import Field as Setting
 
 from models.engines import Engine
 from pipelines.provenance import code_hash, fingerprint
-from pipelines.renal.fields import FieldsConfig, FieldSet, KidneyField, choose_fields
+from pipelines.renal.fields import FieldsConfig, FieldSet, choose_fields
 from pipelines.renal.grading import Grade, GradingConfig, grade_slide, stability
 from pipelines.renal.marks import MARGIN_UM, Marks, Source, brown_around, machine_ids
 from wsi.arrays import RgbImage
@@ -21,7 +21,6 @@ from wsi.c4d import NEGATIVE, POSITIVE
 from wsi.config import Config
 from wsi.detections import Detections
 from wsi.errors import ModelError, RegionError
-from wsi.grid import tissue_share
 from wsi.slide import Slide
 from wsi.stain import MOST_EOSIN, eosin_share, tissue_pixels
 from wsi.tissue import Mask, TissueConfig
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from models.detector import CapillaryDetector
     from models.detector_card import DetectorCard
 
-LOWEST_SHOWN = 0.3  # detections from this score on are kept, to show what nearly counted, and for stability
+LOWEST_SHOWN = 0.1  # detections from this score on are kept, to show what nearly counted, and for evaluation
 
 
 class RenalConfig(Config):
@@ -165,27 +164,17 @@ def read_slide(
     count = len(fields.feasible)
     grade = grade_slide(marks.counts(count), cfg.grading)
     sweep = stability(marks.scores, marks.positive, marks.field, count, cfg.stability, cfg.grading)
-    shares = tissue_share(mask, slide.size, fields.side, fields.shape)
-    area = sum(
-        _area(f, fields.side, slide) * shares[f.y // fields.side, f.x // fields.side] for f in fields.feasible
-    )
     return SlideReading(
         fields,
         marks,
         grade,
         sweep,
         tissue_mm2=mask.area_um2(slide.mpp) / 1e6,
-        field_mm2=float(area),
+        field_mm2=fields.area_mm2(slide.size, slide.mpp),
         eosin=eosin,
         unreadable=len(result.unreadable) + sum(f.score is None for f in fields.fields),
         warnings=tuple(_warnings(mask, eosin, fields, grade, len(result.unreadable))),
     )
-
-
-def _area(field: KidneyField, side: int, slide: Slide) -> float:
-    """Of a field's part on the slide, in mm2."""
-    width, height = (min(side, n - at) for n, at in zip(slide.size, (field.x, field.y), strict=True))
-    return width * height * slide.mpp**2 / 1e6
 
 
 def _marks(

@@ -1,0 +1,100 @@
+"""``wsi renal review`` and ``wsi renal evaluate``: a person's corrections, and how good the machine is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.console import err, out, progress
+from pipelines.cli.options import Mpp
+from pipelines.provenance import code_hash, version
+from pipelines.renal.evaluation import Cohort, evaluate, read_cohort, write_evaluation
+from pipelines.renal.page import check_pdf, write_report
+from pipelines.renal.read import measured
+from pipelines.renal.report import GradeFacts, grading_of
+from pipelines.renal.review import Reviewed, corrected_report, review
+from pipelines.renal.run import read_report
+from wsi.errors import ConfigError, StoreError
+from wsi.source import SlideSource
+
+REVIEWED = "reviewed"
+
+
+def review_command(
+    folder: Annotated[Path, typer.Argument(help="A slide's folder in the --out of wsi renal report.")],
+    corrected: Annotated[Path, typer.Argument(help="GeoJSON exported from QuPath after correction.")],
+    slide: Annotated[str | None, typer.Option(help="The slide, if it was moved.")] = None,
+    mpp: Mpp = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also print the report.")] = False,
+) -> None:
+    """Count again what a person corrected: FOLDER/reviewed holds the new report, with both grades.
+
+    The machine's own report stays as it is.
+    """
+    report = read_report(folder)
+    if report.reading != "machine":
+        raise ConfigError(f"{folder} is a reviewed report; give the folder of the machine's")
+    if pdf:
+        check_pdf()
+    found = review(folder / "detections.geojson", corrected, report)
+    source = _source(folder, slide, mpp)
+    if source.identity() != report.slide.identity:
+        raise ConfigError(f"{source.label} is not the slide of this report; give it with --slide")
+    with progress("report") as tick, source.open() as opened:
+        tick(0, 1)
+        marks = measured(opened, found.fields, found.marks)
+        found = Reviewed(found.fields, marks, found.corrections)
+        area = found.fields.area_mm2(opened.size, opened.mpp)
+        made = {"program": f"slidewright {version()}", "code": code_hash()}
+        new = corrected_report(report, found, grading_of(report), area).model_copy(update=made)
+        write_report(folder / REVIEWED, new, opened, found.fields, marks, pdf=pdf)
+    assert new.machine is not None
+    c = found.corrections
+    out.print(f"machine:   {_sentence(new.machine)}", markup=False)
+    out.print(f"corrected: {_sentence(new.result)}", markup=False)
+    out.print(
+        f"{c.deleted} deleted, {c.added} added, {c.reclassified} reclassified; {c.fields_left_out} fields left out, "
+        f"{c.fields_taken_in} taken in"
+    )
+    if c.outside_fields:
+        err.print(f"{c.outside_fields} marked capillaries lie in no feasible field and are not counted")
+    out.print(f"{folder / REVIEWED / 'report.html'} shows it; for research use only", markup=False)
+
+
+def _sentence(g: GradeFacts) -> str:
+    percent = "no capillary" if g.percent is None else f"{g.percent:.1f} %"
+    grade = g.grade or f"not assessable ({g.not_assessable})"
+    return f"{grade}, {percent}, {g.positive} positive and {g.negative} negative in {g.fields} fields"
+
+
+def _source(folder: Path, slide: str | None, mpp: float | None) -> SlideSource:
+    """The slide of a report, as it was read."""
+    try:
+        value = json.loads((folder / "slide.json").read_bytes())
+        known = SlideSource(value["path"], value["mpp"], value["allow_anisotropic"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{folder / 'slide.json'} is missing or broken; make the report again") from error
+    return SlideSource(slide or known.path, known.mpp if mpp is None else mpp, known.allow_anisotropic)
+
+
+def evaluate_command(
+    folder: Annotated[Path, typer.Argument(help="The --out of wsi renal report.")],
+    truth: Annotated[
+        Path,
+        typer.Option(help="Folder with NAME.geojson (capillaries) and NAME_fields.geojson, or slides.csv."),
+    ],
+) -> None:
+    """Compare reports with the truth: average precision, FROC per mm2, F1, percentages, grades, fields."""
+    cohort: Cohort = read_cohort(folder, truth)
+    for name in cohort.without_truth:
+        err.print(f"{name} has no truth and is left out", markup=False)
+    with progress("evaluation") as tick:
+        result = evaluate(cohort, tick)
+    target = folder / "evaluation"
+    write_evaluation(target, result)
+    for line in result.lines():
+        out.print(line, markup=False)
+    out.print(f"{target} holds figures and curves; for research use only", markup=False)

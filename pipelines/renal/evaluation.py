@@ -1,0 +1,371 @@
+"""How good reports are, where the truth is known: capillaries, percentages, grades, fields."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.detection_data import MarkedSlide, read_marked
+from pipelines.provenance import code_hash, version
+from pipelines.renal.agreement import BlandAltman, bland_altman, weighted_kappa
+from pipelines.renal.curves import write_agreement, write_froc
+from pipelines.renal.grading import grade_of
+from pipelines.renal.report import RenalReport, grading_of
+from pipelines.renal.run import read_report
+from wsi.annotations import read_annotations
+from wsi.c4d import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
+from wsi.detection_metrics import Agreement, Marked, average_precision, hits_by_distance
+from wsi.detections import Detections
+from wsi.errors import ConfigError, StoreError
+from wsi.files import write_json
+from wsi.manifest import read_manifest
+from wsi.metrics import auc
+
+CLASSES = (NEGATIVE, POSITIVE)
+REACH_UM = 8.0  # between middles of what agrees: half the median length of a capillary (tests/test_kidney_phantom.py)
+FALSE_PER_MM2 = (1, 2, 4, 8, 16)  # where the FROC curve is read
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Case:
+    """A slide: its report, what was found on it, counted or not, and what is marked; fields are told by their corner.
+
+    Attributes:
+        counted: (n,) of ``found``.
+        feasible: corner of each field with a truth: whether it is feasible; empty where fields were not marked.
+    """
+
+    report: RenalReport
+    found: Detections
+    counted: npt.NDArray[np.bool_]
+    marked: MarkedSlide
+    feasible: dict[tuple[int, int], bool]
+
+    @property
+    def true_percent(self) -> float:
+        """Of all marked capillaries of the slide; NaN where there is none."""
+        n = len(self.marked.labels)
+        return 100 * float((self.marked.labels == CLASSES.index(POSITIVE)).sum()) / n if n else math.nan
+
+    @property
+    def true_grade(self) -> str | None:
+        """Of the true percentage, whether or not there is enough to assess; None without a capillary."""
+        percent = self.true_percent
+        return None if math.isnan(percent) else grade_of(percent, grading_of(self.report))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Cohort:
+    """Slides by name, and the names of those without truth."""
+
+    cases: tuple[Case, ...]
+    without_truth: tuple[str, ...]
+
+
+def read_cohort(folder: Path, truth: Path) -> Cohort:
+    """Every report below a folder, with its truth.
+
+    Args:
+        folder: the ``--out`` of ``wsi renal report``.
+        truth: a folder with ``NAME.geojson`` and perhaps ``NAME_fields.geojson``, or a manifest with truth.
+
+    Raises:
+        ConfigError: there is no report, or none with a truth.
+        WsiError: a report or a truth is broken.
+    """
+    reports = [read_report(path.parent) for path in sorted(folder.glob("*/report.json"))]
+    if not reports:
+        raise ConfigError(f"{folder} holds no report; give the --out of wsi renal report")
+    files = _truth_files(truth)
+    cases, without = [], []
+    for report in reports:
+        name = report.slide.name
+        if name not in files:
+            without.append(name)
+            continue
+        found, counted = read_found(folder / name / "capillaries.csv")
+        fields = files[name].with_name(f"{files[name].stem}_fields.geojson")
+        labelled = true_fields(fields, report) if fields.exists() else {}
+        cases.append(Case(report, found, counted, read_marked(files[name], CLASSES), labelled))
+    if not cases:
+        raise ConfigError(f"{truth} holds no truth of {without[0]}; name it {without[0]}.geojson")
+    return Cohort(tuple(cases), tuple(without))
+
+
+def _truth_files(truth: Path) -> dict[str, Path]:
+    """The annotation file of each slide's name."""
+    if truth.suffix.lower() == ".csv":
+        rows = read_manifest(truth, slides_needed=False)
+        return {row.source.name: row.truth for row in rows if row.truth is not None}
+    if not truth.is_dir():
+        raise ConfigError(f"{truth} is neither a folder nor a slides.csv; check --truth")
+    return {path.stem: path for path in sorted(truth.glob("*.geojson")) if not path.stem.endswith("_fields")}
+
+
+def read_found(path: Path) -> tuple[Detections, npt.NDArray[np.bool_]]:
+    """What ``capillaries.csv`` lists, and which of it counts; labels are places in `CLASSES`.
+
+    Raises:
+        StoreError: it is missing or broken.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        boxes = np.array([[float(row[k]) for k in ("x0", "y0", "x1", "y1")] for row in rows], np.float64)
+        scores = np.array([float(row["score"] or "1") for row in rows], np.float32)
+        labels = np.array([CLASSES.index(row["class"]) for row in rows], np.int64)
+        counted = np.array([row["counted"] == "yes" for row in rows], np.bool_)
+        return Detections(boxes.reshape(-1, 4), scores, labels), counted
+    except (OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); make the report again") from error
+
+
+def true_fields(path: Path, report: RenalReport) -> dict[tuple[int, int], bool]:
+    """Whether each candidate of the report is truly feasible, by its corner; those that are not marked are left out."""
+    side = report.field_side_px
+    found = {}
+    for annotation in read_annotations(path):
+        if annotation.group in (FEASIBLE, NOT_FEASIBLE):
+            middle = annotation.outline.centroid
+            found[int(middle.x // side) * side, int(middle.y // side) * side] = annotation.group == FEASIBLE
+    corners = {(f.x, f.y) for f in report.fields}
+    return {corner: value for corner, value in found.items() if corner in corners}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RenalEvaluation:
+    """Every figure.
+
+    Attributes:
+        ap50: by class, in feasible fields, detections from the report's lowest score on.
+        froc: by class, false detections per mm2 and sensitivity, as a curve of rising threshold from right to left.
+        agreement: by class, of what was counted, by distance of middles.
+        slides: per slide: percentages and grades, the machine's and the true ones.
+        kappa: weighted, of assessable slides; NaN where it cannot be given.
+        field_auc: NaN where fields have no truth of both kinds.
+    """
+
+    ap50: dict[str, float]
+    froc: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+    agreement: dict[str, Agreement]
+    slides: tuple[dict[str, Any], ...]
+    bland_altman: BlandAltman | None
+    mean_error: float
+    grades_right: int
+    graded: int
+    kappa: float
+    field_auc: float
+    field_sensitivity: float
+    field_specificity: float
+    demonstration: bool
+
+    def sensitivity_at(self, name: str) -> dict[int, float]:
+        """Sensitivity at some false detections per mm2."""
+        false, hit = self.froc[name]
+        return {at: float(hit[false <= at].max(initial=0.0)) for at in FALSE_PER_MM2}
+
+    def lines(self) -> Iterator[str]:
+        """For the terminal."""
+        yield f"{len(self.slides)} slides" + (
+            "; demonstration models, trained on phantoms" if self.demonstration else ""
+        )
+        for name in CLASSES:
+            a = self.agreement[name]
+            at = ", ".join(f"{v:.3f} at {k}" for k, v in self.sensitivity_at(name).items())
+            yield (
+                f"{name}: AP50 {self.ap50[name]:.3f}; counted: F1 {a.f1:.3f} ({a.hits} hits, {a.false} false, "
+                f"{a.missed} missed); sensitivity at false detections per mm2: {at}"
+            )
+        yield f"percentage: mean absolute error {self.mean_error:.2f} points{self._limits()}"
+        yield f"grade: right on {self.grades_right} of {self.graded} slides, weighted kappa {self.kappa:.3f}"
+        if not math.isnan(self.field_auc):
+            yield (
+                f"fields: AUC {self.field_auc:.4f}, sensitivity {self.field_sensitivity:.3f}, "
+                f"specificity {self.field_specificity:.3f}"
+            )
+
+    def _limits(self) -> str:
+        b = self.bland_altman
+        return (
+            ""
+            if b is None
+            else f"; machine less truth {b.bias:+.2f}, 95 % limits {b.low:.2f} to {b.high:.2f}"
+        )
+
+
+def evaluate(cohort: Cohort, tick: Callable[[int, int], None] = lambda done, total: None) -> RenalEvaluation:
+    """Compare every report with its truth, in the fields that the machine took."""
+    found: list[Detections] = []
+    truth: list[Marked] = []
+    hits: dict[str, list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]] = {
+        name: [] for name in CLASSES
+    }
+    totals = {name: np.zeros(3, np.int64) for name in CLASSES}
+    for done, case in enumerate(cohort.cases):
+        tick(done, len(cohort.cases))
+        reach = REACH_UM / case.report.slide.um_per_px
+        for one, counted, marks in _by_field(case):
+            found.append(one)
+            truth.append(marks)
+            for label, name in enumerate(CLASSES):
+                mine = one.labels == label
+                boxes = marks.boxes[marks.labels == label]
+                middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+                hits[name].append(
+                    (one.scores[mine], hits_by_distance(one.centres[mine], one.scores[mine], middles, reach))
+                )
+                kept = mine & counted
+                hit = int(hits_by_distance(one.centres[kept], one.scores[kept], middles, reach).sum())
+                totals[name] += (hit, int(kept.sum()) - hit, len(middles) - hit)
+    tick(len(cohort.cases), len(cohort.cases))
+    area = sum(case.report.field_mm2 for case in cohort.cases)
+    marked = {name: sum(int((t.labels == i).sum()) for t in truth) for i, name in enumerate(CLASSES)}
+    slides = tuple(_slide(case) for case in cohort.cases)
+    field = _fields(cohort.cases)
+    return RenalEvaluation(
+        {name: average_precision(found, truth, i) for i, name in enumerate(CLASSES)},
+        {name: _froc(hits[name], marked[name], area) for name in CLASSES},
+        {name: Agreement(*(int(v) for v in totals[name])) for name in CLASSES},
+        slides,
+        *_slides(slides, cohort.cases),
+        *field,
+        demonstration=any(case.report.demonstration for case in cohort.cases),
+    )
+
+
+def _by_field(case: Case) -> Iterator[tuple[Detections, npt.NDArray[np.bool_], Marked]]:
+    """Detections and marks of each feasible field, by their middles: fields share nothing."""
+    side = case.report.field_side_px
+    middles = (case.marked.boxes[:, :2] + case.marked.boxes[:, 2:]) / 2
+    found_in, marked_in = (
+        np.floor(points / side).astype(np.int64) for points in (case.found.centres, middles)
+    )
+    for f in case.report.fields:
+        if not f.why_not:
+            cell = (f.x // side, f.y // side)
+            mine, marks = (found_in == cell).all(axis=1), (marked_in == cell).all(axis=1)
+            yield (
+                case.found[mine],
+                case.counted[mine],
+                Marked(case.marked.boxes[marks], case.marked.labels[marks]),
+            )
+
+
+def _froc(
+    parts: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]], marked: int, mm2: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """False detections per mm2 and sensitivity, one point for each score, highest first."""
+    scores = np.concatenate([s for s, _ in parts]) if parts else np.empty(0, np.float32)
+    hit = np.concatenate([h for _, h in parts]) if parts else np.empty(0, np.bool_)
+    order = np.argsort(-scores, kind="stable")
+    last = (
+        np.flatnonzero(np.append(np.diff(scores[order]) != 0, True)) if len(order) else np.empty(0, np.int64)
+    )
+    true, false = np.cumsum(hit[order])[last], np.cumsum(~hit[order])[last]
+    sensitivity = true / marked if marked else np.full(len(true), np.nan)
+    return np.append(0.0, false / mm2 if mm2 else false * np.nan), np.append(0.0, sensitivity)
+
+
+def _slide(case: Case) -> dict[str, Any]:
+    """A slide's row: machine and truth."""
+    g = case.report.result
+    true = case.true_percent
+    return {
+        "slide": case.report.slide.name,
+        "percent": g.percent,
+        "interval": g.interval,
+        "grade": g.grade,
+        "not_assessable": g.not_assessable,
+        "true_percent": None if math.isnan(true) else round(true, 4),
+        "true_grade": case.true_grade,
+        "positive": g.positive,
+        "negative": g.negative,
+    }
+
+
+def _slides(
+    slides: Sequence[dict[str, Any]], cases: Sequence[Case]
+) -> tuple[BlandAltman | None, float, int, int, float]:
+    """Agreement of percentages and grades: limits, mean error, grades right, how many graded, kappa."""
+    known = [s for s in slides if s["percent"] is not None and s["true_percent"] is not None]
+    percent, true = (np.array([s[key] for s in known], np.float64) for key in ("percent", "true_percent"))
+    limits = bland_altman(percent, true) if len(known) > 1 else None
+    error = float(np.abs(percent - true).mean()) if known else math.nan
+    graded = [s for s in slides if s["grade"] is not None and s["true_grade"] is not None]
+    names = list(grading_of(cases[0].report).grades)
+    if not graded:
+        return limits, error, 0, 0, math.nan
+    both = [(names.index(s["grade"]), names.index(s["true_grade"])) for s in graded]
+    kappa = weighted_kappa([a for a, _ in both], [b for _, b in both], len(names))
+    return limits, error, sum(a == b for a, b in both), len(both), kappa
+
+
+def _fields(cases: Sequence[Case]) -> tuple[float, float, float]:
+    """AUC of the fields' scores, sensitivity and specificity of the choice."""
+    scores, chosen, feasible = [], [], []
+    for case in cases:
+        for f in case.report.fields:
+            if f.score is not None and (f.x, f.y) in case.feasible:
+                scores.append(f.score)
+                chosen.append(not f.why_not)
+                feasible.append(case.feasible[f.x, f.y])
+    true, kept = np.array(feasible, np.bool_), np.array(chosen, np.bool_)
+    if len(set(feasible)) < 2:
+        return math.nan, math.nan, math.nan
+    return auc(true, np.array(scores, np.float32)), float(kept[true].mean()), float((~kept[~true]).mean())
+
+
+def write_evaluation(folder: Path, result: RenalEvaluation) -> None:
+    """Write ``evaluation.json``, ``agreement.png`` and ``froc.png``.
+
+    Raises:
+        WsiError: a file cannot be written.
+    """
+    write_agreement(folder / "agreement.png", result.slides, result.bland_altman, result.demonstration)
+    write_froc(folder / "froc.png", result.froc, result.demonstration)
+    limits = result.bland_altman
+    write_json(
+        folder / "evaluation.json",
+        {
+            "program": f"slidewright {version()}",
+            "code": code_hash(),
+            "intended_use": "research use only",
+            "demonstration_models": result.demonstration,
+            "ap50": {name: _known(value) for name, value in result.ap50.items()},
+            "counted": {
+                name: {"hits": a.hits, "false": a.false, "missed": a.missed, "f1": _known(a.f1)}
+                for name, a in result.agreement.items()
+            },
+            "sensitivity_at_false_per_mm2": {
+                name: {str(k): _known(v) for k, v in result.sensitivity_at(name).items()} for name in CLASSES
+            },
+            "reach_um": REACH_UM,
+            "percentage": {
+                "mean_absolute_error": _known(result.mean_error),
+                "bias": None if limits is None else limits.bias,
+                "limits_of_agreement": None if limits is None else [limits.low, limits.high],
+            },
+            "grade": {
+                "right": result.grades_right,
+                "slides": result.graded,
+                "weighted_kappa": _known(result.kappa),
+            },
+            "fields": {
+                "auc": _known(result.field_auc),
+                "sensitivity": _known(result.field_sensitivity),
+                "specificity": _known(result.field_specificity),
+            },
+            "slides": list(result.slides),
+        },
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
