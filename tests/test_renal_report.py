@@ -1,0 +1,270 @@
+"""From slide to report: everything is counted once, in its field; what is uncertain is said."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from pipelines.renal.marks import brown_around
+from pipelines.renal.page import check_pdf
+from pipelines.renal.read import RenalConfig
+from pipelines.renal.report import RenalReport
+from pipelines.renal.run import RenalResult, report_slide
+from tests.renal_slides import BLUE, BROWN, PALE_BROWN, SIDE, Square, readers, scattered, slide_of
+from tests.slides import painted, real_data, write_pyramid
+from wsi.annotations import read_objects
+from wsi.errors import ConfigError, ForeignStoreError, ModelError, SpacingError
+from wsi.manifest import SlideRow
+from wsi.phantom.kidney_layout import KidneyPlanner
+from wsi.phantom.kidney_paint import KIDNEY_SCANNERS, KidneyPainter
+from wsi.source import SlideSource
+
+Run = Callable[..., tuple[int, str, str]]
+SCHEMA = Path(__file__).parents[1] / "docs" / "renal_report.schema.json"
+SQUARES = scattered(200, 0.25, 1)
+LOOSE = RenalConfig.model_validate({"grading": {"min_fields": 1, "min_capillaries": 1}})
+
+
+def reported(path: Path, out: Path, cfg: RenalConfig | None = None, **options: object) -> RenalResult:
+    """The report of a slide by the stand-ins."""
+    row = SlideRow(SlideSource(str(path)))
+    return report_slide(row, "s", readers(), out, cfg or RenalConfig(), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide of 200 capillaries, 50 of them positive, three pale ones beside them, and its report."""
+    root = tmp_path_factory.mktemp("renal")
+    pale = [Square(70 + 64 * i, 72, PALE_BROWN) for i in range(3)]
+    apart = [s for s in SQUARES if all(abs(s.x - p.x) + abs(s.y - p.y) > 60 for p in pale)]
+    slide_of(root / "s.tif", [*apart, *pale])
+    reported(root / "s.tif", root / "s")
+    (root / "truth.json").write_text(json.dumps([(s.x, s.y, s.colour == BROWN) for s in apart]))
+    return root
+
+
+def truth(folder: Path) -> list[tuple[int, int, bool]]:
+    return [tuple(v) for v in json.loads((folder / "truth.json").read_text())]
+
+
+class TestCounting:
+    def test_every_capillary_once_in_its_field(self, folder: Path) -> None:
+        report = RenalReport.model_validate_json((folder / "s" / "report.json").read_bytes())
+        true = truth(folder)
+        positive = sum(p for _, _, p in true)
+        assert (report.result.positive, report.result.negative) == (positive, len(true) - positive)
+        by_field = Counter((x // SIDE * SIDE, y // SIDE * SIDE, p) for x, y, p in true)
+        for f in report.fields:
+            assert f.positive == by_field[f.x, f.y, True]
+            assert f.negative == by_field[f.x, f.y, False]
+        assert report.result.percent == pytest.approx(100 * positive / len(true), abs=0.01)
+        assert report.result.grade == "C4d2"
+
+    def test_fields(self, folder: Path) -> None:
+        """Nine fields of tissue, three of scar, three of glass at the tissue's edge; the area is that of the nine."""
+        report = RenalReport.model_validate_json((folder / "s" / "report.json").read_bytes())
+        assert Counter(f.why_not.split(":")[0] for f in report.fields) == {
+            "": 9,
+            "scar, artefact, poor stain, large vessel or glomerulus": 3,
+            "mostly empty": 3,
+        }
+        assert report.field_mm2 == pytest.approx(9 * 0.256**2, rel=0.03)
+        assert report.capillaries_per_mm2 == pytest.approx(len(truth(folder)) / report.field_mm2, rel=0.001)
+
+    def test_stability_counts_what_the_threshold_lets_in(self, folder: Path) -> None:
+        """Pale ones have 0.4, blue ones 0.8, brown ones 0.9."""
+        report = RenalReport.model_validate_json((folder / "s" / "report.json").read_bytes())
+        by = {s.threshold: s for s in report.stability}
+        assert by[0.4].positive == report.result.positive + 3
+        assert by[0.5].positive == report.result.positive
+        assert by[0.8].negative == report.result.negative
+
+    def test_rows_of_the_table(self, folder: Path) -> None:
+        with (folder / "s" / "capillaries.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert Counter(row["counted"] for row in rows) == {"yes": len(truth(folder)), "no": 3}
+        assert {row["score"] for row in rows if row["counted"] == "no"} == {"0.4000"}
+        objects = {o.id: o for o in read_objects(folder / "s" / "detections.geojson")}
+        counted = [row for row in rows if row["counted"] == "yes"]
+        assert all(objects[row["id"]].group == row["class"] for row in counted)
+        assert all(objects[row["id"]].shape.bounds[0] == float(row["x0"]) for row in counted)
+        assert Counter(o.group for o in objects.values())["not feasible"] == 6
+
+    def test_too_little_is_not_assessable(self, tmp_path: Path) -> None:
+        slide_of(tmp_path / "s.tif", scattered(30, 0.5, 2))
+        result = reported(tmp_path / "s.tif", tmp_path / "s").report.result
+        assert (result.grade, result.not_assessable) == (None, "30 capillaries, at least 100 are needed")
+        assert result.percent == 50
+        assert "not assessable" in (tmp_path / "s" / "report.html").read_text()
+
+    def test_thresholds_of_ones_own(self, tmp_path: Path) -> None:
+        slide_of(
+            tmp_path / "s.tif",
+            [Square(100, 100, PALE_BROWN), Square(200, 100, BLUE), Square(300, 100, BROWN)],
+        )
+        cfg = LOOSE.model_copy(update={"thresholds": (0.85, 0.3)})
+        result = reported(tmp_path / "s.tif", tmp_path / "s", cfg).report.result
+        assert (result.positive, result.negative) == (2, 0)
+
+    def test_a_detector_of_something_else(self, tmp_path: Path) -> None:
+        from models.detector import DetectorConfig
+
+        other = readers(detector=DetectorConfig(classes=("nucleus", "mitosis")))
+        with pytest.raises(
+            ModelError, match="finds nucleus, mitosis; a report needs C4d negative and C4d positive"
+        ):
+            other.limits(RenalConfig())
+
+
+class TestFiles:
+    def test_json_follows_the_published_schema(self, folder: Path) -> None:
+        schema = json.loads(SCHEMA.read_text())
+        assert schema == json.loads(json.dumps(RenalReport.model_json_schema())), "write model_json_schema() to docs/renal_report.schema.json"
+        value = json.loads((folder / "s" / "report.json").read_text())
+        jsonschema.validate(value, schema)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(value | {"reading": "someone"}, schema)
+
+    def test_the_same_bytes_again_and_kept_when_done(self, folder: Path, tmp_path: Path) -> None:
+        reported(folder / "s.tif", tmp_path / "again")
+        names = sorted(p.name for p in (folder / "s").iterdir() if p.is_file())
+        assert names == ["capillaries.csv", "detections.geojson", "report.html", "report.json", "slide.json"]
+        for name in names:
+            assert (tmp_path / "again" / name).read_bytes() == (folder / "s" / name).read_bytes()
+        before = (tmp_path / "again" / "report.html").stat().st_mtime_ns
+        reported(folder / "s.tif", tmp_path / "again")
+        assert (tmp_path / "again" / "report.html").stat().st_mtime_ns == before
+        other = LOOSE.model_copy(update={"thresholds": (0.6, 0.6)})
+        with pytest.raises(ForeignStoreError):
+            reported(folder / "s.tif", tmp_path / "again", other)
+        assert reported(folder / "s.tif", tmp_path / "again", other, overwrite=True).report.settings[
+            "thresholds"
+        ] == [0.6, 0.6]
+
+    def test_the_page_holds_everything_and_escapes(self, tmp_path: Path) -> None:
+        slide_of(tmp_path / "a<b>&.tif", SQUARES[:60])
+        row = SlideRow(SlideSource(str(tmp_path / "a<b>&.tif")))
+        result = report_slide(row, "a<b>&", readers(), tmp_path / "out", LOOSE)
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "<b>&" not in page
+        assert "a&lt;b&gt;&amp;" in page
+        assert not re.search(r"""(src|href)=["'](?!data:)""", page)  # nothing outside the page
+        assert page.count("<figure>") == result.report.result.positive + min(
+            48, result.report.result.negative
+        )
+        assert "For research use only" in page
+        assert str(tmp_path) not in page
+
+    def test_no_path_in_what_is_passed_on(self, folder: Path) -> None:
+        for name in ("report.json", "report.html", "detections.geojson", "capillaries.csv"):
+            assert str(folder) not in (folder / "s" / name).read_text()
+
+    @pytest.mark.slow
+    def test_pdf(self, tmp_path: Path) -> None:
+        try:
+            check_pdf()
+        except ConfigError as error:
+            pytest.skip(str(error))
+        slide_of(tmp_path / "s.tif", SQUARES[:20])
+        for out in ("a", "b"):
+            reported(tmp_path / "s.tif", tmp_path / out, LOOSE, pdf=True)
+        data = (tmp_path / "a" / "report.pdf").read_bytes()
+        assert data.startswith(b"%PDF-")
+        assert data == (tmp_path / "b" / "report.pdf").read_bytes()
+
+
+class TestBadInput:
+    def test_haematoxylin_and_eosin(self, tmp_path: Path) -> None:
+        """A real H&E picture is warned of; five real DAB pictures are not."""
+        import cv2
+
+        said = {}
+        for name in ("he", "dab_tubular_a", "dab_tubular_b", "dab_weak", "cd68_dab", "cd34_red_capillaries"):
+            image = cv2.imread(str(real_data("kidney_stains", f"{name}.png")))[..., ::-1]
+            write_pyramid(tmp_path / f"{name}.tif", np.ascontiguousarray(image), mpp=0.5)
+            warnings = reported(tmp_path / f"{name}.tif", tmp_path / name, LOOSE).report.warnings
+            said[name] = any("not a DAB stain" in w for w in warnings)
+        assert said == {
+            "he": True,
+            "dab_tubular_a": False,
+            "dab_tubular_b": False,
+            "dab_weak": False,
+            "cd68_dab": False,
+            "cd34_red_capillaries": True,
+        }
+
+    def test_no_feasible_field(self, tmp_path: Path) -> None:
+        slide_of(tmp_path / "s.tif", SQUARES[:10], scar=4)
+        result = reported(tmp_path / "s.tif", tmp_path / "s").report
+        assert result.result.percent is None
+        assert result.result.grade is None
+        assert result.warnings == (
+            "no field is feasible: nothing was counted; look at the fields that were left out",
+        )
+        assert "no percentage can be given" in (tmp_path / "s" / "report.html").read_text()
+
+    def test_no_capillary(self, tmp_path: Path) -> None:
+        slide_of(tmp_path / "s.tif", [])
+        result = reported(tmp_path / "s.tif", tmp_path / "s").report
+        assert result.result.percent is None
+        assert result.result.not_assessable == "0 capillaries, at least 100 are needed"
+        assert result.warnings == ("no capillary was found in the feasible fields; check stain and focus",)
+
+    def test_no_tissue(self, tmp_path: Path) -> None:
+        write_pyramid(tmp_path / "s.tif", np.full((1024, 1024, 3), 245, np.uint8), mpp=0.5)
+        result = reported(tmp_path / "s.tif", tmp_path / "s").report
+        assert result.warnings == ("no tissue was found: check that it is the right slide",)
+        assert result.result.fields == 0
+        assert result.pink_share is None
+
+    def test_too_coarse(self, tmp_path: Path) -> None:
+        write_pyramid(tmp_path / "s.tif", painted(600, 600, (0, 0, 600, 600), (200, 205, 225)), mpp=0.7)
+        with pytest.raises(SpacingError, match=r"has 0.7 um/px, and the detector needs 0.6 or finer"):
+            reported(tmp_path / "s.tif", tmp_path / "s")
+
+
+class TestBrownAround:
+    def ring(self, share: float) -> np.ndarray:
+        """A brown ring around (50, 40), of which so much is drawn, from the right on."""
+        image = np.full((80, 100, 3), (205, 208, 226), np.uint8)
+        rows, cols = np.mgrid[0:80, 0:100] + 0.5
+        radius, angle = np.hypot(cols - 50, rows - 40), np.arctan2(rows - 40, cols - 50) % (2 * np.pi)
+        image[(radius > 14) & (radius < 18) & (angle < share * 2 * np.pi)] = (110, 70, 40)
+        return image
+
+    @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
+    def test_it_is_the_share_of_the_circumference(self, share: float) -> None:
+        assert brown_around(self.ring(share), (32, 22, 68, 58)) == pytest.approx(share, abs=1.5 / 24)
+
+    def test_what_lies_further_off_does_not_count(self) -> None:
+        assert brown_around(self.ring(1.0), (46, 36, 54, 44)) == 0.0
+
+    def test_blue_is_not_brown(self) -> None:
+        image = self.ring(1.0)
+        image[(image == (110, 70, 40)).all(axis=2)] = (60, 80, 190)
+        assert brown_around(image, (32, 22, 68, 58)) == 0.0
+
+    @pytest.mark.slow
+    def test_on_phantoms_it_tells_rings_from_parts(self) -> None:
+        """Of drawn capillaries: median above 0.9 for rings, below 0.7 for partial ones, near 0 for plain ones."""
+        layout = KidneyPlanner(np.random.default_rng(4), (6144, 5120), 0.25).kidney(30)
+        painter = KidneyPainter(layout, np.random.default_rng(0), KIDNEY_SCANNERS[0])
+        found: dict[str, list[float]] = {}
+        for c in layout.capillaries[:250]:
+            x0, y0, x1, y1 = c.outline.bounds
+            corner = int(x0) - 12, int(y0) - 12
+            image = painter.render(*corner, int(x1 - x0) + 26, int(y1 - y0) + 26)
+            assert image is not None
+            box = (x0 - corner[0], y0 - corner[1], x1 - corner[0], y1 - corner[1])
+            found.setdefault(c.kind, []).append(brown_around(image, box))
+        assert np.median(found["ring"]) > 0.9
+        assert np.median(found["partial"]) < 0.7
+        assert np.median(found["plain"]) < 0.1
