@@ -127,7 +127,9 @@ class TestCounting:
 class TestFiles:
     def test_json_follows_the_published_schema(self, folder: Path) -> None:
         schema = json.loads(SCHEMA.read_text())
-        assert schema == json.loads(json.dumps(RenalReport.model_json_schema())), "write model_json_schema() to docs/renal_report.schema.json"
+        assert schema == json.loads(json.dumps(RenalReport.model_json_schema())), (
+            "write model_json_schema() to docs/renal_report.schema.json"
+        )
         value = json.loads((folder / "s" / "report.json").read_text())
         jsonschema.validate(value, schema)
         with pytest.raises(jsonschema.ValidationError):

@@ -1,0 +1,226 @@
+"""Corrections come back by UUID; what is not of this slide, or not clear, is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shapely
+
+from models.detection_data import read_marked
+from models.field_data import labelled_cells
+from pipelines.renal.report import RenalReport
+from tests.renal_slides import SIDE, SQUARE, scattered, slide_of
+from tests.test_renal_report import reported
+from wsi.grid import make_grid
+from wsi.slide import ReadPlan
+
+Run = Callable[..., tuple[int, str, str]]
+SQUARES = scattered(160, 0.25, 3)  # 40 positive
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("review")
+    slide_of(root / "s.tif", SQUARES)
+    reported(root / "s.tif", root / "s")
+    return root
+
+
+class Editor:
+    """A person in QuPath: takes the exported file and changes it."""
+
+    def __init__(self, made: Path) -> None:
+        self.value: dict[str, Any] = json.loads((made / "s" / "detections.geojson").read_text())
+
+    @property
+    def features(self) -> list[dict[str, Any]]:
+        return self.value["features"]  # type: ignore[no-any-return]
+
+    def of(self, group: str) -> list[dict[str, Any]]:
+        return [f for f in self.features if f["properties"]["classification"]["name"] == group]
+
+    def call(self, feature: dict[str, Any], group: str) -> None:
+        feature["properties"]["classification"] = {"name": group}
+
+    def add(self, x: float, y: float, group: str, own: str) -> None:
+        shape = shapely.Point(x, y).buffer(SQUARE / 2)
+        properties = {"objectType": "annotation", "classification": {"name": group}}
+        self.features.append(
+            {
+                "type": "Feature",
+                "id": own,
+                "geometry": shapely.geometry.mapping(shape),
+                "properties": properties,
+            }
+        )
+
+    def save(self, path: Path) -> Path:
+        path.write_text(json.dumps(self.value))
+        return path
+
+
+def report_of(folder: Path) -> RenalReport:
+    return RenalReport.model_validate_json((folder / "report.json").read_bytes())
+
+
+class TestReview:
+    def run(self, made: Path, tmp_path: Path, editor: Editor, wsi: Run) -> tuple[RenalReport, str, str]:
+        path = editor.save(tmp_path / "corrected.geojson")
+        code, said, noted = wsi("renal", "review", made / "s", path)
+        assert code == 0
+        return report_of(made / "s" / "reviewed"), said, noted
+
+    def test_unchanged_it_counts_the_same(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        report, said, _ = self.run(made, tmp_path, Editor(made), wsi)
+        assert report.result == report.machine == report_of(made / "s").result
+        assert report.reading == "corrected"
+        assert report.corrections is not None
+        assert set(report.corrections.model_dump().values()) == {0}
+        assert "machine:   C4d2, 25.0 %, 40 positive and 120 negative in 9 fields" in said
+        assert "corrected: C4d2, 25.0 %, 40 positive and 120 negative in 9 fields" in said
+
+    def test_deleted_added_reclassified(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        """40 positive and 120 negative; 2 positive deleted, 1 called no capillary, 30 called negative, 2 added."""
+        editor = Editor(made)
+        positive = editor.of("C4d positive")
+        for feature in positive[:2]:
+            editor.features.remove(feature)
+        editor.call(positive[2], "not a capillary")
+        for feature in positive[3:33]:
+            editor.call(feature, "C4d negative")
+        editor.add(300, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
+        editor.add(310, 340, "C4d negative", "aaaaaaaa-0000-4000-8000-000000000002")
+        report, said, _ = self.run(made, tmp_path, editor, wsi)
+        assert (report.result.positive, report.result.negative) == (40 - 2 - 1 - 30 + 1, 120 + 30 + 1)
+        assert report.result.grade == "C4d1"
+        assert report.machine is not None
+        assert report.machine.grade == "C4d2"
+        c = report.corrections
+        assert c is not None
+        assert (c.deleted, c.added, c.reclassified, c.outside_fields) == (3, 2, 30, 0)
+        assert "3 deleted, 2 added, 30 reclassified; 0 fields left out, 0 taken in" in said
+        page = (made / "s" / "reviewed" / "report.html").read_text()
+        assert "as corrected by a person" in page
+        assert "marked by a person" in page
+        rows = (made / "s" / "reviewed" / "capillaries.csv").read_text()
+        assert rows.count(",added,") == 2
+        assert rows.count(",reclassified,") == 30
+        assert "aaaaaaaa-0000-4000-8000-000000000001,C4d positive,yes,,added" in rows
+
+    def test_fields_left_out_and_taken_in(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        """A field's capillaries leave with it; one marked where no field is feasible counts when the field is taken in."""
+        editor = Editor(made)
+        field = editor.of("feasible")[4]
+        inside = shapely.geometry.shape(field["geometry"])
+        gone = sum(inside.contains(shapely.Point(s.x, s.y)) for s in SQUARES)
+        editor.call(field, "not feasible")
+        scar = next(f for f in editor.of("not feasible") if f["properties"]["name"] == f"field {3 * SIDE},0")
+        editor.add(3 * SIDE + 200, 200, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000003")
+        report, _, noted = self.run(made, tmp_path, editor, wsi)
+        assert report.result.positive + report.result.negative == 160 - gone
+        assert f"{gone + 1} marked capillaries lie in no feasible field and are not counted" in noted
+        editor.call(scar, "feasible")
+        report, _, _ = self.run(made, tmp_path, editor, wsi)
+        assert report.result.positive + report.result.negative == 160 - gone + 1
+        assert report.corrections is not None
+        assert (report.corrections.fields_left_out, report.corrections.fields_taken_in) == (1, 1)
+        assert report.field_mm2 == pytest.approx(report_of(made / "s").field_mm2, rel=0.05)
+
+    def test_a_reviewed_file_can_be_reviewed_again(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        """What was added keeps its id, so that a second look is against the machine, too."""
+        editor = Editor(made)
+        editor.add(300, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
+        self.run(made, tmp_path, editor, wsi)
+        again = made / "s" / "reviewed" / "detections.geojson"
+        assert "aaaaaaaa-0000-4000-8000-000000000001" in again.read_text()
+        code, said, _ = wsi("renal", "review", made / "s", again)
+        assert (code, "0 deleted, 1 added, 0 reclassified" in said) == (0, True)
+
+    def test_the_file_trains_both_networks(self, made: Path) -> None:
+        """One corrected file is truth for capillaries and for fields."""
+        path = made / "s" / "detections.geojson"
+        marked = read_marked(path, ("C4d negative", "C4d positive"))
+        assert (len(marked.labels), int(marked.labels.sum())) == (160, 40)
+        grid = make_grid(
+            (5 * SIDE, 3 * SIDE), ReadPlan(level=0, stride_l0=SIDE, stride_px=64, size_px=64), None
+        )
+        negative, positive = labelled_cells(path, grid)
+        assert (len(negative), len(positive)) == (6, 9)
+
+    def test_coordinates_of_qupath(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        """Where our export subtracted bounds, the whole file is moved back, what was drawn by hand, too."""
+        editor = Editor(made)
+        editor.add(300, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
+        moved = copy.deepcopy(editor)
+        for f in moved.features:
+            shape = shapely.geometry.shape(f["geometry"])
+            f["geometry"] = shapely.geometry.mapping(shapely.transform(shape, lambda xy: xy - (100, 50)))
+            if "metadata" in f["properties"]:
+                f["properties"]["metadata"]["origin offset"] = "100,50"
+        first = self.run(made, tmp_path, editor, wsi)[0]
+        assert self.run(made, tmp_path, moved, wsi)[0] == first
+
+
+class TestRefused:
+    def said(self, made: Path, tmp_path: Path, editor: Editor, wsi: Run) -> str:
+        before = sorted(
+            (p, p.read_bytes()) for p in made.rglob("*") if p.is_file() and "reviewed" not in p.parts
+        )
+        code, _, said = wsi("renal", "review", made / "s", editor.save(tmp_path / "c.geojson"))
+        assert code == 2
+        after = sorted(
+            (p, p.read_bytes()) for p in made.rglob("*") if p.is_file() and "reviewed" not in p.parts
+        )
+        assert after == before  # nothing was lost
+        return said
+
+    def test_another_slide(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        editor = Editor(made)
+        for f in editor.features:
+            f["properties"]["metadata"]["slide"] = "t"
+        assert "is not the corrected file of s: it says 't'" in self.said(made, tmp_path, editor, wsi)
+        editor.value["features"] = []
+        editor.add(300, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
+        assert "it holds none of the report's objects" in self.said(made, tmp_path, editor, wsi)
+
+    def test_unknown_class(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        editor = Editor(made)
+        editor.call(editor.of("C4d positive")[0], "Tumor")
+        assert "holds the class 'Tumor', at (" in self.said(made, tmp_path, editor, wsi)
+        editor = Editor(made)
+        del editor.of("C4d positive")[0]["properties"]["classification"]
+        assert "holds an object without a class, at (" in self.said(made, tmp_path, editor, wsi)
+
+    def test_duplicate_ids(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        editor = Editor(made)
+        editor.features.append(copy.deepcopy(editor.of("C4d positive")[0]))
+        assert "more than once; delete the copies" in self.said(made, tmp_path, editor, wsi)
+
+    def test_a_point_and_a_field_drawn_by_hand(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        editor = Editor(made)
+        editor.add(300, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
+        editor.features[-1]["geometry"] = {"type": "Point", "coordinates": [300, 300]}
+        assert "holds a Point at (300, 300): mark a capillary by an outline" in self.said(
+            made, tmp_path, editor, wsi
+        )
+        editor = Editor(made)
+        editor.add(300, 300, "feasible", "aaaaaaaa-0000-4000-8000-000000000001")
+        assert "a field was added" in self.said(made, tmp_path, editor, wsi)
+
+    def test_no_geojson_and_no_report(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        (tmp_path / "x.geojson").write_text("{")
+        code, _, said = wsi("renal", "review", made / "s", tmp_path / "x.geojson")
+        assert (code, "is not JSON" in said) == (2, True)
+        code, _, said = wsi("renal", "review", tmp_path, tmp_path / "x.geojson")
+        assert (code, "holds no report" in said) == (2, True)
+
+    def test_the_slide_was_replaced(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        other = slide_of(tmp_path / "other.tif", SQUARES[:5])
+        path = Editor(made).save(tmp_path / "c.geojson")
+        code, _, said = wsi("renal", "review", made / "s", path, "--slide", other)
+        assert (code, "is not the slide of this report" in said) == (2, True)
