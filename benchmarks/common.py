@@ -30,12 +30,13 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def wsi(*words: object) -> None:
-    """Run the command line as a process of its own, quietly."""
+def wsi(*words: object) -> str:
+    """Run the command line as a process of its own; what it prints."""
     command = [sys.executable, "-m", "pipelines.cli", *map(str, words)]
-    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if ended.returncode:
         raise SystemExit(f"{ended.stderr}wsi {' '.join(map(str, words))} ended with {ended.returncode}")
+    return ended.stdout
 
 
 def wsi_peak_mb(*words: object) -> float:

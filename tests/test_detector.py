@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from shapely import box
 
 from models.detection_data import (
+    TRAP,
     Example,
     MarkedSlide,
     _inside,
@@ -21,15 +23,18 @@ from models.detection_data import (
     read_marked,
     turned,
 )
-from models.detector import MOST_BOXES, CapillaryDetector, DetectorConfig
-from models.detector_card import load_detector
+from models.detector import MOST_BOXES, CapillaryDetector, DetectorConfig, _target
+from models.detector_card import load_detector, save_detector
+from models.detector_trials import Trial, score_trial
 from models.network import orient
 from models.progress import Listeners
-from models.train_detector import DetectorTrainConfig, train_detector
+from models.train_detector import DetectorTrainConfig, TileSampler, count_thresholds, train_detector
 from pipelines.config import load_config
 from tests.slides import coordinates, painted, write_pyramid
 from tests.test_networks import DEMO
 from wsi.annotations import Annotation, write_asap
+from wsi.detection_metrics import Marked
+from wsi.detections import Detections
 from wsi.errors import AnnotationError, ConfigError, ModelError
 from wsi.manifest import SlideRow, read_manifest
 from wsi.source import SlideSource
@@ -111,6 +116,27 @@ class TestNetwork:
         repeated = again.detect(torch.from_numpy(tests[0].pixels[None]))[0]
         assert (repeated.boxes == network.detect(torch.from_numpy(tests[0].pixels[None]))[0].boxes).all()
 
+    def test_a_network_for_each_class(self) -> None:
+        """Twice the losses; each network is told of its own class only, and its answers carry that class."""
+        separate = CapillaryDetector(TINY.model_copy(update={"separate": True}))
+        one = CapillaryDetector(TINY)
+        assert len(separate.networks) == 2
+        assert all(n.roi_heads.box_predictor.cls_score.out_features == 2 for n in separate.networks)
+        losses = separate.train().losses(*batch(squares(1, 0)))
+        assert len(losses) == 2 * len(one.train().losses(*batch(squares(1, 0))))
+        boxes, labels = torch.tensor([[0.0, 0, 9, 9], [20, 20, 29, 29]]), torch.tensor([1, 0])
+        for group, left in (((0,), 20), ((1,), 0)):
+            target = _target(boxes, labels, group)
+            assert (target["labels"].tolist(), target["boxes"][0, 0].item()) == ([1], left)
+        assert _target(boxes, labels, (0, 1))["labels"].tolist() == [2, 1]
+        for i, network in enumerate(separate.eval().networks):
+            scores = network.roi_heads.box_predictor.cls_score
+            torch.nn.init.zeros_(scores.weight)
+            scores.bias.data = torch.tensor([0.0, 5.0 if i == 1 else -5.0])  # only the second is sure
+        found = separate.detect(torch.zeros(1, 128, 128, 3, dtype=torch.uint8))[0]
+        assert set(found.labels.tolist()) == {1}
+        assert (np.diff(found.scores) <= 0).all()
+
     def test_a_tile_without_objects_has_losses(self) -> None:
         network = CapillaryDetector(TINY).train()
         tiles = torch.full((2, 128, 128, 3), 200, dtype=torch.uint8)
@@ -169,6 +195,34 @@ class TestExamples:
         with pytest.raises(ValueError, match="nothing is marked"):
             draw_corner(MarkedSlide(np.empty((0, 4)), np.empty(0, np.int64)), 512, rng)
 
+    def test_traps_are_drawn_and_are_no_objects(self, tmp_path: Path) -> None:
+        marks = [
+            Annotation(box(10, 20, 30, 50), "C4d positive"),
+            Annotation(box(900, 900, 960, 960), "not a capillary"),
+        ]
+        write_asap(tmp_path / "t.xml", [*marks, Annotation(box(0, 0, 500, 500), "feasible")])
+        marked = read_marked(tmp_path / "t.xml", DetectorConfig().classes)
+        assert marked.boxes.tolist() == [[10, 20, 30, 50]]
+        assert marked.traps.tolist() == [[900, 900, 960, 960]]
+        rng = np.random.default_rng(0)
+        corners = [draw_corner(marked, 100, rng, TRAP) for _ in range(20)]
+        assert all(x <= 930 < x + 100 and y <= 930 < y + 100 for x, y in corners)
+        only = MarkedSlide(np.empty((0, 4)), np.empty(0, np.int64), marked.traps)
+        assert only.usable
+        assert draw_corner(only, 100, rng, 1)[0] > 800  # there is nothing else
+
+    def test_tiles_are_drawn_in_turn(self, coordinate_slide: Path) -> None:
+        """Two classes, and traps where there are any."""
+        some = MarkedSlide(np.array([[10.0, 10, 20, 20], [300, 300, 310, 310]]), np.array([0, 1]))
+        trapped = MarkedSlide(some.boxes, some.labels, np.array([[600.0, 400, 610, 410]]))
+        cfg = small_recipe(detector=DetectorConfig(tile_px=64, spacing_um=0.25, anchors_px=(8.0, 12.0, 20.0)))
+        with SlideSource(str(coordinate_slide)).open() as slide:
+            assert TileSampler([slide], [some], cfg, np.random.default_rng(0)).kinds == (0, 1)
+            sampler = TileSampler([slide], [trapped], cfg, np.random.default_rng(0))
+            assert sampler.kinds == (0, 1, TRAP)
+            labels = [sampler.draw(i).labels.tolist() for i in range(6)]
+        assert labels == [[0], [1], [], [0], [1], []]
+
     def test_files_of_a_phantom_and_unknown_classes(self, tmp_path: Path) -> None:
         write_asap(tmp_path / "t.xml", [Annotation(box(10, 20, 30, 50), "C4d positive")])
         marked = read_marked(tmp_path / "t.xml", DetectorConfig().classes)
@@ -212,6 +266,109 @@ def small_recipe(**changes: object) -> DetectorTrainConfig:
     }
     fields |= {"validate_every": 16, "checkpoint_every": 8}
     return DetectorTrainConfig(**fields | changes)  # type: ignore[arg-type]
+
+
+class TestThresholds:
+    def test_as_many_as_are_marked(self) -> None:
+        """Three of class 1 are marked and found with 0.9, 0.8, 0.6 and falsely 0.7: the third highest is 0.7."""
+        found = Detections(
+            np.array([[0.0, 0, 9, 9]] * 5),
+            np.array([0.9, 0.8, 0.6, 0.7, 0.3], np.float32),
+            np.array([1, 1, 1, 1, 0]),
+        )
+        marked = Marked(np.array([[0.0, 0, 9, 9]] * 5), np.array([1, 1, 1, 0, 0]))
+        assert count_thresholds([found], [marked], TINY) == (
+            0.05,
+            0.7,
+        )  # of class 0 fewer are found than are marked
+        nothing = Marked(np.empty((0, 4)), np.empty(0, np.int64))
+        assert count_thresholds([found], [nothing], TINY) == (0.5, 0.5)
+
+
+class TestTrials:
+    @pytest.mark.slow
+    def test_a_sweep_by_command(self, cohort: Path, tmp_path: Path, wsi: Run) -> None:
+        recipe = tmp_path / "r.yaml"
+        recipe.write_text(
+            "name: r\ndetector: {tile_px: 128, anchors_px: [16.0, 24.0, 40.0]}\nexamples: 4\nvalidation_tiles: 2\n"
+        )
+        words = (
+            "train",
+            "capillaries",
+            recipe,
+            "--slides",
+            cohort / "slides.csv",
+            "--out",
+            tmp_path / "sweep",
+        )
+        code, said, _ = wsi(*words, "--sweep-enlargement", "0..10")
+        assert code == 0
+        assert "enlarged_10px: labels enlarged by 2.5, 2.5 um" in said
+        with (tmp_path / "sweep" / "trials.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [(r["trial"], r["class"], r["enlarged_um"]) for r in rows] == [
+            (trial, name, um)
+            for trial, um in (("enlarged_00px", "0"), ("enlarged_10px", "2.5"))
+            for name in ("C4d negative", "C4d positive")
+        ]
+        assert load_detector(tmp_path / "sweep" / "enlarged_10px" / "model")[1].enlarge_um == (2.5, 2.5)
+        weights = (tmp_path / "sweep" / "enlarged_00px" / "model" / "model.safetensors").read_bytes()
+        code, _, said = wsi(*words, "--sweep-enlargement", "0..10")
+        assert (code, "holds a run already" in said) == (2, True)
+        assert wsi(*words, "--sweep-enlargement", "0..10", "--resume")[0] == 0  # all is done
+        assert (tmp_path / "sweep" / "enlarged_00px" / "model" / "model.safetensors").read_bytes() == weights
+        for text in ("5", "10..0", "0..999"):
+            assert wsi(*words, "--sweep-enlargement", text)[0] == 2
+
+    @pytest.mark.slow
+    def test_what_corrected_labels_add(self, cohort: Path, tmp_path: Path, wsi: Run) -> None:
+        """Trained without and with a second data set, compared on the same held-out slide."""
+        recipe = tmp_path / "r.yaml"
+        recipe.write_text(
+            "name: r\ndetector: {tile_px: 128, anchors_px: [16.0, 24.0, 40.0]}\nexamples: 4\nvalidation_tiles: 2\n"
+        )
+        (cohort / "first.csv").write_text("path,truth,split\ns0.tif,s0.xml,train\ns2.tif,s2.xml,validation\n")
+        (cohort / "more.csv").write_text("path,truth\ns1.tif,s1.xml\n")
+        words = ("train", "capillaries", recipe, "--slides", cohort / "first.csv", "--out", tmp_path / "both")
+        code, said, _ = wsi(*words, "--corrected", cohort / "more.csv")
+        assert code == 0
+        with (tmp_path / "both" / "trials.csv").open() as file:
+            assert [r["trial"] for r in csv.DictReader(file)] == ["without", "without", "with", "with"]
+        for name, line in (("held", "s1.tif,s1.xml,validation"), ("twice", "s0.tif,s0.xml,train")):
+            (cohort / f"{name}.csv").write_text(f"path,truth,split\n{line}\n")
+        code, _, said = wsi(*words, "--corrected", cohort / "twice.csv", "--overwrite")
+        assert (code, "s0.tif is in both data sets; give each slide once" in said) == (2, True)
+        code, _, said = wsi(*words, "--corrected", cohort / "held.csv", "--overwrite")
+        assert (code, "s1.tif is of the split 'validation': corrected slides are trained on" in said) == (
+            2,
+            True,
+        )
+        code, _, said = wsi(*words, "--corrected", cohort / "more.csv", "--sweep-enlargement", "0..10")
+        assert (code, "are two experiments; give one at a time" in said) == (2, True)
+
+    def test_how_a_trial_is_measured(
+        self, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A network that answers with the boxes it was to learn is right in both frames, whatever the enlargement."""
+        cfg = small_recipe(enlarge_um=(4.0, 2.0))
+        rows = tuple(read_manifest(cohort / "slides.csv"))
+        save_detector(
+            tmp_path / "model",
+            CapillaryDetector(TINY),
+            name="t",
+            detector=TINY,
+            enlarge_um=(4.0, 2.0),
+            thresholds=(0.5, 0.5),
+        )
+
+        def perfect(network: object, tiles: list[Example]) -> list[Detections]:
+            return [Detections(t.boxes, np.full(len(t.labels), 0.9, np.float32), t.labels) for t in tiles]
+
+        monkeypatch.setattr("models.detector_trials.detect_tiles", perfect)
+        for score in score_trial(Trial("t", cfg, rows), tmp_path):
+            assert score.ap50_learned == 1.0
+            assert score.ap50_capillary > 0.9  # what a tile's border cuts is told with its enlargement
+            assert score.agreement.f1 > 0.9
 
 
 class TestTraining:

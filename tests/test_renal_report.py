@@ -13,6 +13,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from pipelines.config import load_config
 from pipelines.renal.marks import brown_around
 from pipelines.renal.page import check_pdf
 from pipelines.renal.read import RenalConfig
@@ -104,6 +105,9 @@ class TestCounting:
         assert (result.grade, result.not_assessable) == (None, "30 capillaries, at least 100 are needed")
         assert result.percent == 50
         assert "not assessable" in (tmp_path / "s" / "report.html").read_text()
+
+    def test_the_settings_that_ship_are_the_defaults(self) -> None:
+        assert load_config(SCHEMA.parents[1] / "configs" / "renal_report.yaml", RenalConfig) == RenalConfig()
 
     def test_thresholds_of_ones_own(self, tmp_path: Path) -> None:
         slide_of(
