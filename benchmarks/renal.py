@@ -72,7 +72,9 @@ def stains(folder: Path, model: str) -> None:
     header(f"{card.name} on real stains at {STAINS_UM} um/px (assumed), counted at its thresholds")
     with scratch() as out:
         for name in (*STAINS, "cd34 turned to brown"):
-            image = cv2.imread(str(folder / f"{'cd34_red_capillaries' if 'turned' in name else name}.png"))[..., ::-1]
+            image = cv2.imread(str(folder / f"{'cd34_red_capillaries' if 'turned' in name else name}.png"))[
+                ..., ::-1
+            ]
             if "turned" in name:
                 image = turned_brown(image)
             path = out / f"{name}.png"
@@ -81,7 +83,9 @@ def stains(folder: Path, model: str) -> None:
                 mask = detect_tissue(slide, RenalConfig().tissue)
                 found = detect_slide(slide, mask, network, card, lowest_score=0.05).found
             kept = found[found.scores >= np.array(card.thresholds)[found.labels]]
-            counts = [int((kept.labels == card.detector.classes.index(c)).sum()) for c in (POSITIVE, NEGATIVE)]
+            counts = [
+                int((kept.labels == card.detector.classes.index(c)).sum()) for c in (POSITIVE, NEGATIVE)
+            ]
             print(f"  {name}: {counts[0]} positive, {counts[1]} negative", flush=True)
 
 
@@ -101,7 +105,20 @@ def timing(args: argparse.Namespace) -> None:
     readers = Readers(load_engine(find_models([args.fields_model]), EngineConfig()), network, card)
     cfg = RenalConfig()
     with scratch() as folder:
-        wsi("phantom", "kidney", "--count", 1, "--seed", 77, "--size", "31000x22500", "--c4d", 20, "--out", folder)
+        wsi(
+            "phantom",
+            "kidney",
+            "--count",
+            1,
+            "--seed",
+            77,
+            "--size",
+            "31000x22500",
+            "--c4d",
+            20,
+            "--out",
+            folder,
+        )
         source = SlideSource(str(folder / "kidney_001.tif"))
         start = time.monotonic()
         wsi("renal", "report", source.path, "--out", folder / "out", "--model", args.model)

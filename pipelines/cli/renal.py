@@ -18,6 +18,7 @@ from pipelines.cli.options import Anisotropic, Mpp, Out
 from pipelines.cohort import Failure, gather, run_cohort, write_run
 from pipelines.config import load_config
 from pipelines.provenance import code_hash, commit, libraries, machine, version
+from pipelines.renal.fields import field_threshold
 from pipelines.renal.labels import proposed_labels
 from pipelines.renal.page import check_pdf, write_index
 from pipelines.renal.read import Readers, RenalConfig, run_fingerprint
@@ -115,7 +116,8 @@ def report(
     rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic)
     network, card = load_detector(find_folder(model))
     readers = Readers(load_engine(find_models([fields_model]), EngineConfig()), network, card)
-    readers.limits(cfg)  # refuses a detector of other classes
+    readers.limits(cfg)  # both refuse models of something else
+    field_threshold(readers.fields.models.card, cfg.fields)
     complete = RenalRun(rows, readers, cfg, folder, pdf, overwrite).go()
     raise typer.Exit(0 if complete else 1)
 

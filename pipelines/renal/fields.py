@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field as Setting
 
+from models.card import ModelCard
 from models.engines import Engine
 from pipelines.scoring import score_chunks
 from wsi.arrays import PointsXY
@@ -115,6 +116,20 @@ class FieldSet:
         return np.where(outside, -1, numbers[np.where(outside, -1, rows), np.where(outside, -1, cols)])
 
 
+def field_threshold(card: ModelCard, cfg: FieldsConfig) -> float:
+    """The score from which a field is feasible.
+
+    Raises:
+        ModelError: the model does not tell fields, or those of another size.
+    """
+    threshold = cfg.threshold if cfg.threshold is not None else card.threshold
+    if card.positive != FEASIBLE or card.spacing_um is None or threshold is None:
+        raise ModelError(f"the model {card.name} does not tell feasible fields; give one of wsi train fields")
+    if abs(card.stride_px * card.spacing_um / FIELD_UM - 1) > 0.01:
+        raise ModelError(f"the model {card.name} sees fields of another size than {FIELD_UM:g} um")
+    return threshold
+
+
 def choose_fields(
     slide: Slide,
     mask: Mask,
@@ -141,11 +156,7 @@ def choose_fields(
         SpacingError: the slide is too coarse for it.
     """
     card = engine.models.card
-    threshold = cfg.threshold if cfg.threshold is not None else card.threshold
-    if card.positive != FEASIBLE or card.spacing_um is None or threshold is None:
-        raise ModelError(f"the model {card.name} does not tell feasible fields; give one of wsi train fields")
-    if abs(card.stride_px * card.spacing_um / FIELD_UM - 1) > 0.01:
-        raise ModelError(f"the model {card.name} sees fields of another size than {FIELD_UM:g} um")
+    threshold = field_threshold(card, cfg)
     plan = plan_read(slide, card.patch_px, card.stride_px, card.spacing_um, tolerance=card.spacing_tolerance)
     grid = _sampled(make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue), cfg)
     side = chunk_side(slide, plan)

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field as Setting
 
 from pipelines.provenance import code_hash, libraries, version
-from pipelines.renal.fields import FieldSet
+from pipelines.renal.fields import FieldSet, field_threshold
 from pipelines.renal.grading import METHOD, Grade, GradingConfig
 from pipelines.renal.marks import Marks, field_key
 from pipelines.renal.read import Readers, RenalConfig, SlideReading
@@ -188,8 +188,6 @@ def machine_report(
     """The report of what the machine read."""
     limits = readers.limits(cfg)
     fields_card = readers.fields.models.card
-    threshold = cfg.fields.threshold if cfg.fields.threshold is not None else fields_card.threshold
-    assert threshold is not None  # `choose_fields` refuses a model without one
     grade = reading.grade
     return RenalReport(
         program=f"slidewright {version()}",
@@ -208,7 +206,7 @@ def machine_report(
                 name=fields_card.name,
                 sha256=fields_card.sha256,
                 demonstration=fields_card.demonstration,
-                threshold={"feasible": round(threshold, 6)},
+                threshold={"feasible": round(field_threshold(fields_card, cfg.fields), 6)},
             ),
             "capillaries": ModelFacts(
                 name=readers.card.name,

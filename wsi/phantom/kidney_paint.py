@@ -19,6 +19,7 @@ from wsi.phantom.textures import Plane, Texturer
 
 _SHIFT = 4  # cv2's fractional bits: outlines are placed to a sixteenth of a pixel
 _NOISE = 1024
+THICK = 0.4  # of stained capillaries: walls as thick and smudged as those of the CD34 picture, small lumens closed
 _MARGIN = 16  # px around a piece, so that smoothing sees the same on both sides of its border
 
 
@@ -270,12 +271,15 @@ class KidneyPainter:
     def _capillary(self, piece: _Piece, i: int) -> None:
         c: Capillary = self.layout.capillaries[i]
         rng = piece.rng
-        wall = rng.uniform(1.1, 1.9) / self.mpp
+        thick = c.kind == "ring" and rng.random() < THICK
+        wall = (rng.uniform(1.9, 3.6) if thick else rng.uniform(1.1, 1.9)) / self.mpp
         lumen = c.outline.buffer(-wall)
         for plane in (piece.h, piece.d):
             piece.fill(plane, c.outline, 0.0)
         piece.fill(piece.h, c.outline, 0.26 if c.kind != "ring" else 0.1)
         strength = self.dab * rng.uniform(0.55, 1.15)
+        if thick:  # a smudge around it
+            piece.stroke(piece.d, c.outline, 0.3 * strength, round(2 * rng.uniform(0.5, 2.5) / self.mpp))
         if c.kind == "ring":
             piece.fill(piece.d, c.outline, strength)
         if c.kind == "partial":
@@ -283,6 +287,8 @@ class KidneyPainter:
             piece.arc(piece.d, c.outline, (start, start + length), strength, max(2, round(wall)))
         for plane in (piece.h, piece.d):
             piece.fill(plane, lumen, 0.03)
+        if thick and rng.random() < 0.6:
+            piece.fill(piece.d, lumen, strength * rng.uniform(0.1, 0.4))
         if c.kind == "serum":
             piece.fill(piece.d, lumen, strength * rng.uniform(0.25, 0.5))
         for where in rng.random(rng.integers(1, 3) if c.kind != "ring" else rng.integers(0, 2)):
