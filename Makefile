@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test check bench bench-camelyon16 clean help
 
 help:
-	@echo "make demo    set everything up, make phantom slides, score and evaluate them, write pages to look at"
+	@echo "make demo    set everything up, make phantom slides, score and evaluate them, report on kidneys, write pages"
 	@echo "make test    set up and pass every check"
 	@echo "make check   the checks that take seconds: style, types, layers"
 	@echo "make bench   speed and quality, side by side"
@@ -24,8 +24,12 @@ demo: $(READY)
 	$(BIN)/wsi phantom lymph-node --seed 101 --count 4 --out demo/slides
 	$(BIN)/wsi score demo/slides/slides.csv --out demo/results --overwrite
 	$(BIN)/wsi camelyon16 evaluate demo/results --truth demo/slides
+	$(BIN)/wsi phantom kidney --seed 102 --count 2 --size 8192x6144 --c4d 8,45 --out demo/kidneys
+	$(BIN)/wsi renal report demo/kidneys --out demo/reports --overwrite
+	$(BIN)/wsi renal evaluate demo/reports --truth demo/kidneys
 	@echo
-	@echo "Open demo/results/index.html in a browser, and demo/results/evaluation/atlas.html for the mistakes."
+	@echo "Open demo/results/index.html in a browser, and demo/results/evaluation/atlas.html for the mistakes;"
+	@echo "demo/reports/index.html for C4d in kidneys."
 	@echo "Phantoms are drawings; for research use only."
 
 check: $(READY)
