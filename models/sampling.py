@@ -13,53 +13,15 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from models.field_data import labelled_cells
-from wsi.arrays import CellsRC, RgbImage
+from models.training_slides import TrainingSlide
+from wsi.arrays import RgbImage
 from wsi.errors import ConfigError
-from wsi.grid import make_grid
-from wsi.manifest import SlideRow
 from wsi.patch_folder import NORMAL, TUMOUR, PatchFolder
-from wsi.slide import ReadPlan, Slide, plan_read
-from wsi.stain import StainMethod, StainTransform, fit_slide
-from wsi.tissue import TissueConfig, detect_tissue
-from wsi.truth import read_truth
-from wsi.user_mask import read_user_mask
 
 log = logging.getLogger(__name__)
 
 NAMES = ("normal", "tumour")  # what errors call the two classes; of fields: not feasible, feasible
 GIVE_UP_AFTER = 64  # places of one slide that cannot be decoded: one broken tile costs some 25
-
-
-@dataclass(frozen=True, slots=True)
-class PatchFrame:
-    """What the model sees: sides of patch and cell in its pixels, spacing, stain; whether cells are labelled fields."""
-
-    size_px: int
-    stride_px: int
-    spacing_um: float | None
-    tolerance: float = 0.1
-    stain: StainMethod = "none"
-    truth_label: int | None = None
-    fields: bool = False
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class TrainingSlide:
-    """A slide and its cells by class: (n, 2) row, col of the grid of ``plan``.
-
-    Attributes:
-        note: what was repaired or detected in its truth; may be empty.
-        mask_value: of its truth mask, which was detected to mean tumour.
-    """
-
-    name: str
-    slide: Slide
-    plan: ReadPlan
-    cells: tuple[CellsRC, CellsRC]
-    recolour: StainTransform | None = None
-    note: str = ""
-    mask_value: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,52 +71,6 @@ class Sampler(Protocol):
     def exclude_all(self, places: Iterable[Sequence[int]]) -> None:
         """Exclude what an earlier run excluded."""
         ...
-
-
-def prepare_slide(row: SlideRow, frame: PatchFrame) -> TrainingSlide:
-    """Open a slide and sort its tissue cells into normal and tumour.
-
-    A cell is tumour when its square (the centre 128 px of its patch) shares any area with tumour: by exact geometry
-    for outlines, by maximum for masks. The other tissue cells are normal, unless the truth is partial.
-
-    Raises:
-        WsiError: slide or truth cannot be used.
-    """
-    slide = row.source.open()
-    try:
-        return _prepare(row, slide, frame)
-    except BaseException:
-        slide.close()
-        raise
-
-
-def _prepare(row: SlideRow, slide: Slide, frame: PatchFrame) -> TrainingSlide:
-    plan = plan_read(slide, frame.size_px, frame.stride_px, frame.spacing_um, tolerance=frame.tolerance)
-    if frame.fields:
-        return _prepare_fields(row, slide, plan)
-    cfg = TissueConfig()
-    mask = detect_tissue(slide, cfg) if row.mask is None else read_user_mask(row.mask, slide, cfg.mpp)
-    tissue = make_grid(slide.size, plan, mask)
-    recolour = fit_slide(slide, mask, frame.stain)
-    name, no_cells = row.source.name, np.empty((0, 2), np.int64)
-    if row.checked_truth is None:
-        cells = (no_cells if row.partial else tissue.cells, no_cells)
-        return TrainingSlide(name, slide, plan, cells, recolour)
-    truth = read_truth(row.checked_truth, slide, make_grid(slide.size, plan, None), label=frame.truth_label)
-    # a lesion is tissue even where the tissue mask has a hole
-    normal = no_cells if row.partial else tissue.cells[~truth.tumour[tuple(tissue.cells.T)]]
-    cells = (normal, np.argwhere(truth.tumour).astype(np.int64))
-    return TrainingSlide(name, slide, plan, cells, recolour, truth.note, truth.mask_value)
-
-
-def _prepare_fields(row: SlideRow, slide: Slide, plan: ReadPlan) -> TrainingSlide:
-    """Fields have labels of their own: what is not labelled is not drawn, tissue or not."""
-    if row.truth is None:
-        raise ConfigError(
-            f"{row.source.label} has no truth; fill in the column 'truth' with its labelled fields"
-        )
-    cells = labelled_cells(row.truth, make_grid(slide.size, plan, None))
-    return TrainingSlide(row.source.name, slide, plan, cells)
 
 
 class _Draws:

@@ -16,16 +16,14 @@ from models.inception import PATCH_PX
 from models.recipe import TrainConfig
 from models.sampling import (
     NAMES,
-    PatchFrame,
     PatchSampler,
     Place,
     Sampler,
     SlideSampler,
-    TrainingSlide,
     fit_square,
-    prepare_slide,
     read_hard_negatives,
 )
+from models.training_slides import PatchFrame, TrainingSlide, prepare_slide
 from wsi.errors import ConfigError, SlideError
 from wsi.manifest import SlideRow
 from wsi.patch_folder import NORMAL, TUMOUR, PatchFolder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import traceback
 from collections import Counter
@@ -198,6 +199,27 @@ def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, in
 def _unsigned(error: WsiError, row: SlideRow) -> str:
     """The error's sentence without a URL's query, which may hold a signature."""
     return str(error).replace(row.source.path, row.source.label)
+
+
+def refuse_other_run(out: Path, settings_fingerprint: str) -> None:
+    """Do not mix results of two models, settings or versions of the code in one folder.
+
+    Raises:
+        StoreError: ``run.json`` there is of another run, or broken.
+    """
+    path = out / "run.json"
+    if not path.exists():
+        return
+    try:
+        earlier = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StoreError(f"{path} is broken; choose another --out, or pass --overwrite") from error
+    if earlier.get("settings_fingerprint") != settings_fingerprint:
+        made = f"{', '.join(m['name'] for m in earlier.get('models', []))}, code {earlier.get('code')}"
+        raise StoreError(
+            f"{out} holds results of another model, other settings or other code ({made}); "
+            f"choose another --out, or pass --overwrite to replace them"
+        )
 
 
 def write_run(

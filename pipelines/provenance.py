@@ -82,3 +82,28 @@ def processor() -> str:
 def libraries() -> dict[str, str]:
     """Versions of the libraries whose change can change a result."""
     return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def run_record(
+    settings: dict[str, Any], models: list[dict[str, Any]], engine: str, settings_fingerprint: str
+) -> dict[str, Any]:
+    """What made a run's outputs, for ``run.json``.
+
+    Args:
+        settings: of the whole run.
+        models: name, sha256 and demonstration of each.
+        engine: what ran them.
+        settings_fingerprint: what is the same for every slide of the run.
+    """
+    return {
+        "program": f"slidewright {version()}",
+        "intended_use": "research use only",
+        "settings_fingerprint": settings_fingerprint,
+        "settings": settings,
+        "models": models,
+        "engine": engine,
+        "code": code_hash(),
+        "commit": commit(),
+        "libraries": libraries(),
+        "machine": machine(),
+    }

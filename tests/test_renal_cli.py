@@ -73,7 +73,11 @@ class TestReport:
         other = tmp_path / "c.yaml"
         other.write_text("thresholds: [0.5, 0.5]\n")
         code, _, said = wsi(*words, "--config", other)
-        assert (code, "holds results of other models, settings or code" in said) == (2, True)
+        assert (
+            code,
+            "holds results of another model, other settings or other code (renal-fields-demo, renal-ptc-demo"
+            in said,
+        ) == (2, True)
         other.write_text("threshold: [0.5, 0.5]\n")
         code, _, said = wsi(*words, "--config", other)
         assert (code, "threshold" in said) == (2, True)

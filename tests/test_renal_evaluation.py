@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from models.detection_data import MarkedSlide
-from pipelines.renal.evaluation import CLASSES, Case, Cohort, evaluate
+from pipelines.renal.evaluation import evaluate
 from pipelines.renal.report import RenalReport
+from pipelines.renal.truth import CLASSES, Case, Cohort
 from tests.renal_slides import BROWN, SQUARE, Square, scattered, slide_of
 from tests.test_renal_report import LOOSE, reported
 from wsi.detections import Detections

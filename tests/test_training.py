@@ -33,15 +33,14 @@ from models.progress import Listeners, Progress
 from models.recipe import TrainConfig
 from models.sampling import (
     GIVE_UP_AFTER,
-    PatchFrame,
     PatchSampler,
     SlideSampler,
     fit_square,
-    prepare_slide,
     read_hard_negatives,
 )
 from models.train_classifier import classification_loss, step, train, use_bf16
 from models.training_data import fold_parts, slide_data
+from models.training_slides import PatchFrame, prepare_slide
 from models.training_state import CHECKPOINT, TrainingState
 from wsi.annotations import Annotation, read_annotations, tumour_regions, write_asap
 from wsi.errors import ConfigError, ModelError, RegionError

@@ -13,6 +13,7 @@ import zarr
 from wsi.arrays import Scores
 from wsi.errors import ForeignStoreError, StoreError
 from wsi.files import cannot_write
+from wsi.grid import TileGrid
 from wsi.heatmap import Heatmap
 from wsi.placement import Placement
 
@@ -40,6 +41,14 @@ class HeatmapSpec:
     patch_l0: int
     mpp: float
     fingerprint: str
+
+    @classmethod
+    def of_grid(
+        cls, grid: TileGrid, chunk: int, mpp: float, classes: tuple[str, ...], fingerprint: str
+    ) -> HeatmapSpec:
+        """The heatmap of a grid's cells."""
+        plan = grid.plan
+        return cls(classes, grid.shape, chunk, plan.stride_l0, plan.stride_px, plan.size_l0, mpp, fingerprint)
 
     def attributes(self) -> dict[str, Any]:
         """As written into the array's metadata."""

@@ -90,16 +90,7 @@ def plan_slide(slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig) ->
     )
     grid = make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue)
     side = chunk_side(slide, plan)
-    spec = HeatmapSpec(
-        classes=card.classes,
-        shape=grid.shape,
-        chunk=side,
-        stride_l0=plan.stride_l0,
-        stride_px=plan.stride_px,
-        patch_l0=plan.size_l0,
-        mpp=slide.mpp,
-        fingerprint=_fingerprint(row, slide, engine, cfg),
-    )
+    spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, _fingerprint(row, slide, engine, cfg))
     recolour = fit_slide(slide, mask, card.stain_normalisation) if len(grid) else None
     return ScorePlan(grid, mask, plan_blocks(grid, side), spec, recolour)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,15 @@ import typer
 from models.engines import EngineConfig, find_models, load_engine
 from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import Anisotropic, Mpp, Out
-from pipelines.cohort import Failure, gather, run_cohort, write_run
+from pipelines.cohort import Failure, gather, refuse_other_run, run_cohort, write_run
 from pipelines.config import load_config
-from pipelines.provenance import code_hash, commit, libraries, machine, version
+from pipelines.provenance import code_hash, run_record, version
 from pipelines.renal.fields import field_threshold
 from pipelines.renal.labels import proposed_labels
 from pipelines.renal.page import check_pdf, write_index
 from pipelines.renal.read import Readers, RenalConfig, run_fingerprint
 from pipelines.renal.run import RenalResult, earlier_reports, report_slide
-from wsi.errors import ConfigError, StoreError
+from wsi.errors import ConfigError
 from wsi.export import Origin, origin_offset, write_geojson
 from wsi.files import write_text
 from wsi.manifest import SlideRow
@@ -135,7 +134,8 @@ class RenalRun:
 
     def go(self) -> bool:
         """Read everything; whether every slide was read to the last field."""
-        self._check_folder()
+        if not self.overwrite:
+            refuse_other_run(self.folder, self._fingerprint())
         if any(m["demonstration"] for m in self.readers.models):
             out.print("demonstration models, trained on phantoms: what they say of real tissue means nothing")
         write_run(self.folder, self._record(), "running", self._earlier(), [])
@@ -157,40 +157,17 @@ class RenalRun:
             )
 
     def _record(self) -> dict[str, Any]:
-        return {
-            "program": f"slidewright {version()}",
-            "intended_use": "research use only",
-            "settings_fingerprint": self._fingerprint(),
-            "settings": self.cfg.model_dump(mode="json"),
-            "models": self.readers.models,
-            "demonstration": [m["name"] for m in self.readers.models if m["demonstration"]],
-            "engine": self.readers.fields.description,
-            "code": code_hash(),
-            "commit": commit(),
-            "libraries": libraries(),
-            "machine": machine(),
-        }
+        engine = self.readers.fields.description
+        record = run_record(
+            self.cfg.model_dump(mode="json"), self.readers.models, engine, self._fingerprint()
+        )
+        return record | {"demonstration": [m["name"] for m in self.readers.models if m["demonstration"]]}
 
     def _fingerprint(self) -> str:
         return run_fingerprint(self.readers, self.cfg)
 
     def _earlier(self, results: Sequence[RenalResult] = ()) -> list[RenalResult]:
         return earlier_reports(self.folder, self._fingerprint(), [result.name for result in results])
-
-    def _check_folder(self) -> None:
-        """Refuse a folder that other models, other settings or other code filled."""
-        path = self.folder / "run.json"
-        if self.overwrite or not path.exists():
-            return
-        try:
-            earlier = json.loads(path.read_bytes()).get("settings_fingerprint")
-        except ValueError as error:
-            raise StoreError(f"{path} is broken; choose another --out, or pass --overwrite") from error
-        if earlier != self._fingerprint():
-            raise StoreError(
-                f"{self.folder} holds results of other models, settings or code; choose another --out, or pass "
-                f"--overwrite to replace them"
-            )
 
     def _summarise(self, state: str, results: Sequence[RenalResult], failures: Sequence[Failure]) -> None:
         record = self._record()

@@ -11,12 +11,13 @@ import typer
 from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import Mpp
 from pipelines.provenance import code_hash, version
-from pipelines.renal.evaluation import Cohort, evaluate, read_cohort, write_evaluation
+from pipelines.renal.evaluation import evaluate, write_evaluation
 from pipelines.renal.page import check_pdf, write_report
 from pipelines.renal.read import measured
 from pipelines.renal.report import GradeFacts, grading_of
 from pipelines.renal.review import Reviewed, corrected_report, review
 from pipelines.renal.run import read_report
+from pipelines.renal.truth import read_cohort
 from wsi.errors import ConfigError, StoreError
 from wsi.source import SlideSource
 
@@ -88,7 +89,7 @@ def evaluate_command(
     ],
 ) -> None:
     """Compare reports with the truth: average precision, FROC per mm2, F1, percentages, grades, fields."""
-    cohort: Cohort = read_cohort(folder, truth)
+    cohort = read_cohort(folder, truth)
     for name in cohort.without_truth:
         err.print(f"{name} has no truth and is left out", markup=False)
     with progress("evaluation") as tick:

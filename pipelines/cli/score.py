@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from pipelines.camelyon16.results import SlideResult, earlier_results, scores_cs
 from pipelines.camelyon16.score import ScoreConfig, score_slide, settings_fingerprint
 from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp, Out
-from pipelines.cohort import Failure, gather, run_cohort, write_run
+from pipelines.cohort import Failure, gather, refuse_other_run, run_cohort, write_run
 from pipelines.config import load_config, parse_config
-from pipelines.provenance import code_hash, commit, libraries, machine, version
+from pipelines.provenance import run_record
 from wsi.config import Config
-from wsi.errors import ConfigError, StoreError
+from wsi.errors import ConfigError
 from wsi.files import write_text
 from wsi.manifest import SlideRow
 from wsi.user_mask import PICTURES
@@ -143,7 +142,8 @@ class Run:
 
     def go(self) -> bool:
         """Score everything; whether every slide was scored to the last cell."""
-        self._check_folder()
+        if not self.overwrite:
+            refuse_other_run(self.folder, self._fingerprint())
         count = f"{len(self.rows)} slide{'' if len(self.rows) == 1 else 's'}"
         cards = self.engine.models.cards
         names = " and ".join(card.name for card in cards)
@@ -169,18 +169,10 @@ class Run:
 
     def _record(self) -> dict[str, Any]:
         cards = self.engine.models.cards
-        return {
-            "program": f"slidewright {version()}",
-            "intended_use": "research use only",
-            "settings_fingerprint": self._fingerprint(),
-            "settings": self.cfg.model_dump(mode="json"),
-            "models": [{"name": c.name, "sha256": c.sha256, "demonstration": c.demonstration} for c in cards],
-            "engine": self.engine.description,
-            "code": code_hash(),
-            "commit": commit(),
-            "libraries": libraries(),
-            "machine": machine(),
-        }
+        models = [{"name": c.name, "sha256": c.sha256, "demonstration": c.demonstration} for c in cards]
+        return run_record(
+            self.cfg.model_dump(mode="json"), models, self.engine.description, self._fingerprint()
+        )
 
     def _fingerprint(self) -> str:
         return settings_fingerprint(self.engine, self.cfg.score)
@@ -188,22 +180,6 @@ class Run:
     def _earlier(self, results: Sequence[SlideResult] = ()) -> list[SlideResult]:
         """Slides that earlier commands with the same settings scored into this folder."""
         return earlier_results(self.folder, self._fingerprint(), [result.name for result in results])
-
-    def _check_folder(self) -> None:
-        """Refuse a folder that another model, other settings or other code filled."""
-        path = self.folder / "run.json"
-        if self.overwrite or not path.exists():
-            return
-        try:
-            earlier = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise StoreError(f"{path} is broken; choose another --out, or pass --overwrite") from error
-        if earlier.get("settings_fingerprint") != self._fingerprint():
-            made = f"{', '.join(m['name'] for m in earlier.get('models', []))}, code {earlier.get('code')}"
-            raise StoreError(
-                f"{self.folder} holds results of another model, other settings or other code ({made}); "
-                f"choose another --out, or pass --overwrite to replace them"
-            )
 
     def _summarise(self, state: str, results: Sequence[SlideResult], failures: Sequence[Failure]) -> None:
         record = self._record()

@@ -138,8 +138,8 @@ def _print_checks(checks: list[Check]) -> int:
 def check_training(manifest: Path, recipe: Path | None) -> list[Check]:
     """Every line of a manifest, every slide and its truth, as training will use them."""
     from models.recipe import TrainConfig
-    from models.sampling import prepare_slide
     from models.training_data import frame_of
+    from models.training_slides import prepare_slide
 
     cfg = load_config(recipe, TrainConfig) if recipe else TrainConfig(name="check")
     problems: list[str] = []

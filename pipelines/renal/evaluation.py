@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,131 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.detection_data import MarkedSlide, read_marked
 from pipelines.provenance import code_hash, version
 from pipelines.renal.agreement import BlandAltman, bland_altman, weighted_kappa
 from pipelines.renal.curves import write_agreement, write_froc
-from pipelines.renal.grading import grade_of
-from pipelines.renal.report import RenalReport, grading_of
-from pipelines.renal.run import read_report
-from wsi.annotations import read_annotations
-from wsi.c4d import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
+from pipelines.renal.report import grading_of
+from pipelines.renal.truth import CLASSES, Case, Cohort
 from wsi.detection_metrics import Agreement, Marked, average_precision, hits_by_distance
 from wsi.detections import Detections
-from wsi.errors import ConfigError, StoreError
 from wsi.files import write_json
-from wsi.manifest import read_manifest
 from wsi.metrics import auc
 
-CLASSES = (NEGATIVE, POSITIVE)
 REACH_UM = 8.0  # between middles of what agrees: half the median length of a capillary (tests/test_kidney_phantom.py)
 FALSE_PER_MM2 = (1, 2, 4, 8, 16)  # where the FROC curve is read
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Case:
-    """A slide: its report, what was found on it, counted or not, and what is marked; fields are told by their corner.
-
-    Attributes:
-        counted: (n,) of ``found``.
-        feasible: corner of each field with a truth: whether it is feasible; empty where fields were not marked.
-    """
-
-    report: RenalReport
-    found: Detections
-    counted: npt.NDArray[np.bool_]
-    marked: MarkedSlide
-    feasible: dict[tuple[int, int], bool]
-
-    @property
-    def true_percent(self) -> float:
-        """Of all marked capillaries of the slide; NaN where there is none."""
-        n = len(self.marked.labels)
-        return 100 * float((self.marked.labels == CLASSES.index(POSITIVE)).sum()) / n if n else math.nan
-
-    @property
-    def true_grade(self) -> str | None:
-        """Of the true percentage, whether or not there is enough to assess; None without a capillary."""
-        percent = self.true_percent
-        return None if math.isnan(percent) else grade_of(percent, grading_of(self.report))
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Cohort:
-    """Slides by name, and the names of those without truth."""
-
-    cases: tuple[Case, ...]
-    without_truth: tuple[str, ...]
-
-
-def read_cohort(folder: Path, truth: Path) -> Cohort:
-    """Every report below a folder, with its truth.
-
-    Args:
-        folder: the ``--out`` of ``wsi renal report``.
-        truth: a folder with ``NAME.geojson`` and perhaps ``NAME_fields.geojson``, or a manifest with truth.
-
-    Raises:
-        ConfigError: there is no report, or none with a truth.
-        WsiError: a report or a truth is broken.
-    """
-    reports = [read_report(path.parent) for path in sorted(folder.glob("*/report.json"))]
-    if not reports:
-        raise ConfigError(f"{folder} holds no report; give the --out of wsi renal report")
-    files = _truth_files(truth)
-    cases, without = [], []
-    for report in reports:
-        name = report.slide.name
-        if name not in files:
-            without.append(name)
-            continue
-        found, counted = read_found(folder / name / "capillaries.csv")
-        fields = files[name].with_name(f"{files[name].stem}_fields.geojson")
-        labelled = true_fields(fields, report) if fields.exists() else {}
-        cases.append(Case(report, found, counted, read_marked(files[name], CLASSES), labelled))
-    if not cases:
-        raise ConfigError(f"{truth} holds no truth of {without[0]}; name it {without[0]}.geojson")
-    return Cohort(tuple(cases), tuple(without))
-
-
-def _truth_files(truth: Path) -> dict[str, Path]:
-    """The annotation file of each slide's name."""
-    if truth.suffix.lower() == ".csv":
-        rows = read_manifest(truth, slides_needed=False)
-        return {row.source.name: row.truth for row in rows if row.truth is not None}
-    if not truth.is_dir():
-        raise ConfigError(f"{truth} is neither a folder nor a slides.csv; check --truth")
-    return {path.stem: path for path in sorted(truth.glob("*.geojson")) if not path.stem.endswith("_fields")}
-
-
-def read_found(path: Path) -> tuple[Detections, npt.NDArray[np.bool_]]:
-    """What ``capillaries.csv`` lists, and which of it counts; labels are places in `CLASSES`.
-
-    Raises:
-        StoreError: it is missing or broken.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        boxes = np.array([[float(row[k]) for k in ("x0", "y0", "x1", "y1")] for row in rows], np.float64)
-        scores = np.array([float(row["score"] or "1") for row in rows], np.float32)
-        labels = np.array([CLASSES.index(row["class"]) for row in rows], np.int64)
-        counted = np.array([row["counted"] == "yes" for row in rows], np.bool_)
-        return Detections(boxes.reshape(-1, 4), scores, labels), counted
-    except (OSError, KeyError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); make the report again") from error
-
-
-def true_fields(path: Path, report: RenalReport) -> dict[tuple[int, int], bool]:
-    """Whether each candidate of the report is truly feasible, by its corner; those that are not marked are left out."""
-    side = report.field_side_px
-    found = {}
-    for annotation in read_annotations(path):
-        if annotation.group in (FEASIBLE, NOT_FEASIBLE):
-            middle = annotation.outline.centroid
-            found[int(middle.x // side) * side, int(middle.y // side) * side] = annotation.group == FEASIBLE
-    corners = {(f.x, f.y) for f in report.fields}
-    return {corner: value for corner, value in found.items() if corner in corners}
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -160,16 +160,7 @@ def choose_fields(
     plan = plan_read(slide, card.patch_px, card.stride_px, card.spacing_um, tolerance=card.spacing_tolerance)
     grid = _sampled(make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue), cfg)
     side = chunk_side(slide, plan)
-    spec = HeatmapSpec(
-        classes=card.classes,
-        shape=grid.shape,
-        chunk=side,
-        stride_l0=plan.stride_l0,
-        stride_px=plan.stride_px,
-        patch_l0=plan.size_l0,
-        mpp=slide.mpp,
-        fingerprint=fingerprint,
-    )
+    spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, fingerprint)
     store = HeatmapStore.create(path, spec)
     engine.expect(len(grid))
     score_chunks(slide, plan_blocks(grid, side), engine, store, progress=tick)

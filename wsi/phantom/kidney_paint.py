@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import shapely
 from shapely import Polygon, STRtree
 from shapely.geometry.base import BaseGeometry
@@ -15,9 +14,9 @@ from shapely.geometry.base import BaseGeometry
 from wsi.arrays import RgbImage
 from wsi.phantom.artefacts import BLUR_PX, PAINTERS, near
 from wsi.phantom.kidney_layout import Capillary, KidneyLayout, Round, Tubule, Zone
-from wsi.phantom.textures import Plane, Texturer
+from wsi.phantom.kidney_piece import Piece
+from wsi.phantom.textures import Texturer
 
-_SHIFT = 4  # cv2's fractional bits: outlines are placed to a sixteenth of a pixel
 _NOISE = 1024
 THICK = 0.4  # of stained capillaries: walls as thick and smudged as those of the CD34 picture, small lumens closed
 _MARGIN = 16  # px around a piece, so that smoothing sees the same on both sides of its border
@@ -61,7 +60,7 @@ class KidneyPainter:
         self.grains = texturer.noise(_NOISE, 3.2)  # vacuoles and granules of cytoplasm
         self.coarse = texturer.noise(_NOISE, 14.0)
         self.shot = rng.normal(0, 2.2, (_NOISE, _NOISE)).astype(np.float32)
-        self.groups: list[tuple[int, Callable[[_Piece, int], None], STRtree]] = []
+        self.groups: list[tuple[int, Callable[[Piece, int], None], STRtree]] = []
         r = [shapely.Point(v.x, v.y).buffer(v.radius) for v in (*layout.glomeruli, *layout.arteries)]
         self._add(0, self._tissue, list(layout.pieces))
         self._add(1, self._zone, [z.outline for z in layout.zones])
@@ -70,7 +69,7 @@ class KidneyPainter:
         self._add(4, self._artery, r[len(layout.glomeruli) :])
         self._add(5, self._capillary, [c.outline for c in layout.capillaries])
 
-    def _add(self, number: int, paint: Callable[[_Piece, int], None], shapes: list[Polygon]) -> None:
+    def _add(self, number: int, paint: Callable[[Piece, int], None], shapes: list[Polygon]) -> None:
         reach = 8 / self.mpp  # nuclei and walls may stand out so far
         x0, y0, x1, y1 = shapely.bounds(shapes).reshape(-1, 4).T
         boxes = [
@@ -93,7 +92,7 @@ class KidneyPainter:
 
     def _paint(self, x0: int, y0: int, width: int, height: int) -> RgbImage | None:
         m = _MARGIN
-        piece = _Piece(x0 - m, y0 - m, width + 2 * m, height + 2 * m)
+        piece = Piece(x0 - m, y0 - m, width + 2 * m, height + 2 * m)
         box = shapely.box(piece.x0, piece.y0, piece.x0 + piece.width, piece.y0 + piece.height)
         for number, paint, tree in self.groups:
             hits = np.sort(tree.query(box))
@@ -104,7 +103,7 @@ class KidneyPainter:
                 paint(piece, int(i))
         return self._colour(piece)[m:-m, m:-m]
 
-    def _colour(self, piece: _Piece) -> RgbImage:
+    def _colour(self, piece: Piece) -> RgbImage:
         rows = np.arange(piece.y0, piece.y0 + piece.height) % _NOISE
         cols = np.arange(piece.x0, piece.x0 + piece.width) % _NOISE
         planes = (self.fine, self.grains, self.coarse, self.shot)
@@ -122,7 +121,7 @@ class KidneyPainter:
             rgb[..., i] = np.clip(self.scanner.glass[i] * np.exp(-np.log(10) * density) + shot, 0, 255)
         return rgb
 
-    def _tissue(self, piece: _Piece, i: int) -> None:
+    def _tissue(self, piece: Piece, i: int) -> None:
         """Interstitium, and the brown rim that sections often have."""
         outline = self.layout.pieces[i]
         piece.fill(piece.h, outline, 0.13)
@@ -132,14 +131,14 @@ class KidneyPainter:
             )
             piece.clear_outside(outline)
 
-    def _zone(self, piece: _Piece, i: int) -> None:
+    def _zone(self, piece: Piece, i: int) -> None:
         """Scar: dense and streaky; infarct: pale ghosts."""
         zone: Zone = self.layout.zones[i]
         piece.fill(piece.h, zone.outline, 0.24 if zone.kind == "scar" else 0.07)
         if zone.kind == "scar":
             self._nuclei_in(piece, zone.outline, per_mm2=1500, size_um=(2.0, 5.5))
 
-    def _tubule(self, piece: _Piece, i: int) -> None:
+    def _tubule(self, piece: Piece, i: int) -> None:
         tubule: Tubule = self.layout.tubules[i]
         rng, outline = piece.rng, tubule.outline
         share = {"proximal": (0.22, 0.48), "distal": (0.45, 0.66), "atrophic": (0.15, 0.35)}[tubule.kind]
@@ -163,7 +162,7 @@ class KidneyPainter:
                 piece, outline, middle, 0.5 * (1 + sum(share) / 2) if tubule.kind != "atrophic" else 0.75
             )
 
-    def _brown(self, piece: _Piece, outline: Polygon, lumen: Polygon, strength: float) -> None:
+    def _brown(self, piece: Piece, outline: Polygon, lumen: Polygon, strength: float) -> None:
         """Stained tubular cells, in the ways of data/kidney_stains: whole, by the lumen, vacuoles, single cells."""
         rng, middle = piece.rng, outline.centroid
         look = rng.choice(["whole", "brush border", "vacuoles", "cells"], p=[0.3, 0.25, 0.25, 0.2])
@@ -184,7 +183,7 @@ class KidneyPainter:
                 for plane in (piece.h, piece.d):
                     piece.ellipse(plane, x, y, (r, r * rng.uniform(0.7, 1.0)), 0, 0.03)
 
-    def _brown_cells(self, piece: _Piece, outline: Polygon, strength: float) -> None:
+    def _brown_cells(self, piece: Piece, outline: Polygon, strength: float) -> None:
         """Single dark cells along the wall, each with a pale nucleus (as intercalated cells are stained)."""
         rng, middle = piece.rng, outline.centroid
         for where in rng.random(rng.integers(1, 7)):
@@ -199,7 +198,7 @@ class KidneyPainter:
             piece.ellipse(piece.d, x, y, (inner, inner * 0.85), turn, 0.05)
             piece.ellipse(piece.h, x, y, (inner, inner * 0.85), turn, 0.35)
 
-    def _ring_of_nuclei(self, piece: _Piece, outline: Polygon, middle: shapely.Point, at: float) -> None:
+    def _ring_of_nuclei(self, piece: Piece, outline: Polygon, middle: shapely.Point, at: float) -> None:
         """Nuclei of the tubule's cells, between its wall and its lumen."""
         rng = piece.rng
         ring = outline.exterior
@@ -211,7 +210,7 @@ class KidneyPainter:
             self._nucleus(piece, x, y, rng.uniform(2.7, 3.4), rng.uniform(0.9, 1.2))
 
     def _nucleus(
-        self, piece: _Piece, x: float, y: float, radius_um: float, stretch: float, turn: float = 0.0
+        self, piece: Piece, x: float, y: float, radius_um: float, stretch: float, turn: float = 0.0
     ) -> None:
         """A blue nucleus with a paler middle; nothing brown in it."""
         r = radius_um / self.mpp
@@ -221,7 +220,7 @@ class KidneyPainter:
         piece.ellipse(piece.d, x, y, (r * stretch, r / stretch), turn, 0.0)
 
     def _nuclei_in(
-        self, piece: _Piece, area: BaseGeometry, per_mm2: float, size_um: tuple[float, float]
+        self, piece: Piece, area: BaseGeometry, per_mm2: float, size_um: tuple[float, float]
     ) -> None:
         x0, y0, x1, y1 = area.bounds
         count = int((x1 - x0) * (y1 - y0) * self.mpp**2 / 1e6 * per_mm2)
@@ -230,7 +229,7 @@ class KidneyPainter:
         for (x, y), turn in zip(points[shapely.contains_xy(area, points)], turns, strict=False):
             self._nucleus(piece, x, y, size_um[0], float(np.sqrt(size_um[1] / size_um[0])), turn)
 
-    def _glomerulus(self, piece: _Piece, i: int) -> None:
+    def _glomerulus(self, piece: Piece, i: int) -> None:
         """Bowman's space around a tuft of capillary loops; stained loops do not count."""
         g: Round = self.layout.glomeruli[i]
         piece.disc(piece.h, g, 1.0, 0.3)
@@ -251,7 +250,7 @@ class KidneyPainter:
             if rng.random() < 0.7:
                 self._nucleus(piece, x + r, y, rng.uniform(2.2, 3.2), 1.2, rng.uniform(0, 180))
 
-    def _artery(self, piece: _Piece, i: int) -> None:
+    def _artery(self, piece: Piece, i: int) -> None:
         """A thick wall of muscle around a lumen; a stained lining does not count."""
         a: Round = self.layout.arteries[i]
         inner = 0.55
@@ -268,7 +267,7 @@ class KidneyPainter:
         piece.disc(piece.h, a, inner, 0.02)
         piece.disc(piece.d, a, inner, 0.0)
 
-    def _capillary(self, piece: _Piece, i: int) -> None:
+    def _capillary(self, piece: Piece, i: int) -> None:
         c: Capillary = self.layout.capillaries[i]
         rng = piece.rng
         thick = c.kind == "ring" and rng.random() < THICK
@@ -296,62 +295,6 @@ class KidneyPainter:
             q = c.outline.exterior.interpolate(where + 0.02, normalized=True)
             turn = np.degrees(np.arctan2(q.y - p.y, q.x - p.x))
             self._nucleus(piece, p.x, p.y, rng.uniform(1.8, 2.5), 1.55, float(turn))
-
-
-class _Piece:
-    """Two concentration planes of a piece of the slide, and how to draw into them in level-0 pixels."""
-
-    def __init__(self, x0: int, y0: int, width: int, height: int) -> None:
-        self.x0, self.y0, self.width, self.height = x0, y0, width, height
-        self.h: Plane = np.zeros((height, width), np.float32)
-        self.d: Plane = np.zeros((height, width), np.float32)
-        self.rng = np.random.default_rng(0)  # that of the object at hand
-
-    def _points(self, points: npt.ArrayLike) -> npt.NDArray[np.int32]:
-        return np.round((np.asarray(points) - (self.x0, self.y0) - 0.5) * (1 << _SHIFT)).astype(np.int32)
-
-    def fill(self, plane: Plane, shape: BaseGeometry, value: float) -> None:
-        """Fill an outline; nothing where it is empty."""
-        for part in getattr(shape, "geoms", [shape]):
-            if isinstance(part, Polygon) and not part.is_empty:
-                cv2.fillPoly(plane, [self._points(part.exterior.coords)], float(value), cv2.LINE_8, _SHIFT)
-
-    def stroke(self, plane: Plane, shape: Polygon, value: float, width: int) -> None:
-        """Draw an outline as a line."""
-        cv2.polylines(
-            plane, [self._points(shape.exterior.coords)], True, float(value), width, cv2.LINE_8, _SHIFT
-        )
-
-    def arc(self, plane: Plane, shape: Polygon, share: tuple[float, float], value: float, width: int) -> None:
-        """Draw a part of an outline: shares of its length, which may go over 1."""
-        ring = shape.exterior
-        places = [ring.interpolate(w % 1, normalized=True) for w in np.linspace(*share, 24)]
-        points = self._points([(p.x, p.y) for p in places])
-        cv2.polylines(plane, [points], False, float(value), width, cv2.LINE_8, _SHIFT)
-
-    def ellipse(
-        self, plane: Plane, x: float, y: float, axes: tuple[float, float], turn: float, value: float
-    ) -> None:
-        """Fill an ellipse; nothing where an axis is not positive, or where it lies off the piece."""
-        reach = max(axes)
-        if min(axes) <= 0 or not (
-            -reach < x - self.x0 < self.width + reach and -reach < y - self.y0 < self.height + reach
-        ):
-            return
-        middle = self._points([x, y])
-        halves = (round(axes[0] * (1 << _SHIFT)), round(axes[1] * (1 << _SHIFT)))
-        at = (int(middle[0]), int(middle[1]))
-        cv2.ellipse(plane, at, halves, turn, 0, 360, float(value), -1, cv2.LINE_8, _SHIFT)
-
-    def disc(self, plane: Plane, r: Round, share: float, value: float) -> None:
-        """Fill a share of a round structure's radius."""
-        self.ellipse(plane, r.x, r.y, (share * r.radius, share * r.radius), 0, value)
-
-    def clear_outside(self, shape: Polygon) -> None:
-        """Take away what a line along a border painted outside of it."""
-        inside = np.zeros(self.d.shape, np.uint8)
-        cv2.fillPoly(inside, [self._points(shape.exterior.coords)], 1, cv2.LINE_8, _SHIFT)
-        self.d *= inside
 
 
 def _ragged(
