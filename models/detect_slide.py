@@ -13,7 +13,7 @@ from models.detection_data import enlarged, read_tile
 from models.detector import CapillaryDetector
 from models.detector_card import DetectorCard
 from wsi.arrays import BoxesXYXY
-from wsi.detections import Detections, DetectionTile, joined, plan_detection_tiles, suppress, within
+from wsi.detections import Detections, DetectionTile, joined, plan_detection_tiles, suppress_counted, within
 from wsi.errors import SlideError, SpacingError
 from wsi.slide import Slide
 from wsi.tissue import Mask
@@ -40,6 +40,7 @@ def detect_slide(
     card: DetectorCard,
     *,
     lowest_score: float,
+    limits: Sequence[float] | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> SlideDetections:
     """Everything that the detector finds on tissue, in level-0 pixels, best first.
@@ -53,6 +54,8 @@ def detect_slide(
         network: in evaluation mode.
         card: its own.
         lowest_score: boxes below are left out.
+        limits: for each class, the score from which a box counts; it then comes first in the suppression. None: all
+            count.
         tick: called with (tiles done, tiles).
 
     Raises:
@@ -76,7 +79,8 @@ def detect_slide(
                 on_slide = scaled.shifted(tile.box[:2])
                 parts.append(within(on_slide[on_slide.scores >= lowest_score], tile.core))
         tick(min(start + TILES_AT_ONCE, len(tiles)), len(tiles))
-    found = suppress(joined(parts), card.detector.iou)
+    every = (0.0,) * len(card.detector.classes)
+    found = suppress_counted(joined(parts), every if limits is None else limits, card.detector.iou)
     boxes = shrunk(
         found.boxes, found.labels, [um / slide.mpp for um in card.enlarge_um], SMALLEST_UM / slide.mpp
     )

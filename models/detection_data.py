@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsi.annotations import read_annotations
+from wsi.annotations import read_annotations, read_objects
 from wsi.arrays import BoxesXYXY, RgbImage
 from wsi.c4d import FEASIBLE, NOT_COUNTED, NOT_FEASIBLE
 from wsi.errors import AnnotationError
@@ -28,11 +28,13 @@ class MarkedSlide:
         boxes: (n, 4) around the outlines, in level-0 pixels, not enlarged.
         labels: (n,) class numbers from 0.
         traps: (m, 4) around what may be taken for an object and is none: tiles are drawn there, too.
+        fields: (k, 4) feasible fields; where there are any, nothing is known of what lies beyond them.
     """
 
     boxes: BoxesXYXY
     labels: npt.NDArray[np.int64]
     traps: BoxesXYXY = field(default_factory=lambda: np.empty((0, 4)))
+    fields: BoxesXYXY = field(default_factory=lambda: np.empty((0, 4)))
 
     @property
     def usable(self) -> bool:
@@ -44,27 +46,44 @@ def read_marked(path: Path, classes: Sequence[str]) -> MarkedSlide:
     """Boxes of an annotation file.
 
     Args:
-        path: GeoJSON or ASAP XML whose groups are the classes, or ``not a capillary`` for traps; fields are left out.
+        path: GeoJSON or ASAP XML whose groups are the classes, ``not a capillary`` for traps, and ``feasible`` and
+            ``not feasible`` for fields: a corrected file of ``wsi renal report`` marks what is in feasible ones.
         classes: their names, in order.
 
     Raises:
-        AnnotationError: the file is broken, or holds another class.
+        AnnotationError: the file is broken, or holds another class, an object without one, or a point.
     """
-    boxes, labels, traps = [], [], []
+    boxes, labels, traps, fields = [], [], [], []
     known = (*classes, NOT_COUNTED)
-    for annotation in read_annotations(path):
-        if annotation.group in (FEASIBLE, NOT_FEASIBLE):
-            continue
-        if annotation.group not in known:
-            raise AnnotationError(
-                f"{path} holds the class {annotation.group!r}; known are {', '.join(known)}: rename or remove it"
+    for group, bounds in _marks(path):
+        if group == FEASIBLE:
+            fields.append(bounds)
+        elif group == NOT_COUNTED:
+            traps.append(bounds)
+        elif group in classes:
+            boxes.append(bounds)
+            labels.append(classes.index(group))
+        elif group != NOT_FEASIBLE:
+            what = (
+                f"the class {group!r}"
+                if group
+                else f"an object without a class at ({bounds[0]:.0f}, {bounds[1]:.0f})"
             )
-        if annotation.group == NOT_COUNTED:
-            traps.append(annotation.outline.bounds)
-        else:
-            boxes.append(annotation.outline.bounds)
-            labels.append(classes.index(annotation.group))
-    return MarkedSlide(_boxes(boxes), np.array(labels, np.int64), _boxes(traps))
+            raise AnnotationError(f"{path} holds {what}; known are {', '.join(known)}: rename or remove it")
+    return MarkedSlide(_boxes(boxes), np.array(labels, np.int64), _boxes(traps), _boxes(fields))
+
+
+def _marks(path: Path) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Class and bounds of everything that is marked; the class is empty where an object has none."""
+    if path.suffix.lower() == ".xml":
+        yield from ((a.group, a.outline.bounds) for a in read_annotations(path))
+        return
+    for o in read_objects(path):
+        if o.shape.area == 0:
+            raise AnnotationError(
+                f"{path} holds a {o.shape.geom_type} ({o.group!r}): mark each capillary by an outline"
+            )
+        yield o.group, o.shape.bounds
 
 
 def _boxes(found: Sequence[tuple[float, ...]]) -> BoxesXYXY:
@@ -113,7 +132,7 @@ def read_example(
 
     Args:
         slide: what is read.
-        marked: its boxes.
+        marked: its boxes; where it has fields, what lies beyond them is white and unmarked.
         corner: level-0 (x, y); may lie off the slide, which is white there.
         size_px: side of the tile.
         spacing_um: um per pixel of the tile.
@@ -125,8 +144,28 @@ def read_example(
     """
     scale = slide.mpp / spacing_um  # tile pixels per level-0 pixel
     pixels = read_tile(slide, corner, size_px / scale, size_px)
-    boxes = enlarged(marked.boxes, marked.labels, [um / slide.mpp for um in enlarge_um])
-    return Example(pixels, *_inside((boxes - np.array([*corner, *corner])) * scale, marked.labels, size_px))
+    boxes, labels = marked.boxes, marked.labels
+    if len(marked.fields):
+        known = _in_any(boxes, marked.fields)
+        boxes, labels = boxes[known], labels[known]
+        pixels = _whitened(pixels, (marked.fields - np.array([*corner, *corner])) * scale)
+    boxes = enlarged(boxes, labels, [um / slide.mpp for um in enlarge_um])
+    return Example(pixels, *_inside((boxes - np.array([*corner, *corner])) * scale, labels, size_px))
+
+
+def _in_any(boxes: BoxesXYXY, fields: BoxesXYXY) -> npt.NDArray[np.bool_]:
+    """Whether the middle of each box (n, 4) lies in any field (k, 4)."""
+    x, y = (boxes[:, None, :2] + boxes[:, None, 2:]).transpose(2, 0, 1) / 2  # (n, 1) each
+    inside = (x >= fields[:, 0]) & (x < fields[:, 2]) & (y >= fields[:, 1]) & (y < fields[:, 3])
+    return np.asarray(inside.any(axis=1))
+
+
+def _whitened(pixels: RgbImage, fields: BoxesXYXY) -> RgbImage:
+    """The tile with all that lies in none of the fields painted white; fields in the tile's pixels."""
+    known = np.zeros(pixels.shape[:2], np.bool_)
+    for x0, y0, x1, y1 in np.round(fields).astype(np.int64):
+        known[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = True
+    return np.where(known[..., None], pixels, np.uint8(255))
 
 
 def read_tile(slide: Slide, corner: tuple[int, int], side_l0: float, size_px: int) -> RgbImage:

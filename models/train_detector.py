@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from models.augment import AugmentConfig, draw_changes, recolour, restain
@@ -23,7 +23,7 @@ from models.progress import NOBODY, Clock, Listeners, Progress, crossed, metrics
 from models.training_state import TrainingState
 from wsi.config import Config
 from wsi.detection_metrics import Marked, average_precision
-from wsi.detections import Detections, joined
+from wsi.detections import Detections, joined, suppress
 from wsi.errors import ConfigError, ModelError, SlideError
 from wsi.files import write_text
 from wsi.manifest import SlideRow
@@ -65,6 +65,14 @@ class DetectorTrainConfig(Config):
     demonstration: bool = False
     training_data: str = ""
     limits: str = ""
+
+    @model_validator(mode="after")
+    def _one_enlargement_a_class(self) -> DetectorTrainConfig:
+        if len(self.enlarge_um) != len(self.detector.classes):
+            raise ValueError(
+                f"enlarge_um must hold one number for each of {', '.join(self.detector.classes)}"
+            )
+        return self
 
     def rate(self, seen: int) -> float:
         """The learning rate after ``seen`` examples: a short rise, then a cosine down to 0."""
@@ -163,9 +171,9 @@ def train_detector(
     torch.manual_seed(cfg.seed)
     network = CapillaryDetector(cfg.detector)
     with ExitStack() as stack:
-        train_on = _sampler([r for r in rows if r.split != "validation"], cfg, cfg.seed, stack)
+        train_on = _sampler(training_rows(rows), cfg, cfg.seed, stack)
         if train_on is None:
-            raise ConfigError("no slide to train on: every one is of the split 'validation'")
+            raise ConfigError("no slide to train on: none of the split 'train' has anything marked on it")
         tiles = validation_tiles(rows, cfg, stack)
         optimiser = torch.optim.AdamW(network.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay)
         state = TrainingState(network, optimiser, train_on, torch.Generator().manual_seed(cfg.seed))
@@ -197,6 +205,24 @@ def train_detector(
             if stop:
                 raise KeyboardInterrupt
     return math.nan if state.best is None else state.best
+
+
+def training_rows(rows: Sequence[SlideRow]) -> list[SlideRow]:
+    """Slides of the split ``train``, or of none; other splits are kept apart.
+
+    Raises:
+        ConfigError: a slide is trained on and held out.
+    """
+    found = [row for row in rows if row.split in (None, "train")]
+    both = {row.source.path for row in found} & {row.source.path for row in rows if row.split == "validation"}
+    if both:
+        raise ConfigError(f"{min(both)} is in both splits, train and validation; remove one of its lines")
+    return found
+
+
+def used_rows(rows: Sequence[SlideRow]) -> list[SlideRow]:
+    """Slides that are trained on, then those that are held out."""
+    return training_rows(rows) + [row for row in rows if row.split == "validation"]
 
 
 def read_truths(rows: Sequence[SlideRow], cfg: DetectorTrainConfig) -> list[MarkedSlide]:
@@ -278,9 +304,11 @@ def count_thresholds(
 ) -> tuple[float, ...]:
     """For each class the score above which as many are found as are marked, so that counts are not biased.
 
+    Boxes of all classes suppress each other first, as they do on a slide.
+
     Where fewer are found at all it is the network's own lowest score; where none is marked, 0.5.
     """
-    every = joined(found)
+    every = joined([suppress(f, cfg.iou) for f in found])
     chosen = []
     for label in range(len(cfg.classes)):
         marked = sum(int((t.labels == label).sum()) for t in truth)

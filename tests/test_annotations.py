@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from wsi.annotations import (
     Annotation,
     marked_regions,
     read_annotations,
+    read_objects,
     tumour_regions,
     write_asap,
 )
@@ -177,3 +179,33 @@ def test_real_outlines_of_camelyon16() -> None:
         assert regions.area.area > 0
         assert np.isfinite(regions.area.bounds).all()
     assert repaired > 0
+
+
+def test_geojson_as_other_versions_write_it(tmp_path: Path) -> None:
+    """A list of measurements, one that is null, an object without a geometry, and a compressed file."""
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]]}
+    features = [
+        {
+            "type": "Feature",
+            "id": "a",
+            "geometry": square,
+            "properties": {"measurements": [{"name": "p", "value": 0.5}]},
+        },
+        {
+            "type": "Feature",
+            "id": "b",
+            "geometry": square,
+            "properties": {"measurements": {"p": None, "q": "NaN"}},
+        },
+        {"type": "Feature", "id": "c", "geometry": None, "properties": {}},
+    ]
+    data = json.dumps({"type": "FeatureCollection", "features": features}).encode()
+    (tmp_path / "f.geojson.gz").write_bytes(gzip.compress(data))
+    found = read_objects(tmp_path / "f.geojson.gz")
+    assert [o.id for o in found] == ["a", "b"]
+    assert found[0].measurements == {"p": 0.5}
+    assert set(found[1].measurements) == {"q"}
+    assert len(read_annotations(tmp_path / "f.geojson.gz")) == 2
+    (tmp_path / "g.geojson.gz").write_bytes(b"not compressed")
+    with pytest.raises(AnnotationError, match="is not JSON"):
+        read_objects(tmp_path / "g.geojson.gz")

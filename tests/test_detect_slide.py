@@ -27,7 +27,9 @@ from wsi.tissue import Mask
 Run = Callable[..., tuple[int, str, str]]
 BROWN, BLUE, GREY = (120, 70, 30), (40, 70, 190), (205, 205, 205)
 CFG = DetectorConfig(tile_px=128, anchors_px=(16.0, 24.0, 40.0))
-CARD = DetectorCard(name="squares", detector=CFG, enlarge_um=(2.0, 3.0), sha256="0" * 64)
+CARD = DetectorCard(
+    name="squares", detector=CFG, enlarge_um=(2.0, 3.0), thresholds=(0.5, 0.5), sha256="0" * 64
+)
 
 
 class SquareDetector(CapillaryDetector):
@@ -147,6 +149,7 @@ class TestPropose:
             name="untrained",
             detector=CFG,
             enlarge_um=(2.0, 3.0),
+            thresholds=(0.5, 0.5),
             demonstration=True,
         )
         out = tmp_path / "labels.geojson"

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms, nms
 
-from wsi.detections import Detections, joined, no_detections, plan_detection_tiles, suppress, within
+from wsi.detections import (
+    Detections,
+    joined,
+    no_detections,
+    plan_detection_tiles,
+    suppress,
+    suppress_counted,
+    within,
+)
 
 
 def random_boxes(seed: int, n: int, area: tuple[int, int, int, int], largest: float = 60) -> Detections:
@@ -106,3 +114,16 @@ def test_nothing_and_what_is_wrong() -> None:
         Detections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
     with pytest.raises(ValueError, match="overlap must lie"):
         plan_detection_tiles((0, 0, 10, 10), 64, 64)
+
+
+def test_what_counts_is_not_hidden_by_what_does_not() -> None:
+    """Limits 0.2 and 0.75: a positive of 0.5 does not count, so the negative of 0.45 at its place stays; plain suppression
+    would leave the positive alone. The negative of 0.1 and the positive of 0.7 apart are shown and do not count."""
+    boxes = np.array([[0.0, 0, 10, 10], [1, 0, 11, 10], [50, 0, 60, 10], [80, 0, 90, 10], [80, 1, 90, 11]])
+    found = Detections(boxes, np.array([0.5, 0.45, 0.1, 0.7, 0.9], np.float32), np.array([1, 0, 0, 1, 1]))
+    kept = suppress_counted(found, (0.2, 0.75), 0.4)
+    assert [round(float(s), 2) for s in kept.scores] == [0.9, 0.45, 0.1]
+    assert [round(float(s), 2) for s in suppress(found, 0.4).scores] == [0.9, 0.5, 0.1]
+    everything = suppress_counted(found, (0.0, 0.0), 0.4)
+    assert (everything.boxes == suppress(found, 0.4).boxes).all()
+    assert len(suppress_counted(found[:0], (0.2, 0.75), 0.4)) == 0

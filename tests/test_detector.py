@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,14 @@ from models.detector_card import load_detector, save_detector
 from models.detector_trials import Trial, score_trial
 from models.network import orient
 from models.progress import Listeners
-from models.train_detector import DetectorTrainConfig, TileSampler, count_thresholds, train_detector
+from models.train_detector import (
+    DetectorTrainConfig,
+    TileSampler,
+    count_thresholds,
+    train_detector,
+    training_rows,
+    used_rows,
+)
 from pipelines.config import load_config
 from tests.slides import coordinates, painted, write_pyramid
 from tests.test_networks import DEMO
@@ -211,6 +219,47 @@ class TestExamples:
         assert only.usable
         assert draw_corner(only, 100, rng, 1)[0] > 800  # there is nothing else
 
+    def test_beyond_the_fields_nothing_is_known(self, tmp_path: Path) -> None:
+        """A corrected report marks what is in feasible fields: the rest of a tile is white and unmarked."""
+        marks = [
+            Annotation(box(0, 0, 300, 200), "feasible"),
+            Annotation(box(300, 0, 600, 200), "not feasible"),
+            Annotation(box(250, 100, 270, 120), "C4d positive"),
+            Annotation(box(320, 100, 340, 120), "C4d positive"),
+        ]
+        write_asap(tmp_path / "t.xml", marks)
+        marked = read_marked(tmp_path / "t.xml", DetectorConfig().classes)
+        assert marked.fields.tolist() == [[0, 0, 300, 200]]
+        path = write_pyramid(tmp_path / "s.tif", coordinates())
+        with SlideSource(str(path)).open() as slide:
+            example = read_example(slide, marked, (200, 50), 200, 0.25, (0.0, 0.0))
+        assert example.boxes.tolist() == [[50, 50, 70, 70]]
+        assert (example.pixels[:150, :100] != 255).any(axis=2).all()
+        assert (example.pixels[150:] == 255).all()
+        assert (example.pixels[:, 100:] == 255).all()
+
+    def test_objects_that_cannot_be_used(self, tmp_path: Path) -> None:
+        square = {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]]]}
+        for geometry, properties, said in (
+            (square, {"classification": None}, "holds an object without a class at \\(0, 0\\)"),
+            (
+                {"type": "Point", "coordinates": [3, 3]},
+                {"classification": {"name": "C4d positive"}},
+                "holds a Point",
+            ),
+            (
+                square,
+                {"classification": {"names": ["C4d positive", "weak"]}},
+                "the class 'C4d positive: weak'",
+            ),
+        ):
+            value = {"type": "Feature", "geometry": geometry, "properties": properties}
+            (tmp_path / "t.geojson").write_text(
+                json.dumps({"type": "FeatureCollection", "features": [value]})
+            )
+            with pytest.raises(AnnotationError, match=said):
+                read_marked(tmp_path / "t.geojson", DetectorConfig().classes)
+
     def test_tiles_are_drawn_in_turn(self, coordinate_slide: Path) -> None:
         """Two classes, and traps where there are any."""
         some = MarkedSlide(np.array([[10.0, 10, 20, 20], [300, 300, 310, 310]]), np.array([0, 1]))
@@ -271,18 +320,28 @@ def small_recipe(**changes: object) -> DetectorTrainConfig:
 class TestThresholds:
     def test_as_many_as_are_marked(self) -> None:
         """Three of class 1 are marked and found with 0.9, 0.8, 0.6 and falsely 0.7: the third highest is 0.7."""
+        apart = np.array([[20.0 * i, 0, 20 * i + 9, 9] for i in range(5)])
         found = Detections(
-            np.array([[0.0, 0, 9, 9]] * 5),
+            apart,
             np.array([0.9, 0.8, 0.6, 0.7, 0.3], np.float32),
             np.array([1, 1, 1, 1, 0]),
         )
-        marked = Marked(np.array([[0.0, 0, 9, 9]] * 5), np.array([1, 1, 1, 0, 0]))
+        marked = Marked(apart, np.array([1, 1, 1, 0, 0]))
         assert count_thresholds([found], [marked], TINY) == (
             0.05,
             0.7,
         )  # of class 0 fewer are found than are marked
         nothing = Marked(np.empty((0, 4)), np.empty(0, np.int64))
         assert count_thresholds([found], [nothing], TINY) == (0.5, 0.5)
+        same = Detections(
+            np.vstack([apart, apart[:1]]),
+            np.append(found.scores, np.float32(0.95)),
+            np.append(found.labels, 0),
+        )
+        assert count_thresholds([same], [marked], TINY) == (
+            0.3,
+            0.6,
+        )  # one of class 0 hides the best of class 1
 
 
 class TestTrials:
@@ -415,9 +474,23 @@ class TestTraining:
         with pytest.raises(ModelError, match="card.json cannot be read"):
             load_detector(tmp_path)
 
+    def test_only_the_training_split_is_trained_on(self) -> None:
+        rows = [
+            SlideRow(SlideSource(n), split=s)
+            for n, s in (("a", "train"), ("b", None), ("c", "test"), ("d", "validation"))
+        ]
+        assert [r.source.path for r in training_rows(rows)] == ["a", "b"]
+        assert [r.source.path for r in used_rows(rows)] == ["a", "b", "d"]
+        with pytest.raises(ConfigError, match="a is in both splits, train and validation; remove one"):
+            training_rows([*rows, SlideRow(SlideSource("a"), split="validation")])
+
+    def test_an_enlargement_for_each_class(self) -> None:
+        with pytest.raises(ValueError, match="one number for each of C4d negative, C4d positive"):
+            small_recipe(enlarge_um=(1.0,))
+
     def test_what_cannot_be_trained_on(self, cohort: Path, tmp_path: Path) -> None:
         rows = read_manifest(cohort / "slides.csv")
-        with pytest.raises(ConfigError, match="every one is of the split 'validation'"):
+        with pytest.raises(ConfigError, match="none of the split 'train' has anything marked on it"):
             train_detector(rows[2:], small_recipe(), tmp_path, code_version="t")
         with pytest.raises(ConfigError, match="s0.tif has no truth; fill in the column 'truth'"):
             train_detector([SlideRow(rows[0].source)], small_recipe(), tmp_path, code_version="t")

@@ -34,13 +34,14 @@ def test_banff(percent: float, grade: int) -> None:
 
 
 def test_a_slide_by_hand() -> None:
-    """10 fields of 3 positive and 27 negative: 10 % exactly, C4d2; every draw gives 10 %, so the interval is 10 to 10."""
+    """10 fields of 3 positive and 27 negative: 10 % exactly, C4d2; every draw gives 10 %, so the interval is Clopper and Pearson's."""
     found = grade_slide(counts(*[(3, 27)] * 10), CFG)
     assert (found.positive, found.negative, found.fields) == (30, 270, 10)
     assert found.percent == 10
-    assert found.interval == (10, 10)
+    exact = binomtest(30, 300).proportion_ci(method="exact")
+    assert found.interval == pytest.approx((100 * exact.low, 100 * exact.high))
     assert found.grade == "C4d2"
-    assert found.grades_in_interval == ("C4d2",)
+    assert found.grades_in_interval == ("C4d1", "C4d2")
     assert found.summary()["method"] == "immunohistochemistry on paraffin"
 
 

@@ -152,6 +152,15 @@ class TestCommand:
         assert (code, "holds no truth of s; name it s.geojson" in said) == (2, True)
         code, _, said = wsi("renal", "evaluate", tmp_path / "out", "--truth", tmp_path / "none")
         assert (code, "is neither a folder nor a slides.csv" in said) == (2, True)
+        value = json.loads((tmp_path / "out" / "s" / "report.json").read_text())
+        (tmp_path / "out" / "t").mkdir()
+        (tmp_path / "out" / "t" / "report.json").write_text(json.dumps(value | {"code": "other"}))
+        code, _, said = wsi("renal", "evaluate", tmp_path / "out", "--truth", tmp_path)
+        assert (code, "differ in models, settings or code; report all slides by one command" in said) == (
+            2,
+            True,
+        )
+        (tmp_path / "out" / "t" / "report.json").unlink()
         (tmp_path / "out" / "s" / "capillaries.csv").write_text("id,class\n1,x\n")
         truth_file(tmp_path / "s.geojson", scattered(5, 0.5, 1))
         code, _, said = wsi("renal", "evaluate", tmp_path / "out", "--truth", tmp_path)

@@ -12,10 +12,11 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from pipelines.config import load_config
 from pipelines.renal.marks import brown_around
-from pipelines.renal.page import check_pdf
+from pipelines.renal.page import _share_text, check_pdf
 from pipelines.renal.read import RenalConfig
 from pipelines.renal.report import RenalReport
 from pipelines.renal.run import RenalResult, report_slide
@@ -145,15 +146,50 @@ class TestFiles:
         assert names == ["capillaries.csv", "detections.geojson", "report.html", "report.json", "slide.json"]
         for name in names:
             assert (tmp_path / "again" / name).read_bytes() == (folder / "s" / name).read_bytes()
+        (tmp_path / "again" / "capillaries.csv").unlink()
+        reported(folder / "s.tif", tmp_path / "again")  # what is missing comes back
+        assert (tmp_path / "again" / "capillaries.csv").exists()
         before = (tmp_path / "again" / "report.html").stat().st_mtime_ns
         reported(folder / "s.tif", tmp_path / "again")
         assert (tmp_path / "again" / "report.html").stat().st_mtime_ns == before
         other = LOOSE.model_copy(update={"thresholds": (0.6, 0.6)})
+        (tmp_path / "again" / "reviewed").mkdir()
         with pytest.raises(ForeignStoreError):
             reported(folder / "s.tif", tmp_path / "again", other)
         assert reported(folder / "s.tif", tmp_path / "again", other, overwrite=True).report.settings[
             "thresholds"
         ] == [0.6, 0.6]
+
+    def test_a_review_is_set_aside_when_its_report_is_replaced(self, tmp_path: Path) -> None:
+        slide_of(tmp_path / "s.tif", SQUARES[:20])
+        reported(tmp_path / "s.tif", tmp_path / "s", LOOSE)
+        for number in (1, 2):
+            (tmp_path / "s" / "reviewed").mkdir()
+            (tmp_path / "s" / "reviewed" / "report.json").write_text(str(number))
+            cfg = LOOSE.model_copy(update={"thresholds": (0.1 * number, 0.5)})
+            reported(tmp_path / "s.tif", tmp_path / "s", cfg, overwrite=True)
+            assert not (tmp_path / "s" / "reviewed").exists()
+            assert (tmp_path / "s" / f"reviewed-before-{number}" / "report.json").read_text() == str(number)
+
+    @pytest.mark.parametrize(
+        ("percent", "text"),
+        [
+            (0.0, "0.0"),
+            (1 / 30, "0.03"),
+            (0.0004, "0.0004"),
+            (9.9667, "9.97"),
+            (10.0, "10.0"),
+            (50.04, "50.04"),
+            (33.3333, "33.3"),
+        ],
+    )
+    def test_a_rounded_percentage_does_not_contradict_its_grade(self, percent: float, text: str) -> None:
+        assert _share_text(percent, RenalConfig().grading.model_dump(mode="json")) == text
+
+    def test_settings_are_checked(self) -> None:
+        for bad in ({"thresholds": [5, -1]}, {"stability": [float("nan")]}, {"stability": []}):
+            with pytest.raises(ValidationError):
+                RenalConfig.model_validate_json(json.dumps(bad))
 
     def test_the_page_holds_everything_and_escapes(self, tmp_path: Path) -> None:
         slide_of(tmp_path / "a<b>&.tif", SQUARES[:60])

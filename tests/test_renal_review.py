@@ -131,6 +131,43 @@ class TestReview:
         assert (report.corrections.fields_left_out, report.corrections.fields_taken_in) == (1, 1)
         assert report.field_mm2 == pytest.approx(report_of(made / "s").field_mm2, rel=0.05)
 
+    def test_a_field_nobody_looked_at_does_not_count(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        """Taken in without a mark in it: the machine did not search there, so it adds neither a field nor area."""
+        editor = Editor(made)
+        for field in editor.of("not feasible"):
+            editor.call(field, "feasible")
+        report, _, _ = self.run(made, tmp_path, editor, wsi)
+        assert report.result == report.machine
+        assert report.field_mm2 == report_of(made / "s").field_mm2
+        assert sum("the machine did not look" in f.why_not for f in report.fields) == 6
+
+    def test_left_out_and_taken_back(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        """What lies in a field that was left out stays in the reviewed file, and comes back with its field."""
+        editor = Editor(made)
+        editor.call(editor.of("feasible")[4], "not feasible")
+        first, _, _ = self.run(made, tmp_path, editor, wsi)
+        assert first.result.fields == 8
+        editor.value = json.loads((made / "s" / "reviewed" / "detections.geojson").read_text())
+        for field in editor.of("not feasible"):
+            if field["properties"]["metadata"].get("why not") == "left out by a person":
+                editor.call(field, "feasible")
+        second, _, _ = self.run(made, tmp_path, editor, wsi)
+        assert second.result == second.machine
+
+    def test_warnings_are_those_of_what_counts_now(self, tmp_path: Path, wsi: Run) -> None:
+        slide_of(tmp_path / "s.tif", SQUARES, scar=4)
+        reported(tmp_path / "s.tif", tmp_path / "s")
+        editor = Editor(tmp_path)
+        field = editor.of("not feasible")[0]
+        editor.call(field, "feasible")
+        x, y = field["geometry"]["coordinates"][0][0]
+        box = shapely.geometry.shape(field["geometry"]).bounds
+        editor.add(box[0] + 100, box[1] + 100, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
+        report, _, _ = self.run(tmp_path, tmp_path, editor, wsi)
+        assert (x >= 0, y >= 0) == (True, True)
+        assert report.result.positive == 1
+        assert report.warnings == ()
+
     def test_a_reviewed_file_can_be_reviewed_again(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         """What was added keeps its id, so that a second look is against the machine, too."""
         editor = Editor(made)
@@ -183,7 +220,12 @@ class TestRefused:
         editor = Editor(made)
         for f in editor.features:
             f["properties"]["metadata"]["slide"] = "t"
-        assert "is not the corrected file of s: it says 't'" in self.said(made, tmp_path, editor, wsi)
+        assert "is not the corrected file of s: it is of 't'" in self.said(made, tmp_path, editor, wsi)
+        editor = Editor(made)
+        for f in editor.features:
+            f["properties"]["metadata"]["slide identity"] = "another of the same name"
+        assert "it is of 'another of the same name'" in self.said(made, tmp_path, editor, wsi)
+        editor = Editor(made)
         editor.value["features"] = []
         editor.add(300, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
         assert "it holds none of the report's objects" in self.said(made, tmp_path, editor, wsi)
@@ -205,12 +247,51 @@ class TestRefused:
         editor = Editor(made)
         editor.add(300, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
         editor.features[-1]["geometry"] = {"type": "Point", "coordinates": [300, 300]}
-        assert "holds a Point at (300, 300): mark a capillary by an outline" in self.said(
+        assert "holds a Point at (300, 300): mark each capillary by one outline" in self.said(
             made, tmp_path, editor, wsi
         )
         editor = Editor(made)
         editor.add(300, 300, "feasible", "aaaaaaaa-0000-4000-8000-000000000001")
         assert "a field was added" in self.said(made, tmp_path, editor, wsi)
+
+    def test_one_capillary_twice(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        """A copy has a new id in QuPath; an outline drawn over a box is the same capillary; so are merged ones one object."""
+        editor = Editor(made)
+        editor.features.append(copy.deepcopy(editor.of("C4d positive")[0]))
+        editor.features[-1]["id"] = "aaaaaaaa-0000-4000-8000-000000000009"
+        assert "twice; delete one of the two" in self.said(made, tmp_path, editor, wsi)
+        editor = Editor(made)
+        editor.add(SQUARES[0].x + 1, SQUARES[0].y, "C4d negative", "aaaaaaaa-0000-4000-8000-000000000009")
+        assert "twice; delete one of the two" in self.said(made, tmp_path, editor, wsi)
+        editor = Editor(made)
+        shapes = [shapely.geometry.shape(f["geometry"]) for f in editor.of("C4d positive")[:2]]
+        editor.of("C4d positive")[0]["geometry"] = shapely.geometry.mapping(shapely.union_all(shapes))
+        assert "holds a MultiPolygon at (" in self.said(made, tmp_path, editor, wsi)
+
+    def test_the_machines_own_file(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        """Corrections saved over it would be compared with themselves."""
+        own = made / "s" / "detections.geojson"
+        code, _, said = wsi("renal", "review", made / "s", own)
+        assert (code, "is the machine's own file; save corrections under another name" in said) == (2, True)
+        before = own.read_bytes()
+        editor = Editor(made)
+        for feature in editor.of("C4d positive")[:3]:
+            editor.features.remove(feature)
+        editor.save(own)
+        code, _, said = wsi("renal", "review", made / "s", editor.save(tmp_path / "c.geojson"))
+        own.write_bytes(before)
+        assert (code, "is not as the machine wrote it: it holds 37 positive and 120 negative" in said) == (
+            2,
+            True,
+        )
+
+    def test_a_moved_slide(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        path = Editor(made).save(tmp_path / "c.geojson")
+        (made / "s.tif").rename(made / "moved.tif")
+        code, _, said = wsi("renal", "review", made / "s", path)
+        assert (code, "if the slide was moved, give it with --slide" in said) == (2, True)
+        assert wsi("renal", "review", made / "s", path, "--slide", made / "moved.tif")[0] == 0
+        (made / "moved.tif").rename(made / "s.tif")
 
     def test_no_geojson_and_no_report(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         (tmp_path / "x.geojson").write_text("{")

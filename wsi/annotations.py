@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ def read_annotations(path: Path) -> list[Annotation]:
         raise AnnotationError(f"{path} cannot be read ({error.strerror}); check the path") from error
     if path.suffix.lower() == ".xml":
         return _read_xml(path, data)
-    if path.suffix.lower() in (".geojson", ".json"):
+    if path.suffix.lower() in (".geojson", ".json") or path.name.lower().endswith(".geojson.gz"):
         return _read_geojson(path, data)
     raise AnnotationError(f"{path} has no known suffix; use .xml (ASAP, ImageScope), .geojson or .json")
 
@@ -160,8 +161,8 @@ def read_objects(path: Path) -> list[MarkedObject]:
 
 def _json(path: Path, data: bytes) -> Any:
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except (OSError, EOFError, ValueError, RecursionError) as error:
         raise AnnotationError(f"{path} is not JSON ({error}); export it again") from error
 
 
@@ -170,11 +171,15 @@ def _objects(path: Path, value: Any) -> list[MarkedObject]:
     try:
         for feature in value.get("features", [value]) if isinstance(value, dict) else value:
             properties = feature.get("properties") or {}
-            shape = shapely.geometry.shape(feature.get("geometry", feature))
+            geometry = feature.get("geometry", feature)
+            if geometry is None:  # of an object without a place, such as QuPath's image itself
+                continue
+            shape = shapely.geometry.shape(geometry)
             label = properties.get("classification") or ""
-            group = label["name"] if isinstance(label, dict) else str(label)
+            group = _class_name(label) if isinstance(label, dict) else str(label)
             metadata = {str(k): str(v) for k, v in (properties.get("metadata") or {}).items()}
-            numbers = {str(k): float(v) for k, v in _measurements(properties.get("measurements")).items()}
+            measured = _measurements(properties.get("measurements")).items()
+            numbers = {str(k): float(v) for k, v in measured if v is not None}
             own, name = str(feature.get("id") or ""), str(properties.get("name", ""))
             found.append(MarkedObject(own, group, name, shape, metadata, numbers))
         offset = _offset(path, found)
@@ -190,6 +195,11 @@ def _measurements(value: Any) -> dict[str, Any]:
     if isinstance(value, list):
         return {item["name"]: item["value"] for item in value}
     return value or {}
+
+
+def _class_name(value: dict[str, Any]) -> str:
+    """QuPath writes derived classes as a list of names, which it shows with a colon."""
+    return str(value["name"]) if "name" in value else ": ".join(value["names"])
 
 
 def _offset(path: Path, found: Iterable[MarkedObject]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -146,6 +146,30 @@ def suppress(detections: Detections, iou: float, *, across_classes: bool = True)
     return ranked[kept]
 
 
+def suppress_counted(detections: Detections, limits: Sequence[float], iou: float) -> Detections:
+    """Suppression in which what counts comes first: a box below its class's limit never hides one that reaches its own.
+
+    Args:
+        detections: of one slide or tile.
+        limits: for each class, the score from which a box counts.
+        iou: see `suppress`.
+
+    Returns:
+        By falling score; boxes that do not count are kept where none that counts overlaps them.
+    """
+    counts = detections.scores >= np.asarray(limits)[detections.labels]
+    kept = suppress(detections[counts], iou)
+    rest = suppress(detections[~counts], iou)
+    if len(kept) and len(rest):
+        free = np.ones(len(rest), np.bool_)
+        tree = STRtree([shapely.box(*box) for box in kept.boxes])
+        i, j = tree.query([shapely.box(*box) for box in rest.boxes], predicate="intersects")
+        free[i[_iou(rest.boxes[i], kept.boxes[j]) > iou]] = False
+        rest = rest[free]
+    both = joined([kept, rest])
+    return both[np.argsort(-both.scores, kind="stable")]
+
+
 def overlaps(a: BoxesXYXY, b: BoxesXYXY) -> npt.NDArray[np.float64]:
     """Intersection over union of every box of ``a`` (n, 4) with every one of ``b`` (m, 4): (n, m)."""
     every = np.repeat(a, len(b), axis=0), np.tile(b, (len(a), 1))

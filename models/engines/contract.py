@@ -103,7 +103,9 @@ def _card(folder: Path) -> ModelCard:
     from models.wsinfer import is_wsinfer, read_wsinfer
 
     if is_detector(folder):
-        raise ModelError(f"{folder} is a detector of capillaries; give it to wsi renal as --model")
+        raise ModelError(
+            f"{folder} is a detector of capillaries: wsi renal takes it as --model, this needs a model of patches"
+        )
     return read_wsinfer(folder)[0] if is_wsinfer(folder) else read_card(folder)
 
 

@@ -80,7 +80,9 @@ def main() -> None:
     except SystemExit as end:
         if end.code == INTERRUPTED:
             again = (
-                "; run the same command again to go on where it stopped" if "score" in sys.argv[1:2] else ""
+                "; run the same command again to go on where it stopped"
+                if sys.argv[1:2] == ["score"] or sys.argv[1:3] == ["renal", "report"]
+                else ""
             )
             err.print(f"wsi: stopped{again}")
         raise

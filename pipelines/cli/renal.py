@@ -22,7 +22,7 @@ from pipelines.renal.labels import proposed_labels
 from pipelines.renal.page import check_pdf, write_index
 from pipelines.renal.read import Readers, RenalConfig, run_fingerprint
 from pipelines.renal.run import RenalResult, earlier_reports, report_slide
-from wsi.errors import ConfigError
+from wsi.errors import ConfigError, StoreError
 from wsi.export import Origin, origin_offset, write_geojson
 from wsi.files import write_text
 from wsi.manifest import SlideRow
@@ -51,6 +51,9 @@ def propose(
     origin: Annotated[Origin, typer.Option(help="Of the coordinates; auto is what QuPath shows.")] = "auto",
     mpp: Mpp = None,
     allow_anisotropic: Anisotropic = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file, corrected or not.")
+    ] = False,
 ) -> None:
     """Propose capillaries for a person to correct in QuPath: boxes with class and score, not locked."""
     from models.detect_slide import detect_slide
@@ -59,6 +62,10 @@ def propose(
 
     if file.suffix != ".geojson" and not file.name.endswith(".geojson.gz"):
         raise ConfigError(f"--out {file} must end in .geojson, so that QuPath reads it")
+    if file.exists() and not overwrite:
+        raise StoreError(
+            f"{file} is there already, perhaps corrected; choose another --out, or pass --overwrite"
+        )
     network, card = load_detector(find_folder(model))
     source = SlideSource(slide, mpp, allow_anisotropic)
     with source.open() as opened:
@@ -166,12 +173,13 @@ class RenalRun:
     def _fingerprint(self) -> str:
         return run_fingerprint(self.readers, self.cfg)
 
-    def _earlier(self, results: Sequence[RenalResult] = ()) -> list[RenalResult]:
-        return earlier_reports(self.folder, self._fingerprint(), [result.name for result in results])
+    def _earlier(self, now: Sequence[RenalResult | Failure] = ()) -> list[RenalResult]:
+        """Slides that earlier commands with the same settings reported into this folder."""
+        return earlier_reports(self.folder, self._fingerprint(), [result.name for result in now])
 
     def _summarise(self, state: str, results: Sequence[RenalResult], failures: Sequence[Failure]) -> None:
         record = self._record()
-        every = sorted([*self._earlier(results), *results], key=lambda r: r.name)
+        every = sorted([*self._earlier([*results, *failures]), *results], key=lambda r: r.name)
         write_run(self.folder, record, state, every, failures)
         write_text(self.folder / "grades.csv", _grades_csv(every))
         write_index(self.folder / "index.html", [r.report for r in every], failures, record)

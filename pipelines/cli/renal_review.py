@@ -9,26 +9,22 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.console import err, out, progress
-from pipelines.cli.options import Mpp
 from pipelines.provenance import code_hash, version
 from pipelines.renal.evaluation import evaluate, write_evaluation
 from pipelines.renal.page import check_pdf, write_report
 from pipelines.renal.read import measured
 from pipelines.renal.report import GradeFacts, grading_of
 from pipelines.renal.review import Reviewed, corrected_report, review
-from pipelines.renal.run import read_report
+from pipelines.renal.run import REVIEWED, read_report
 from pipelines.renal.truth import read_cohort
 from wsi.errors import ConfigError, StoreError
 from wsi.source import SlideSource
-
-REVIEWED = "reviewed"
 
 
 def review_command(
     folder: Annotated[Path, typer.Argument(help="A slide's folder in the --out of wsi renal report.")],
     corrected: Annotated[Path, typer.Argument(help="GeoJSON exported from QuPath after correction.")],
     slide: Annotated[str | None, typer.Option(help="The slide, if it was moved.")] = None,
-    mpp: Mpp = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="Also print the report.")] = False,
 ) -> None:
     """Count again what a person corrected: FOLDER/reviewed holds the new report, with both grades.
@@ -41,8 +37,8 @@ def review_command(
     if pdf:
         check_pdf()
     found = review(folder / "detections.geojson", corrected, report)
-    source = _source(folder, slide, mpp)
-    if source.identity() != report.slide.identity:
+    source = _source(folder, slide)
+    if _identity(source) != report.slide.identity:
         raise ConfigError(f"{source.label} is not the slide of this report; give it with --slide")
     with progress("report") as tick, source.open() as opened:
         tick(0, 1)
@@ -71,14 +67,23 @@ def _sentence(g: GradeFacts) -> str:
     return f"{grade}, {percent}, {g.positive} positive and {g.negative} negative in {g.fields} fields"
 
 
-def _source(folder: Path, slide: str | None, mpp: float | None) -> SlideSource:
+def _identity(source: SlideSource) -> str:
+    try:
+        return source.identity()
+    except OSError as error:
+        raise ConfigError(
+            f"{source.label} cannot be read ({error.strerror or error}); if the slide was moved, give it with --slide"
+        ) from error
+
+
+def _source(folder: Path, slide: str | None) -> SlideSource:
     """The slide of a report, as it was read."""
     try:
         value = json.loads((folder / "slide.json").read_bytes())
         known = SlideSource(value["path"], value["mpp"], value["allow_anisotropic"])
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{folder / 'slide.json'} is missing or broken; make the report again") from error
-    return SlideSource(slide or known.path, known.mpp if mpp is None else mpp, known.allow_anisotropic)
+    return SlideSource(slide or known.path, known.mpp, known.allow_anisotropic)
 
 
 def evaluate_command(

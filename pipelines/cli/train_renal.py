@@ -87,7 +87,7 @@ def capillaries(
     compare them on the held-out slides.
     """
     from models.detector_trials import corrected_trials, sweep_trials
-    from models.train_detector import DetectorTrainConfig, read_truths
+    from models.train_detector import DetectorTrainConfig, read_truths, used_rows
 
     cfg = load_config(config, DetectorTrainConfig, {"slides": slides, "examples": examples, "seed": seed})
     if cfg.slides is None:
@@ -95,7 +95,7 @@ def capillaries(
     if sweep and corrected:
         raise ConfigError("--sweep-enlargement and --corrected are two experiments; give one at a time")
     rows = read_manifest(cfg.slides)
-    read_truths(rows, cfg)  # bad input must not cost what is there
+    read_truths(used_rows(rows), cfg)  # bad input must not cost what is there
     if not (sweep or corrected):
         _train(cfg, rows, folder, resume=resume, overwrite=overwrite)
         return

@@ -137,8 +137,8 @@ def _why_not(fields: int, capillaries: int, cfg: GradingConfig) -> str:
 def percent_interval(counts: FieldCounts, cfg: GradingConfig) -> tuple[float, float]:
     """95 % of the percentage: percentiles of a bootstrap over fields, as capillaries of one field are alike.
 
-    With none positive, or all, no draw differs: then it is Clopper and Pearson's, with every capillary by itself, which
-    is narrower than clustered ones deserve, and wider than nothing.
+    It is never narrower than Clopper and Pearson's with every capillary by itself: with one field, fields of one share,
+    or none or all positive, no draw differs, and that must not look certain.
 
     Raises:
         ValueError: there is no capillary.
@@ -146,15 +146,16 @@ def percent_interval(counts: FieldCounts, cfg: GradingConfig) -> tuple[float, fl
     positive, total = int(counts.positive.sum()), int(counts.total.sum())
     if total == 0:
         raise ValueError("without a capillary there is no percentage")
+    exact = exact_interval(positive, total)
     if positive in (0, total):
-        return exact_interval(positive, total)
+        return exact
     rng = np.random.default_rng(cfg.seed)
     n = len(counts.total)
     weights = rng.multinomial(n, np.full(n, 1 / n), size=cfg.draws)  # (draws, fields)
     drawn_total = weights @ counts.total
     drawn = 100 * (weights @ counts.positive)[drawn_total > 0] / drawn_total[drawn_total > 0]
     low, high = np.percentile(drawn, (2.5, 97.5))
-    return float(low), float(high)
+    return min(float(low), exact[0]), max(float(high), exact[1])
 
 
 def exact_interval(positive: int, total: int) -> tuple[float, float]:

@@ -111,7 +111,7 @@ def brown_around(pixels: RgbImage, box: Sequence[float]) -> float:
 def mark_features(
     slide: str, marks: Marks, fields: FieldSet, made_by: dict[str, str], mpp: float
 ) -> list[Feature]:
-    """Fields (locked) and counted capillaries (to be corrected) for QuPath."""
+    """Fields (locked), and capillaries to be corrected: those that count, and those a person marked in other fields."""
     found = []
     for f in fields.fields:
         group = FEASIBLE if f.feasible else NOT_FEASIBLE
@@ -122,7 +122,7 @@ def mark_features(
         found.append(
             Feature(key, box, "annotation", f"field {f.x},{f.y}", group, COLOURS[group], measured, metadata)
         )
-    for i in np.flatnonzero(marks.counted):
+    for i in np.flatnonzero(marks.counted | (marks.field < 0)):
         group = POSITIVE if marks.positive[i] else NEGATIVE
         box = marks.boxes[i]
         measured = {"probability": float(marks.scores[i]), "brown around": float(marks.brown[i])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,15 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipelines.cohort import Failure
 from pipelines.renal.fields import FieldSet
+from pipelines.renal.grading import GradingConfig, grade_of
 from pipelines.renal.marks import Marks, mark_features, marks_csv
-from pipelines.renal.pictures import excluded_pictures, gallery, overview_picture
+from pipelines.renal.pictures import (
+    CROP_BAR_UM,
+    excluded_pictures,
+    gallery,
+    overview_bar_um,
+    overview_picture,
+)
 from pipelines.renal.report import RenalReport
 from wsi.c4d import NEGATIVE, POSITIVE
 from wsi.errors import ConfigError
@@ -73,6 +81,10 @@ def report_html(report: RenalReport, slide: Slide, fields: FieldSet, marks: Mark
         side_um=report.field_side_px * report.slide.um_per_px,
         limits=report.models["capillaries"].threshold,
         classes=(NEGATIVE, POSITIVE),
+        share=_share_text,
+        bar_um=overview_bar_um(slide),
+        crop_bar_um=CROP_BAR_UM,
+        origin=origin_offset(slide.bounds, "auto"),
     )
 
 
@@ -82,6 +94,15 @@ def _percent(positive: int, negative: int) -> float:
 
 def _percent_text(positive: int, negative: int) -> str:
     return f"{_percent(positive, negative):.0f} %" if positive + negative else "none"
+
+
+def _share_text(percent: float, cfg: dict[str, Any]) -> str:
+    """A percentage with one digit, or as many more as it takes to lie on the same side of every grade's border."""
+    grading = GradingConfig.model_validate_json(json.dumps(cfg))
+    digits = next(
+        (d for d in range(1, 4) if grade_of(round(percent, d), grading) == grade_of(percent, grading)), 4
+    )
+    return f"{percent:.{digits}f}"
 
 
 def _text(value: float | None, digits: int = 1) -> str:
@@ -129,6 +150,6 @@ def write_index(
 ) -> None:
     """``index.html``: every slide of a run with its grade, and what failed."""
     page = TEMPLATES.get_template("renal_index.html").render(
-        reports=reports, failures=failures, record=record, text=_text
+        reports=reports, failures=failures, record=record, share=_share_text
     )
     write_text(path, page)

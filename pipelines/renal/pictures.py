@@ -23,6 +23,7 @@ CROP_PX = 120  # side of a capillary's picture
 CROP_UM = 36.0  # what it shows at least: a capillary and the tubules beside it
 FIELD_PX = 168  # side of a field's picture
 UNCERTAIN = 48  # capillaries nearest to their threshold
+CROP_BAR_UM = 10.0  # length of the bar in it
 MARK_UM = 3.0  # between a capillary and the line around it, which must not hide the wall
 QUALITY = 85
 
@@ -85,7 +86,16 @@ def overview_picture(slide: Slide, fields: FieldSet, marks: Marks) -> str:
             cv2.circle(
                 image, at, 3 if positive else 2, COLOURS[POSITIVE if positive else NEGATIVE], -1, cv2.LINE_AA
             )
+    length, height = round(overview_bar_um(slide) / slide.mpp * scale), image.shape[0]
+    cv2.rectangle(image, (12, height - 18), (12 + length, height - 12), (0, 0, 0), -1)
     return data_uri(image)
+
+
+def overview_bar_um(slide: Slide) -> float:
+    """Length of the overview's bar: 1, 2 or 5 times a power of ten, at most a fifth of the width."""
+    wanted = slide.size[0] * slide.mpp / 5
+    power = 10.0 ** np.floor(np.log10(wanted))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= wanted))
 
 
 def gallery(
@@ -141,6 +151,8 @@ def _crop(marks: Marks, i: int, pixels: RgbImage, corner: tuple[int, int], mpp: 
     high = tuple(round(float(v)) for v in (box[2:] - (left, top) + m) * scale)
     colour = COLOURS[POSITIVE if marks.positive[i] else NEGATIVE]
     cv2.rectangle(image, low, high, colour, 1, cv2.LINE_AA)
+    bar = round(CROP_BAR_UM / mpp * scale)
+    cv2.line(image, (5, CROP_PX - 6), (5 + bar, CROP_PX - 6), (0, 0, 0), 2)
     x, y = (round(float(v)) for v in marks.centres[i])
     return Crop(
         data_uri(np.asarray(image, np.uint8)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from models.detector import CapillaryDetector
     from models.detector_card import DetectorCard
 
+Share = Annotated[float, Setting(ge=0, le=1, allow_inf_nan=False)]
 LOWEST_SHOWN = 0.1  # detections from this score on are kept, to show what nearly counted, and for evaluation
 
 
@@ -42,8 +43,8 @@ class RenalConfig(Config):
 
     tissue: TissueConfig = TissueConfig(method="density")
     fields: FieldsConfig = FieldsConfig()
-    thresholds: tuple[float, float] | None = None
-    stability: tuple[float, ...] = Setting(default=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8), min_length=1)
+    thresholds: tuple[Share, Share] | None = None
+    stability: tuple[Share, ...] = Setting(default=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8), min_length=1)
     grading: GradingConfig = GradingConfig()
 
 
@@ -158,6 +159,7 @@ def read_slide(
         readers.detector,
         readers.card,
         lowest_score=min(LOWEST_SHOWN, *limits, *cfg.stability),
+        limits=tuple(limits[(NEGATIVE, POSITIVE).index(name)] for name in readers.card.detector.classes),
         tick=lambda done, total: tick(done, total, "tiles with feasible fields"),
     )
     marks = measured(slide, fields, _marks(name, result.found, fields, readers.card.detector.classes, limits))
@@ -230,6 +232,19 @@ def field_pictures(
             continue
 
 
+COUNT_WARNINGS = (
+    "no field is feasible: nothing was counted; look at the fields that were left out",
+    "no capillary was found in the feasible fields; check stain and focus",
+)
+
+
+def count_warning(fields: int, percent: float | None) -> str:
+    """What must be said of a count of nothing; empty where there is something."""
+    if fields == 0:
+        return COUNT_WARNINGS[0]
+    return COUNT_WARNINGS[1] if percent is None else ""
+
+
 def _warnings(mask: Mask, eosin: float, fields: FieldSet, grade: Grade, lost: int) -> Iterator[str]:
     """What a reader of the report must know before its figures."""
     if eosin > MOST_EOSIN:
@@ -239,10 +254,8 @@ def _warnings(mask: Mask, eosin: float, fields: FieldSet, grade: Grade, lost: in
         )
     if not mask.pixels.any():
         yield "no tissue was found: check that it is the right slide"
-    elif not fields.feasible:
-        yield "no field is feasible: nothing was counted; look at the fields that were left out"
-    elif grade.percent is None:
-        yield "no capillary was found in the feasible fields; check stain and focus"
+    elif said := count_warning(len(fields.feasible), grade.percent):
+        yield said
     if lost:
         yield f"{lost} tiles of feasible fields could not be decoded: capillaries there are missing"
     undecoded = sum(f.score is None for f in fields.fields)

@@ -143,7 +143,7 @@ def grade_facts(grade: Grade) -> GradeFacts:
         positive=grade.positive,
         negative=grade.negative,
         fields=grade.fields,
-        percent=None if grade.percent is None else round(grade.percent, 2),
+        percent=None if grade.percent is None else round(grade.percent, 4),
         interval=interval,
         grade=grade.grade,
         grades_in_interval=grade.grades_in_interval,
@@ -230,7 +230,7 @@ def machine_report(
                 threshold=t,
                 positive=g.positive,
                 negative=g.negative,
-                percent=None if g.percent is None else round(g.percent, 2),
+                percent=None if g.percent is None else round(g.percent, 4),
                 grade=g.grade,
             )
             for t, g in reading.stability

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import shapely
+from shapely import STRtree
 
 from pipelines.renal.fields import FieldSet, KidneyField
 from pipelines.renal.grading import GradingConfig, grade_slide
 from pipelines.renal.marks import Marks, Source, mark_key
+from pipelines.renal.read import COUNT_WARNINGS, count_warning
 from pipelines.renal.report import Corrections, RenalReport, density, field_facts, grade_facts
 from wsi.annotations import MarkedObject, read_objects
 from wsi.arrays import BoxesXYXY
@@ -22,6 +24,10 @@ from wsi.export import feature_id
 
 KNOWN = (POSITIVE, NEGATIVE, NOT_COUNTED, FEASIBLE, NOT_FEASIBLE)
 BY_HAND = "left out by a person"
+NOT_SEARCHED = (
+    "taken in by a person, but no capillary is marked in it, and the machine did not look for any there"
+)
+MOST_SHARED = 0.5  # intersection over union of two marks: more is one capillary
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -57,8 +63,16 @@ def review(original: Path, corrected: Path, report: RenalReport) -> Reviewed:
     Raises:
         AnnotationError: the corrected file is broken, of another slide, holds an unknown class or none, or an id twice.
     """
+    if corrected.resolve() == original.resolve():
+        raise AnnotationError(f"{corrected} is the machine's own file; save corrections under another name")
     before = {o.id: o for o in read_objects(original)}
-    after = _checked(corrected, before, report.slide.name)
+    counts = [sum(o.group == group for o in before.values()) for group in (POSITIVE, NEGATIVE)]
+    if counts != [report.result.positive, report.result.negative]:
+        raise AnnotationError(
+            f"{original} is not as the machine wrote it: it holds {counts[0]} positive and {counts[1]} negative "
+            f"capillaries; make the report again with --overwrite, and save corrections under another name"
+        )
+    after = _checked(corrected, before, report)
     machine = {
         key: _Machine(o.group == POSITIVE, o.measurements.get("probability", float("nan")))
         for key, o in before.items()
@@ -66,6 +80,7 @@ def review(original: Path, corrected: Path, report: RenalReport) -> Reviewed:
     }
     fields = _fields(report, after)
     kept = [o for o in after if o.group in (POSITIVE, NEGATIVE)]
+    fields = _searched(fields, report, kept)
     marks = _marks(report.slide.name, kept, machine, fields)
     ids = {o.id for o in kept}
     was = {f.id: not f.why_not for f in report.fields}
@@ -84,12 +99,16 @@ def review(original: Path, corrected: Path, report: RenalReport) -> Reviewed:
     )
 
 
-def _checked(path: Path, before: dict[str, MarkedObject], slide: str) -> list[MarkedObject]:
+def _checked(path: Path, before: dict[str, MarkedObject], report: RenalReport) -> list[MarkedObject]:
     """The person's objects, if they are of this slide and can be counted."""
     after = read_objects(path)
-    others = sorted({o.metadata["slide"] for o in after if o.metadata.get("slide", slide) != slide})
+    slide = report.slide.name
+    own = {"slide": slide, "slide identity": report.slide.identity}
+    others = sorted(
+        {o.metadata[key] for o in after for key, value in own.items() if o.metadata.get(key, value) != value}
+    )
     if others or not any(o.id in before for o in after):
-        said = f"it says {others[0]!r}" if others else "it holds none of the report's objects"
+        said = f"it is of {others[0]!r}" if others else "it holds none of the report's objects"
         raise AnnotationError(
             f"{path} is not the corrected file of {slide}: {said}; give the one that was exported from it"
         )
@@ -105,12 +124,26 @@ def _checked(path: Path, before: dict[str, MarkedObject], slide: str) -> list[Ma
             raise AnnotationError(
                 f"{path} holds {what}, at ({x:.0f}, {y:.0f}); set one of {', '.join(KNOWN)}, or delete it"
             )
-        if o.shape.area == 0:
+        if o.shape.geom_type != "Polygon" or o.shape.area == 0:
             x, y = shapely.get_coordinates(o.shape).mean(axis=0) if not o.shape.is_empty else (0, 0)
             raise AnnotationError(
-                f"{path} holds a {o.shape.geom_type} at ({x:.0f}, {y:.0f}): mark a capillary by an outline"
+                f"{path} holds a {o.shape.geom_type} at ({x:.0f}, {y:.0f}): mark each capillary by one outline"
             )
+    _refuse_twice(path, [o for o in after if o.group in (POSITIVE, NEGATIVE)])
     return after
+
+
+def _refuse_twice(path: Path, kept: Sequence[MarkedObject]) -> None:
+    """One capillary must not be counted twice: a copy, or an outline drawn over the machine's box."""
+    boxes = [shapely.box(*o.shape.bounds) for o in kept]
+    first, second = STRtree(boxes).query(boxes, predicate="intersects")
+    for i, j in zip(first.tolist(), second.tolist(), strict=True):
+        shared = boxes[i].intersection(boxes[j]).area
+        if i < j and shared > MOST_SHARED * (boxes[i].area + boxes[j].area - shared):
+            at = boxes[i].centroid
+            raise AnnotationError(
+                f"{path} marks the capillary at ({at.x:.0f}, {at.y:.0f}) twice; delete one of the two"
+            )
 
 
 def _fields(report: RenalReport, after: Sequence[MarkedObject]) -> FieldSet:
@@ -135,6 +168,21 @@ def _fields(report: RenalReport, after: Sequence[MarkedObject]) -> FieldSet:
     side = report.field_side_px
     width, height = report.slide.size_px
     return FieldSet(tuple(found), side, (-(-height // side), -(-width // side)))
+
+
+def _searched(fields: FieldSet, report: RenalReport, kept: Sequence[MarkedObject]) -> FieldSet:
+    """Leave out fields that were taken in and in which nothing is marked: nobody has counted there."""
+    middles = np.array([o.shape.envelope.centroid.coords[0] for o in kept]).reshape(-1, 2)
+    held = set(fields.index(middles).tolist())
+    number = {(f.x, f.y): i for i, f in enumerate(fields.feasible)}
+    unsearched = {(f.x, f.y) for f in report.fields if f.why_not}
+    found = tuple(
+        replace(f, why_not=NOT_SEARCHED)
+        if f.feasible and (f.x, f.y) in unsearched and number[f.x, f.y] not in held
+        else f
+        for f in fields.fields
+    )
+    return replace(fields, fields=found)
 
 
 def _marks(slide: str, kept: Sequence[MarkedObject], machine: dict[str, _Machine], fields: FieldSet) -> Marks:
@@ -166,11 +214,15 @@ def corrected_report(
 ) -> RenalReport:
     """The report of a corrected reading, which holds the machine's result beside its own."""
     counts = reviewed.marks.counts(len(reviewed.fields.feasible))
-    result = grade_facts(grade_slide(counts, grading))
+    grade = grade_slide(counts, grading)
+    result = grade_facts(grade)
+    warnings = [w for w in report.warnings if w not in COUNT_WARNINGS]
+    said = count_warning(result.fields, result.percent)
     return report.model_copy(
         update={
             "reading": "corrected",
             "result": result,
+            "warnings": (*warnings, *([said] if said else [])),
             "machine": report.result,
             "corrections": reviewed.corrections,
             "field_mm2": round(field_mm2, 4),

@@ -21,6 +21,9 @@ from wsi.store import HeatmapStore
 from wsi.tissue import detect_tissue
 from wsi.user_mask import mask_identity, read_user_mask
 
+REVIEWED = "reviewed"  # folder of the corrected reading
+FILES = ("report.json", "report.html", "detections.geojson", "capillaries.csv")
+
 
 @dataclass(frozen=True, slots=True)
 class RenalResult:
@@ -83,7 +86,9 @@ def report_slide(
             run=run,
         )
         earlier = finished(folder, identity)
-        if earlier is not None and (folder / "report.pdf").exists() >= pdf:
+        if earlier is not None and all(
+            (folder / n).exists() for n in (*FILES, *(["report.pdf"] if pdf else []))
+        ):
             return earlier
         discard_partials(folder)
         if overwrite:
@@ -99,17 +104,27 @@ def report_slide(
         )
         file = Path(row.source.label).name
         report = machine_report(slide, name, file, row.source.identity(), readers, cfg, reading)
+        set_aside(folder / REVIEWED)  # of the report that is replaced now
         write_report(folder, report, slide, reading.fields, reading.marks, pdf=pdf)
         record = {
             "fingerprint": identity,
             "settings_fingerprint": run,
-            "path": row.source.label,
+            "path": row.source.label if row.source.is_url else str(Path(row.source.path).resolve()),
             "mpp": row.source.mpp,
             "allow_anisotropic": row.source.allow_anisotropic,
             "unreadable": reading.unreadable,
         }
         write_json(folder / "slide.json", record)
         return RenalResult(report, reading.unreadable)
+
+
+def set_aside(reviewed: Path) -> None:
+    """Keep a review of an earlier reading under another name: it is not of this one, and may be the only copy."""
+    if reviewed.exists():
+        number = 1
+        while (aside := reviewed.with_name(f"{reviewed.name}-before-{number}")).exists():
+            number += 1
+        reviewed.rename(aside)
 
 
 def finished(folder: Path, identity: str) -> RenalResult | None:

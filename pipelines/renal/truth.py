@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,16 @@ def read_cohort(folder: Path, truth: Path) -> Cohort:
     reports = [read_report(path.parent) for path in sorted(folder.glob("*/report.json"))]
     if not reports:
         raise ConfigError(f"{folder} holds no report; give the --out of wsi renal report")
+    made = {
+        (r.code, json.dumps(r.settings), *(m.sha256 for m in r.models.values())): r.slide.name
+        for r in reports
+    }
+    if len(made) > 1:
+        first, second = list(made.values())[:2]
+        raise ConfigError(
+            f"the reports of {first} and {second} in {folder} differ in models, settings or code; report all slides by "
+            f"one command"
+        )
     files = _truth_files(truth)
     cases, without = [], []
     for report in reports:
