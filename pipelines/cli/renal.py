@@ -103,7 +103,7 @@ def report(
     fields_model: Annotated[str, typer.Option(help="Model of feasible fields: name or folder.")] = FIELDS,
     config: Annotated[Path | None, typer.Option(help="YAML such as configs/renal_report.yaml.")] = None,
     pdf: Annotated[
-        bool, typer.Option("--pdf", help="Also print each report (pip install slidewright[pdf]).")
+        bool, typer.Option("--pdf", help="Also print each report (pip install slidewright\\[pdf]).")
     ] = False,
     mpp: Mpp = None,
     allow_anisotropic: Anisotropic = False,
