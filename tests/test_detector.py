@@ -409,14 +409,14 @@ class TestTrials:
         self, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A network that answers with the boxes it was to learn is right in both frames, whatever the enlargement."""
-        cfg = small_recipe(enlarge_um=(4.0, 2.0))
+        cfg = small_recipe(enlarge_um=(6.0, 7.0), validation_tiles=16)
         rows = tuple(read_manifest(cohort / "slides.csv"))
         save_detector(
             tmp_path / "model",
             CapillaryDetector(TINY),
             name="t",
             detector=TINY,
-            enlarge_um=(4.0, 2.0),
+            enlarge_um=(6.0, 7.0),
             thresholds=(0.5, 0.5),
         )
 
@@ -426,8 +426,8 @@ class TestTrials:
         monkeypatch.setattr("models.detector_trials.detect_tiles", perfect)
         for score in score_trial(Trial("t", cfg, rows), tmp_path):
             assert score.ap50_learned == 1.0
-            assert score.ap50_capillary > 0.9  # what a tile's border cuts is told with its enlargement
-            assert score.agreement.f1 > 0.9
+            assert score.ap50_capillary > 0.7  # what a tile's border cuts is told with its enlargement
+            assert score.agreement.f1 > 0.8
 
 
 class TestTraining:

@@ -54,39 +54,40 @@ def boxes(*middles: tuple[float, float]) -> np.ndarray:
 
 
 class TestByHand:
-    """Four positive ones are marked. Found: two of them (0.9, 0.7), one false (0.8), one of the third 20 px off (0.6).
+    """Five positive ones are marked. Found: two of them (0.9, 0.7), one false (0.8), one of the third 20 px off (0.6).
 
-    20 px are 10 um: beyond the reach of 8 um. By falling score: hit, false, hit, false.
-    Precision made falling at recalls up to 1/4: 1; up to 1/2: 2/3; then 0. AP over 101 recalls: 26 at 1, 25 at 2/3.
+    20 px are 10 um: beyond the reach of 8 um. By falling score: hit, false, hit, false; listed in another order.
+    Precision made falling at recalls up to 1/5: 1; up to 2/5: 2/3; then 0. AP over 101 recalls: 21 at 1, 20 at 2/3.
     """
 
     def case(self, report: RenalReport) -> Case:
         found = Detections(
-            boxes((100, 100), (300, 300), (200, 200), (420, 400)),
-            np.array([0.9, 0.8, 0.7, 0.6], np.float32),
+            boxes((420, 400), (200, 200), (300, 300), (100, 100)),
+            np.array([0.6, 0.7, 0.8, 0.9], np.float32),
             np.full(4, CLASSES.index("C4d positive")),
         )
         marked = MarkedSlide(
-            boxes((100, 100), (200, 200), (400, 400), (800, 800), (1700, 100)), np.array([1, 1, 1, 1, 1])
+            boxes((100, 100), (200, 200), (400, 400), (800, 800), (900, 300), (1700, 100)),
+            np.ones(6, np.int64),
         )  # the last lies in a field that was left out: it counts for the percentage only
-        counted = np.array([True, True, True, False])
+        counted = np.array([False, True, True, True])
         return Case(report, found, counted, marked, {})
 
     def test_figures(self, report: RenalReport) -> None:
         result = evaluate(Cohort((self.case(report),), ()))
         name = "C4d positive"
-        assert result.ap50[name] == pytest.approx((26 * 1 + 25 * 2 / 3) / 101)
+        assert result.ap50[name] == pytest.approx((21 * 1 + 20 * 2 / 3) / 101)
         assert math.isnan(result.ap50["C4d negative"])
         a = result.agreement[name]
-        assert (a.hits, a.false, a.missed) == (2, 1, 2)  # 0.6 was not counted
+        assert (a.hits, a.false, a.missed) == (2, 1, 3)  # 0.6 was not counted
         false, hit = result.froc[name]
         assert false.tolist() == pytest.approx([n / report.field_mm2 for n in (0, 0, 1, 1, 2)])
-        assert hit.tolist() == [0, 0.25, 0.25, 0.5, 0.5]
+        assert hit.tolist() == [0, 0.2, 0.2, 0.4, 0.4]
         per_mm2 = 1 / report.field_mm2  # 1.7 of one false detection
         at = result.sensitivity_at(name)
-        assert at[1] == 0.25
+        assert at[1] == 0.2
         assert per_mm2 < 2
-        assert at[2] == 0.5
+        assert at[2] == 0.4
 
     def test_percent_and_grade(self, report: RenalReport) -> None:
         """Machine: 50 % (C4d2) on all slides; truth 100 %, C4d3."""

@@ -99,6 +99,14 @@ class TestCounting:
         assert all(objects[row["id"]].group == row["class"] for row in counted)
         assert all(objects[row["id"]].shape.bounds[0] == float(row["x0"]) for row in counted)
         assert Counter(o.group for o in objects.values())["not feasible"] == 6
+        value = json.loads((folder / "s" / "detections.geojson").read_text())
+        locked = {
+            f["properties"]["name"].split()[0]: bool(f["properties"].get("isLocked"))
+            for f in value["features"]
+        }
+        assert locked == {"field": True, "capillary": False}
+        for row in counted:  # the squares are drawn whole
+            assert float(row["brown_around"]) == (1.0 if row["class"] == "C4d positive" else 0.0)
 
     def test_too_little_is_not_assessable(self, tmp_path: Path) -> None:
         slide_of(tmp_path / "s.tif", scattered(30, 0.5, 2))

@@ -123,6 +123,8 @@ class TestReview:
         editor.add(3 * SIDE + 200, 200, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000003")
         report, _, noted = self.run(made, tmp_path, editor, wsi)
         assert report.result.positive + report.result.negative == 160 - gone
+        rows = (made / "s" / "reviewed" / "capillaries.csv").read_text()
+        assert rows.count(",no,") == gone + 1
         assert f"{gone + 1} marked capillaries lie in no feasible field and are not counted" in noted
         editor.call(scar, "feasible")
         report, _, _ = self.run(made, tmp_path, editor, wsi)
@@ -130,6 +132,14 @@ class TestReview:
         assert report.corrections is not None
         assert (report.corrections.fields_left_out, report.corrections.fields_taken_in) == (1, 1)
         assert report.field_mm2 == pytest.approx(report_of(made / "s").field_mm2, rel=0.05)
+
+    def test_a_deleted_field_is_left_out(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        editor = Editor(made)
+        editor.features.remove(editor.of("feasible")[4])
+        report, _, _ = self.run(made, tmp_path, editor, wsi)
+        assert report.result.fields == 8
+        assert report.corrections is not None
+        assert report.corrections.fields_left_out == 1
 
     def test_a_field_nobody_looked_at_does_not_count(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         """Taken in without a mark in it: the machine did not search there, so it adds neither a field nor area."""
