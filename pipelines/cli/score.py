@@ -177,13 +177,13 @@ class Run:
     def _fingerprint(self) -> str:
         return settings_fingerprint(self.engine, self.cfg.score)
 
-    def _earlier(self, now: Sequence[SlideResult | Failure] = ()) -> list[SlideResult]:
+    def _earlier(self, results: Sequence[SlideResult] = ()) -> list[SlideResult]:
         """Slides that earlier commands with the same settings scored into this folder."""
-        return earlier_results(self.folder, self._fingerprint(), [result.name for result in now])
+        return earlier_results(self.folder, self._fingerprint(), [result.name for result in results])
 
     def _summarise(self, state: str, results: Sequence[SlideResult], failures: Sequence[Failure]) -> None:
         record = self._record()
-        every = sorted([*self._earlier([*results, *failures]), *results], key=lambda r: r.name)
+        every = sorted([*self._earlier(results), *results], key=lambda r: r.name)
         write_run(self.folder, record, state, every, failures)
         write_text(self.folder / "slide_scores.csv", scores_csv(every))
         write_page(self.folder / "index.html", every, failures, record)
