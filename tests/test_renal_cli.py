@@ -91,15 +91,17 @@ class TestReport:
         code, _, said = wsi(*words, "--config", other)
         assert (code, "threshold" in said) == (2, True)
 
-    def test_a_slide_that_fails_now_is_not_listed_as_done(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_slide_that_fails_now_is_not_listed_as_done(self, tmp_path: Path, wsi: Run) -> None:
         """Its earlier grade would be of another file."""
         run = RenalRun([], readers(), RenalConfig(), tmp_path / "out", False, False)
         slide_of(tmp_path / "s.tif", scattered(20, 0.5, 1))
         run.rows = [SlideRow(SlideSource(str(tmp_path / "s.tif")))]
         assert run.go()
         assert (tmp_path / "out" / "grades.csv").read_text().count("\n") == 2
+        corrected = tmp_path / "c.geojson"
+        shutil.copy(tmp_path / "out" / "s" / "detections.geojson", corrected)
+        assert wsi("renal", "review", tmp_path / "out" / "s", corrected)[0] == 0
+        assert 'href="s/reviewed/report.html"' in (tmp_path / "out" / "index.html").read_text()
         (tmp_path / "s.tif").write_bytes(b"no slide any more")
         assert not run.go()
         assert (tmp_path / "out" / "grades.csv").read_text().count("\n") == 1

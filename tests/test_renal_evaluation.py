@@ -134,6 +134,7 @@ class TestCommand:
         code, said, noted = wsi("renal", "evaluate", tmp_path / "out", "--truth", tmp_path / "truth")
         assert code == 0
         assert "s2 has no truth and is left out" in noted
+        assert "is this the truth of these slides?" not in said
         assert "C4d positive: AP50 1.000; counted: F1 1.000" in said
         assert "percentage: mean absolute error 0.00 points" in said
         assert "grade: right on 2 of 2 slides, weighted kappa 1.000" in said
@@ -142,6 +143,17 @@ class TestCommand:
         value = json.loads((tmp_path / "out" / "evaluation" / "evaluation.json").read_text())
         assert value["grade"] == {"right": 2, "slides": 2, "weighted_kappa": 1.0}
         assert value["fields"]["auc"] is None
+
+    def test_truth_of_other_slides_is_noticed(self, tmp_path: Path, wsi: Run) -> None:
+        slide_of(tmp_path / "s.tif", scattered(40, 0.5, 1))
+        reported(tmp_path / "s.tif", tmp_path / "out" / "s")
+        truth_file(
+            tmp_path / "s.geojson", [Square(s.x + 30, s.y + 30, s.colour) for s in scattered(40, 0.5, 1)]
+        )
+        assert (
+            "is this the truth of these slides?"
+            in wsi("renal", "evaluate", tmp_path / "out", "--truth", tmp_path)[1]
+        )
 
     def test_what_cannot_be_evaluated(self, tmp_path: Path, wsi: Run) -> None:
         (tmp_path / "out").mkdir()

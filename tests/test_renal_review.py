@@ -80,7 +80,9 @@ class TestReview:
         assert report.result == report.machine == report_of(made / "s").result
         assert report.reading == "corrected"
         assert report.corrections is not None
-        assert set(report.corrections.model_dump().values()) == {0}
+        numbers = report.corrections.model_dump(exclude={"file", "sha256"})
+        assert set(numbers.values()) == {0}
+        assert report.corrections.file == "corrected.geojson"
         assert "machine:   C4d2, 25.0 %, 40 positive and 120 negative in 9 fields" in said
         assert "corrected: C4d2, 25.0 %, 40 positive and 120 negative in 9 fields" in said
 
@@ -103,7 +105,7 @@ class TestReview:
         c = report.corrections
         assert c is not None
         assert (c.deleted, c.added, c.reclassified, c.outside_fields) == (3, 2, 30, 0)
-        assert "3 deleted, 2 added, 30 reclassified; 0 fields left out, 0 taken in" in said
+        assert "capillaries: 3 deleted, 2 added, 30 reclassified; fields: 0 left out, 0 taken in" in said
         page = (made / "s" / "reviewed" / "report.html").read_text()
         assert "as corrected by a person" in page
         assert "marked by a person" in page
@@ -150,6 +152,27 @@ class TestReview:
         assert report.result == report.machine
         assert report.field_mm2 == report_of(made / "s").field_mm2
         assert sum("the machine did not look" in f.why_not for f in report.fields) == 6
+        assert report.corrections is not None
+        assert report.corrections.fields_not_searched == 6
+
+    def test_an_outline_that_is_no_capillarys(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        editor = Editor(made)
+        editor.add(300, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
+        shape = shapely.Point(300, 300).buffer(150)
+        editor.features[-1]["geometry"] = shapely.geometry.mapping(shape)
+        report, _, _ = self.run(made, tmp_path, editor, wsi)
+        assert report.warnings == (
+            "1 marked outlines are longer than 100 um, the first at (300, 300): is it one capillary",
+        )
+
+    def test_an_earlier_review_is_kept(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        self.run(made, tmp_path, Editor(made), wsi)
+        before = (made / "s" / "reviewed" / "report.json").read_bytes()
+        count = len(list((made / "s").glob("reviewed-before-*")))
+        editor = Editor(made)
+        editor.features.remove(editor.of("C4d positive")[0])
+        self.run(made, tmp_path, editor, wsi)
+        assert (made / "s" / f"reviewed-before-{count + 1}" / "report.json").read_bytes() == before
 
     def test_left_out_and_taken_back(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         """What lies in a field that was left out stays in the reviewed file, and comes back with its field."""
@@ -210,7 +233,10 @@ class TestReview:
             if "metadata" in f["properties"]:
                 f["properties"]["metadata"]["origin offset"] = "100,50"
         first = self.run(made, tmp_path, editor, wsi)[0]
-        assert self.run(made, tmp_path, moved, wsi)[0] == first
+        second = self.run(made, tmp_path, moved, wsi)[0]
+        assert second.model_copy(update={"corrections": None}) == first.model_copy(
+            update={"corrections": None}
+        )
 
 
 class TestRefused:
@@ -234,11 +260,21 @@ class TestRefused:
         editor = Editor(made)
         for f in editor.features:
             f["properties"]["metadata"]["slide identity"] = "another of the same name"
-        assert "it is of 'another of the same name'" in self.said(made, tmp_path, editor, wsi)
+        assert "it is of another file of that name" in self.said(made, tmp_path, editor, wsi)
         editor = Editor(made)
         editor.value["features"] = []
         editor.add(300, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
         assert "it holds none of the report's objects" in self.said(made, tmp_path, editor, wsi)
+
+    def test_selected_objects_only_and_off_the_slide(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        editor = Editor(made)
+        editor.value["features"] = editor.of("C4d positive")
+        assert "holds no field: export all objects" in self.said(made, tmp_path, editor, wsi)
+        editor = Editor(made)
+        editor.add(90_000, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
+        assert "marks a capillary at (89988, 288), off the slide; delete it" in self.said(
+            made, tmp_path, editor, wsi
+        )
 
     def test_unknown_class(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         editor = Editor(made)

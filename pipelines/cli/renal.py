@@ -21,7 +21,7 @@ from pipelines.renal.fields import field_threshold
 from pipelines.renal.labels import proposed_labels
 from pipelines.renal.page import check_pdf, write_index
 from pipelines.renal.read import Readers, RenalConfig, run_fingerprint
-from pipelines.renal.run import RenalResult, earlier_reports, report_slide
+from pipelines.renal.run import RenalResult, corrected_readings, earlier_reports, report_slide
 from wsi.errors import ConfigError, StoreError
 from wsi.export import Origin, origin_offset, write_geojson
 from wsi.files import write_text
@@ -182,7 +182,9 @@ class RenalRun:
         every = sorted([*self._earlier([*results, *failures]), *results], key=lambda r: r.name)
         write_run(self.folder, record, state, every, failures)
         write_text(self.folder / "grades.csv", _grades_csv(every))
-        write_index(self.folder / "index.html", [r.report for r in every], failures, record)
+        reports = [r.report for r in every]
+        corrected = corrected_readings(self.folder, reports)
+        write_index(self.folder / "index.html", reports, failures, record, corrected)
 
 
 def _grades_csv(results: Sequence[RenalResult]) -> str:

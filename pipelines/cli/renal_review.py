@@ -15,7 +15,7 @@ from pipelines.renal.page import check_pdf, write_report
 from pipelines.renal.read import measured
 from pipelines.renal.report import GradeFacts, grading_of
 from pipelines.renal.review import Reviewed, corrected_report, review
-from pipelines.renal.run import REVIEWED, read_report
+from pipelines.renal.run import REVIEWED, read_report, refresh_index, set_aside
 from pipelines.renal.truth import read_cohort
 from wsi.errors import ConfigError, StoreError
 from wsi.source import SlideSource
@@ -47,15 +47,19 @@ def review_command(
         area = found.fields.area_mm2(opened.size, opened.mpp)
         made = {"program": f"slidewright {version()}", "code": code_hash()}
         new = corrected_report(report, found, grading_of(report), area).model_copy(update=made)
+        set_aside(folder / REVIEWED)  # an earlier review may be the only copy
         write_report(folder / REVIEWED, new, opened, found.fields, marks, pdf=pdf)
+    refresh_index(folder.parent)
     assert new.machine is not None
     c = found.corrections
     out.print(f"machine:   {_sentence(new.machine)}", markup=False)
     out.print(f"corrected: {_sentence(new.result)}", markup=False)
     out.print(
-        f"{c.deleted} deleted, {c.added} added, {c.reclassified} reclassified; {c.fields_left_out} fields left out, "
-        f"{c.fields_taken_in} taken in"
+        f"capillaries: {c.deleted} deleted, {c.added} added, {c.reclassified} reclassified; "
+        f"fields: {c.fields_left_out} left out, {c.fields_taken_in} taken in"
     )
+    if c.fields_not_searched:
+        err.print(f"fields taken in without a mark in them, which do not count: {c.fields_not_searched}")
     if c.outside_fields:
         err.print(f"{c.outside_fields} marked capillaries lie in no feasible field and are not counted")
     out.print(f"{folder / REVIEWED / 'report.html'} shows it; for research use only", markup=False)

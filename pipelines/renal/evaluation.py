@@ -62,6 +62,9 @@ class RenalEvaluation:
         yield f"{len(self.slides)} slides" + (
             "; demonstration models, trained on phantoms" if self.demonstration else ""
         )
+        if all(a.hits == 0 and a.false + a.missed for a in self.agreement.values()):
+            yield "nothing that was found is where something is marked: is this the truth of these slides?"
+        yield "capillaries are compared in the fields that the machine took, percentages with the whole slide's"
         for name in CLASSES:
             a = self.agreement[name]
             at = ", ".join(f"{v:.3f} at {k}" for k, v in self.sensitivity_at(name).items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +146,14 @@ def write_pdf(path: Path, html: str) -> None:
 
 
 def write_index(
-    path: Path, reports: Sequence[RenalReport], failures: Sequence[Failure], record: dict[str, Any]
+    path: Path,
+    reports: Sequence[RenalReport],
+    failures: Sequence[Failure],
+    record: dict[str, Any],
+    corrected: Mapping[str, RenalReport],
 ) -> None:
-    """``index.html``: every slide of a run with its grade, and what failed."""
+    """``index.html``: every slide of a run with its grade, that of its corrected reading, and what failed."""
     page = TEMPLATES.get_template("renal_index.html").render(
-        reports=reports, failures=failures, record=record, share=_share_text
+        reports=reports, failures=failures, record=record, corrected=corrected, share=_share_text
     )
     write_text(path, page)

@@ -78,14 +78,16 @@ def overview_picture(slide: Slide, fields: FieldSet, marks: Marks) -> str:
         colour = COLOURS[FEASIBLE if f.feasible else NOT_FEASIBLE]
         cv2.rectangle(image, corners[0], corners[1], colour, 2 if f.feasible else 1, cv2.LINE_AA)
         if not f.feasible:
-            cv2.line(image, corners[0], corners[1], colour, 1, cv2.LINE_AA)
+            cv2.line(image, corners[0], corners[1], colour, 2, cv2.LINE_AA)
+            cv2.line(
+                image, (corners[0][0], corners[1][1]), (corners[1][0], corners[0][1]), colour, 2, cv2.LINE_AA
+            )
     for positive in (False, True):  # the rarer ones on top
         chosen = marks.counted & (marks.field >= 0) & (marks.positive == positive)
         for x, y in marks.centres[chosen]:
             at = (round(x * scale), round(y * scale))
-            cv2.circle(
-                image, at, 3 if positive else 2, COLOURS[POSITIVE if positive else NEGATIVE], -1, cv2.LINE_AA
-            )
+            cv2.circle(image, at, 5, (255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(image, at, 4, COLOURS[POSITIVE if positive else NEGATIVE], -1, cv2.LINE_AA)
     length, height = round(overview_bar_um(slide) / slide.mpp * scale), image.shape[0]
     cv2.rectangle(image, (12, height - 18), (12 + length, height - 12), (0, 0, 0), -1)
     return data_uri(image)

@@ -86,14 +86,22 @@ class StabilityFacts(Config):
 
 
 class Corrections(Config):
-    """What a person changed: numbers of capillaries, and of fields."""
+    """What a person changed, and in which file: numbers of capillaries, and of fields.
 
+    Attributes:
+        outside_fields: marked where no field is feasible: not counted.
+        fields_not_searched: taken in without a mark in them: not counted either.
+    """
+
+    file: str
+    sha256: str
     deleted: int
     added: int
     reclassified: int
     outside_fields: int
     fields_left_out: int
     fields_taken_in: int
+    fields_not_searched: int
 
 
 class RenalReport(Config):

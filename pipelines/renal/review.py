@@ -11,6 +11,7 @@ import numpy as np
 import shapely
 from shapely import STRtree
 
+from models.card import hash_file
 from pipelines.renal.fields import FieldSet, KidneyField
 from pipelines.renal.grading import GradingConfig, grade_slide
 from pipelines.renal.marks import Marks, Source, mark_key
@@ -27,6 +28,7 @@ BY_HAND = "left out by a person"
 NOT_SEARCHED = (
     "taken in by a person, but no capillary is marked in it, and the machine did not look for any there"
 )
+LONGEST_UM = 100.0  # side of a box; the longest capillaries are some 60 um
 MOST_SHARED = 0.5  # intersection over union of two marks: more is one capillary
 
 
@@ -89,12 +91,15 @@ def review(original: Path, corrected: Path, report: RenalReport) -> Reviewed:
         fields,
         marks,
         Corrections(
+            file=corrected.name,
+            sha256=hash_file(corrected),
             deleted=sum(key not in ids for key in machine),
             added=sum(source == "added" for source in marks.source),
             reclassified=sum(source == "reclassified" for source in marks.source),
             outside_fields=int((marks.field < 0).sum()),
             fields_left_out=sum(was[key] and not now[key] for key in was),
             fields_taken_in=sum(now[key] and not was[key] for key in was),
+            fields_not_searched=sum(f.why_not == NOT_SEARCHED for f in fields.fields),
         ),
     )
 
@@ -102,16 +107,9 @@ def review(original: Path, corrected: Path, report: RenalReport) -> Reviewed:
 def _checked(path: Path, before: dict[str, MarkedObject], report: RenalReport) -> list[MarkedObject]:
     """The person's objects, if they are of this slide and can be counted."""
     after = read_objects(path)
-    slide = report.slide.name
-    own = {"slide": slide, "slide identity": report.slide.identity}
-    others = sorted(
-        {o.metadata[key] for o in after for key, value in own.items() if o.metadata.get(key, value) != value}
-    )
-    if others or not any(o.id in before for o in after):
-        said = f"it is of {others[0]!r}" if others else "it holds none of the report's objects"
-        raise AnnotationError(
-            f"{path} is not the corrected file of {slide}: {said}; give the one that was exported from it"
-        )
+    _check_slide(path, before, after, report)
+    if not any(o.group in (FEASIBLE, NOT_FEASIBLE) for o in after):
+        raise AnnotationError(f"{path} holds no field: export all objects, not only the selected ones")
     twice = [key for key, count in Counter(o.id for o in after if o.id).items() if count > 1]
     if twice:
         raise AnnotationError(
@@ -129,8 +127,34 @@ def _checked(path: Path, before: dict[str, MarkedObject], report: RenalReport) -
             raise AnnotationError(
                 f"{path} holds a {o.shape.geom_type} at ({x:.0f}, {y:.0f}): mark each capillary by one outline"
             )
+        x0, y0, x1, y1 = o.shape.bounds
+        width, height = report.slide.size_px
+        if o.group in (POSITIVE, NEGATIVE) and (x1 < 0 or y1 < 0 or x0 > width or y0 > height):
+            raise AnnotationError(
+                f"{path} marks a capillary at ({x0:.0f}, {y0:.0f}), off the slide; delete it"
+            )
     _refuse_twice(path, [o for o in after if o.group in (POSITIVE, NEGATIVE)])
     return after
+
+
+def _check_slide(
+    path: Path, before: dict[str, MarkedObject], after: Sequence[MarkedObject], report: RenalReport
+) -> None:
+    """Refuse the file of another slide, or of another file of that name."""
+    slide = report.slide.name
+    names = sorted({o.metadata["slide"] for o in after if o.metadata.get("slide", slide) != slide})
+    own = report.slide.identity
+    said = ""
+    if names:
+        said = f"it is of {names[0]!r}"
+    elif any(o.metadata.get("slide identity", own) != own for o in after):
+        said = "it is of another file of that name"
+    elif not any(o.id in before for o in after):
+        said = "it holds none of the report's objects"
+    if said:
+        raise AnnotationError(
+            f"{path} is not the corrected file of {slide}: {said}; give the one that was exported from it"
+        )
 
 
 def _refuse_twice(path: Path, kept: Sequence[MarkedObject]) -> None:
@@ -217,12 +241,12 @@ def corrected_report(
     grade = grade_slide(counts, grading)
     result = grade_facts(grade)
     warnings = [w for w in report.warnings if w not in COUNT_WARNINGS]
-    said = count_warning(result.fields, result.percent)
+    said = [count_warning(result.fields, result.percent), _large(reviewed.marks, report.slide.um_per_px)]
     return report.model_copy(
         update={
             "reading": "corrected",
             "result": result,
-            "warnings": (*warnings, *([said] if said else [])),
+            "warnings": (*warnings, *(text for text in said if text)),
             "machine": report.result,
             "corrections": reviewed.corrections,
             "field_mm2": round(field_mm2, 4),
@@ -231,3 +255,14 @@ def corrected_report(
             "fields": field_facts(report.slide.name, reviewed.fields, reviewed.marks),
         }
     )
+
+
+def _large(marks: Marks, mpp: float) -> str:
+    """What must be said of outlines that are no capillary's; empty where there are none."""
+    sides = (marks.boxes[:, 2:] - marks.boxes[:, :2]).max(axis=1, initial=0) * mpp
+    large = np.flatnonzero(sides > LONGEST_UM)
+    if len(large) == 0:
+        return ""
+    x, y = marks.centres[large[0]]
+    where = f"the first at ({x:.0f}, {y:.0f})"
+    return f"{len(large)} marked outlines are longer than {LONGEST_UM:g} um, {where}: is it one capillary"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.cohort import Failure
 from pipelines.provenance import fingerprint
-from pipelines.renal.page import write_report
+from pipelines.renal.page import write_index, write_report
 from pipelines.renal.read import Readers, RenalConfig, read_slide, run_fingerprint
 from pipelines.renal.report import RenalReport, machine_report
 from wsi.errors import StoreError
@@ -171,3 +173,23 @@ def earlier_reports(out: Path, settings: str, but: Collection[str]) -> list[Rena
         except (OSError, ValueError, KeyError, TypeError, StoreError):
             continue  # not one of ours, or of another version
     return found
+
+
+def corrected_readings(out: Path, reports: Sequence[RenalReport]) -> dict[str, RenalReport]:
+    """The corrected reading of each slide that has one, by the slide's name."""
+    found = {}
+    for report in reports:
+        with suppress(StoreError):
+            found[report.slide.name] = read_report(out / report.slide.name / REVIEWED)
+    return found
+
+
+def refresh_index(out: Path) -> None:
+    """Write ``index.html`` of a run anew, after a review; nothing where there is no run."""
+    try:
+        record = json.loads((out / "run.json").read_bytes())
+        reports = [read_report(out / slide["name"]) for slide in record["slides"]]
+        failures = [Failure(**failure) for failure in record["failed"]]
+    except (OSError, ValueError, KeyError, TypeError, StoreError):
+        return
+    write_index(out / "index.html", reports, failures, record, corrected_readings(out, reports))

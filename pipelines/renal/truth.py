@@ -14,7 +14,7 @@ import numpy.typing as npt
 from models.detection_data import MarkedSlide, read_marked
 from pipelines.renal.grading import grade_of
 from pipelines.renal.report import RenalReport, grading_of
-from pipelines.renal.run import read_report
+from pipelines.renal.run import REVIEWED, read_report
 from wsi.annotations import read_annotations
 from wsi.c4d import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.detections import Detections
@@ -71,7 +71,11 @@ def read_cohort(folder: Path, truth: Path) -> Cohort:
         ConfigError: there is no report, or none with a truth.
         WsiError: a report or a truth is broken.
     """
-    reports = [read_report(path.parent) for path in sorted(folder.glob("*/report.json"))]
+    reports = [
+        read_report(path.parent)
+        for path in sorted(folder.glob("*/report.json"))
+        if path.parent.name != REVIEWED
+    ]
     if not reports:
         raise ConfigError(f"{folder} holds no report; give the --out of wsi renal report")
     made = {
