@@ -14,13 +14,13 @@ from models.detect_slide import SMALLEST_UM, shrunk
 from models.detection_data import Example
 from models.detector_card import load_detector
 from models.train_detector import DetectorTrainConfig, detect_tiles, validation_tiles
+from wsi.c4d import REACH_UM
 from wsi.detection_metrics import Agreement, Marked, average_precision, by_distance
 from wsi.detections import Detections
 from wsi.errors import ConfigError
 from wsi.manifest import SlideRow
 
 PAPER_UM = 0.25  # um per pixel that the paper's enlargements are read at: it does not state its spacing
-REACH_UM = 8.0  # between middles of what agrees: half the median length of a capillary (tests/test_kidney_phantom.py)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -184,7 +184,9 @@ def _objects(path: Path, value: Any) -> list[MarkedObject]:
             found.append(MarkedObject(own, group, name, shape, metadata, numbers))
         offset = _offset(path, found)
     except (AttributeError, KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
-        raise AnnotationError(f"{path} is JSON but not GeoJSON of polygons ({error!r})") from error
+        raise AnnotationError(
+            f"{path} is JSON but not GeoJSON of polygons; export the objects again as GeoJSON"
+        ) from error
     if not offset.any():
         return found
     return [replace(o, shape=shapely.transform(o.shape, lambda xy: xy + offset)) for o in found]

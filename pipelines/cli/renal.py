@@ -18,9 +18,11 @@ from pipelines.cohort import Failure, gather, refuse_other_run, run_cohort, writ
 from pipelines.config import load_config
 from pipelines.provenance import code_hash, run_record, version
 from pipelines.renal.fields import field_threshold
+from pipelines.renal.grading import percent_text
 from pipelines.renal.labels import proposed_labels
 from pipelines.renal.page import check_pdf, write_index
 from pipelines.renal.read import Readers, RenalConfig, run_fingerprint
+from pipelines.renal.report import grading_of
 from pipelines.renal.run import RenalResult, corrected_readings, earlier_reports, report_slide
 from wsi.errors import ConfigError, StoreError
 from wsi.export import Origin, origin_offset, write_geojson
@@ -197,7 +199,7 @@ def _grades_csv(results: Sequence[RenalResult]) -> str:
     for r in results:
         g = r.report.result
         ends = ["", ""] if g.interval is None else [f"{v:.2f}" for v in g.interval]
-        percent = "" if g.percent is None else f"{g.percent:.2f}"
+        percent = "" if g.percent is None else f"{g.percent:.4f}"
         rows.writerow(
             [r.name, g.grade or "", percent, *ends, g.positive, g.negative, g.fields, g.not_assessable]
         )
@@ -211,7 +213,8 @@ def _say(result: RenalResult | Failure) -> None:
     g = result.report.result
     counted = f"{g.positive} positive and {g.negative} negative in {g.fields} fields"
     if g.percent is not None and g.interval is not None:
-        counted = f"{g.percent:.1f} % ({g.interval[0]:.1f} to {g.interval[1]:.1f}), {counted}"
+        percent = percent_text(g.percent, grading_of(result.report))
+        counted = f"{percent} % ({g.interval[0]:.1f} to {g.interval[1]:.1f}), {counted}"
     out.print(f"{result.name}: {g.grade or 'not assessable: ' + g.not_assessable}; {counted}", markup=False)
     for warning in result.report.warnings:
         err.print(f"{result.name}: {warning}", markup=False)

@@ -11,6 +11,7 @@ import typer
 from pipelines.cli.console import err, out, progress
 from pipelines.provenance import code_hash, version
 from pipelines.renal.evaluation import evaluate, write_evaluation
+from pipelines.renal.grading import GradingConfig, percent_text
 from pipelines.renal.page import check_pdf, write_report
 from pipelines.renal.read import measured
 from pipelines.renal.report import GradeFacts, grading_of
@@ -52,8 +53,9 @@ def review_command(
     refresh_index(folder.parent)
     assert new.machine is not None
     c = found.corrections
-    out.print(f"machine:   {_sentence(new.machine)}", markup=False)
-    out.print(f"corrected: {_sentence(new.result)}", markup=False)
+    grading = grading_of(report)
+    out.print(f"machine:   {_sentence(new.machine, grading)}", markup=False)
+    out.print(f"corrected: {_sentence(new.result, grading)}", markup=False)
     out.print(
         f"capillaries: {c.deleted} deleted, {c.added} added, {c.reclassified} reclassified; "
         f"fields: {c.fields_left_out} left out, {c.fields_taken_in} taken in"
@@ -65,8 +67,8 @@ def review_command(
     out.print(f"{folder / REVIEWED / 'report.html'} shows it; for research use only", markup=False)
 
 
-def _sentence(g: GradeFacts) -> str:
-    percent = "no capillary" if g.percent is None else f"{g.percent:.1f} %"
+def _sentence(g: GradeFacts, grading: GradingConfig) -> str:
+    percent = "no capillary" if g.percent is None else f"{percent_text(g.percent, grading)} %"
     grade = g.grade or f"not assessable ({g.not_assessable})"
     return f"{grade}, {percent}, {g.positive} positive and {g.negative} negative in {g.fields} fields"
 

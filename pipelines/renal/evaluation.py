@@ -16,12 +16,12 @@ from pipelines.renal.agreement import BlandAltman, bland_altman, weighted_kappa
 from pipelines.renal.curves import write_agreement, write_froc
 from pipelines.renal.report import grading_of
 from pipelines.renal.truth import CLASSES, Case, Cohort
+from wsi.c4d import REACH_UM
 from wsi.detection_metrics import Agreement, Marked, average_precision, hits_by_distance
 from wsi.detections import Detections
 from wsi.files import write_json
 from wsi.metrics import auc
 
-REACH_UM = 8.0  # between middles of what agrees: half the median length of a capillary (tests/test_kidney_phantom.py)
 FALSE_PER_MM2 = (1, 2, 4, 8, 16)  # where the FROC curve is read
 
 

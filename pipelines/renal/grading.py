@@ -110,6 +110,13 @@ def grade_of(percent: float, cfg: GradingConfig) -> str:
     return cfg.grades[1 if percent < cfg.focal_percent else 2 if percent <= cfg.diffuse_percent else 3]
 
 
+def percent_text(percent: float, cfg: GradingConfig) -> str:
+    """A percentage with one digit, or as many more as it takes to lie on the same side of every grade's border."""
+    grade = grade_of(percent, cfg)
+    digits = next((d for d in range(1, 4) if grade_of(round(percent, d), cfg) == grade), 4)
+    return f"{percent:.{digits}f}"
+
+
 def grade_slide(counts: FieldCounts, cfg: GradingConfig) -> Grade:
     """Percentage, interval, grade, and whether there is enough to give one."""
     positive, total = int(counts.positive.sum()), int(counts.total.sum())

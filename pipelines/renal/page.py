@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipelines.cohort import Failure
 from pipelines.renal.fields import FieldSet
-from pipelines.renal.grading import GradingConfig, grade_of
+from pipelines.renal.grading import GradingConfig, percent_text
 from pipelines.renal.marks import Marks, mark_features, marks_csv
 from pipelines.renal.pictures import (
     CROP_BAR_UM,
@@ -97,12 +97,7 @@ def _percent_text(positive: int, negative: int) -> str:
 
 
 def _share_text(percent: float, cfg: dict[str, Any]) -> str:
-    """A percentage with one digit, or as many more as it takes to lie on the same side of every grade's border."""
-    grading = GradingConfig.model_validate_json(json.dumps(cfg))
-    digits = next(
-        (d for d in range(1, 4) if grade_of(round(percent, d), grading) == grade_of(percent, grading)), 4
-    )
-    return f"{percent:.{digits}f}"
+    return percent_text(percent, GradingConfig.model_validate_json(json.dumps(cfg)))
 
 
 def _text(value: float | None, digits: int = 1) -> str:
