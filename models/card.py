@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from wsi.config import Config
 from wsi.errors import ModelError
+from wsi.files import file_sha256
 from wsi.stain import StainMethod
 
 WEIGHTS = "model.safetensors"
@@ -38,6 +38,8 @@ class ModelCard(Config):
         spacing_tolerance: relative difference within which a slide's level 0 is read as it is.
         stain_normalisation: slides are recoloured by this method before the network sees them.
         threshold: score from which a patch counts as of the positive class, chosen on the validation patches; or None.
+        confidence: slide scores from which a slide is probably normal, equivocal, probably and definitely tumour, as
+            checked for this model; None: nobody checked, and slides get a score without a word.
         demonstration: trained on phantoms; not for real tissue.
         sha256: of the weight file.
     """
@@ -53,6 +55,7 @@ class ModelCard(Config):
     spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
     stain_normalisation: StainMethod = "none"
     threshold: float | None = None
+    confidence: tuple[float, float, float, float] | None = None
     demonstration: bool = False
     intended_use: str = "Research use only; not for diagnosis."
     limits: str = ""
@@ -110,7 +113,7 @@ def is_detector(folder: Path) -> bool:
     """Whether a folder holds a detector of capillaries, whose card is another one."""
     try:
         return bool(json.loads((folder / CARD).read_bytes()).get("kind") == "detector")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -121,8 +124,7 @@ def hash_file(path: Path) -> str:
         ModelError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}); copy the model again") from error
 

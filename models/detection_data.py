@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsi.annotations import read_annotations, read_objects
+from wsi.annotations import read_annotations
 from wsi.arrays import BoxesXYXY, RgbImage
 from wsi.c4d import FEASIBLE, NOT_COUNTED, NOT_FEASIBLE
 from wsi.errors import AnnotationError
+from wsi.geojson import read_objects
 from wsi.slide import LEVEL_TOLERANCE, Slide
 
 LEAST_SEEN = 0.4  # share of a box that must lie in the tile: less of a capillary cannot be told

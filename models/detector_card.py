@@ -77,7 +77,7 @@ def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
         raise ModelError(
             f"{folder} is not a model: {CARD} cannot be read ({error.strerror}); check the path"
         ) from error
-    except (ValueError, AttributeError, ValidationError) as error:
+    except (ValueError, AttributeError, RecursionError, ValidationError) as error:
         raise ModelError(f"{folder / CARD} is not a valid card ({error}); copy the model again") from error
     if hash_file(folder / WEIGHTS) != card.sha256:
         raise ModelError(f"{folder / WEIGHTS} is not the file that its card names; copy the model again")

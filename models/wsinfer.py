@@ -55,7 +55,7 @@ def read_wsinfer(folder: Path) -> tuple[ModelCard, list[dict[str, Any]]]:
             sha256=hash_file(folder / WEIGHTS),
         )
         return card, transforms
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ModelError(
             f"{path} is not WSInfer's configuration ({error!r}); see its model zoo's schema"
         ) from error

@@ -6,16 +6,16 @@ import json
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, StoreError, WsiError
 from wsi.files import write_json
-from wsi.manifest import SlideRow, read_manifest
-from wsi.readers.openslide import dicom_series
-from wsi.source import SLIDE_SUFFIXES, SlideSource
+from wsi.manifest import SlideRow, manifest_in, read_manifest
+from wsi.readers.openslide import dicom_series, gone
+from wsi.source import SLIDE_SUFFIXES, SlideSource, check_url, safe_name
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,11 @@ class Result(Protocol):
         """How many cells could not be decoded."""
         ...
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was found that could be scored or counted."""
+        ...
+
     def summary(self) -> dict[str, Any]:
         """Its entry in ``run.json``."""
         ...
@@ -61,14 +66,14 @@ class Outcome(Generic[R]):
     @property
     def complete(self) -> bool:
         """Whether every slide was scored, to the last cell."""
-        return not self.failures and all(r.unreadable == 0 for r in self.results)
+        return not self.failures and not any(r.unreadable or r.empty for r in self.results)
 
 
 def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool) -> list[SlideRow]:
     """Slides from files, folders (sorted), URLs and manifests, each once.
 
     Args:
-        inputs: paths or URLs; a ``.csv`` is a manifest.
+        inputs: paths or URLs; a ``.csv`` is a manifest, and so is a folder that holds a ``slides.csv``.
         mpp: overrides the spacing of every slide, and a manifest's.
         allow_anisotropic: see `SlideSource`.
 
@@ -92,7 +97,11 @@ def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool)
 def _rows(text: str) -> list[SlideRow]:
     path = Path(text)
     if "://" not in text and path.is_dir():
-        return [SlideRow(SlideSource(str(p))) for p in slides_in(path)]
+        manifest = manifest_in(path)
+        return (
+            read_manifest(manifest) if manifest else [SlideRow(SlideSource(str(p))) for p in slides_in(path)]
+        )
+    check_url(text)
     if text.lower().endswith(".csv"):
         return read_manifest(path)
     if "://" not in text and not path.exists():
@@ -123,19 +132,53 @@ def _one_per_series(files: Sequence[Path]) -> list[Path]:
 
 
 def unique_names(rows: Sequence[SlideRow]) -> list[str]:
-    """A folder name for each slide: its stem; where two share it, their file name, then folder and file name."""
+    """A folder name for each slide: its stem; where two share it, their file name, then folder and file name.
+
+    Every name is `safe_name`: it is one folder inside OUT, whatever the slide's file is called.
+
+    Raises:
+        ConfigError: two slides cannot be told apart by name.
+    """
     names = [row.source.name for row in rows]
     forms: list[Callable[[SlideRow], str]] = [
         lambda row: Path(row.source.path).name,
         lambda row: f"{Path(row.source.path).parent.name}_{Path(row.source.path).name}",
-        lambda row: row.source.path.replace("/", "_"),
+        lambda row: row.source.label,
     ]
     for form in forms:
         counts = Counter(name.casefold() for name in names)
         names = [
-            form(row) if counts[name.casefold()] > 1 else name for name, row in zip(names, rows, strict=True)
+            safe_name(form(row)) if counts[name.casefold()] > 1 else name
+            for name, row in zip(names, rows, strict=True)
         ]
+    counts = Counter(name.casefold() for name in names)
+    twice = [row.source.label for row, name in zip(rows, names, strict=True) if counts[name.casefold()] > 1]
+    if twice:
+        raise ConfigError(f"{twice[0]} and {twice[1]} would share one folder of results; rename one of them")
     return names
+
+
+def own_folder(out: Path, name: str) -> Path:
+    """The folder of one slide's results; a link there is not followed, as it may lead out of OUT.
+
+    Raises:
+        ForeignStoreError: a link has its name.
+    """
+    folder = out / name
+    if folder.is_symlink():
+        raise ForeignStoreError(f"{folder} is a link, and results are not written through links; remove it")
+    return folder
+
+
+def file_sizes(rows: Sequence[SlideRow]) -> list[float]:
+    """Bytes of each slide's file, to tell how much work is left; 1 where it is not known."""
+    sizes = []
+    for row in rows:
+        try:
+            sizes.append(1.0 if row.source.is_url else float(Path(row.source.path).stat().st_size))
+        except OSError:
+            sizes.append(1.0)  # the slide's own error will be told when it is opened
+    return sizes
 
 
 def run_cohort(
@@ -188,7 +231,11 @@ def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, in
     except (StoreError, ModelError, ConfigError):
         raise
     except WsiError as error:
-        return Failure(name, row.source.label, _unsigned(error, row))
+        missing = not row.source.is_url and not Path(row.source.path).exists()
+        told = gone(row.source.path) if missing else error
+        return Failure(name, row.source.label, _unsigned(told, row))
+    except MemoryError:
+        return Failure(name, row.source.label, f"{row.source.label}: memory ran out; end other programs")
     except Exception as error:  # a defect of ours on one slide must not cost the others
         reason = (
             f"{row.source.path}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
@@ -212,10 +259,13 @@ def refuse_other_run(out: Path, settings_fingerprint: str) -> None:
         return
     try:
         earlier = json.loads(path.read_bytes())
-    except ValueError as error:
+        if not isinstance(earlier, dict):
+            raise ValueError("not a record")
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} is broken; choose another --out, or pass --overwrite") from error
     if earlier.get("settings_fingerprint") != settings_fingerprint:
-        made = f"{', '.join(m['name'] for m in earlier.get('models', []))}, code {earlier.get('code')}"
+        names = [str(m.get("name")) for m in earlier.get("models", []) if isinstance(m, dict)]
+        made = f"{', '.join(names)}, code {earlier.get('code')}"
         raise StoreError(
             f"{out} holds results of another model, other settings or other code ({made}); "
             f"choose another --out, or pass --overwrite to replace them"
@@ -227,6 +277,16 @@ def write_run(
 ) -> None:
     """Write ``run.json``: what made the outputs, how the run ended, every slide and every failure."""
     done = [result.summary() for result in results]
-    write_json(
-        out / "run.json", record | {"state": state, "slides": done, "failed": [asdict(f) for f in failures]}
-    )
+    failed = [asdict(f) for f in failures]
+    write_json(out / "run.json", record | {"state": state, "slides": done, "failed": failed}, durable=True)
+
+
+def earlier_failures(out: Path, settings_fingerprint: str, but: Collection[str]) -> list[Failure]:
+    """Failures that other commands with the same settings noted in ``run.json``, of slides not named in ``but``."""
+    try:
+        value = json.loads((out / "run.json").read_bytes())
+        if value["settings_fingerprint"] != settings_fingerprint:
+            return []
+        return [f for f in (Failure(**known) for known in value["failed"]) if f.name not in but]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

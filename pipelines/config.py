@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,17 @@ from pydantic import BaseModel, ValidationError
 from wsi.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few bytes of them can stand for more than memory holds, or for themselves."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()  # type: ignore[no-untyped-call]
+            where = f"line {event.start_mark.line + 1} uses the alias *{event.anchor}"
+            raise yaml.YAMLError(f"{where}, and aliases are not read: write it out")
+        return super().compose_node(parent, index)
 
 
 def load_config(
@@ -33,10 +44,12 @@ def load_config(
         ConfigError: names the file, the key and what is wrong.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); check the path") from error
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path} nests lists or keys too deeply; no setting does") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
         raise ConfigError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold keys and values, got {type(value).__name__}")
@@ -50,15 +63,29 @@ def parse_config(name: str, value: dict[str, Any], model: type[Model]) -> Model:
     """Check plain values against a model; through JSON, so that a list may be a tuple and text a path."""
     try:
         return model.model_validate_json(json.dumps(value, default=str))
+    except (RecursionError, OverflowError) as error:
+        raise ConfigError(f"{name} holds a value that no setting takes ({error})") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        known = (
-            f"; known keys are {', '.join(model.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        )
+        level = _level(model, first["loc"][:-1])
+        unknown = first["type"] == "extra_forbidden" and level is not None
+        known = f"; known keys are {', '.join(level.model_fields)}" if unknown and level else ""
         raise ConfigError(
             f"{name}: {where}: {first['msg'].lower()} (got {_short(first['input'])}){known}"
         ) from error
+
+
+def _level(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
+    """The model whose keys stand at a path below another one; None where none does."""
+    for key in path:
+        field = model.model_fields.get(str(key))
+        below = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        models = [kind for kind in below if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not models:
+            return None
+        model = models[0]
+    return model
 
 
 def _short(value: Any) -> str:

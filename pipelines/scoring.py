@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -45,6 +46,7 @@ def score_chunks(
     todo = [block for block in blocks if not store.has_chunk(block.chunk)]
     done = total - sum(len(block.cells) for block in todo)
     progress(done, total)
+    count = _Count(done, total, progress)
     waiting: deque[tuple[Block, npt.NDArray[np.bool_]]] = deque()  # without the pixels, which are large
 
     def feed() -> Iterator[PatchBlock]:
@@ -54,12 +56,33 @@ def score_chunks(
 
     # closed here, whatever happens: a thread must not read from a slide that is closed already
     with closing(read_ahead(slide, todo, recolour=recolour, threads=threads, ahead=threads)) as reads:
-        for scores in engine.score(feed()):
+        for scores in engine.score(feed(), scored=count.add):
             block, readable = waiting.popleft()
             if np.isnan(scores).any():
                 raise ModelError("the model gave scores that are not numbers; try --precision fp32")
             whole = np.full((len(block.cells), scores.shape[1]), np.nan, np.float32)
             whole[readable] = scores
             store.write_chunk(block.chunk, block.cells, whole)
-            done += len(block.cells)
-            progress(done, total)
+            count.finish(len(block.cells), int(readable.sum()))
+
+
+class _Count:
+    """How many cells are done: those of written chunks, and those that an engine has scored since."""
+
+    def __init__(self, written: int, total: int, progress: Callable[[int, int], None]) -> None:
+        self._written, self._total, self._progress = written, total, progress
+        self._ahead = 0
+        self._lock = threading.Lock()
+
+    def add(self, patches: int) -> None:
+        """An engine's thread scored so many."""
+        with self._lock:
+            self._ahead += patches
+            self._progress(min(self._written + self._ahead, self._total), self._total)
+
+    def finish(self, cells: int, scored: int) -> None:
+        """A chunk of so many cells was written; so many of them were readable, and `add` was told of them."""
+        with self._lock:
+            self._written += cells
+            self._ahead = max(0, self._ahead - scored)
+            self._progress(min(self._written + self._ahead, self._total), self._total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,7 @@ def card(**changes: object) -> ModelCard:
         "patch_px": 299,
         "stride_px": 128,
         "spacing_um": MPP,
+        "confidence": (0.5, 0.8, 0.95, 0.99),
         "sha256": "0" * 64,
     }
     return ModelCard(**fields | changes)  # type: ignore[arg-type]
@@ -84,7 +85,9 @@ class RednessEngine:
     def expect(self, patches: int) -> None:
         pass
 
-    def score(self, blocks: Iterable[PatchBlock]) -> Iterator[Scores]:
+    def score(
+        self, blocks: Iterable[PatchBlock], *, scored: Callable[[int], None] = lambda patches: None
+    ) -> Iterator[Scores]:
         size, stride = self.models.card.patch_px, self.models.card.stride_px
         low = (size - stride) // 2
         for block in blocks:
@@ -96,6 +99,7 @@ class RednessEngine:
                 centre = block.patches(i, i + 1)[0, low : low + stride, low : low + stride].astype(np.float32)
                 scores[i, 1] = np.clip((centre[..., 0] - centre[..., 1]).mean() / 128, 0, 1)
             scores[:, 0] = 1 - scores[:, 1]
+            scored(len(block))
             yield scores
 
 

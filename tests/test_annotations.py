@@ -2,24 +2,27 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shapely import Polygon, box
+from shapely import LineString, Polygon, box
 
 from tests.slides import real_data
 from wsi.annotations import (
     Annotation,
     marked_regions,
     read_annotations,
-    read_objects,
+    read_outlines,
     tumour_regions,
     write_asap,
 )
 from wsi.errors import AnnotationError
+from wsi.geojson import read_objects
+from wsi.rings import crossings_exceed
 
 
 def write(path: Path, text: str) -> Path:
@@ -209,3 +212,154 @@ def test_geojson_as_other_versions_write_it(tmp_path: Path) -> None:
     (tmp_path / "g.geojson.gz").write_bytes(b"not compressed")
     with pytest.raises(AnnotationError, match="is not JSON"):
         read_objects(tmp_path / "g.geojson.gz")
+
+
+class TestWhatEnclosesNothing:
+    def test_dots_and_lines_are_counted_and_said(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        text = asap([("Tumor", SQUARE)])
+        dot = '<Annotation Name="d" Type="Dot" PartOfGroup="Tumor"><Coordinates><Coordinate Order="0" X="1" Y="2"/></Coordinates></Annotation>'
+        (tmp_path / "a.xml").write_text(text.replace("<Annotations>", f"<Annotations>{dot}{dot}"))
+        outlines = read_outlines(tmp_path / "a.xml")
+        assert len(outlines.annotations) == 1
+        assert outlines.note == "2 objects enclose no area and count for nothing (2 x Dot)"
+        with caplog.at_level("WARNING"):
+            assert len(read_annotations(tmp_path / "a.xml")) == 1
+        assert "a.xml: 2 objects enclose no area" in caplog.text
+
+    def test_geojson_points(self, tmp_path: Path) -> None:
+        features = [
+            {"type": "Feature", "geometry": {"type": "Point", "coordinates": [3, 4]}, "properties": {}},
+            {
+                "type": "Feature",
+                "geometry": {"type": "LineString", "coordinates": [[3, 4], [9, 9]]},
+                "properties": {},
+            },
+        ]
+        (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        assert read_outlines(tmp_path / "a.geojson").note == (
+            "2 objects enclose no area and count for nothing (1 x LineString, 1 x Point)"
+        )
+
+    def test_an_ellipse_of_two_corners(self, tmp_path: Path) -> None:
+        """ImageScope's type 2: the area of an ellipse of 60 x 20 px is pi * 30 * 10."""
+        text = (
+            '<Annotations><Annotation><Regions><Region Type="2" NegativeROA="0"><Vertices>'
+            '<Vertex X="100" Y="40"/><Vertex X="160" Y="60"/></Vertices></Region></Regions></Annotation></Annotations>'
+        )
+        (tmp_path / "a.xml").write_text(text)
+        outlines = read_outlines(tmp_path / "a.xml")
+        (a,) = outlines.annotations
+        assert a.outline.area == pytest.approx(np.pi * 30 * 10, rel=0.01)
+        assert a.outline.bounds == pytest.approx((100, 40, 160, 60), abs=0.1)
+        assert "ellipses that are given by two corners were read as outlines: 1" in outlines.note
+
+    @pytest.mark.parametrize("suffix", [".annotations", ".xml"])
+    def test_halo(self, tmp_path: Path, suffix: str) -> None:
+        text = (
+            '<Annotations><Annotation Name="Tumor"><Regions><Region Type="Polygon" HasEndcaps="0" NegativeROA="0">'
+            '<Vertices><V X="10" Y="20"/><V X="70" Y="20"/><V X="70" Y="50"/></Vertices></Region>'
+            '<Region Type="Rectangle" NegativeROA="1"><Vertices><V X="30" Y="22"/><V X="40" Y="25"/></Vertices></Region>'
+            "</Regions></Annotation></Annotations>"
+        )
+        (tmp_path / f"a{suffix}").write_text(text)
+        area = tumour_regions(read_outlines(tmp_path / f"a{suffix}").annotations).area
+        assert area.area == pytest.approx(60 * 30 / 2 - 10 * 3)
+
+    def test_a_truth_of_dots_says_that_they_are_dots(self, tmp_path: Path) -> None:
+        from tests.test_truth import grid, slide
+        from wsi.truth import read_truth
+
+        text = asap([("Tumor", SQUARE)]).replace('Type="Polygon"', 'Type="Dot"')
+        (tmp_path / "a.xml").write_text(text)
+        with pytest.raises(AnnotationError, match=r"marks no tumour .*1 object encloses no area"):
+            read_truth(tmp_path / "a.xml", slide(), grid(slide()))
+
+
+class TestHostile:
+    @pytest.mark.parametrize("offset", ["nan,nan", "1e999,0", "1,2,3", "a,b", "5", ""])
+    def test_an_origin_offset_that_is_none(self, tmp_path: Path, offset: str) -> None:
+        self.refused(tmp_path, [self.feature(properties={"metadata": {"origin offset": offset}})])
+
+    @pytest.mark.parametrize("number", ["1" + "0" * 400, "1e999", "NaN", "-Infinity"])
+    def test_a_coordinate_that_is_no_place(self, tmp_path: Path, number: str) -> None:
+        text = json.dumps({"type": "FeatureCollection", "features": [self.feature()]}).replace(
+            "123456", number
+        )
+        self.refused(tmp_path, text)
+
+    @pytest.mark.parametrize("depth", [900, 100_000])
+    def test_deep_nesting(self, tmp_path: Path, depth: int) -> None:
+        nested = "[" * depth + "1,2" + "]" * depth
+        self.refused(tmp_path, f'{{"type":"Feature","geometry":{{"type":"Polygon","coordinates":{nested}}}}}')
+
+    def test_any_flipped_bit_of_a_compressed_file(self, tmp_path: Path) -> None:
+        text = json.dumps({"type": "FeatureCollection", "features": [self.feature() for _ in range(30)]})
+        data = gzip.compress(text.encode(), mtime=0)
+        good = read_objects(self.write(tmp_path / "good.geojson.gz", data))
+        for place in range(10, len(data)):
+            damaged = bytearray(data)
+            damaged[place] ^= 16
+            try:
+                again = read_objects(self.write(tmp_path / "a.geojson.gz", bytes(damaged)))
+            except AnnotationError:
+                continue
+            assert len(again) == len(
+                good
+            )  # gzip's own checksum is of the text: only its header may change unnoticed
+
+    def test_a_small_file_that_unpacks_to_more_than_memory_holds(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from wsi import geojson
+
+        monkeypatch.setattr(geojson, "MOST_BYTES", 10_000)
+        self.write(tmp_path / "a.geojson.gz", gzip.compress(b" " * 10_001 + b"[]"))
+        with pytest.raises(AnnotationError, match="unpacks to more than 10,000 bytes"):
+            read_objects(tmp_path / "a.geojson.gz")
+
+    def test_a_ring_whose_sides_all_cross_is_refused_at_once(self) -> None:
+        points = np.random.default_rng(3).uniform(0, 50_000, (3000, 2))
+        start = time.perf_counter()
+        with pytest.raises(
+            AnnotationError, match=r"x\.xml: an outline with 3,000 corners.* crosses itself more than 20,000"
+        ):
+            tumour_regions([Annotation(Polygon(points), "Tumor")], Path("x.xml"))
+        assert time.perf_counter() - start < 20  # it took over a minute; this is no measurement
+
+    @pytest.mark.parametrize("crossings", [0, 1, 7])
+    def test_crossings_are_counted_exactly(self, crossings: int) -> None:
+        """A zigzag that crosses a straight side once for each of its strokes."""
+        strokes = [(10 + 10 * i, 30 if i % 2 else -30) for i in range(crossings + 1)]
+        last = strokes[-1][0] + 10
+        ring = Polygon(
+            [(0, 0), (last, 0), (last, 60 if crossings % 2 else -60), *reversed(strokes), (0, -60)]
+        )
+        met = 0
+        coordinates = np.asarray(ring.exterior.coords)
+        sides = [LineString(coordinates[i : i + 2]) for i in range(len(coordinates) - 1)]
+        for i, a in enumerate(sides):
+            for j in range(i + 2, len(sides)):
+                if not (i == 0 and j == len(sides) - 1):
+                    met += a.intersects(sides[j])
+        assert met == 0 or crossings_exceed(ring, met - 1)
+        assert crossings_exceed(ring, met) is False
+
+    def feature(self, **more: object) -> dict[str, object]:
+        square = [[[123456, 0], [4, 0], [4, 3], [123456, 0]]]
+        return {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": square},
+            "properties": {},
+        } | more
+
+    def write(self, path: Path, data: bytes) -> Path:
+        path.write_bytes(data)
+        return path
+
+    def refused(self, tmp_path: Path, value: object) -> None:
+        path = tmp_path / "a.geojson"
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+        with pytest.raises(AnnotationError, match=r"a\.geojson"):
+            read_objects(path)

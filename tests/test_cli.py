@@ -47,7 +47,7 @@ class TestScore:
         (slides / "text.svs").write_text("not a slide")
         code, out, err = wsi("score", slides, "--out", tmp_path / "out")
         assert code == 1
-        assert "Größe 1: score 0.938, equivocal, 1 lesion in 1 area" in out
+        assert "Größe 1: score 0.938, equivocal, 1 area with 1 peak" in out
         assert "text: failed: " in err
         assert "text.svs is not a slide that OpenSlide can read" in err
         run = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -55,7 +55,7 @@ class TestScore:
         assert [s["name"] for s in run["slides"]] == ["Größe 1"]
         assert run["failed"][0]["path"].endswith("text.svs")
         assert (tmp_path / "out" / "slide_scores.csv").read_text() == (
-            "slide,score,confidence\nGröße 1,0.937500,equivocal\n"
+            "slide,score,confidence,cells,cells_not_read,note\nGröße 1,0.937500,equivocal,448,0,\n"
         )
         page = (tmp_path / "out" / "index.html").read_text()
         assert "Größe 1" in page
@@ -83,9 +83,10 @@ class TestScore:
     def test_no_tissue_is_said(self, wsi: Run, tmp_path: Path) -> None:
         path = write_pyramid(tmp_path / "glass.tif", np.full((1024, 1024, 3), 245, np.uint8))
         code, _, err = wsi("score", path, "--out", tmp_path / "out")
-        assert code == 0
-        assert "no tissue found" in err
-        assert "glass,,not scored" in (tmp_path / "out" / "slide_scores.csv").read_text()
+        assert code == 1
+        assert "no tissue found (no stain at all: the slide is glass throughout, or too pale)" in err
+        assert "glass,,not scored,0,0," in (tmp_path / "out" / "slide_scores.csv").read_text()
+        assert "0 of 1 slide scored" in (tmp_path / "out" / "index.html").read_text()
 
     def test_a_folder_of_another_model_is_refused(
         self, wsi: Run, red_square: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

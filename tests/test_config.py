@@ -61,3 +61,36 @@ def test_fingerprints_depend_on_values_not_on_order() -> None:
     assert fingerprint(a=1, b={"x": 2}) == fingerprint(b={"x": 2}, a=1)
     assert fingerprint(a=1) != fingerprint(a=2)
     assert len(code_hash()) == 16
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]",
+        "a: &a [1]\nb: *a",
+        "a: &a [x,x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]",
+        "score: " + "[" * 3000 + "]" * 3000,
+        "!!python/object/apply:os.system ['true']",
+        "when: 2001-99-99",
+        "score: {min_tissue: " + "9" * 5000 + "}",
+    ],
+)
+def test_hostile_yaml_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        load_config(tmp_path / "c.yaml", RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("engine: {orientation: 8}", "known keys are engine, precision, orientations, batch"),
+        ("score: {lesions: {radius: 3}}", "known keys are threshold, radius_px, confidence"),
+        ("scores: {}", "known keys are score, engine"),
+    ],
+)
+def test_a_mistyped_key_lists_the_keys_of_its_own_level(tmp_path: Path, text: str, known: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.yaml", RunConfig)
+    assert str(caught.value).endswith(known)

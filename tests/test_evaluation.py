@@ -595,17 +595,53 @@ class TestBadInput:
         speck = Annotation(box(20, 20, 26, 26), "Tumor")
         write_asap(truth / "test_002.xml", [speck])
         said = self.refused(wsi, "evaluate", run, "--truth", truth)
-        assert "test_002.xml marks no tumour: 1 outlines hold no pixel's centre at level 5" in said
+        assert "test_002.xml marks no tumour: 1 outline holds no pixel's centre at level 5" in said
         write_asap(truth / "test_002.xml", [speck, Annotation(AREA.geoms[0], "Tumor")])
         _, _, noted = wsi("camelyon16", "evaluate", run, "--truth", truth, "--draws", 5, "--no-atlas")
-        assert "test_002.xml: 1 outlines hold no pixel's centre at level 5 and are not lesions" in noted
+        assert "test_002.xml: 1 outline holds no pixel's centre at level 5: no lesion" in noted
 
     def test_tumour_without_a_file(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
         run, truth = benchmark
         (truth / "test_002.xml").unlink()
-        assert "says that test_002 has tumour, and no truth of it" in self.refused(
+        assert "says that test_002 has tumour, and no outlines or mask of it" in self.refused(
             wsi, "evaluate", run, "--truth", truth
         )
+
+    def test_tumour_without_a_file_that_is_left_out(self, benchmark: tuple[Path, Path], wsi: Run) -> None:
+        run, truth = benchmark
+        (truth / "test_002.xml").unlink()
+        words = ("camelyon16", "evaluate", run, "--truth", truth, "--draws", 5, "--no-atlas")
+        code, _, err = wsi(*words, "--exclude", "test_002")
+        assert code == 0
+        assert "test_002 is left out: --exclude" in err
+
+    def test_the_rules_leave_out_test_049_before_its_truth_is_asked_for(
+        self, benchmark: tuple[Path, Path], wsi: Run
+    ) -> None:
+        run, truth = benchmark
+        with (truth / "reference.csv").open("a") as file:
+            file.write("test_049,Tumor,Ductal,Macro\n")
+        assert wsi("camelyon16", "evaluate", run, "--truth", truth, "--draws", 5, "--no-atlas")[0] == 0
+
+    def test_test_114_keeps_its_slide_score_without_outlines(
+        self, benchmark: tuple[Path, Path], wsi: Run
+    ) -> None:
+        """It is marked in part, so that its lesions do not count: the AUC needs to know only that it has tumour."""
+        run, truth = benchmark
+        for path in [p for p in run.rglob("*") if p.is_file()]:
+            text = path.read_text().replace("test_002", "test_114")
+            path.unlink()
+            path.with_name(path.name.replace("test_002", "test_114")).write_text(text)
+        (truth / "test_002.xml").unlink()
+        reference = (truth / "reference.csv").read_text()
+        (truth / "reference.csv").write_text(reference.replace("test_002", "test_114"))
+        code, _, err = wsi("camelyon16", "evaluate", run, "--truth", truth, "--draws", 5, "--no-atlas")
+        assert code == 0, err
+        assert "test_114: it has tumour, and no outlines: only its slide score counts" in err
+        value = json.loads((run / "evaluation" / "evaluation.json").read_text())
+        assert value["not counted for FROC"] == ["test_114"]
+        assert value["figures"]["AUC"]["tumour slides"] == 2
+        assert [s["tumour"] for s in value["slides"] if s["name"] == "test_114"] == [True]
 
     def test_masks_that_disagree(self, benchmark: tuple[Path, Path], tmp_path: Path) -> None:
         """test_002 lacks tumour at level 5 by mistake: its 1 (tissue) must not read as tumour beside a 0/1/2 mask."""

@@ -19,6 +19,7 @@ from pipelines.camelyon16.lesions import (
 from wsi.heatmap import Heatmap
 from wsi.placement import Placement
 
+WORDS = (0.5, 0.8, 0.95, 0.99)  # bounds of the five words, as a model's card brings them
 NAN = np.nan
 
 
@@ -96,7 +97,7 @@ def test_nothing_scored_is_not_healthy() -> None:
     assert np.isnan(slide_score(empty))
     assert find_lesions(empty, LesionConfig()) == []
     assert outlines(empty, LesionConfig()) == []
-    assert confidence_level(float("nan"), LesionConfig()) is None
+    assert confidence_level(float("nan"), LesionConfig(), WORDS) is None
 
 
 def test_outlines_follow_the_cells_and_keep_holes() -> None:
@@ -131,9 +132,15 @@ def test_outlines_are_ranked() -> None:
     ],
 )
 def test_five_words(score: float, word: str) -> None:
-    assert confidence_level(score, LesionConfig()) == word
+    assert confidence_level(score, LesionConfig(), WORDS) == word
 
 
 def test_bounds_must_ascend() -> None:
     with pytest.raises(ValidationError, match="must ascend"):
         LesionConfig(confidence=(0.5, 0.4, 0.6, 0.9))
+
+
+def test_a_model_whose_cuts_nobody_checked_gives_no_words() -> None:
+    assert confidence_level(0.999, LesionConfig(), None) is None
+    assert confidence_level(0.999, LesionConfig(confidence=WORDS), None) == "definitely tumour"
+    assert confidence_level(0.6, LesionConfig(confidence=(0.1, 0.2, 0.3, 0.4)), WORDS) == "definitely tumour"

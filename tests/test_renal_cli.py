@@ -18,7 +18,7 @@ from pipelines.renal.report import RenalReport
 from pipelines.renal.truth import read_cohort
 from tests.renal_slides import readers, scattered, slide_of
 from tests.slides import painted, write_pyramid
-from wsi.annotations import read_objects
+from wsi.geojson import read_objects
 from wsi.manifest import SlideRow
 from wsi.source import SlideSource
 

@@ -22,8 +22,8 @@ from pipelines.renal.report import RenalReport
 from pipelines.renal.run import RenalResult, report_slide
 from tests.renal_slides import BLUE, BROWN, PALE_BROWN, SIDE, Square, readers, scattered, slide_of
 from tests.slides import painted, real_data, write_pyramid
-from wsi.annotations import read_objects
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, SpacingError
+from wsi.geojson import read_objects
 from wsi.manifest import SlideRow
 from wsi.phantom.kidney_layout import KidneyPlanner
 from wsi.phantom.kidney_paint import KIDNEY_SCANNERS, KidneyPainter

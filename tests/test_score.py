@@ -201,8 +201,8 @@ class TestResume:
 
     def test_scores_that_are_no_numbers_end_the_run(self, red_square: Path, tmp_path: Path) -> None:
         class Broken(RednessEngine):
-            def score(self, blocks):  # type: ignore[no-untyped-def]
-                for scores in super().score(blocks):
+            def score(self, blocks, **options):  # type: ignore[no-untyped-def]
+                for scores in super().score(blocks, **options):
                     yield scores * np.nan
 
         with pytest.raises(ModelError, match="not numbers"):

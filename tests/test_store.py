@@ -59,7 +59,7 @@ def test_creating_again_goes_on_with_the_same_run_only(tmp_path: Path) -> None:
 
 
 def test_what_is_no_heatmap_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="score the slide first"):
+    with pytest.raises(StoreError, match="is not a heatmap, or its metadata is damaged"):
         HeatmapStore.open(tmp_path)
 
 

@@ -132,7 +132,7 @@ class TestOutlines:
             tmp_path / "t.xml", [Annotation(bow, "Tumor"), Annotation(box(600, 600, 700, 700), "Tumor")]
         )
         truth = read_truth(tmp_path / "t.xml", slide(), grid(slide()))
-        assert truth.note == "t.xml: 1 rings that crossed themselves were repaired"
+        assert truth.note == "t.xml: 1 ring that crossed itself was repaired"
 
     def test_real_outlines_need_repair_and_keep_their_area(self) -> None:
         repaired = 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import json
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -19,6 +19,10 @@ from shapely.geometry.base import BaseGeometry
 
 from wsi.errors import AnnotationError
 from wsi.files import write_text
+from wsi.geojson import objects_of, parse_json
+from wsi.rings import repaired
+
+log = logging.getLogger(__name__)
 
 # Compared without regard to case. Camelyon16 uses Tumor, _0, _1 and _2; Camelyon17 metastases and normal.
 TUMOUR_GROUPS = frozenset(
@@ -28,6 +32,9 @@ HOLE_GROUPS = frozenset(
     {"_2", "exclusion", "normal", "negative", "ignore*"}
 )  # cut out (NCRF annotation.py; NCRF#61)
 AREA_TYPES = frozenset({"Polygon", "Spline", "Rectangle"})  # of ASAP; dots and measurements enclose nothing
+ELLIPSE_TYPES = frozenset({"2", "ellipse"})  # of ImageScope and HALO: two corners of the box around it
+BOX_TYPES = frozenset({"1", "rectangle"})  # of the same, where two corners are given
+ELLIPSE_CORNERS = 64  # of the polygon that stands for an ellipse: 0.2 % of its area is lost
 GROUP_COLOURS = {"Tumor": "#c80000", "Exclusion": "#0000c8"}
 
 
@@ -41,21 +48,16 @@ class Annotation:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class MarkedObject:
-    """One GeoJSON feature, in level-0 pixels.
+class Outlines:
+    """What a file marks.
 
     Attributes:
-        id: as other programs keep it; empty where it has none.
-        group: its class; empty where it has none.
-        metadata, measurements: what QuPath calls so.
+        annotations: everything that encloses an area.
+        note: what was left out because it encloses nothing, or was read otherwise than it stands; may be empty.
     """
 
-    id: str
-    group: str
-    name: str
-    shape: BaseGeometry
-    metadata: dict[str, str]
-    measurements: dict[str, float]
+    annotations: tuple[Annotation, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,9 +72,34 @@ class Regions:
     area: MultiPolygon
     repaired: int
 
+    @property
+    def note(self) -> str:
+        """How many rings were repaired, as a sentence; empty where none was."""
+        if self.repaired == 0:
+            return ""
+        return (
+            "1 ring that crossed itself was repaired"
+            if self.repaired == 1
+            else f"{self.repaired} rings that crossed themselves were repaired"
+        )
+
 
 def read_annotations(path: Path) -> list[Annotation]:
-    """Read ASAP XML, ImageScope XML or GeoJSON; rings as they are in the file.
+    """The outlines of `read_outlines`; what is to be said of the file goes to the log.
+
+    Raises:
+        AnnotationError: the file is none of these, or broken.
+    """
+    outlines = read_outlines(path)
+    if outlines.note:
+        log.warning("%s: %s", path, outlines.note)
+    return list(outlines.annotations)
+
+
+def read_outlines(path: Path) -> Outlines:
+    """Read ASAP XML, ImageScope or HALO XML, or GeoJSON; rings as they are in the file.
+
+    Dots, lines and measurements enclose nothing: they are counted in the note, never dropped in silence.
 
     Raises:
         AnnotationError: the file is none of these, or broken.
@@ -81,25 +108,46 @@ def read_annotations(path: Path) -> list[Annotation]:
         data = path.read_bytes()
     except OSError as error:
         raise AnnotationError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    if path.suffix.lower() == ".xml":
+    name = path.name.lower()
+    if name.endswith((".xml", ".annotations")):
         return _read_xml(path, data)
-    if path.suffix.lower() in (".geojson", ".json") or path.name.lower().endswith(".geojson.gz"):
+    if name.endswith((".geojson", ".json", ".geojson.gz")):
         return _read_geojson(path, data)
     raise AnnotationError(f"{path} has no known suffix; use .xml (ASAP, ImageScope), .geojson or .json")
 
 
-def _read_xml(path: Path, data: bytes) -> list[Annotation]:
+def _outlines(annotations: Iterable[Annotation | None], kinds: Iterable[str], ellipses: int = 0) -> Outlines:
+    """Outlines, and a note on those that are None: their kinds are given in the same order."""
+    both = list(zip(annotations, kinds, strict=True))
+    empty = Counter(kind for annotation, kind in both if annotation is None)
+    parts = []
+    if empty:
+        listed = ", ".join(f"{count} x {kind}" for kind, count in sorted(empty.items()))
+        what = (
+            "object encloses no area and counts"
+            if empty.total() == 1
+            else "objects enclose no area and count"
+        )
+        parts.append(f"{empty.total()} {what} for nothing ({listed})")
+    if ellipses:
+        parts.append(f"ellipses that are given by two corners were read as outlines: {ellipses}")
+    return Outlines(tuple(a for a, _ in both if a is not None), "; ".join(parts))
+
+
+def _read_xml(path: Path, data: bytes) -> Outlines:
     try:
         root = fromstring(data)
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError, RecursionError) as error:
         raise AnnotationError(f"{path} is not safe, well-formed XML ({error}); export it again") from error
     if root.tag == "ASAP_Annotations":
-        found = [_asap(node, path) for node in root.iter("Annotation")]
-    else:
-        found = [_imagescope(node, path) for node in root.iter("Region")]
-        if not found and root.tag != "Annotations":
-            raise AnnotationError(f"{path} is XML of kind <{root.tag}>; ASAP or ImageScope was expected")
-    return [a for a in found if a is not None]
+        nodes = list(root.iter("Annotation"))
+        return _outlines([_asap(n, path) for n in nodes], [n.get("Type", "Polygon") for n in nodes])
+    nodes = list(root.iter("Region"))
+    if not nodes and root.tag != "Annotations":
+        raise AnnotationError(f"{path} is XML of kind <{root.tag}>; ASAP or ImageScope was expected")
+    outlines = [_imagescope(n, path) for n in nodes]
+    ellipses = sum(_is_ellipse(n, a) for n, a in zip(nodes, outlines, strict=True))
+    return _outlines(outlines, [f"region of type {n.get('Type', '0')}" for n in nodes], ellipses)
 
 
 def _asap(node: Element, path: Path) -> Annotation | None:
@@ -112,15 +160,34 @@ def _asap(node: Element, path: Path) -> Annotation | None:
 
 
 def _imagescope(node: Element, path: Path) -> Annotation | None:
-    rows = [("0", n.get("X", ""), n.get("Y", "")) for n in node.iter("Vertex")]
+    """A region of ImageScope, or of HALO, which calls its vertices ``V``."""
+    vertices = [n for n in node.iter() if n.tag in ("Vertex", "V")]
+    points = _numbers([("0", n.get("X", ""), n.get("Y", "")) for n in vertices], path)[:, 1:]
     group = "Exclusion" if node.get("NegativeROA") == "1" else "Tumor"
-    return _polygon(_numbers(rows, path)[:, 1:], group, node.get("Text", ""))
+    kind = node.get("Type", "0").casefold()
+    if len(points) == 2 and kind in ELLIPSE_TYPES:
+        points = _ellipse(points)
+    elif len(points) == 2 and kind in BOX_TYPES:
+        (x0, y0), (x1, y1) = points
+        points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    return _polygon(points, group, node.get("Text", ""))
+
+
+def _is_ellipse(node: Element, annotation: Annotation | None) -> bool:
+    return annotation is not None and node.get("Type", "0").casefold() in ELLIPSE_TYPES
+
+
+def _ellipse(corners: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The ellipse that fills the box between two corners, as a polygon."""
+    middle, half = corners.mean(axis=0), np.abs(corners[1] - corners[0]) / 2
+    turn = np.arange(ELLIPSE_CORNERS) * 2 * np.pi / ELLIPSE_CORNERS
+    return np.asarray(middle + half * np.stack([np.cos(turn), np.sin(turn)], axis=1))
 
 
 def _numbers(rows: Sequence[tuple[str, str, str]], path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
     try:
         points = np.array(rows, dtype=np.float64).reshape(-1, 3)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise AnnotationError(f"{path} holds a coordinate that is not a number ({error})") from error
     if not np.isfinite(points).all():
         raise AnnotationError(f"{path} holds a coordinate that is not finite; export it again")
@@ -128,102 +195,35 @@ def _numbers(rows: Sequence[tuple[str, str, str]], path: Path) -> np.ndarray[Any
 
 
 def _polygon(points: np.ndarray[Any, np.dtype[np.float64]], group: str, name: str) -> Annotation | None:
-    """A ring of three points at least; dots and lines enclose nothing and are left out."""
-    return Annotation(Polygon(points), group, name) if len(points) >= 3 else None
+    """A ring of three points at least that encloses something; None for dots and lines."""
+    if len(points) < 3 or (np.ptp(points, axis=0) == 0).any():
+        return None
+    return Annotation(Polygon(points), group, name)
 
 
-def _read_geojson(path: Path, data: bytes) -> list[Annotation]:
-    value = _json(path, data)
+def _read_geojson(path: Path, data: bytes) -> Outlines:
+    value = parse_json(path, data)
     if isinstance(value, dict) and "positive" in value:  # NCRF's form of Camelyon16's outlines
         return _ncrf(value, path)
-    return [
-        Annotation(part, o.group or "Tumor", o.name)
-        for o in _objects(path, value)
-        for part in _polygons(o.shape)
-    ]
+    annotations: list[Annotation | None] = []
+    kinds = []
+    for o in objects_of(path, value):
+        parts = _polygons(o.shape)
+        annotations += [Annotation(part, o.group or "Tumor", o.name) for part in parts] or [None]
+        kinds += [o.shape.geom_type] * max(1, len(parts))
+    return _outlines(annotations, kinds)
 
 
-def read_objects(path: Path) -> list[MarkedObject]:
-    """Read GeoJSON with what tells one feature from another.
-
-    Coordinates are those of the slide: what our own exports subtracted for QuPath, which says so in the metadata of
-    every feature, is added again, to features drawn by hand in the same file, too.
-
-    Raises:
-        AnnotationError: the file is not GeoJSON, or its features disagree in what was subtracted.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise AnnotationError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    return _objects(path, _json(path, data))
-
-
-def _json(path: Path, data: bytes) -> Any:
-    try:
-        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    except (OSError, EOFError, ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is not JSON ({error}); export it again") from error
-
-
-def _objects(path: Path, value: Any) -> list[MarkedObject]:
-    found: list[MarkedObject] = []
-    try:
-        for feature in value.get("features", [value]) if isinstance(value, dict) else value:
-            properties = feature.get("properties") or {}
-            geometry = feature.get("geometry", feature)
-            if geometry is None:  # of an object without a place, such as QuPath's image itself
-                continue
-            shape = shapely.geometry.shape(geometry)
-            label = properties.get("classification") or ""
-            group = _class_name(label) if isinstance(label, dict) else str(label)
-            metadata = {str(k): str(v) for k, v in (properties.get("metadata") or {}).items()}
-            measured = _measurements(properties.get("measurements")).items()
-            numbers = {str(k): float(v) for k, v in measured if v is not None}
-            own, name = str(feature.get("id") or ""), str(properties.get("name", ""))
-            found.append(MarkedObject(own, group, name, shape, metadata, numbers))
-        offset = _offset(path, found)
-    except (AttributeError, KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
-        raise AnnotationError(
-            f"{path} is JSON but not GeoJSON of polygons; export the objects again as GeoJSON"
-        ) from error
-    if not offset.any():
-        return found
-    return [replace(o, shape=shapely.transform(o.shape, lambda xy: xy + offset)) for o in found]
-
-
-def _measurements(value: Any) -> dict[str, Any]:
-    """QuPath writes an object; before version 0.4 it wrote a list of names and values. NaN may be a string."""
-    if isinstance(value, list):
-        return {item["name"]: item["value"] for item in value}
-    return value or {}
-
-
-def _class_name(value: dict[str, Any]) -> str:
-    """QuPath writes derived classes as a list of names, which it shows with a colon."""
-    return str(value["name"]) if "name" in value else ": ".join(value["names"])
-
-
-def _offset(path: Path, found: Iterable[MarkedObject]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """What our exports subtracted from level-0 (x, y); 0 in files of other programs."""
-    said = {o.metadata["origin offset"] for o in found if "origin offset" in o.metadata}
-    if len(said) > 1:
-        raise AnnotationError(
-            f"{path} mixes features of several frames ({', '.join(sorted(said))}); export it again"
-        )
-    return np.array([float(v) for v in said.pop().split(",")] if said else [0.0, 0.0])
-
-
-def _ncrf(value: dict[str, Any], path: Path) -> list[Annotation]:
+def _ncrf(value: dict[str, Any], path: Path) -> Outlines:
     found = []
     try:
         for key, group in (("positive", "Tumor"), ("negative", "Exclusion")):
             for ring in value.get(key, []):
                 points = _numbers([("0", x, y) for x, y in ring["vertices"]], path)[:, 1:]
                 found.append(_polygon(points, group, str(ring.get("name", ""))))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise AnnotationError(f"{path} is not NCRF's form of outlines ({error!r})") from error
-    return [a for a in found if a is not None]
+    return _outlines(found, ["ring"] * len(found))
 
 
 def tumour_regions(annotations: Iterable[Annotation], source: Path | None = None) -> Regions:
@@ -245,31 +245,29 @@ def tumour_regions(annotations: Iterable[Annotation], source: Path | None = None
                 f"{', '.join(sorted(TUMOUR_GROUPS))}, what is cut out one of {', '.join(sorted(HOLE_GROUPS))}"
             )
         parts[group in TUMOUR_GROUPS].append(annotation)
-    return _union(parts[True], parts[False])
+    return _union(parts[True], parts[False], source)
 
 
-def marked_regions(annotations: Iterable[Annotation]) -> Regions:
+def marked_regions(annotations: Iterable[Annotation], source: Path | None = None) -> Regions:
     """Union of all outlines, whatever their group, less those named exclusion or ignore: a tissue mask."""
     cut = {"exclusion", "ignore*"}
-    every = list(annotations)
-    keep = [a for a in every if a.group.casefold() not in cut]
-    return _union(keep, [a for a in every if a.group.casefold() in cut])
+    outlines = list(annotations)
+    keep = [a for a in outlines if a.group.casefold() not in cut]
+    return _union(keep, [a for a in outlines if a.group.casefold() in cut], source)
 
 
-def _union(positive: Iterable[Annotation], negative: Iterable[Annotation]) -> Regions:
-    (area, mended), (holes, mended_too) = (_valid(group) for group in (positive, negative))
+def _union(positive: Iterable[Annotation], negative: Iterable[Annotation], source: Path | None) -> Regions:
+    (area, mended), (holes, mended_too) = (_valid(group, source) for group in (positive, negative))
     return Regions(MultiPolygon(_polygons(area.difference(holes))), mended + mended_too)
 
 
-def _valid(annotations: Iterable[Annotation]) -> tuple[BaseGeometry, int]:
+def _valid(annotations: Iterable[Annotation], source: Path | None = None) -> tuple[BaseGeometry, int]:
     """The union of the outlines, and how many had to be repaired."""
-    outlines: list[BaseGeometry] = [a.outline for a in annotations]
+    outlines = [a.outline for a in annotations]
     broken = [not outline.is_valid for outline in outlines]
-    mended = [
-        shapely.make_valid(o, method="structure", keep_collapsed=False) if bad else o
-        for o, bad in zip(outlines, broken, strict=True)
-    ]
-    return shapely.union_all(mended), sum(broken)
+    where = f"{source}: an outline" if source else "an outline"
+    valid = [repaired(o, where) if bad else o for o, bad in zip(outlines, broken, strict=True)]
+    return shapely.union_all(valid), sum(broken)
 
 
 def _polygons(shape: BaseGeometry) -> list[Polygon]:

@@ -12,7 +12,7 @@ import yaml
 
 from wsi.config import Config
 from wsi.errors import ConfigError
-from wsi.manifest import SlideRow
+from wsi.manifest import SlideRow, manifest_in, read_manifest
 from wsi.readers.array import IMAGE_SUFFIXES
 from wsi.source import SLIDE_SUFFIXES, SlideSource
 from wsi.user_mask import PICTURES
@@ -91,7 +91,8 @@ def apply_dataset(rows: Sequence[SlideRow], dataset: Dataset) -> DataRows:
 
 
 def rows_of_folder(folder: Path) -> list[SlideRow]:
-    """Every slide below a folder with the truth file of its name, wherever below the folder that lies.
+    """Every slide below a folder with the truth file of its name, wherever below the folder that lies; the lines of
+    its ``slides.csv`` where it holds one.
 
     Truth is an annotation file ``NAME.xml``, ``.geojson`` or ``.json``, else a mask ``NAME_mask``. Hidden files, masks
     and plain images other than TIFF are no slides.
@@ -99,6 +100,9 @@ def rows_of_folder(folder: Path) -> list[SlideRow]:
     Raises:
         ConfigError: no slides, or one name twice.
     """
+    manifest = manifest_in(folder)
+    if manifest:
+        return read_manifest(manifest)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     outlines = {p.stem.casefold(): p for p in reversed(files) if p.suffix.lower() in _OUTLINES}
     pictures = {p.stem.casefold(): p for p in reversed(files) if p.suffix.lower() in PICTURES}

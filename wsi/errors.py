@@ -9,6 +9,10 @@ class SlideError(WsiError):
     """A slide that cannot be opened, or not read at all."""
 
 
+class UnknownFormatError(SlideError):
+    """A file of a form that this reader does not know; another may. Never one that is known and broken."""
+
+
 class RegionError(SlideError):
     """One region of a slide that cannot be decoded; the rest may be fine."""
 

@@ -1,15 +1,29 @@
-"""Writing so that a file is either there and whole, or not there."""
+"""Writing so that a file is either there and whole, or not there; and knowing files again by their hashes."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from wsi.errors import StoreError
+
+fcntl: Any
+try:
+    fcntl = importlib.import_module("fcntl")
+except ImportError:  # Windows: runs that share a folder are not kept from writing its summary at one moment
+    fcntl = None
+
+FilesRecord = Mapping[str, tuple[int, str]]
+"""By name, relative to a folder: size in bytes and hex sha256."""
+
+_PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # what `replacing` writes to: the number is the process
 
 
 def cannot_write(path: Path, error: OSError) -> StoreError:
@@ -23,8 +37,13 @@ def cannot_write(path: Path, error: OSError) -> StoreError:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Give a path beside ``path`` to write to, and rename it when the block ends well.
+
+    Args:
+        path: what is replaced; a link of this name is replaced, not followed.
+        durable: bytes reach the disk before the new name does, and the name before this returns: after a power cut
+            the file is whole, or the old one.
 
     Raises:
         StoreError: the file cannot be written: no space, no right, no folder.
@@ -33,7 +52,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        if durable:
+            flush(partial)
         os.replace(partial, path)
+        if durable:
+            flush(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -41,19 +64,121 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    if fcntl is None and path.is_dir():
+        return  # Windows has no handle for it
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process holds this folder: for reading and writing what sums a run up, not for scoring."""
+    if fcntl is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        with suppress(OSError):  # a network disk without locks: as before, the last one wins
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # lets the lock go, too
+
+
 def discard_partials(folder: Path) -> None:
-    """Remove what a killed run had begun to write below ``folder``."""
-    for path in folder.rglob("*.partial"):
-        if path.is_file():
+    """Remove what killed runs of ours had begun to write in one slide's folder; what a living process writes stays."""
+    for path in folder.glob(".*.partial"):
+        match = _PARTIAL.fullmatch(path.name)
+        if match and path.is_file() and not path.is_symlink() and not _alive(int(match[1])):
             path.unlink(missing_ok=True)
+    for store in folder.glob("*.zarr"):
+        if not store.is_symlink():
+            for path in store.rglob("*.partial"):  # zarr's own: names of chunks with a number
+                if path.is_file() and not path.is_symlink():
+                    path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def _alive(process: int) -> bool:
+    if fcntl is None:
+        return True  # Windows, where asking would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write UTF-8 text with plain line feeds, whole or not at all."""
-    with replacing(path) as partial:
+    with replacing(path, durable=durable) as partial:
         partial.write_bytes(text.encode())
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+def write_json(path: Path, value: Any, *, indent: int | None = 1, durable: bool = False) -> None:
     """Write JSON without NaN or infinity, keys in the order given."""
-    write_text(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n", durable=durable)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Size and hash of files that a result consists of, once their bytes are on the disk; a folder gives all of its.
+
+    Raises:
+        StoreError: one of them cannot be read.
+    """
+    record = {}
+    for name in names:
+        path = folder / name
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        try:
+            for file in inside:
+                flush(file)
+                record[file.relative_to(folder).as_posix()] = (file.stat().st_size, file_sha256(file))
+        except OSError as error:
+            raise cannot_write(path, error) from error
+    return record
+
+
+def changed_files(folder: Path, record: FilesRecord) -> dict[str, str]:
+    """Files of a record that are not as they were written: by name, ``is missing``, ``is cut short`` or ``changed``."""
+    changes = {}
+    for name, (size, digest) in record.items():
+        path = folder / name
+        try:
+            found = path.stat().st_size
+            if found != size:
+                changes[name] = f"holds {found} bytes instead of {size}"
+            elif file_sha256(path) != digest:
+                changes[name] = "changed after it was written"
+        except FileNotFoundError:
+            changes[name] = "is missing"
+        except OSError as error:
+            changes[name] = f"cannot be read ({error.strerror})"
+    return changes
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$XDG_CACHE_HOME/slidewright`` or ``~/.cache/slidewright``."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "slidewright"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsi.errors import ConfigError
-from wsi.source import SlideSource
+from wsi.source import SlideSource, check_url
+
+log = logging.getLogger(__name__)
 
 NORMAL_LABELS = ("normal", "negative", "benign", "0")
+MANIFEST = "slides.csv"
 COLUMNS = ("path", "mpp", "mask", "truth", "label", "split")
 
 
@@ -49,6 +53,15 @@ class SlideRow:
                 f"{self.source.label} {label} and has no truth; fill in the column 'truth', or label it 'normal'"
             )
         return self.truth
+
+
+def manifest_in(folder: Path) -> Path | None:
+    """The table of slides that a folder holds: it then stands for the folder, in every command, and that is said."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    log.info("%s is read by the %s in it", folder, MANIFEST)
+    return path
 
 
 def read_manifest(
@@ -105,6 +118,10 @@ def _row(manifest: Path, line: int, values: dict[str, str], slides_needed: bool)
     path = (values.get("path") or "").strip()
     if not path:
         raise ConfigError(f"{manifest} line {line} has no path; fill it in or remove the line")
+    try:
+        check_url(path)
+    except ConfigError as error:
+        raise ConfigError(f"{manifest} line {line}: {error}") from error
     source = SlideSource(path if "://" in path else str(file("path")), _mpp(manifest, line, values))
     label, split = ((values.get(key) or "").strip() or None for key in ("label", "split"))
     return SlideRow(source, file("mask"), file("truth"), label, split)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,17 +13,22 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from wsi.errors import SlideError
+from wsi.errors import ConfigError, SlideError, StoreError, UnknownFormatError
+from wsi.files import cache_folder, file_sha256, write_json
 from wsi.readers.array import IMAGE_SUFFIXES, open_image
-from wsi.readers.openslide import OpenSlideReader
-from wsi.readers.tiffslide import TiffSlideReader
+from wsi.readers.openslide import OpenSlideReader, dicom_series, gone
+from wsi.readers.tiff_structure import TIFF_SUFFIXES, check_tiff
+from wsi.readers.tiffslide import PlanarReader, TiffSlideReader, storage_options
 from wsi.slide import Slide
 
 SLIDE_SUFFIXES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"),
     *IMAGE_SUFFIXES,
 )
-_EDGE_BYTES = 1 << 20
+PROTOCOLS = ("http", "https", "s3", "gs", "az")
+_IN_MEMORY = "memory"  # fsspec's store inside this process: for tests and notebooks
+# names that Windows keeps for devices, and folders that runs make beside those of slides
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|evaluation|reviewed.*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +52,11 @@ class SlideSource:
 
     @property
     def name(self) -> str:
-        """The file's name without its last suffix (and without ``.ome``)."""
-        parts = urlsplit(self.path)
-        name = PurePosixPath(parts.path or parts.netloc).name if self.is_url else Path(self.path).name
+        """The file's name without its last suffix (and without ``.ome``), made `safe_name`."""
+        parts = urlsplit(self.path) if self.is_url else None
+        name = PurePosixPath(parts.path or parts.netloc).name if parts else Path(self.path).name
         stem = name.rsplit(".", 1)[0] if "." in name[1:] else name
-        return stem.removesuffix(".ome") or name
+        return safe_name(stem.removesuffix(".ome") or name)
 
     def open(self) -> Slide:
         """Open with the reader for this file.
@@ -58,9 +65,13 @@ class SlideSource:
             SlideError: the file is missing, or no reader knows it.
         """
         first, *others = self._readers()
+        if not self.is_url and self.path.lower().endswith(TIFF_SUFFIXES):
+            check_tiff(self.path)
         try:
             return first(self.path, mpp=self.mpp, allow_anisotropic=self.allow_anisotropic)
-        except SlideError:
+        except SlideError as error:
+            if not others or (first is OpenSlideReader and not isinstance(error, UnknownFormatError)):
+                raise  # a broken file, which no other reader may make the best of
             for reader in others:  # what the first said of the file is the better sentence
                 with suppress(SlideError):
                     slide = reader(self.path, mpp=self.mpp, allow_anisotropic=self.allow_anisotropic)
@@ -70,14 +81,18 @@ class SlideSource:
 
     def _readers(self) -> tuple[Callable[..., Slide], ...]:
         lower = self.path.lower()
-        if self.is_url or lower.endswith((".ome.tif", ".ome.tiff")):
+        check_url(self.path)
+        if self.is_url:
             return (TiffSlideReader,)
         if not Path(self.path).exists():
             raise SlideError(f"{self.path} does not exist; check the path")
         if lower.endswith(IMAGE_SUFFIXES):
             return (open_image,)
-        # OpenSlide does not know every TIFF: strips, tiles without a pyramid
-        return (OpenSlideReader, TiffSlideReader) if lower.endswith((".tif", ".tiff")) else (OpenSlideReader,)
+        if lower.endswith((".ome.tif", ".ome.tiff")):
+            return (TiffSlideReader, PlanarReader)
+        # OpenSlide does not know every TIFF: strips, tiles without a pyramid, planes
+        others = (TiffSlideReader, PlanarReader) if lower.endswith((".tif", ".tiff")) else ()
+        return (OpenSlideReader, *others)
 
     @property
     def label(self) -> str:
@@ -85,23 +100,107 @@ class SlideSource:
         parts = urlsplit(self.path)
         return f"{parts.scheme}://{parts.netloc.split('@')[-1]}{parts.path}" if self.is_url else self.path
 
-    def identity(self) -> str:
-        """A short hash: size, first and last MiB, and the names and sizes of files that belong to it; of a
-        URL what the server says of its size and version.
+    def identity(self, tick: Callable[[int, int], None] = lambda done, total: None) -> str:
+        """A short hash of every byte of the slide and of the files that belong to it; of a URL what its server says of
+        size and version.
+
+        A file's hash is kept in the user's cache by path, size and time of change, so that a large slide is read for
+        it once; `wsi verify` reads it again.
+
+        Args:
+            tick: called with (bytes read, bytes).
+
+        Raises:
+            SlideError: a file cannot be read.
         """
+        return self._identity(_kept_sha256, tick)
+
+    def read_identity(self, tick: Callable[[int, int], None] = lambda done, total: None) -> str:
+        """`identity`, from the bytes as they are now, whatever was kept."""
+        return self._identity(file_sha256, tick)
+
+    def state(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and time of change of each of its files: whether it changed while it was read, told at no cost.
+
+        Raises:
+            SlideError: a file is gone.
+        """
+        if self.is_url:
+            return ()
+        try:
+            files = [Path(self.path), *_companions(Path(self.path))]
+            return tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+        except OSError as error:
+            raise gone(self.path) from error
+
+    def _identity(self, sha256: Callable[[Path], str], tick: Callable[[int, int], None]) -> str:
         digest = hashlib.sha256()
         if self.is_url:
             digest.update(_remote_facts(self.path, self.label).encode())
             return digest.hexdigest()[:16]
-        with open(self.path, "rb") as file:
-            size = file.seek(0, 2)
-            digest.update(str(size).encode())
-            for start in (0, max(0, size - _EDGE_BYTES)):
-                file.seek(start)
-                digest.update(file.read(_EDGE_BYTES))
-        for path in _companions(Path(self.path)):
-            digest.update(f"{path.name} {path.stat().st_size}".encode())
+        try:
+            own = Path(self.path)
+            files = [own, *(path for path in _companions(own) if path != own)]
+            total, done = sum(path.stat().st_size for path in files), 0
+            for path in files:
+                name = "" if path == own else path.name  # a slide of one file may be renamed
+                digest.update(f"{name} {sha256(path)}\n".encode())
+                done += path.stat().st_size
+                tick(done, total)
+        except OSError as error:
+            raise SlideError(
+                f"{self.path} cannot be read ({error.strerror or error}); check the path"
+            ) from error
         return digest.hexdigest()[:16]
+
+
+def safe_name(name: str) -> str:
+    """A name that is one folder inside another, on any system: no separator, not ``..``, none that is reserved."""
+    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).rstrip(
+        ". "
+    )  # what Windows refuses; it drops the end, too
+    if not name.strip("."):
+        return "slide"
+    return f"{name}_" if _RESERVED.fullmatch(name) else name
+
+
+def check_url(path: str) -> None:
+    """Refuse a URL of a protocol that slides are not read through; plain paths pass.
+
+    A table of slides may come from somebody else: it must not make this program read local files by another name, or
+    start one of fsspec's many other protocols.
+
+    Raises:
+        ConfigError: the URL's protocol is not allowed, or it is not a URL.
+    """
+    if "://" not in path:
+        return
+    protocol = path.split("://", 1)[0].lower()
+    if protocol not in (*PROTOCOLS, _IN_MEMORY):
+        raise ConfigError(
+            f"{path}: slides are not read through {protocol!r}; give a path, or a URL of {', '.join(PROTOCOLS)}"
+        )
+    try:
+        parts = urlsplit(path)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a URL ({error}); check it") from error
+    if not PurePosixPath(parts.path or parts.netloc).name:
+        raise ConfigError(f"{path} names no file; give the slide's own URL")
+
+
+def _kept_sha256(path: Path) -> str:
+    """The hash of a file's bytes, from the cache where size and time of change are those it was made with."""
+    facts = path.stat()
+    key = [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+    kept = cache_folder() / "hashes" / f"{hashlib.sha256(key[0].encode()).hexdigest()[:32]}.json"  # type: ignore[attr-defined]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        value = json.loads(kept.read_bytes())
+        if value["file"] == key:
+            return str(value["sha256"])
+    digest = file_sha256(path)
+    with suppress(StoreError):  # without a cache the file is read again next time
+        write_json(kept, {"file": key, "sha256": digest})
+    return digest
 
 
 def _companions(path: Path) -> list[Path]:
@@ -111,12 +210,16 @@ def _companions(path: Path) -> list[Path]:
         return sorted(p for p in path.with_suffix("").glob("*") if p.is_file())
     if suffix in (".vms", ".vmu"):
         return sorted(p for p in path.parent.glob(f"{path.stem}*") if p.is_file())
-    return sorted(path.parent.glob("*.dcm")) if suffix == ".dcm" else []
+    if suffix != ".dcm":
+        return []
+    beside = sorted(path.parent.glob("*.dcm"))
+    series = dicom_series(str(path)) if len(beside) > 1 else None
+    return [p for p in beside if series is not None and dicom_series(str(p)) == series]
 
 
 def _remote_facts(url: str, label: str) -> str:
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        system, path = fsspec.core.url_to_fs(url, **storage_options(url))
         facts = system.info(path)
     except Exception:  # every back end raises its own; opening the slide will say what is wrong
         return label

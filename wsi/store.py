@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from wsi.arrays import Scores
 from wsi.errors import ForeignStoreError, StoreError
@@ -16,6 +18,8 @@ from wsi.files import cannot_write
 from wsi.grid import TileGrid
 from wsi.heatmap import Heatmap
 from wsi.placement import Placement
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +82,25 @@ class HeatmapStore:
         Raises:
             StoreError: the folder holds another run's heatmap, or cannot be written.
         """
+        if path.is_symlink():
+            raise ForeignStoreError(f"{path} is a link, and results are not written through links; remove it")
         if path.exists():
             store = cls.open(path)
-            found = store.attributes.get("fingerprint")
-            if found != spec.fingerprint:
-                before = store.attributes
-                differ = [
-                    f"{key} {before.get(key)}, now {value}"
-                    for key, value in spec.attributes().items()
-                    if key != "fingerprint" and before.get(key) != value
-                ]
+            before = store.attributes
+            differ = [
+                f"{key} {before.get(key)}, now {value}"
+                for key, value in spec.attributes().items()
+                if key != "fingerprint" and before.get(key) != value
+            ]
+            sides = (len(spec.classes), spec.chunk, spec.chunk)
+            if (store._array.shape, store._array.chunks) != ((len(spec.classes), *spec.shape), sides):
+                differ.append(f"chunks {store._array.chunks} of {store._array.shape}")
+            if before.get("fingerprint") != spec.fingerprint or differ:
                 raise ForeignStoreError(
                     f"{path} was made from another slide, model or settings"
                     f"{' (' + '; '.join(differ) + ')' if differ else ''}; choose another --out, or pass --overwrite"
                 )
+            store.discard_damaged()
             return store
         partial = path.with_name(f".{path.name}.partial")
         try:
@@ -103,6 +112,7 @@ class HeatmapStore:
                 chunks=(len(spec.classes), spec.chunk, spec.chunk),
                 dtype="float32",
                 fill_value=float("nan"),
+                compressors=(ZstdCodec(level=0), Crc32cCodec()),  # a changed bit is noticed on reading
                 attributes=spec.attributes(),
                 dimension_names=("class", "row", "col"),
             )
@@ -132,8 +142,12 @@ class HeatmapStore:
         try:
             # an all-NaN chunk is written too: it says that its cells were tried
             array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
-        except (OSError, ValueError, KeyError) as error:
-            raise ForeignStoreError(f"{path} is not a heatmap ({error}); score the slide first") from error
+            if array.ndim != 3 or array.dtype != np.float32 or "stride_level0" not in array.attrs:
+                raise ValueError("it is an array of something else")
+        except Exception as error:  # zarr raises what a changed letter of its metadata makes of its code
+            raise ForeignStoreError(
+                f"{path} is not a heatmap, or its metadata is damaged ({error}); score the slide again with --overwrite"
+            ) from error
         return cls(path, array)
 
     @property
@@ -163,16 +177,35 @@ class HeatmapStore:
         values[:, cells[:, 0] - top, cells[:, 1] - left] = scores.T
         try:
             self._array[:, top : top + values.shape[1], left : left + values.shape[2]] = values
+        except FileNotFoundError as error:
+            # another process that scores the same slide took ours for what a killed run had left
+            if not self.has_chunk(chunk):
+                raise cannot_write(self.path, error) from error
         except OSError as error:
             raise cannot_write(self.path, error) from error
+
+    def discard_damaged(self) -> None:
+        """Remove chunks that cannot be read, with a word: they are scored again."""
+        side = self._array.chunks[1]
+        for path in sorted(self.path.glob("c/0/*/*")):
+            if not (path.is_file() and path.name.isdecimal() and path.parent.name.isdecimal()):
+                continue
+            row, col = int(path.parent.name) * side, int(path.name) * side
+            try:
+                scores = np.asarray(self._array[:, row : row + side, col : col + side])
+                if np.nanmin(scores, initial=0) < 0 or np.nanmax(scores, initial=0) > 1:
+                    raise ValueError("scores lie outside 0..1")
+            except Exception as error:  # codecs raise their own classes
+                log.warning("%s was damaged (%s) and is scored again", path, error)
+                path.unlink(missing_ok=True)
 
     def read(self, class_index: int) -> Heatmap:
         """One class of the whole heatmap."""
         step_x, step_y = self.attributes["stride_level0"]
         try:
             scores = np.asarray(self._array[class_index], dtype=np.float32)
-        except (OSError, ValueError, RuntimeError) as error:
+            return Heatmap(scores, Placement(step_x, step_y), self.attributes["stride_model_px"])
+        except Exception as error:  # codecs raise their own classes
             raise ForeignStoreError(
-                f"{self.path} is broken ({error}); pass --overwrite to score again"
+                f"{self.path} is broken ({error}); run the same wsi score again: what is damaged is scored again"
             ) from error
-        return Heatmap(scores, Placement(step_x, step_y), self.attributes["stride_model_px"])

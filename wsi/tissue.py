@@ -41,6 +41,8 @@ class Mask:
 
     pixels: BoolRaster
     placement: Placement
+    why_empty: str = ""
+    """Why no tissue was found; empty where some was, or where nothing is known of it."""
 
     def area_um2(self, mpp: float) -> float:
         """Area of tissue for a slide of ``mpp`` um per level-0 pixel."""
@@ -61,9 +63,26 @@ def tissue_of(overview: Overview, cfg: TissueConfig) -> Mask:
     """Apply the method, then leave out pen, pure black, specks, and fill holes."""
     ink = pen_and_black(overview.pixels)
     pixel_um2 = overview.mpp**2
-    found = drop_small(METHODS[cfg.method](overview.pixels) & ~ink, cfg.min_speck_um2 / pixel_um2)
+    stained = METHODS[cfg.method](overview.pixels)
+    found = drop_small(stained & ~ink, cfg.min_speck_um2 / pixel_um2)
     found = fill_small(found, cfg.max_hole_um2 / pixel_um2) & ~ink
-    return Mask(found | overview.broken, overview.placement)
+    tissue = found | overview.broken
+    why = "" if tissue.any() else _why_empty(stained, ink, pixel_um2, cfg)
+    return Mask(tissue, overview.placement, why)
+
+
+def _why_empty(stained: BoolRaster, ink: BoolRaster, pixel_um2: float, cfg: TissueConfig) -> str:
+    """What there was instead of tissue."""
+    if not (stained | ink).any():
+        return "no stain at all: the slide is glass throughout, or too pale"
+    if not (stained & ~ink).any():
+        return "only pen ink, or pixels without light as around fluorescence"
+    _, _, stats, _ = cv2.connectedComponentsWithStats((stained & ~ink).astype(np.uint8), connectivity=8)
+    largest = float(stats[1:, cv2.CC_STAT_AREA].max()) * pixel_um2
+    return (
+        f"every piece is smaller than tissue.min_speck_um2, {cfg.min_speck_um2:,.0f} um2 (the largest has "
+        f"{largest:,.0f}); lower it in a --config"
+    )
 
 
 def otsu_saturation(image: RgbImage) -> BoolRaster:

@@ -8,19 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
 import tifffile
 from shapely import MultiPolygon
 
-from wsi.annotations import read_annotations, tumour_regions
+from wsi.annotations import read_outlines, tumour_regions
 from wsi.arrays import BoolRaster
 from wsi.errors import AnnotationError
 from wsi.grid import TileGrid
 from wsi.slide import Slide
-from wsi.user_mask import MAX_ASPECT_DIFFERENCE, PICTURES
+from wsi.user_mask import BROKEN_PICTURE, MAX_ASPECT_DIFFERENCE, PICTURES, read_png
 
 # 0/1 and 0/255 masks have one value besides 0; with 1 and 2 it is 2 (Camelyon16's masks as released with the data)
 _MEANT = {frozenset({1}): 1, frozenset({255}): 255, frozenset({2}): 2, frozenset({1, 2}): 2}
@@ -58,18 +57,25 @@ def read_truth(path: Path, slide: Slide, grid: TileGrid, *, label: int | None = 
     else:
         truth = _from_outlines(path, slide, grid)
     if not truth.tumour.any():
+        why = f" ({truth.note})" if truth.note else ""
         raise AnnotationError(
-            f"{path} marks no tumour on {slide.path}; if the slide has none, write 'normal' in the column 'label'"
+            f"{path} marks no tumour on {slide.path}{why}; if the slide has none, write 'normal' in the column 'label'"
         )
     return truth
 
 
 def _from_outlines(path: Path, slide: Slide, grid: TileGrid) -> Truth:
-    regions = tumour_regions(read_annotations(path), path)
+    outlines = read_outlines(path)
+    regions = tumour_regions(outlines.annotations, path)
     if not regions.area.is_empty:
         _check_inside(path, slide, regions.area)
-    repaired = f"{path.name}: {regions.repaired} rings that crossed themselves were repaired"
-    return Truth(outlined_cells(regions.area, grid), repaired if regions.repaired else "")
+    return Truth(outlined_cells(regions.area, grid), named_note(path, outlines.note, regions.note))
+
+
+def named_note(path: Path, *notes: str) -> str:
+    """What is to be said of a file, after its name; empty where there is nothing."""
+    text = ", ".join(note for note in notes if note)
+    return f"{path.name}: {text}" if text else ""
 
 
 def outlined_cells(area: MultiPolygon, grid: TileGrid) -> BoolRaster:
@@ -135,7 +141,9 @@ def tumour_value(path: Path, present: Collection[int], label: int | None, option
 
 
 def mask_note(path: Path, present: Collection[int], meant: int | None) -> str:
-    """What was detected, for the user."""
+    """What was detected, for the user; empty for a mask that holds nothing."""
+    if meant is None:
+        return ""
     values = ", ".join(map(str, sorted(present)))
     return f"{path.name}: a mask of the values 0 and {values}, {meant} is tumour"
 
@@ -160,7 +168,7 @@ def mask_errors(path: Path) -> Iterator[None]:
     """Turn what a picture library raises into one sentence."""
     try:
         yield
-    except (OSError, ValueError, IndexError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
+    except BROKEN_PICTURE as error:
         raise AnnotationError(
             f"{path} cannot be read as a mask ({error}); use PNG, TIFF or outlines"
         ) from error
@@ -199,6 +207,8 @@ def mask_shapes(path: Path) -> list[tuple[int, int]]:
         return [(plane.shape[0], plane.shape[1])]
     with tifffile.TiffFile(path) as tif:
         keys = [level.keyframe for level in tif.series[0].levels]
+        if min(min(key.imagelength, key.imagewidth) for key in keys) == 0:
+            raise ValueError("a level has no pixels")
         return [(key.imagelength, key.imagewidth) for key in keys]
 
 
@@ -223,8 +233,6 @@ def mask_pieces(path: Path, level: int = 0) -> Iterator[_Piece]:
 
 
 def _png(path: Path) -> npt.NDArray[np.integer]:
-    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if picture is None:
-        raise ValueError("no picture")
+    picture = read_png(path)
     plane: npt.NDArray[np.integer] = picture if picture.ndim == 2 else picture[..., :3].max(axis=2)
     return plane

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import tifffile
 
 from wsi.annotations import marked_regions, read_annotations
@@ -21,6 +23,12 @@ from wsi.tissue import Mask
 PICTURES = (".png", ".tif", ".tiff")
 COARSEST_MPP = 16.0  # half of what tissue is found at by default
 LARGEST_PX = 1 << 28
+_PNG = b"\x89PNG\r\n\x1a\n"
+# what picture libraries raise for broken files
+BROKEN_PICTURE = (
+    *(OSError, ValueError, IndexError, KeyError, TypeError, RuntimeError, ZeroDivisionError, OverflowError),
+    *(MemoryError, struct.error, cv2.error, tifffile.TiffFileError),
+)
 MAX_ASPECT_DIFFERENCE = 0.02  # relative; a rounded level of 50 px is off by 1 %
 
 
@@ -44,7 +52,7 @@ def read_user_mask(path: Path, slide: Slide, mpp: float) -> Mask:
         return _picture(path, slide)
     step = max(1.0, mpp / slide.mpp)
     cols, rows = (math.ceil(n / step) for n in slide.size)
-    area = marked_regions(read_annotations(path)).area
+    area = marked_regions(read_annotations(path), path).area
     return Mask(cells_inside(area, (step, step), (rows, cols)), Placement(step, step))
 
 
@@ -65,24 +73,43 @@ def _read_picture(path: Path, slide: Slide) -> BoolRaster:
     """Where a picture is not 0, whatever its colours and depth; a pyramid's coarsest level within 16 um per pixel."""
     try:
         if path.suffix.lower() == ".png":
-            picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+            picture = read_png(path)
         else:
             with tifffile.TiffFile(path) as tif:
                 wanted = slide.size[0] * slide.mpp / COARSEST_MPP
                 levels = [v for v in tif.series[0].levels if v.shape[1] >= wanted] or [tif.series[0]]
                 _check_size(path, levels[-1].shape)
                 picture = levels[-1].asarray()
-    except (OSError, ValueError, IndexError, RuntimeError, cv2.error, tifffile.TiffFileError) as error:
+    except BROKEN_PICTURE as error:
         raise AnnotationError(
             f"{path} cannot be read as a picture ({error}); use PNG, TIFF, GeoJSON or XML"
         ) from error
-    if picture is None:
-        raise AnnotationError(f"{path} cannot be read as a picture; use PNG, TIFF, GeoJSON or ASAP XML")
+    if picture.size == 0:
+        raise AnnotationError(f"{path} is a picture of no pixels; use PNG, TIFF, GeoJSON or XML")
     return np.asarray((picture if picture.ndim == 2 else picture[..., :3].max(axis=2)) > 0)
+
+
+def read_png(path: Path) -> npt.NDArray[np.integer]:
+    """A PNG as it is stored, whatever its colours and depth; its header is read first, as it may claim any size.
+
+    Raises:
+        ValueError: it is not a PNG.
+        AnnotationError: it is larger than `LARGEST_PX`.
+    """
+    data = path.read_bytes()
+    if data[:8] != _PNG or len(data) < 24:
+        raise ValueError("not a PNG file")
+    width, height = struct.unpack(">II", data[16:24])  # of the header, which comes first
+    _check_size(path, (height, width))
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if picture is None:
+        raise ValueError("its pixels are broken")
+    return np.asarray(picture)
 
 
 def _check_size(path: Path, shape: tuple[int, ...]) -> None:
     if shape[0] * shape[1] > LARGEST_PX:
         raise AnnotationError(
-            f"{path} has {shape[1]} x {shape[0]} px in its coarsest level; save it as a pyramid, or smaller"
+            f"{path} has {shape[1]:,} x {shape[0]:,} px in its coarsest level, and {LARGEST_PX:,} px are read at most; "
+            f"save it as a pyramid, or smaller"
         )

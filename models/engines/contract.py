@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -71,9 +70,12 @@ class Engine(Protocol):
         """Say how many patches the whole slide has, scored already or not, before its first block."""
         ...
 
-    def score(self, blocks: Iterable[PatchBlock]) -> Iterator[Scores]:
+    def score(
+        self, blocks: Iterable[PatchBlock], *, scored: Callable[[int], None] = lambda patches: None
+    ) -> Iterator[Scores]:
         """One (n, classes) array of 0..1 per block, in the order of the blocks.
 
+        ``scored`` is told of every batch how many patches it held, perhaps from another thread.
         Blocks are taken a few ahead of the answers, so a generator that reads them runs meanwhile.
         The answer for a patch does not depend on the blocks around its own.
         """
@@ -124,9 +126,3 @@ def find_folder(name: str) -> Path:
 def shipped() -> list[str]:
     """Names of the models that ship."""
     return sorted(p.name for p in ZOO.iterdir() if p.is_dir())
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: ``$XDG_CACHE_HOME/slidewright`` or ``~/.cache/slidewright``."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "slidewright"

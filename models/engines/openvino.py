@@ -9,17 +9,19 @@ import tempfile
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 
-from models.engines.contract import EngineConfig, Models, cache_folder
+from models.engines.contract import EngineConfig, Models
 from wsi.arrays import Scores
 from wsi.blocks import PatchBlock
 from wsi.errors import ConfigError
+from wsi.files import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +37,12 @@ class OpenVinoEngine:
         self._batch = cfg.batch or BATCH // cfg.orientations
         core = ov.Core()
         precision = _precision(cfg.precision, core)
-        path = _converted(models, cfg.orientations)
         size = models.card.patch_px
-        model = core.read_model(path)
-        model.reshape([self._batch, size, size, 3])
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
-        compiled = core.compile_model(model, "CPU", settings)
+        with _converted(models, cfg.orientations) as path:
+            model = core.read_model(path)
+            model.reshape([self._batch, size, size, 3])
+            compiled = core.compile_model(model, "CPU", settings)
         self._queue = ov.AsyncInferQueue(compiled)
         self._queue.set_callback(_receive)
         turned = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
@@ -52,19 +54,21 @@ class OpenVinoEngine:
     def expect(self, patches: int) -> None:
         """Nothing depends on it here."""
 
-    def score(self, blocks: Iterable[PatchBlock]) -> Iterator[Scores]:
+    def score(
+        self, blocks: Iterable[PatchBlock], *, scored: Callable[[int], None] = lambda patches: None
+    ) -> Iterator[Scores]:
         """See `Engine`; one block waits behind the one that is worked on."""
         waiting: deque[_Answer] = deque()
         for block in blocks:
-            waiting.append(self._start(block))
+            waiting.append(self._start(block, scored))
             if len(waiting) > 1:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _start(self, block: PatchBlock) -> _Answer:
+    def _start(self, block: PatchBlock, scored: Callable[[int], None]) -> _Answer:
         starts = range(0, len(block), self._batch)
-        answer = _Answer(len(block), len(self.models.card.classes), len(starts))
+        answer = _Answer(len(block), len(self.models.card.classes), len(starts), scored)
         for start in starts:
             patches = block.patches(start, start + self._batch)
             if len(patches) < self._batch:
@@ -77,7 +81,8 @@ class OpenVinoEngine:
 class _Answer:
     """One block's scores, filled in by the queue's threads."""
 
-    def __init__(self, patches: int, classes: int, batches: int) -> None:
+    def __init__(self, patches: int, classes: int, batches: int, scored: Callable[[int], None]) -> None:
+        self._scored = scored
         self._scores = np.empty((patches, classes), np.float32)
         self._left = batches
         self._lock = threading.Lock()
@@ -88,6 +93,7 @@ class _Answer:
     def put(self, start: int, scores: Scores) -> None:
         stop = min(start + len(scores), len(self._scores))
         self._scores[start:stop] = scores[: stop - start]
+        self._scored(stop - start)
         with self._lock:
             self._left -= 1
             if self._left == 0:
@@ -110,25 +116,49 @@ def _precision(wanted: str, core: ov.Core) -> str:
     return "bf16" if has_bf16 and wanted in ("auto", "bf16") else "f32"
 
 
-def _converted(models: Models, orientations: int) -> Path:
-    """The cached graph of these weights, converted when it is not there."""
+@contextmanager
+def _converted(models: Models, orientations: int) -> Iterator[Path]:
+    """The cached graph of these weights, converted when it is not there; where none can be kept, for this run only."""
     key = [ov.__version__, str(orientations), *(card.model_dump_json() for card in models.cards)]
     key += [
         (_MODELS / source).read_text() for source in ("network.py", "inception.py", "wsinfer.py", "build.py")
     ]
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:24]
     path = cache_folder() / "openvino" / f"{name}.xml"
-    if path.exists():
-        return path
     try:
-        _convert(models, orientations, path)
-    except OSError as error:
+        if not path.exists():
+            _convert(models, orientations, path)
+    except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError where it cannot write
         log.warning(
-            "cannot keep the converted model in %s (%s); converting for this run only", path.parent, error
+            "cannot keep the converted model in %s (%s); converting for this run only",
+            path.parent,
+            _line(error),
         )
-        path = Path(tempfile.mkdtemp(prefix="slidewright-")) / path.name
-        _convert(models, orientations, path)
-    return path
+    else:
+        yield path
+        return
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="slidewright-")
+    except OSError as error:
+        raise _no_room(error) from error
+    with folder as name:
+        path = Path(name) / path.name
+        try:
+            _convert(models, orientations, path)
+        except (OSError, RuntimeError) as error:
+            raise _no_room(error) from error
+        yield path
+
+
+def _no_room(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the converted model can be written neither to {cache_folder()} nor to {tempfile.gettempdir()} "
+        f"({_line(error)}); free space there, or set XDG_CACHE_HOME to a folder that can be written"
+    )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _convert(models: Models, orientations: int, path: Path) -> None:
@@ -145,6 +175,11 @@ def _convert(models: Models, orientations: int, path: Path) -> None:
         model = ov.convert_model(network, example_input=example)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.{os.getpid()}.xml")
-    ov.save_model(model, partial, compress_to_fp16=False)
-    os.replace(partial.with_suffix(".bin"), path.with_suffix(".bin"))
-    os.replace(partial, path)  # last: a graph that is there is whole
+    try:
+        ov.save_model(model, partial, compress_to_fp16=False)
+        os.replace(partial.with_suffix(".bin"), path.with_suffix(".bin"))
+        os.replace(partial, path)  # last: a graph that is there is whole
+    finally:
+        for left in (partial, partial.with_suffix(".bin")):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -59,12 +59,14 @@ class TorchEngine:
             self._compiled = self._compiled or self._compile()
             self._run = self._compiled
 
-    def score(self, blocks: Iterable[PatchBlock]) -> Iterator[Scores]:
+    def score(
+        self, blocks: Iterable[PatchBlock], *, scored: Callable[[int], None] = lambda patches: None
+    ) -> Iterator[Scores]:
         """See `Engine`."""
         for block in blocks:
-            yield self._score_block(block)
+            yield self._score_block(block, scored)
 
-    def _score_block(self, block: PatchBlock) -> Scores:
+    def _score_block(self, block: PatchBlock, scored: Callable[[int], None]) -> Scores:
         pixels = torch.from_numpy(np.ascontiguousarray(block.pixels)).to(self._device)
         offsets = torch.from_numpy(block.offsets_px).to(self._device)
         out = np.empty((len(block), len(self.models.card.classes)), np.float32)
@@ -77,6 +79,7 @@ class TorchEngine:
                 continue
             out[start : start + len(scores)] = scores
             start += len(scores)
+            scored(len(scores))
         return out
 
     @torch.inference_mode()

@@ -28,6 +28,8 @@ class TruthTable:
         files: the annotation file or mask; None where the slide has no tumour.
         names: as they are written.
         normal: slides that ``reference.csv`` says to be normal, though there may be a file.
+        unmarked: slides that it says to have tumour, without a file: refused unless they are left out, or are known to
+            be marked in part, in which case their slide score counts.
         origin: where it was read, for the report.
         by_name: whether a data set's rules by name apply: not where a manifest says everything.
     """
@@ -37,6 +39,7 @@ class TruthTable:
     origin: str
     by_name: bool
     normal: frozenset[str] = frozenset()
+    unmarked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -48,6 +51,7 @@ class Case:
         partial: its tumour is not marked exhaustively: it counts for slides, and not for lesions.
         said_normal: what says that it is normal, for an error; may be empty.
         others_normal: a file that marks nothing means no tumour, too.
+        tumour_unmarked: it has tumour, and no file says where; then it is partial.
     """
 
     prediction: Prediction
@@ -55,6 +59,7 @@ class Case:
     partial: bool = False
     said_normal: str = ""
     others_normal: bool = False
+    tumour_unmarked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,7 @@ def join(predictions: Predictions, truth: Path, selection: Selection) -> Cases:
     dropped = {name.casefold() for name in left_out}
     kept = [p for p in predictions.slides if p.name.casefold() not in dropped]
     kept.sort(key=lambda p: p.name.casefold())
+    _refuse_unmarked([p.name for p in kept], table, rules)
     normal = [rules.is_normal(p.name) or selection.others_normal for p in kept]
     known = [p.name.casefold() in table.files or n for p, n in zip(kept, normal, strict=True)]
     _refuse_unknown([p.name for p, k in zip(kept, known, strict=True) if not k], table)
@@ -124,7 +130,8 @@ def join(predictions: Predictions, truth: Path, selection: Selection) -> Cases:
 def _case(p: Prediction, table: TruthTable, rules: Dataset, selection: Selection) -> Case:
     key = p.name.casefold()
     said = REFERENCE if key in table.normal else "its name" if rules.is_normal(p.name) else ""
-    return Case(p, table.files.get(key), rules.is_partial(p.name), said, selection.others_normal)
+    unmarked = key in table.unmarked
+    return Case(p, table.files.get(key), rules.is_partial(p.name), said, selection.others_normal, unmarked)
 
 
 def _left_out(
@@ -169,6 +176,16 @@ def _refuse_missing(
     if state != "finished":
         raise ConfigError(
             f"the run of wsi score did not finish ({state}), so slides may be missing; {way_out}"
+        )
+
+
+def _refuse_unmarked(names: Sequence[str], table: TruthTable, rules: Dataset) -> None:
+    """Slides with tumour need outlines, but for those that do not count for lesions anyhow."""
+    lacking = [n for n in names if n.casefold() in table.unmarked and not rules.is_partial(n)]
+    if lacking:
+        raise ConfigError(
+            f"{table.origin} says that {_list(lacking)} {'has' if len(lacking) == 1 else 'have'} tumour, and no "
+            f"outlines or mask of it are there; add them, or leave it out with --exclude"
         )
 
 
@@ -237,19 +254,17 @@ def _from_folder(folder: Path) -> TruthTable:
             f"{references[0]} and {references[1]} both tell labels; keep one, or give its folder"
         )
     labels = _read_reference(references[0]) if references else []
-    for name, normal in labels:
-        key = name.casefold()
-        if not normal and key not in files:
-            raise ConfigError(
-                f"{references[0]} says that {name} has tumour, and no truth of it is below {folder}; add it"
-            )
-        files.setdefault(key, None)
-        names[key] = name
+    unmarked = frozenset(
+        name.casefold() for name, normal in labels if not normal and name.casefold() not in files
+    )
+    for name, _ in labels:
+        files.setdefault(name.casefold(), None)
+        names[name.casefold()] = name
     if not files:
         raise ConfigError(f"{folder} holds no annotation file, no mask and no {MANIFEST}; check the path")
     origin = f"{folder} and {references[0]}" if references else str(folder)
     said = frozenset(name.casefold() for name, normal in labels if normal)
-    return TruthTable(files, names, origin, by_name=True, normal=said)
+    return TruthTable(files, names, origin, by_name=True, normal=said, unmarked=unmarked)
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -115,8 +115,10 @@ class SlideOutcome:
         return self.case.prediction.score
 
     @property
-    def kind(self) -> LesionClass | None:
+    def kind(self) -> LesionClass | Literal["not marked"] | None:
         """The class of its longest lesion; None on a normal slide."""
+        if self.case.tumour_unmarked:
+            return "not marked"
         return max(self.lesions, key=lambda lesion: lesion.length_um).kind if self.lesions else None
 
 
@@ -213,7 +215,10 @@ def sort_out(case: Case, cfg: EvaluationConfig) -> SlideOutcome:
         FalsePositive(p.name, float(x), float(y), float(score), hits.tumour)
         for (x, y), score in zip(p.points[numbers == 0], p.scores[numbers == 0], strict=True)
     )
-    notes = "; ".join(text for text in (raster.note if raster else "", p.note) if text)
+    if case.tumour_unmarked:  # nobody knows which detections are false
+        hits, false = replace(hits, tumour=True, false=np.empty(0)), ()
+    unmarked = "it has tumour, and no outlines: only its slide score counts" if case.tumour_unmarked else ""
+    notes = "; ".join(text for text in (raster.note if raster else "", unmarked, p.note) if text)
     return SlideOutcome(case, hits, lesions, false, raster.value if raster else None, notes)
 
 

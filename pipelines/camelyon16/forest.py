@@ -244,7 +244,7 @@ def fit(cases: Sequence[Case], cfg: ForestConfig, truth_label: int | None) -> Fi
         WsiError: truth or heatmaps that cannot be used, too few slides.
     """
     # a truth file that marks nothing is not tumour: classes are as an evaluation takes them
-    tumour = np.array([read_case(case, truth_label) is not None for case in cases])
+    tumour = np.array([case.tumour_unmarked or read_case(case, truth_label) is not None for case in cases])
     features = features_of([case.prediction for case in cases])
     maximum = np.array([case.prediction.score for case in cases], np.float64)
     scores, fold = cross_validate(features, tumour, cfg)

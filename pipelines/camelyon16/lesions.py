@@ -34,17 +34,17 @@ class LesionConfig(Config):
         threshold: lowest score of a lesion; 0.5 in Liu et al. 2017.
         radius_px: what is blanked around a maximum, in pixels the model sees: 6 cells of 128 in Liu et al. 2017.
         confidence: scores from which a slide is probably normal, equivocal, probably and definitely
-            tumour; the five words are those of Camelyon16's pathologists, the bounds are ours: a maximum
-            over thousands of cells is high on normal slides, too.
+            tumour; the five words are those of Camelyon16's pathologists. None takes the bounds that the model's card
+            brings; a model whose card brings none gives no words, as nobody has checked any.
     """
 
     threshold: float = Field(default=0.5, gt=0, le=1)
     radius_px: float = Field(default=768.0, gt=0)
-    confidence: tuple[float, float, float, float] = (0.5, 0.8, 0.95, 0.99)
+    confidence: tuple[float, float, float, float] | None = None
 
     @model_validator(mode="after")
     def _ascending(self) -> LesionConfig:
-        if list(self.confidence) != sorted(self.confidence):
+        if self.confidence is not None and list(self.confidence) != sorted(self.confidence):
             raise ValueError(f"confidence bounds must ascend, got {list(self.confidence)}")
         return self
 
@@ -148,8 +148,24 @@ def on_slide(lesion: Lesion, size: tuple[int, int]) -> Lesion:
     return replace(lesion, x=min(lesion.x, size[0] - 1.0), y=min(lesion.y, size[1] - 1.0))
 
 
-def confidence_level(score: float, cfg: LesionConfig) -> ConfidenceLevel | None:
-    """One of five words for a slide's score; None where nothing was scored."""
-    if np.isnan(score):
+def confidence_level(
+    score: float,
+    cfg: LesionConfig,
+    checked: tuple[float, float, float, float] | None,
+    *,
+    missing: int = 0,
+) -> ConfidenceLevel | None:
+    """One of five words for a slide's score; None where nothing was scored, or where no bounds are known.
+
+    Args:
+        score: the slide's.
+        cfg: the user's bounds win.
+        checked: those of the model's card.
+        missing: cells with tissue that could not be read: of what was not seen nobody can say that it is normal, so
+            with any the word is "equivocal" at least.
+    """
+    bounds = cfg.confidence or checked
+    if np.isnan(score) or bounds is None:
         return None
-    return LEVELS[sum(score >= bound for bound in cfg.confidence)]
+    level = sum(score >= bound for bound in bounds)
+    return LEVELS[max(level, LEVELS.index("equivocal")) if missing else level]

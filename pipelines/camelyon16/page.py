@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from pipelines.camelyon16.preview import NUMBERED
 from pipelines.camelyon16.results import SlideResult
 from pipelines.cohort import Failure
 from wsi.files import write_text
@@ -27,6 +28,6 @@ def write_page(
     """Write the page: slides by falling score, pictures by relative link, what failed, what made it."""
     order = sorted(results, key=lambda r: (-(r.score if r.score is not None else -1), r.name))
     page = TEMPLATES.get_template("score.html").render(
-        results=order, failures=failures, record=record, top=TOP_LESIONS
+        results=order, failures=failures, record=record, top=TOP_LESIONS, numbered=NUMBERED
     )
     write_text(path, page)

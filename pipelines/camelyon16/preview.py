@@ -60,6 +60,8 @@ def write_preview(
     note = f"model {card.name}. For research use only."
     if card.demonstration:
         note = f"model {card.name}, trained on phantoms: its scores on real tissue mean nothing. For research use only."
+    if len(lesions) > NUMBERED:
+        note = f"The {NUMBERED} strongest of {len(lesions)} peaks are numbered. {note}"
     figure.text(0.02, 0.012, note, fontsize=9.5, color="#8c0d18", parse_math=False)
     bottom, top = FOOT_IN / figure.get_figheight(), 1 - HEAD_IN / figure.get_figheight()
     figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=bottom, top=top, wspace=GAP)
@@ -91,11 +93,11 @@ def _title(result: SlideResult) -> str:
 
 
 def count_text(result: SlideResult) -> str:
-    """``1 lesion in 1 area``: a large area holds many lesions, since maxima 6 cells apart count as several."""
-    lesions, areas = len(result.lesions), result.areas
-    if lesions == 0:
-        return "no lesion"
-    return f"{lesions} lesion{'' if lesions == 1 else 's'} in {areas} area{'' if areas == 1 else 's'}"
+    """``1 area with 3 peaks``: what pathologists call a lesion is an area; peaks are maxima 6 cells apart, at least."""
+    peaks, areas = len(result.lesions), result.areas
+    if areas == 0:
+        return "no area above the threshold"
+    return f"{areas} area{'' if areas == 1 else 's'} with {peaks} peak{'' if peaks == 1 else 's'}"
 
 
 def _show(axes: Axes, overview: Overview, slide: Slide) -> None:

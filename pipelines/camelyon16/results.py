@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +17,12 @@ import shapely
 from pipelines.camelyon16.lesions import Lesion, LesionConfig, Outline
 from wsi.annotations import TUMOUR_GROUPS
 from wsi.export import Feature
+from wsi.files import changed_files
 from wsi.heatmap import Heatmap
 
+log = logging.getLogger(__name__)
+
+FILES = ("heatmap.zarr", "lesions.csv", "lesions.geojson", "preview.png")  # what a scored slide consists of
 OUTLINE_COLOUR, LESION_COLOUR = (200, 0, 0), (255, 140, 0)
 
 
@@ -49,6 +55,11 @@ class SlideResult:
     def unreadable(self) -> int:
         """How many cells could not be decoded."""
         return len(self.unreadable_cells)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no cell was scored."""
+        return self.score is None
 
     def summary(self) -> dict[str, Any]:
         """Its entry in ``run.json``."""
@@ -101,13 +112,42 @@ def lesion_features(
 def finished_result(out: Path, expected: str, lesions: LesionConfig) -> SlideResult | None:
     """The result of an earlier run with the same fingerprint and lesion settings."""
     try:
-        value: dict[str, Any] = json.loads((out / "slide.json").read_bytes())
+        value: Any = json.loads((out / "slide.json").read_bytes())
     except (OSError, ValueError):
+        return None
+    if not isinstance(value, dict):
         return None
     same_lesions = value.get("lesion_settings") == lesions.model_dump(mode="json")
     if value.get("fingerprint") != expected or not same_lesions:
         return None
-    return result_of(value)
+    if discard_changed(out, value):
+        return None
+    try:
+        return result_of(value)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None  # damaged: it is written anew
+
+
+def discard_changed(out: Path, value: dict[str, Any]) -> bool:
+    """Remove files of a finished slide that are not as they were written, so that they are made again; say so.
+
+    Returns:
+        Whether there were any; ``slide.json`` is gone then, too.
+    """
+    try:
+        record = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        record = {}
+    changes = changed_files(out, record)
+    for name, change in changes.items():
+        log.warning("%s: %s; it is made again", out / name, change)
+        (out / name).unlink(missing_ok=True)
+    store = "heatmap.zarr/zarr.json"
+    if store in changes and (out / "heatmap.zarr").is_dir() and not (out / "heatmap.zarr").is_symlink():
+        shutil.rmtree(out / "heatmap.zarr")  # without it nobody knows what the chunks are
+    if changes or not record:
+        (out / "slide.json").unlink(missing_ok=True)
+    return bool(changes) or not record
 
 
 def result_of(value: dict[str, Any]) -> SlideResult:
@@ -134,10 +174,15 @@ def earlier_results(out: Path, settings: str, but: Collection[str]) -> list[Slid
 
 
 def scores_csv(results: Sequence[SlideResult]) -> str:
-    """``slide,score,confidence``; the score is empty where nothing was scored, never 0."""
+    """A row a slide; the score is empty where nothing was scored, never 0.
+
+    ``cells_not_read`` are those with tissue that could not be decoded: the score says nothing of them.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["slide", "score", "confidence"])
+    rows.writerow(["slide", "score", "confidence", "cells", "cells_not_read", "note"])
     for r in results:
-        rows.writerow([r.name, "" if r.score is None else f"{r.score:.6f}", r.confidence or "not scored"])
+        score = "" if r.score is None else f"{r.score:.6f}"
+        reading = "not scored" if r.score is None else r.confidence or ""
+        rows.writerow([r.name, score, reading, r.cells, r.unreadable, r.note])
     return text.getvalue()

@@ -21,15 +21,15 @@ from pipelines.camelyon16.lesions import (
     slide_score,
 )
 from pipelines.camelyon16.preview import write_preview
-from pipelines.camelyon16.results import SlideResult, finished_result, lesion_features
+from pipelines.camelyon16.results import FILES, SlideResult, finished_result, lesion_features
 from pipelines.provenance import code_hash, fingerprint
 from pipelines.scoring import score_chunks
 from wsi.arrays import CellsRC
 from wsi.blocks import Block, chunk_side, plan_blocks
 from wsi.config import Config
-from wsi.errors import ConfigError
+from wsi.errors import ConfigError, SlideError
 from wsi.export import origin_offset, write_geojson
-from wsi.files import discard_partials, write_json, write_text
+from wsi.files import discard_partials, record_files, write_json, write_text
 from wsi.grid import MIN_TISSUE, TileGrid, make_grid
 from wsi.manifest import SlideRow
 from wsi.slide import MAX_MPP_DIFFERENCE, Slide, plan_read
@@ -68,8 +68,17 @@ class ScorePlan:
     recolour: StainTransform | None = None
 
 
-def plan_slide(slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig) -> ScorePlan:
+def plan_slide(
+    slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig, *, made_of: str = ""
+) -> ScorePlan:
     """Tissue, cells and chunks of a slide.
+
+    Args:
+        slide: opened.
+        row: its line: a tissue mask of the user's own is taken from it.
+        engine: tells patch, stride and spacing.
+        cfg: how.
+        made_of: fingerprint of the slide and all settings, for the heatmap.
 
     Raises:
         SpacingError: the slide is too coarse for the model.
@@ -90,7 +99,7 @@ def plan_slide(slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig) ->
     )
     grid = make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue)
     side = chunk_side(slide, plan)
-    spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, _fingerprint(row, slide, engine, cfg))
+    spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, made_of)
     recolour = fit_slide(slide, mask, card.stain_normalisation) if len(grid) else None
     return ScorePlan(grid, mask, plan_blocks(grid, side), spec, recolour)
 
@@ -105,9 +114,9 @@ def settings_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
     )
 
 
-def _fingerprint(row: SlideRow, slide: Slide, engine: Engine, cfg: ScoreConfig) -> str:
+def _fingerprint(row: SlideRow, slide: Slide, identity: str, engine: Engine, cfg: ScoreConfig) -> str:
     return fingerprint(
-        slide=row.source.identity(),
+        slide=identity,
         mpp=slide.mpp,
         mask=None if row.mask is None else mask_identity(row.mask),
         run=settings_fingerprint(engine, cfg),
@@ -122,7 +131,7 @@ def score_slide(
     cfg: ScoreConfig,
     *,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> SlideResult:
     """Score one slide into the folder ``out``, going on where an interrupted run stopped.
 
@@ -133,16 +142,19 @@ def score_slide(
         out: this slide's folder.
         cfg: how.
         overwrite: replace a heatmap that was made otherwise.
-        progress: called with (cells done, cells).
+        progress: called with (done, total, of what): bytes of the slide's file, then cells.
 
     Raises:
         WsiError: the slide cannot be scored, or the folder belongs to another run.
     """
     with row.source.open() as slide:
-        plan = plan_slide(slide, row, engine, cfg)
-        finished = finished_result(out, plan.spec.fingerprint, cfg.lesions)
+        before = row.source.state()
+        identity = row.source.identity(lambda done, total: progress(done, total, "bytes"))
+        made_of = _fingerprint(row, slide, identity, engine, cfg)
+        finished = finished_result(out, made_of, cfg.lesions)
         if finished is not None:
             return finished
+        plan = plan_slide(slide, row, engine, cfg, made_of=made_of)
         discard_partials(out)
         if overwrite:
             (out / "slide.json").unlink(missing_ok=True)  # it says that all is there
@@ -156,16 +168,18 @@ def score_slide(
             store,
             recolour=plan.recolour,
             threads=cfg.threads,
-            progress=progress,
+            progress=lambda done, total: progress(done, total, "cells"),
         )
-        return _write_results(slide, (name, row.source.label), engine, out, cfg, plan)
+        if row.source.state() != before:
+            raise SlideError(f"{row.source.label} changed while it was scored; run the same command again")
+        return _write_results(slide, (name, row.source.label, identity), engine, out, cfg, plan)
 
 
 def _write_results(
-    slide: Slide, names: tuple[str, str], engine: Engine, out: Path, cfg: ScoreConfig, plan: ScorePlan
+    slide: Slide, names: tuple[str, str, str], engine: Engine, out: Path, cfg: ScoreConfig, plan: ScorePlan
 ) -> SlideResult:
     """Lesions and every file of the slide; ``slide.json`` comes last and says that all are there."""
-    name, label = names
+    name, label, identity = names
     card = engine.models.card
     heatmap = HeatmapStore.open(out / "heatmap.zarr").read(card.positive_index)
     score = slide_score(heatmap)
@@ -176,14 +190,18 @@ def _write_results(
         name=name,
         path=label,
         score=None if np.isnan(score) else round(score, 6),
-        confidence=confidence_level(score, cfg.lesions) if card.finds_tumour else None,
+        confidence=(
+            confidence_level(score, cfg.lesions, card.confidence, missing=len(missing))
+            if card.finds_tumour
+            else None
+        ),
         lesions=tuple(lesions),
         areas=len(areas),
         cells=len(plan.grid),
         unreadable_cells=tuple(_corners(missing, plan.grid)),
         mpp=slide.mpp,
         size=slide.size,
-        note=_note(slide, plan.grid, missing) or _spacing_note(slide, card),
+        note=_note(plan, missing) or _spacing_note(slide, card),
     )
     for stale in ("lesions.xml", "lesions.geojson.gz"):  # exports of what is replaced now
         (out / stale).unlink(missing_ok=True)
@@ -205,7 +223,10 @@ def _write_results(
             "classes": list(plan.spec.classes),
             "positive": card.positive,
             "tissue_mm2": round(plan.mask.area_um2(slide.mpp) / 1e6, 3),
+            "slide_identity": identity,
+            "files": record_files(out, FILES),
         },
+        durable=True,
     )
     return result
 
@@ -224,9 +245,11 @@ def _spacing_note(slide: Slide, card: ModelCard) -> str:
     return ""
 
 
-def _note(slide: Slide, grid: TileGrid, missing: CellsRC) -> str:
+def _note(plan: ScorePlan, missing: CellsRC) -> str:
+    grid = plan.grid
     if len(grid) == 0:
-        return "no tissue found: nothing was scored; look at preview.png, or pass --mask"
+        why = f" ({plan.mask.why_empty})" if plan.mask.why_empty else ""
+        return f"no tissue found{why}: nothing was scored; look at preview.png, or pass --mask"
     if len(missing) == len(grid):
         return "no cell with tissue could be decoded: nothing was scored"
     if len(missing):

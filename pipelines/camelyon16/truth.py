@@ -14,12 +14,20 @@ from scipy.ndimage import binary_fill_holes
 from shapely import MultiPolygon, Polygon
 from skimage.measure import regionprops
 
-from wsi.annotations import read_annotations, tumour_regions
+from wsi.annotations import read_outlines, tumour_regions
 from wsi.arrays import BoolRaster, PointsXY
 from wsi.errors import AnnotationError, WsiError
 from wsi.raster import cells_of
 from wsi.slide import LEVEL_TOLERANCE
-from wsi.truth import mask_errors, mask_note, mask_pieces, mask_shapes, mask_step, tumour_value
+from wsi.truth import (
+    mask_errors,
+    mask_note,
+    mask_pieces,
+    mask_shapes,
+    mask_step,
+    named_note,
+    tumour_value,
+)
 from wsi.user_mask import PICTURES
 
 # Evaluation_FROC.py (Camelyon16, 2016): level 5, and 0.243 um/px for the slides of both scanners
@@ -169,7 +177,8 @@ def read_raster(path: Path, size: tuple[int, int] | None, *, label: int | None =
 
 
 def _from_outlines(path: Path, size: tuple[int, int] | None) -> TumourRaster:
-    regions = tumour_regions(read_annotations(path), path)
+    outlines = read_outlines(path)
+    regions = tumour_regions(outlines.annotations, path)
     if size is None:  # beyond the outlines they need room to grow into
         right, bottom = regions.area.bounds[2:] if regions.area else (0, 0)
         size = math.ceil(right) + ROOM_PX, math.ceil(bottom) + ROOM_PX
@@ -181,11 +190,11 @@ def _from_outlines(path: Path, size: tuple[int, int] | None) -> TumourRaster:
         part = cells_of(polygon, (LEVEL5_PX, LEVEL5_PX), mask.shape)
         lost += not part.inside.any()
         mask[part.window] |= part.inside
-    repaired = f"{regions.repaired} rings that crossed themselves were repaired" if regions.repaired else ""
-    small = f"{lost} outlines hold no pixel's centre at level 5 and are not lesions" if lost else ""
-    note = ", ".join(text for text in (repaired, small) if text)
-    why = f": {small}" if lost else ""
-    return TumourRaster(mask, (LEVEL5_PX, LEVEL5_PX), f"{path.name}: {note}" if note else "", why_empty=why)
+    what = "outline holds" if lost == 1 else "outlines hold"
+    small = f"{lost} {what} no pixel's centre at level 5: no lesion" if lost else ""
+    why = "; ".join(text for text in (outlines.note, small) if text)
+    note = named_note(path, outlines.note, regions.note, small)
+    return TumourRaster(mask, (LEVEL5_PX, LEVEL5_PX), note, why_empty=f": {why}" if why else "")
 
 
 def _check_inside(path: Path, area: MultiPolygon, size: tuple[int, int]) -> None:

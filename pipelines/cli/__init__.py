@@ -1,44 +1,38 @@
-"""The command line: parse, call, print. Exit codes: 0 well, 1 some slide failed, 2 could not start."""
+"""The command line: parse, call, print.
+
+Exit codes: 0 well; 1 some slide or region could not be read, or nothing was scored; 2 could not start, or a defect;
+130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
-from typing import Annotated
+import traceback
+from importlib import metadata
+from typing import Annotated, NoReturn
 
 import typer
 
-from pipelines import provenance
-from pipelines.cli import (
-    camelyon16,
-    export,
-    forest,
-    models,
-    phantom,
-    renal,
-    renal_review,
-    score,
-    slides,
-    submission,
-    train,
-    train_renal,
-)
-from pipelines.cli.console import err, out, set_up_logging
+from pipelines.cli.console import Stopped, err, out, set_up_logging, stop_on_signals
+from pipelines.cli.lazy import HELP, LazyGroup
 from wsi.errors import WsiError
 
 INTERRUPTED = 130  # typer's exit code for Ctrl-C, the shell's 128 + SIGINT
 
 app = typer.Typer(
     name="wsi",
+    cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=HELP,
     help="Reads gigapixel pathology slides and says what is on them, and where. For research use only.",
 )
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"slidewright {provenance.version()}")
+        out.print(f"slidewright {metadata.version('slidewright')}")
         raise typer.Exit
 
 
@@ -51,32 +45,14 @@ def _options(
     """Reads gigapixel pathology slides and says what is on them, and where. For research use only."""
 
 
-app.command("score")(score.score)
-app.command("info")(slides.info)
-app.command("doctor")(slides.doctor)
-app.add_typer(export.app, name="export")
-app.add_typer(phantom.app, name="phantom")
-train.app.command("fields")(train_renal.fields)
-train.app.command("capillaries")(train_renal.capillaries)
-app.add_typer(train.app, name="train")
-app.add_typer(models.app, name="models")
-camelyon16.app.command("submit")(submission.submit_command)
-camelyon16.app.command("check")(submission.check_command)
-camelyon16.app.command("forest")(forest.forest_command)
-app.add_typer(camelyon16.app, name="camelyon16")
-renal.app.command("review")(renal_review.review_command)
-renal.app.command("evaluate")(renal_review.evaluate_command)
-app.add_typer(renal.app, name="renal")
-
-
 def main() -> None:
     """Run, and turn what a user can mend into one sentence and an exit code."""
     set_up_logging()
+    stop_on_signals()
     try:
         app()
     except WsiError as error:
-        err.print(f"wsi: {error}", markup=False)
-        sys.exit(2)
+        _fail(f"{error}")
     except SystemExit as end:
         if end.code == INTERRUPTED:
             again = (
@@ -85,7 +61,31 @@ def main() -> None:
                 else ""
             )
             err.print(f"wsi: stopped{again}")
+            sys.exit(128 + Stopped.signum)
         raise
+    except BrokenPipeError:  # what read our output has ended, as `head` does
+        sys.stderr.close()
+        sys.exit(1)
     except OSError as error:  # a full disk or a missing right, where no better sentence was found
-        err.print(f"wsi: {error}; check space and rights", markup=False)
-        sys.exit(2)
+        _fail(f"{error}; check space and rights")
+    except MemoryError as error:
+        _fail(
+            f"memory ran out ({error or 'no more is given'}); end other programs, or raise the limit (ulimit -v)"
+        )
+    except ImportError as error:
+        _fail(
+            f"a library cannot be loaded ({error}); where memory is limited (ulimit -v), raise the limit, else install "
+            f"slidewright again"
+        )
+    except Exception as error:
+        if logging.getLogger("pipelines").isEnabledFor(logging.DEBUG):
+            err.print(traceback.format_exc(), markup=False)
+        _fail(
+            f"{type(error).__name__}: {error} (a defect; please report it with the command, and what the same command "
+            f"with --verbose prints)"
+        )
+
+
+def _fail(sentence: str) -> NoReturn:
+    err.print(f"wsi: {sentence}", markup=False)
+    sys.exit(2)

@@ -14,14 +14,24 @@ from pipelines.camelyon16.page import write_page
 from pipelines.camelyon16.preview import count_text
 from pipelines.camelyon16.results import SlideResult, earlier_results, scores_csv
 from pipelines.camelyon16.score import ScoreConfig, score_slide, settings_fingerprint
-from pipelines.cli.console import err, out, progress
+from pipelines.cli.console import CohortProgress, cohort_progress, err, out
 from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp, Out
-from pipelines.cohort import Failure, gather, refuse_other_run, run_cohort, write_run
+from pipelines.cohort import (
+    Failure,
+    earlier_failures,
+    file_sizes,
+    gather,
+    own_folder,
+    refuse_other_run,
+    run_cohort,
+    unique_names,
+    write_run,
+)
 from pipelines.config import load_config, parse_config
 from pipelines.provenance import run_record
 from wsi.config import Config
 from wsi.errors import ConfigError
-from wsi.files import write_text
+from wsi.files import alone_in, write_text
 from wsi.manifest import SlideRow
 from wsi.user_mask import PICTURES
 
@@ -34,44 +44,87 @@ class RunConfig(Config):
 
 
 def score(
-    slides: Annotated[list[str], typer.Argument(help="Slides, folders, URLs or a manifest (.csv).")],
+    slides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SLIDES", help="Slides, folders of slides, URLs, or a table of slides (slides.csv)."
+        ),
+    ],
     folder: Out,
     model: ModelNames = None,
     positive: Annotated[
         str | None,
-        typer.Option("--class", help="Which of the model's classes to find; default is its own choice."),
+        typer.Option(
+            "--class",
+            help="The class of the model to look for.",
+            show_default="what the model's card names",
+        ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML with 'score' and 'engine'.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="A YAML file such as configs/score.yaml; options given here win over it.",
+        ),
+    ] = None,
     mpp: Mpp = None,
     stride: Annotated[
-        Literal["64", "128", "256"] | None, typer.Option(help="Pixels from cell to cell.")
+        Literal["64", "128", "256"] | None,
+        typer.Option(help="Pixels from one cell to the next.", show_default="the model's own, 128"),
     ] = None,
     orientations: Annotated[
-        Literal["1", "8"] | None, typer.Option(help="8 averages flips and turns.")
+        Literal["1", "8"] | None,
+        typer.Option(help="With 8, scores are the mean over all flips and turns.", show_default="1"),
     ] = None,
     engine: Annotated[
-        Literal["auto", "openvino", "torch"] | None, typer.Option(help="What runs the model.")
+        Literal["auto", "openvino", "torch"] | None,
+        typer.Option(
+            help="The library that runs the model.", show_default="auto: torch on a GPU, else openvino"
+        ),
     ] = None,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option(help="Of the network.")
+        Literal["auto", "fp32", "bf16", "fp16"] | None,
+        typer.Option(
+            help="The numbers that the network computes in.",
+            show_default="auto: fp16 on a GPU, bf16 on a CPU that has it",
+        ),
     ] = None,
     tissue: Annotated[
         Literal["otsu-saturation", "liu2017", "ncrf", "density"] | None,
-        typer.Option(help="How tissue is found; density suits immunostains."),
+        typer.Option(
+            help="How tissue is found; 'density' suits immunostains.", show_default="otsu-saturation"
+        ),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Your own tissue mask, or a folder with one per slide (same stem).")
+        Path | None,
+        typer.Option(help="Your own tissue mask, or a folder with one for each slide, of the same name."),
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="Lowest score of a lesion.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="The lowest score of a peak and of an area, above 0 and up to 1.", show_default="0.5"
+        ),
+    ] = None,
     native: Annotated[
-        bool, typer.Option("--native", help="Read level 0 as it is, whatever its spacing.")
+        bool, typer.Option("--native", help="Read every slide at its own level 0, whatever its spacing.")
     ] = False,
     allow_anisotropic: Anisotropic = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results made otherwise.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results that were made with other settings.")
+    ] = False,
 ) -> None:
-    """Score slides for metastases: heatmap, ranked lesions, GeoJSON for QuPath, and a picture of each.
+    """Score slides for metastases: a heatmap, ranked peaks, GeoJSON for QuPath and a picture of each slide.
 
-    Run the same command again after an interruption: it goes on where it stopped.
+    After an interruption run the same command again: it goes on where it stopped. Two commands at once may share OUT.
+
+    Examples:
+    wsi score my_slide.svs -o results
+
+    wsi score slides/ -m my_model --threshold 0.8 -o results
+
+    wsi score slides.csv -m first -m second --orientations 8 -o results
     """
     base = load_config(config, RunConfig) if config else RunConfig()
     cfg = _override(
@@ -139,6 +192,7 @@ class Run:
     cfg: RunConfig
     folder: Path
     overwrite: bool
+    _progress: CohortProgress | None = None
 
     def go(self) -> bool:
         """Score everything; whether every slide was scored to the last cell."""
@@ -150,22 +204,32 @@ class Run:
         out.print(f"{count}; model {names}; {self.engine.description}", markup=False)
         if any(card.demonstration for card in cards):
             out.print("a demonstration model, trained on phantoms: its scores on real tissue mean nothing")
-        write_run(self.folder, self._record(), "running", self._earlier(), [])
-        outcome = run_cohort(self.rows, self._work, self._summarise, finished=_say)
+        with alone_in(self.folder):
+            write_run(self.folder, self._record(), "running", self._earlier(), self._failed_before([]))
+        with cohort_progress(file_sizes(self.rows)) as self._progress:
+            outcome = run_cohort(self.rows, self._work, self._summarise, finished=_say)
+        if outcome.results and all(result.empty for result in outcome.results):
+            err.print("nothing was scored; the lines above say why", markup=False)
         out.print(f"{self.folder / 'index.html'} shows them; for research use only", markup=False)
         return outcome.complete
 
     def _work(self, row: SlideRow, name: str, index: int) -> SlideResult:
-        with progress(f"{name} ({index + 1} of {len(self.rows)})", transient=True) as tick:
-            return score_slide(
-                row,
-                name,
-                self.engine,
-                self.folder / name,
-                self.cfg.score,
-                overwrite=self.overwrite,
-                progress=lambda done, total: tick(done, total, "cells"),
-            )
+        assert self._progress is not None  # `go` made it
+        self._progress.begin(index, name)
+        return score_slide(
+            row,
+            name,
+            self.engine,
+            own_folder(self.folder, name),
+            self.cfg.score,
+            overwrite=self.overwrite,
+            progress=self._progress,
+        )
+
+    def _failed_before(self, now: Sequence[SlideResult | Failure]) -> list[Failure]:
+        """Failures of other commands in this folder; a slide that was scored since has failed no more."""
+        names = {r.name for r in now} | {r.name for r in self._earlier()} | set(unique_names(self.rows))
+        return earlier_failures(self.folder, self._fingerprint(), names)
 
     def _record(self) -> dict[str, Any]:
         cards = self.engine.models.cards
@@ -183,10 +247,12 @@ class Run:
 
     def _summarise(self, state: str, results: Sequence[SlideResult], failures: Sequence[Failure]) -> None:
         record = self._record()
-        every = sorted([*self._earlier(results), *results], key=lambda r: r.name)
-        write_run(self.folder, record, state, every, failures)
-        write_text(self.folder / "slide_scores.csv", scores_csv(every))
-        write_page(self.folder / "index.html", every, failures, record)
+        with alone_in(self.folder):  # another command may just now add its slides to the same files
+            everything = sorted([*self._earlier(results), *results], key=lambda r: r.name)
+            failed = sorted([*self._failed_before(results), *failures], key=lambda f: f.name)
+            write_run(self.folder, record, state, everything, failed)
+            write_text(self.folder / "slide_scores.csv", scores_csv(everything))
+            write_page(self.folder / "index.html", everything, failed, record)
 
 
 def _say(result: SlideResult | Failure) -> None:

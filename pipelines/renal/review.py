@@ -17,11 +17,11 @@ from pipelines.renal.grading import GradingConfig, grade_slide
 from pipelines.renal.marks import Marks, Source, mark_key
 from pipelines.renal.read import COUNT_WARNINGS, count_warning
 from pipelines.renal.report import Corrections, RenalReport, density, field_facts, grade_facts
-from wsi.annotations import MarkedObject, read_objects
 from wsi.arrays import BoxesXYXY
 from wsi.c4d import FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 from wsi.errors import AnnotationError
 from wsi.export import feature_id
+from wsi.geojson import MarkedObject, read_objects
 
 KNOWN = (POSITIVE, NEGATIVE, NOT_COUNTED, FEASIBLE, NOT_FEASIBLE)
 BY_HAND = "left out by a person"

@@ -39,6 +39,11 @@ class RenalResult:
         """What the slide is called in outputs."""
         return self.report.slide.name
 
+    @property
+    def empty(self) -> bool:
+        """Whether no capillary was counted."""
+        return self.report.result.percent is None
+
     def summary(self) -> dict[str, Any]:
         """Its entry in ``run.json``."""
         found = self.report.result.model_dump(mode="json")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from wsi.arrays import RgbImage, check_array
 from wsi.errors import SlideError
 from wsi.slide import Level, Slide, over_white
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+LARGEST_PX = (
+    1 << 28
+)  # 16,384 px square: 0.8 GB of RGB; a picture of a few bytes may claim more than memory holds
+Image.MAX_IMAGE_PIXELS = LARGEST_PX  # Pillow's own limit is below it
 
 
 class ArraySlide(Slide):
@@ -53,10 +58,41 @@ class ArraySlide(Slide):
 
 
 def open_image(path: str, *, mpp: float | None = None, allow_anisotropic: bool = False) -> ArraySlide:
-    """Read a plain image whole; transparency is laid over white."""
+    """Read a plain image whole; transparency is laid over white.
+
+    Raises:
+        SlideError: it is broken, larger than `LARGEST_PX`, or holds more than 8 bits a channel.
+    """
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGBA"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise SlideError(f"{path} cannot be read as an image ({error})") from error
-    return ArraySlide([over_white(pixels)], path=path, mpp=mpp, allow_anisotropic=allow_anisotropic)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
+            image = Image.open(path)  # reads the header only
+        with image:
+            _check(path, image)
+            pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    except SlideError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise SlideError(
+            f"{path} claims far more than the {LARGEST_PX:,} px of plain images that are read ({error}); "
+            f"convert it to a pyramidal TIFF"
+        ) from error
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and others for broken pictures
+        raise SlideError(
+            f"{path} cannot be read as an image ({error}); check that the copy is complete"
+        ) from error
+    rgb = over_white(pixels) if pixels.shape[2] == 4 else pixels
+    return ArraySlide([rgb], path=path, mpp=mpp, allow_anisotropic=allow_anisotropic)
+
+
+def _check(path: str, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > LARGEST_PX:
+        raise SlideError(
+            f"{path} says that it has {width:,} x {height:,} px; plain images of up to {LARGEST_PX:,} px are read: "
+            f"convert it to a pyramidal TIFF"
+        )
+    if image.mode.startswith(("I", "F")):
+        raise SlideError(
+            f"{path} holds {image.mode} pixels, more than 8 bits; only 8-bit RGB or grey is read: convert it"
+        )

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import openslide
 
-from wsi.errors import RegionError, SlideError
+from wsi.errors import RegionError, SlideError, UnknownFormatError
 from wsi.slide import Level, Slide, Spacing
 
+# what OpenSlide says of a whole file that it cannot use, and what helps
+_WAYS_OUT = (
+    (
+        "image flavor",
+        "it is DICOM, but its ImageType tells no flavour such as VOLUME: export it as a whole slide again",
+    ),
+    (
+        "transfer syntax",
+        "its pixels are compressed in a way that OpenSlide does not decode: convert it to JPEG",
+    ),
+    ("Unsupported TIFF compression", "convert it to a TIFF with JPEG tiles"),
+)
 TIFF_UNITS_UM = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
@@ -75,15 +88,33 @@ class OpenSlideReader(Slide):
 
 
 def open_handle(path: str) -> openslide.OpenSlide:
-    """Open, turning OpenSlide's errors into one sentence."""
+    """Open, turning OpenSlide's errors into one sentence.
+
+    Raises:
+        UnknownFormatError: OpenSlide does not know the form.
+        SlideError: the file is gone, or broken.
+    """
     try:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
-        raise SlideError(
+        if not Path(path).exists():
+            raise gone(path) from error
+        raise UnknownFormatError(
             f"{path} is not a slide that OpenSlide can read; convert it to a pyramidal TIFF"
         ) from error
     except (openslide.OpenSlideError, OSError) as error:
-        raise SlideError(f"{path} cannot be opened ({error}); check that the copy is complete") from error
+        if not Path(path).exists():
+            raise gone(path) from error
+        reason = str(error)
+        way_out = next(
+            (text for sign, text in _WAYS_OUT if sign in reason), "check that the copy is complete"
+        )
+        raise SlideError(f"{path} cannot be opened ({reason}); {way_out}") from error
+
+
+def gone(path: str) -> SlideError:
+    """What is said of a slide that was there when the run began."""
+    return SlideError(f"{path} is gone: it was moved or removed, or its disk was taken away; check the path")
 
 
 def stored_spacings(properties: Mapping[str, str]) -> list[Spacing]:

@@ -1,0 +1,88 @@
+"""``wsi verify``: whether results, and the slides they were made from, are as they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.console import err, out, progress
+from wsi.errors import StoreError, WsiError
+from wsi.files import changed_files
+from wsi.source import SlideSource
+
+
+def verify(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The --out of wsi score or wsi renal report, or one slide's folder."
+        ),
+    ],
+    slides: Annotated[
+        bool,
+        typer.Option(
+            "--slides",
+            help="Also read every slide's file again, and compare it with the one that was scored.",
+        ),
+    ] = False,
+) -> None:
+    """Compare every file of finished results with the sizes and hashes that were noted when it was written.
+
+    The exit code is 1 if anything changed. The command that made the results makes again what changed.
+
+    Examples:
+    wsi verify results
+
+    wsi verify results --slides
+    """
+    records = (
+        [folder / "slide.json"] if (folder / "slide.json").is_file() else sorted(folder.glob("*/slide.json"))
+    )
+    records += sorted(folder.glob("**/reviewed/files.json"))
+    if not records:
+        raise StoreError(f"{folder} holds no finished slide; give the --out of wsi score or wsi renal report")
+    problems: list[str] = []
+    count = 0
+    with progress("slides", transient=True) as tick:
+        for done, path in enumerate(records):
+            tick(done, len(records), path.parent.name)
+            files, found = verify_slide(path, slides=slides)
+            count += files
+            problems += found
+    for sentence in problems:
+        err.print(sentence, markup=False)
+    what = "file and slide" if slides else "file"
+    summary = f"{len(problems)} changed" if problems else f"every {what} is as it was"
+    out.print(f"{folder}: {count} files of {len(records)} results; {summary}", markup=False)
+    raise typer.Exit(1 if problems else 0)
+
+
+def verify_slide(path: Path, *, slides: bool) -> tuple[int, list[str]]:
+    """How many files a record names, and a sentence for each that is not as it was.
+
+    Args:
+        path: ``slide.json`` or ``files.json``.
+        slides: also compare the slide's file.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        record = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
+        identity = str(value.get("slide_identity", ""))
+        source = SlideSource(str(value.get("path", "")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return 0, [
+            f"{path} is broken, or of a version that kept no record of files ({error!r}); make it again"
+        ]
+    problems = [
+        f"{path.parent / name}: {change}" for name, change in changed_files(path.parent, record).items()
+    ]
+    if slides and identity:
+        try:
+            if source.read_identity() != identity:
+                problems.append(f"{source.label}: the slide is not the one that was read")
+        except WsiError as error:
+            problems.append(str(error))
+    return len(record), problems

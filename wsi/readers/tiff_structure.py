@@ -1,0 +1,96 @@
+"""Whether a TIFF is all there, and of a kind that is read: told from its structure, before a pixel is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tifffile
+
+from wsi.errors import SlideError
+
+TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".svslide")
+
+
+def check_tiff(path: str) -> None:
+    """Refuse a TIFF that is cut short, or whose pixels are not 8-bit RGB or grey.
+
+    A truncated file may decode in part: levels are missing then, or the lower half of the slide, and nobody would know.
+    A file that is no TIFF at all, or that tifffile does not know, is left to the readers.
+
+    Raises:
+        SlideError: the file is cut short, or holds another kind of pixels.
+    """
+    try:
+        with tifffile.TiffFile(path) as tif:
+            problem = tiff_problem(tif)
+    except (
+        Exception
+    ):  # tifffile raises whatever a broken structure makes of its code; the readers have their own word
+        return
+    if problem:
+        raise SlideError(f"{path} {problem}")
+
+
+def tiff_problem(tif: tifffile.TiffFile) -> str:
+    """What keeps a TIFF from being read as a slide, and the way out; empty where nothing does."""
+    size = tif.filehandle.size
+    end = max((_end(page) for page in _pages(tif)), default=0)
+    end = max(end, _next_page(tif))
+    if end > size:
+        return f"is cut short: its pages reach to byte {end:,}, and the file ends at {size:,}; copy it again"
+    kind = _pixels(tif.pages[0]) or _channels(tif)
+    return f"{kind}; only 8-bit RGB or grey is read: convert it" if kind else ""
+
+
+def _pages(tif: tifffile.TiffFile) -> list[Any]:
+    """Every page, with those that hang below another (SubIFDs)."""
+    pages = list(tif.pages)
+    return pages + [below for page in pages for below in (getattr(page, "pages", None) or ())]
+
+
+def _end(page: Any) -> int:
+    """The byte after a page's last piece of data; pieces that were never written (sparse tiles) count nothing."""
+    pieces = zip(page.dataoffsets, page.databytecounts, strict=False)
+    return max((offset + count for offset, count in pieces if count), default=0)
+
+
+def _next_page(tif: tifffile.TiffFile) -> int:
+    """Where the page after the last one that can be read begins; 0 where there is none.
+
+    tifffile stops in silence at a page that lies beyond the file's end.
+    """
+    form, file = tif.tiff, tif.filehandle
+    file.seek(tif.pages[-1].offset)
+    count = int.from_bytes(file.read(form.tagnosize), "little" if form.byteorder == "<" else "big")
+    file.seek(tif.pages[-1].offset + form.tagnosize + count * form.tagsize)
+    offset = int.from_bytes(file.read(form.offsetsize), "little" if form.byteorder == "<" else "big")
+    return offset if offset > file.size else 0
+
+
+def _pixels(page: Any) -> str:
+    """What keeps a page from being read; empty where nothing does."""
+    bits = page.bitspersample
+    if bits != 8:
+        return f"holds pixels of {bits} bits"
+    if page.samplesperpixel not in (1, 3, 4):
+        return f"holds {page.samplesperpixel} channels"
+    if page.samplesperpixel == 4 and page.photometric not in (
+        2,
+        6,
+    ):  # RGB and YCbCr may have an alpha channel
+        return "holds 4 channels that are not red, green, blue and alpha"
+    return ""
+
+
+def _channels(tif: tifffile.TiffFile) -> str:
+    """What keeps an OME-TIFF from being read, of channels that are pages of their own; empty where nothing does."""
+    if not tif.is_ome:
+        return ""
+    series = tif.series[0]
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    channels = sizes.get("C", 1)
+    others = math.prod(size for axis, size in sizes.items() if axis not in "CSYX")
+    if others > 1:
+        return f"is a stack of {others} pictures (axes {series.axes})"
+    return f"holds {channels} channels of one colour each, as fluorescence does" if channels > 1 else ""
