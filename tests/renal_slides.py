@@ -76,7 +76,7 @@ class FieldEngine:
     def expect(self, patches: int) -> None:
         pass
 
-    def score(self, blocks: Iterable[PatchBlock]) -> Iterator[Scores]:
+    def score(self, blocks: Iterable[PatchBlock], **_: object) -> Iterator[Scores]:
         for block in blocks:
             mean = block.patches(0, len(block)).astype(np.float32).mean(axis=(1, 2))
             feasible = (mean[:, 2] > mean[:, 1]).astype(np.float32) * 0.9
