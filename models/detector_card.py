@@ -24,6 +24,8 @@ class DetectorCard(Config):
         enlarge_um: for each class, by how much the boxes it learned were larger than the capillaries, on each side.
         thresholds: for each class, the score from which a detection counts: with it as many were found on the
             validation tiles as were marked.
+        counting_errors: of each validation slide, how many positive capillaries were hit, false and missed in its
+            report, and how many negative ones (wsi renal evaluate --into); empty where nobody measured it.
         demonstration: trained on phantoms; not for real tissue.
         sha256: of the weight file.
     """
@@ -33,6 +35,7 @@ class DetectorCard(Config):
     detector: DetectorConfig
     enlarge_um: tuple[float, ...]
     thresholds: tuple[float, ...]
+    counting_errors: tuple[tuple[int, int, int, int, int, int], ...] = ()
     demonstration: bool = False
     intended_use: str = "Research use only; not for diagnosis."
     limits: str = ""

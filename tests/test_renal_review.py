@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -80,11 +81,11 @@ class TestReview:
         assert report.result == report.machine == report_of(made / "s").result
         assert report.reading == "corrected"
         assert report.corrections is not None
-        numbers = report.corrections.model_dump(exclude={"file", "sha256"})
+        numbers = report.corrections.model_dump(exclude={"file", "sha256", "by", "date", "comment"})
         assert set(numbers.values()) == {0}
         assert report.corrections.file == "corrected.geojson"
-        assert "machine:   C4d2, 25.0 %, 40 positive and 120 negative in 9 fields" in said
-        assert "corrected: C4d2, 25.0 %, 40 positive and 120 negative in 9 fields" in said
+        assert "machine:   C4d2 (focal), 25.0 %, 40 positive and 120 negative in 9 fields" in said
+        assert "corrected: C4d2 (focal), 25.0 %, 40 positive and 120 negative in 9 fields" in said
 
     def test_deleted_added_reclassified(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         """40 positive and 120 negative; 2 positive deleted, 1 called no capillary, 30 called negative, 2 added."""
@@ -107,7 +108,7 @@ class TestReview:
         assert (c.deleted, c.added, c.reclassified, c.outside_fields) == (3, 2, 30, 0)
         assert "capillaries: 3 deleted, 2 added, 30 reclassified; fields: 0 left out, 0 taken in" in said
         page = (made / "s" / "reviewed" / "report.html").read_text()
-        assert "as corrected by a person" in page
+        assert "Read by the machine, and corrected by a person who is not named" in page
         assert "marked by a person" in page
         rows = (made / "s" / "reviewed" / "capillaries.csv").read_text()
         assert rows.count(",added,") == 2
@@ -127,7 +128,7 @@ class TestReview:
         assert report.result.positive + report.result.negative == 160 - gone
         rows = (made / "s" / "reviewed" / "capillaries.csv").read_text()
         assert rows.count(",no,") == gone + 1
-        assert f"{gone + 1} marked capillaries lie in no feasible field and are not counted" in noted
+        assert f"{gone + 1} marked capillaries lie in no evaluated field and are not counted" in noted
         editor.call(scar, "feasible")
         report, _, _ = self.run(made, tmp_path, editor, wsi)
         assert report.result.positive + report.result.negative == 160 - gone + 1
@@ -222,6 +223,57 @@ class TestReview:
         negative, positive = labelled_cells(path, grid)
         assert (len(negative), len(positive)) == (6, 9)
 
+    def test_points_count(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        """One point, and QuPath's points annotation, which holds several."""
+        editor = Editor(made)
+        for number, (x, y) in enumerate([(300, 300), (420, 900)]):
+            editor.add(x, y, "C4d positive", f"aaaaaaaa-0000-4000-8000-00000000001{number}")
+        editor.features[-2]["geometry"] = {"type": "Point", "coordinates": [300, 300]}
+        places = [[420, 900], [20, 940], [20, 700]]
+        editor.features[-1]["geometry"] = {"type": "MultiPoint", "coordinates": places}
+        report, _, _ = self.run(made, tmp_path, editor, wsi)
+        assert (report.result.positive, report.result.negative) == (40 + 1 + 3, 120)
+        with (made / "s" / "reviewed" / "capillaries.csv").open() as file:
+            added = [row for row in csv.DictReader(file) if row["source"] == "added"]
+        middles = [
+            [(float(r["x0"]) + float(r["x1"])) / 2, (float(r["y0"]) + float(r["y1"])) / 2] for r in added
+        ]
+        assert sorted(middles) == sorted([[300, 300], *places])
+
+    def test_every_capillary_deleted(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        editor = Editor(made)
+        for feature in editor.of("C4d positive") + editor.of("C4d negative"):
+            editor.features.remove(feature)
+        report, said, _ = self.run(made, tmp_path, editor, wsi)
+        assert (report.result.positive, report.result.negative, report.result.percent) == (0, 0, None)
+        assert report.corrections is not None
+        assert report.corrections.deleted == 160
+        assert "not assessable (0 capillaries, at least 100 are needed), no capillary" in said
+
+    def test_who_when_and_what_they_say(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        path = Editor(made).save(tmp_path / "corrected.geojson")
+        words = ("--by", "A. <Smith>", "--date", "2026-03-04", "--comment", "two rings, cut")
+        assert wsi("renal", "review", made / "s", path, *words)[0] == 0
+        c = report_of(made / "s" / "reviewed").corrections
+        assert c is not None
+        assert (c.by, c.date, c.comment) == ("A. <Smith>", "2026-03-04", "two rings, cut")
+        page = (made / "s" / "reviewed" / "report.html").read_text()
+        assert "corrected by A. &lt;Smith&gt; on 2026-03-04" in page
+        assert "Comment: two rings, cut" in page
+        code, _, err = wsi("renal", "review", made / "s", path, "--date", "4.3.2026")
+        assert (code, "must be YYYY-MM-DD, got '4.3.2026'" in err) == (2, True)
+
+    def test_a_review_is_verified_too(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        self.run(made, tmp_path, Editor(made), wsi)
+        assert wsi("verify", made)[0] == 0
+        path = made / "s" / "reviewed" / "capillaries.csv"
+        text = path.read_text()
+        path.write_text(text.replace("C4d positive", "C4d negative", 1))
+        code, _, err = wsi("verify", made)
+        path.write_text(text)
+        assert code == 1
+        assert "capillaries.csv: changed" in err or "capillaries.csv: holds" in err
+
     def test_coordinates_of_qupath(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         """Where our export subtracted bounds, the whole file is moved back, what was drawn by hand, too."""
         editor = Editor(made)
@@ -289,16 +341,26 @@ class TestRefused:
         editor.features.append(copy.deepcopy(editor.of("C4d positive")[0]))
         assert "more than once; delete the copies" in self.said(made, tmp_path, editor, wsi)
 
-    def test_a_point_and_a_field_drawn_by_hand(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+    def test_a_line_and_a_field_drawn_by_hand(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         editor = Editor(made)
         editor.add(300, 300, "C4d positive", "aaaaaaaa-0000-4000-8000-000000000001")
-        editor.features[-1]["geometry"] = {"type": "Point", "coordinates": [300, 300]}
-        assert "holds a Point at (300, 300): mark each capillary by one outline" in self.said(
-            made, tmp_path, editor, wsi
+        editor.features[-1]["geometry"] = {"type": "LineString", "coordinates": [[300, 280], [300, 320]]}
+        assert (
+            "holds a LineString at (300, 300): mark each capillary by one outline, or by one point"
+            in self.said(made, tmp_path, editor, wsi)
         )
         editor = Editor(made)
         editor.add(300, 300, "feasible", "aaaaaaaa-0000-4000-8000-000000000001")
         assert "a field was added" in self.said(made, tmp_path, editor, wsi)
+
+    def test_a_point_on_a_capillary_that_is_counted_already(
+        self, made: Path, tmp_path: Path, wsi: Run
+    ) -> None:
+        editor = Editor(made)
+        editor.add(300, 300, "C4d negative", "aaaaaaaa-0000-4000-8000-000000000009")
+        x, y = SQUARES[0].x + 2, SQUARES[0].y
+        editor.features[-1]["geometry"] = {"type": "Point", "coordinates": [x, y]}
+        assert "twice; delete one of the two" in self.said(made, tmp_path, editor, wsi)
 
     def test_one_capillary_twice(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         """A copy has a new id in QuPath; an outline drawn over a box is the same capillary; so are merged ones one object."""

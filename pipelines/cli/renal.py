@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +10,41 @@ from typing import Annotated, Any
 import typer
 
 from models.engines import EngineConfig, find_models, load_engine
-from pipelines.cli.console import err, out, progress
+from pipelines.cli.console import CohortProgress, cohort_progress, err, out, progress
 from pipelines.cli.options import Anisotropic, Mpp, Out
-from pipelines.cohort import Failure, gather, refuse_other_run, run_cohort, write_run
+from pipelines.cohort import (
+    Failure,
+    earlier_failures,
+    file_sizes,
+    gather,
+    own_folder,
+    refuse_other_run,
+    run_cohort,
+    unique_names,
+    write_run,
+)
 from pipelines.config import load_config
 from pipelines.provenance import code_hash, run_record, version
 from pipelines.renal.fields import field_threshold
-from pipelines.renal.grading import percent_text
+from pipelines.renal.grading import grade_word, percent_text
 from pipelines.renal.labels import proposed_labels
-from pipelines.renal.page import check_pdf, write_index
+from pipelines.renal.page import check_pdf
 from pipelines.renal.read import Readers, RenalConfig, run_fingerprint
-from pipelines.renal.report import grading_of
-from pipelines.renal.run import RenalResult, corrected_readings, earlier_reports, report_slide
+from pipelines.renal.report import basis_sentences, grading_of
+from pipelines.renal.run import RenalResult, earlier_reports, report_slide
+from pipelines.renal.summary import write_summary
 from wsi.errors import ConfigError, StoreError
 from wsi.export import Origin, origin_offset, write_geojson
-from wsi.files import write_text
+from wsi.files import alone_in
 from wsi.manifest import SlideRow
 from wsi.source import SlideSource
 from wsi.tissue import TissueConfig, detect_tissue
 
 DETECTOR, FIELDS = "renal-ptc-demo", "renal-fields-demo"
-Detector = Annotated[str, typer.Option("--model", help="Detector of capillaries: name or folder.")]
+Detector = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="MODEL", help="The detector of capillaries: a name or a folder."),
+]
 
 app = typer.Typer(
     no_args_is_help=True, help="C4d capillaries in kidney transplants: counted, graded, reported."
@@ -98,22 +110,45 @@ def propose(
 @app.command("report")
 def report(
     slides: Annotated[
-        list[str], typer.Argument(help="C4d-immunostained slides, folders or a manifest (.csv).")
+        list[str],
+        typer.Argument(
+            metavar="SLIDES",
+            help="C4d-immunostained slides, folders of slides, or a table of slides (slides.csv).",
+        ),
     ],
     folder: Out,
     model: Detector = DETECTOR,
-    fields_model: Annotated[str, typer.Option(help="Model of feasible fields: name or folder.")] = FIELDS,
-    config: Annotated[Path | None, typer.Option(help="YAML such as configs/renal_report.yaml.")] = None,
+    fields_model: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="The model that chooses evaluable fields: a name or a folder."),
+    ] = FIELDS,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="A YAML file such as configs/renal_report.yaml."),
+    ] = None,
     pdf: Annotated[
-        bool, typer.Option("--pdf", help="Also print each report (pip install slidewright\\[pdf]).")
+        bool,
+        typer.Option(
+            "--pdf",
+            help="Also print each report to PDF; this needs pip install 'slidewright\\[pdf]' and, on Debian, "
+            "apt install libpangoft2-1.0-0.",
+        ),
     ] = False,
     mpp: Mpp = None,
     allow_anisotropic: Anisotropic = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace reports made otherwise.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace reports that were made with other settings.")
+    ] = False,
 ) -> None:
     """Choose the fields of each slide, count C4d-positive and negative capillaries, grade, and write a report.
 
-    Run the same command again after an interruption: slides that are done are kept.
+    After an interruption run the same command again: slides that are done are kept.
+
+    Examples:
+
+    wsi renal report biopsy.svs -o reports
+
+    wsi renal report biopsies/ --pdf -o reports
     """
     from models.detector_card import load_detector
     from models.engines.contract import find_folder
@@ -140,6 +175,7 @@ class RenalRun:
     folder: Path
     pdf: bool
     overwrite: bool
+    _progress: CohortProgress | None = None
 
     def go(self) -> bool:
         """Read everything; whether every slide was read to the last field."""
@@ -147,23 +183,31 @@ class RenalRun:
             refuse_other_run(self.folder, self._fingerprint())
         if any(m["demonstration"] for m in self.readers.models):
             out.print("demonstration models, trained on phantoms: what they say of real tissue means nothing")
-        write_run(self.folder, self._record(), "running", self._earlier(), [])
-        outcome = run_cohort(self.rows, self._work, self._summarise, finished=_say)
+        with alone_in(self.folder):
+            write_run(self.folder, self._record(), "running", self._earlier(), self._failed_before([]))
+        with cohort_progress(file_sizes(self.rows)) as self._progress:
+            outcome = run_cohort(self.rows, self._work, self._summarise, finished=_say)
         out.print(f"{self.folder / 'index.html'} lists them; for research use only", markup=False)
         return outcome.complete
 
     def _work(self, row: SlideRow, name: str, index: int) -> RenalResult:
-        with progress(f"{name} ({index + 1} of {len(self.rows)})", transient=True) as tick:
-            return report_slide(
-                row,
-                name,
-                self.readers,
-                self.folder / name,
-                self.cfg,
-                pdf=self.pdf,
-                overwrite=self.overwrite,
-                tick=tick,
-            )
+        assert self._progress is not None  # `go` made it
+        self._progress.begin(index, name)
+        return report_slide(
+            row,
+            name,
+            self.readers,
+            own_folder(self.folder, name),
+            self.cfg,
+            pdf=self.pdf,
+            overwrite=self.overwrite,
+            tick=self._progress,
+        )
+
+    def _failed_before(self, now: Sequence[RenalResult | Failure]) -> list[Failure]:
+        """Failures of other commands in this folder; a slide that was read since has failed no more."""
+        names = {r.name for r in now} | {r.name for r in self._earlier()} | set(unique_names(self.rows))
+        return earlier_failures(self.folder, self._fingerprint(), names)
 
     def _record(self) -> dict[str, Any]:
         engine = self.readers.fields.description
@@ -181,29 +225,11 @@ class RenalRun:
 
     def _summarise(self, state: str, results: Sequence[RenalResult], failures: Sequence[Failure]) -> None:
         record = self._record()
-        every = sorted([*self._earlier([*results, *failures]), *results], key=lambda r: r.name)
-        write_run(self.folder, record, state, every, failures)
-        write_text(self.folder / "grades.csv", _grades_csv(every))
-        reports = [r.report for r in every]
-        corrected = corrected_readings(self.folder, reports)
-        write_index(self.folder / "index.html", reports, failures, record, corrected)
-
-
-def _grades_csv(results: Sequence[RenalResult]) -> str:
-    """One row per slide; what is not known is empty, never 0."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(
-        ["slide", "grade", "percent", "low", "high", "positive", "negative", "fields", "not_assessable"]
-    )
-    for r in results:
-        g = r.report.result
-        ends = ["", ""] if g.interval is None else [f"{v:.2f}" for v in g.interval]
-        percent = "" if g.percent is None else f"{g.percent:.4f}"
-        rows.writerow(
-            [r.name, g.grade or "", percent, *ends, g.positive, g.negative, g.fields, g.not_assessable]
-        )
-    return text.getvalue()
+        with alone_in(self.folder):  # another command may just now add its slides to the same files
+            everything = sorted([*self._earlier([*results, *failures]), *results], key=lambda r: r.name)
+            failed = sorted([*self._failed_before(results), *failures], key=lambda f: f.name)
+            write_run(self.folder, record, state, everything, failed)
+            write_summary(self.folder, [r.report for r in everything], failed, record)
 
 
 def _say(result: RenalResult | Failure) -> None:
@@ -215,6 +241,11 @@ def _say(result: RenalResult | Failure) -> None:
     if g.percent is not None and g.interval is not None:
         percent = percent_text(g.percent, grading_of(result.report))
         counted = f"{percent} % ({g.interval[0]:.1f} to {g.interval[1]:.1f}), {counted}"
-    out.print(f"{result.name}: {g.grade or 'not assessable: ' + g.not_assessable}; {counted}", markup=False)
+    grade = (
+        grade_word(g.grade, grading_of(result.report)) if g.grade else f"not assessable: {g.not_assessable}"
+    )
+    out.print(f"{result.name}: {grade}; {counted}", markup=False)
+    for sentence in basis_sentences(result.report):
+        out.print(f"  {sentence}", markup=False)
     for warning in result.report.warnings:
         err.print(f"{result.name}: {warning}", markup=False)

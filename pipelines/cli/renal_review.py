@@ -2,111 +2,209 @@
 
 from __future__ import annotations
 
-import json
+import re
+from datetime import date as calendar_date
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipelines.cli.console import err, out, progress
-from pipelines.provenance import code_hash, version
-from pipelines.renal.evaluation import evaluate, write_evaluation
-from pipelines.renal.grading import GradingConfig, percent_text
-from pipelines.renal.page import check_pdf, write_report
-from pipelines.renal.read import measured
-from pipelines.renal.report import GradeFacts, grading_of
-from pipelines.renal.review import Reviewed, corrected_report, review
-from pipelines.renal.run import REVIEWED, read_report, refresh_index, set_aside
+from pipelines.renal.evaluation import evaluate, write_counting_errors, write_evaluation
+from pipelines.renal.grading import GradingConfig, grade_word, percent_text
+from pipelines.renal.page import check_pdf
+from pipelines.renal.report import GradeFacts, RenalReport, grading_of
+from pipelines.renal.review_run import Signature, review_slide
+from pipelines.renal.run import REVIEWED
+from pipelines.renal.summary import refresh_summary
 from pipelines.renal.truth import read_cohort
-from wsi.errors import ConfigError, StoreError
-from wsi.source import SlideSource
+from wsi.errors import ConfigError, WsiError
+
+SUFFIXES = (".geojson", ".json", ".geojson.gz")
 
 
 def review_command(
-    folder: Annotated[Path, typer.Argument(help="A slide's folder in the --out of wsi renal report.")],
-    corrected: Annotated[Path, typer.Argument(help="GeoJSON exported from QuPath after correction.")],
-    slide: Annotated[str | None, typer.Option(help="The slide, if it was moved.")] = None,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="REPORT",
+            help="A slide's folder in the --out of wsi renal report; with --corrected that --out itself.",
+        ),
+    ],
+    corrected: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The GeoJSON exported from QuPath after correction.")
+    ] = None,
+    many: Annotated[
+        Path | None,
+        typer.Option(
+            "--corrected", help="A folder with a corrected file NAME.geojson for each reviewed slide."
+        ),
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="Who reviewed; it stands in the report and in grades.csv.", show_default="not stated"
+        ),
+    ] = "",
+    date: Annotated[
+        str | None, typer.Option(metavar="YYYY-MM-DD", help="When it was reviewed.", show_default="today")
+    ] = None,
+    comment: Annotated[
+        str, typer.Option(help="What the reviewer wants to say of the slide.", show_default="none")
+    ] = "",
+    slide: Annotated[str | None, typer.Option(help="Where the slide is, if it was moved.")] = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="Also print the report.")] = False,
 ) -> None:
-    """Count again what a person corrected: FOLDER/reviewed holds the new report, with both grades.
+    """Count again what a person corrected: REPORT/reviewed holds the new report, with both grades.
 
-    The machine's own report stays as it is.
+    The machine's own report stays as it is; grades.csv and index.html show both side by side. A capillary may be marked
+    by an outline or by a point.
+
+    Examples:
+
+    wsi renal review reports/biopsy corrected.geojson --by "A. Smith" --comment "two partial rings deleted"
+
+    wsi renal review reports --corrected corrected/ --by "A. Smith"
     """
-    report = read_report(folder)
-    if report.reading != "machine":
-        raise ConfigError(f"{folder} is a reviewed report; give the folder of the machine's")
+    if (corrected is None) == (many is None):
+        raise ConfigError("give either one corrected FILE, or a folder of them with --corrected")
+    if date is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
+        raise ConfigError(f"--date must be YYYY-MM-DD, got {date!r}")
     if pdf:
         check_pdf()
-    found = review(folder / "detections.geojson", corrected, report)
-    source = _source(folder, slide)
-    if _identity(source) != report.slide.identity:
-        raise ConfigError(f"{source.label} is not the slide of this report; give it with --slide")
-    with progress("report") as tick, source.open() as opened:
-        tick(0, 1)
-        marks = measured(opened, found.fields, found.marks)
-        found = Reviewed(found.fields, marks, found.corrections)
-        area = found.fields.area_mm2(opened.size, opened.mpp)
-        made = {"program": f"slidewright {version()}", "code": code_hash()}
-        new = corrected_report(report, found, grading_of(report), area).model_copy(update=made)
-        set_aside(folder / REVIEWED)  # an earlier review may be the only copy
-        write_report(folder / REVIEWED, new, opened, found.fields, marks, pdf=pdf)
-    refresh_index(folder.parent)
-    assert new.machine is not None
-    c = found.corrections
-    grading = grading_of(report)
-    out.print(f"machine:   {_sentence(new.machine, grading)}", markup=False)
-    out.print(f"corrected: {_sentence(new.result, grading)}", markup=False)
+    signature = Signature(by, date or calendar_date.today().isoformat(), comment)
+    if corrected is not None:
+        with progress("report") as tick:
+            tick(0, 1)
+            new = review_slide(folder, corrected, signature, slide=slide, pdf=pdf)
+        refresh_summary(folder.parent)
+        _say(new, folder)
+        return
+    assert many is not None  # one of the two was given
+    if slide is not None:
+        raise ConfigError("--slide goes with one FILE; with --corrected every slide must be where it was")
+    raise typer.Exit(_review_many(folder, many, signature, pdf))
+
+
+def _review_many(out_folder: Path, corrected: Path, signature: Signature, pdf: bool) -> int:
+    """Every corrected file of a folder; one that cannot be used costs itself only."""
+    files = corrected_files(out_folder, corrected)
+    failed = 0
+    with progress("reviews") as tick:
+        for done, (folder, path) in enumerate(files.items()):
+            tick(done, len(files), folder.name)
+            try:
+                _say(review_slide(folder, path, signature, pdf=pdf), folder)
+            except WsiError as error:
+                failed += 1
+                err.print(f"{folder.name}: {error}", markup=False)
+    refresh_summary(out_folder)
+    unreviewed = sum(1 for p in out_folder.glob("*/report.json") if not (p.parent / REVIEWED).is_dir())
     out.print(
-        f"capillaries: {c.deleted} deleted, {c.added} added, {c.reclassified} reclassified; "
+        f"{len(files) - failed} of {len(files)} corrected files were counted; slides without a review: {unreviewed}",
+        markup=False,
+    )
+    return 1 if failed else 0
+
+
+def corrected_files(out_folder: Path, corrected: Path) -> dict[Path, Path]:
+    """The corrected file of each slide's folder, by name.
+
+    Raises:
+        ConfigError: there is none, or one of a slide that was not reported.
+    """
+    slides = {p.parent.name: p.parent for p in sorted(out_folder.glob("*/report.json"))}
+    files: dict[Path, Path] = {}
+    if not corrected.is_dir():
+        raise ConfigError(
+            f"{corrected} is not a folder; give one with a file NAME.geojson for each reviewed slide"
+        )
+    for path in sorted(corrected.iterdir()):
+        suffix = next((s for s in reversed(SUFFIXES) if path.name.endswith(s)), None)
+        if suffix is None or path.name.startswith("."):
+            continue
+        name = path.name.removesuffix(suffix)
+        if name not in slides:
+            raise ConfigError(
+                f"{path} is of no slide in {out_folder}; name it after one of {', '.join(slides)}"
+            )
+        if slides[name] in files:
+            raise ConfigError(f"{path} and {files[slides[name]]} are of one slide; keep one")
+        files[slides[name]] = path
+    if not files:
+        raise ConfigError(
+            f"{corrected} holds no corrected file; name them after the slides, such as NAME.geojson"
+        )
+    return files
+
+
+def _say(new: RenalReport, folder: Path) -> None:
+    assert new.machine is not None  # a reviewed report holds both
+    assert new.corrections is not None
+    c = new.corrections
+    grading = grading_of(new)
+    out.print(f"{new.slide.name}", markup=False)
+    out.print(f"  machine:   {_sentence(new.machine, grading)}", markup=False)
+    out.print(f"  corrected: {_sentence(new.result, grading)}", markup=False)
+    out.print(
+        f"  capillaries: {c.deleted} deleted, {c.added} added, {c.reclassified} reclassified; "
         f"fields: {c.fields_left_out} left out, {c.fields_taken_in} taken in"
     )
     if c.fields_not_searched:
-        err.print(f"fields taken in without a mark in them, which do not count: {c.fields_not_searched}")
+        err.print(f"  fields taken in without a mark in them, which do not count: {c.fields_not_searched}")
     if c.outside_fields:
-        err.print(f"{c.outside_fields} marked capillaries lie in no feasible field and are not counted")
-    out.print(f"{folder / REVIEWED / 'report.html'} shows it; for research use only", markup=False)
+        one = c.outside_fields == 1
+        what = "1 marked capillary lies" if one else f"{c.outside_fields} marked capillaries lie"
+        err.print(f"  {what} in no evaluated field and {'is' if one else 'are'} not counted")
+    out.print(f"  {folder / REVIEWED / 'report.html'} shows it; for research use only", markup=False)
 
 
 def _sentence(g: GradeFacts, grading: GradingConfig) -> str:
     percent = "no capillary" if g.percent is None else f"{percent_text(g.percent, grading)} %"
-    grade = g.grade or f"not assessable ({g.not_assessable})"
+    grade = grade_word(g.grade, grading) if g.grade else f"not assessable ({g.not_assessable})"
     return f"{grade}, {percent}, {g.positive} positive and {g.negative} negative in {g.fields} fields"
 
 
-def _identity(source: SlideSource) -> str:
-    try:
-        return source.identity()
-    except OSError as error:
-        raise ConfigError(
-            f"{source.label} cannot be read ({error.strerror or error}); if the slide was moved, give it with --slide"
-        ) from error
-
-
-def _source(folder: Path, slide: str | None) -> SlideSource:
-    """The slide of a report, as it was read."""
-    try:
-        value = json.loads((folder / "slide.json").read_bytes())
-        known = SlideSource(value["path"], value["mpp"], value["allow_anisotropic"])
-    except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{folder / 'slide.json'} is missing or broken; make the report again") from error
-    return SlideSource(slide or known.path, known.mpp, known.allow_anisotropic)
-
-
 def evaluate_command(
-    folder: Annotated[Path, typer.Argument(help="The --out of wsi renal report.")],
+    folder: Annotated[Path, typer.Argument(metavar="REPORTS", help="The --out of wsi renal report.")],
     truth: Annotated[
         Path,
-        typer.Option(help="Folder with NAME.geojson (capillaries) and NAME_fields.geojson, or slides.csv."),
+        typer.Option(help="A folder with NAME.geojson (capillaries) and NAME_fields.geojson, or slides.csv."),
     ],
+    reviewed: Annotated[
+        bool,
+        typer.Option(
+            "--reviewed", help="Evaluate the readings that a person corrected; all slides need one."
+        ),
+    ] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="A detector's folder: write into its card how it miscounts on these slides, which then widens the "
+            "intervals of its reports. The slides must be others than it was trained on."
+        ),
+    ] = None,
 ) -> None:
-    """Compare reports with the truth: average precision, FROC per mm2, F1, percentages, grades, fields."""
-    cohort = read_cohort(folder, truth)
+    """Compare reports with the truth: average precision, FROC per mm2, F1, percentages, grades, fields.
+
+    Examples:
+
+    wsi renal evaluate reports --truth kidneys
+
+    wsi renal evaluate reports --truth kidneys --reviewed
+    """
+    if reviewed and into is not None:
+        raise ConfigError("--into takes the machine's errors; leave out --reviewed")
+    cohort = read_cohort(folder, truth, reviewed=reviewed)
     for name in cohort.without_truth:
         err.print(f"{name} has no truth and is left out", markup=False)
     with progress("evaluation") as tick:
         result = evaluate(cohort, tick)
-    target = folder / "evaluation"
+    target = folder / ("evaluation-reviewed" if reviewed else "evaluation")
     write_evaluation(target, result)
     for line in result.lines():
         out.print(line, markup=False)
+    if into is not None:
+        write_counting_errors(into, result, cohort)
+        out.print(f"{into / 'card.json'} states these errors of {len(result.errors)} slides", markup=False)
     out.print(f"{target} holds figures and curves; for research use only", markup=False)

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.card import CARD
 from pipelines.provenance import code_hash, version
 from pipelines.renal.agreement import BlandAltman, bland_altman, weighted_kappa
 from pipelines.renal.curves import write_agreement, write_froc
 from pipelines.renal.report import grading_of
 from pipelines.renal.truth import CLASSES, Case, Cohort
-from wsi.c4d import REACH_UM
+from wsi.c4d import NEGATIVE, POSITIVE, REACH_UM
 from wsi.detection_metrics import Agreement, Marked, average_precision, hits_by_distance
 from wsi.detections import Detections
+from wsi.errors import ModelError
 from wsi.files import write_json
 from wsi.metrics import auc
 
@@ -36,6 +38,7 @@ class RenalEvaluation:
         slides: per slide: percentages and grades, the machine's and the true ones.
         kappa: weighted, of assessable slides; NaN where it cannot be given.
         field_auc: NaN where fields have no truth of both kinds.
+        errors: of each slide, positive capillaries hit, false and missed, then negative ones.
     """
 
     ap50: dict[str, float]
@@ -51,6 +54,7 @@ class RenalEvaluation:
     field_sensitivity: float
     field_specificity: float
     demonstration: bool
+    errors: tuple[tuple[int, ...], ...]
 
     def sensitivity_at(self, name: str) -> dict[int, float]:
         """Sensitivity at some false detections per mm2."""
@@ -85,7 +89,7 @@ class RenalEvaluation:
         return (
             ""
             if b is None
-            else f"; machine less truth {b.bias:+.2f}, 95 % limits {b.low:.2f} to {b.high:.2f}"
+            else f"; reading minus truth {b.bias:+.2f} points, 95 % limits {b.low:.2f} to {b.high:.2f}"
         )
 
 
@@ -96,7 +100,7 @@ def evaluate(cohort: Cohort, tick: Callable[[int, int], None] = lambda done, tot
     hits: dict[str, list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]] = {
         name: [] for name in CLASSES
     }
-    totals = {name: np.zeros(3, np.int64) for name in CLASSES}
+    slide_totals = np.zeros((len(cohort.cases), len(CLASSES), 3), np.int64)
     for done, case in enumerate(cohort.cases):
         tick(done, len(cohort.cases))
         reach = REACH_UM / case.report.slide.um_per_px
@@ -112,7 +116,7 @@ def evaluate(cohort: Cohort, tick: Callable[[int, int], None] = lambda done, tot
                 )
                 kept = mine & counted
                 hit = int(hits_by_distance(one.centres[kept], one.scores[kept], middles, reach).sum())
-                totals[name] += (hit, int(kept.sum()) - hit, len(middles) - hit)
+                slide_totals[done, label] += (hit, int(kept.sum()) - hit, len(middles) - hit)
     tick(len(cohort.cases), len(cohort.cases))
     area = sum(case.report.field_mm2 for case in cohort.cases)
     marked = {name: sum(int((t.labels == i).sum()) for t in truth) for i, name in enumerate(CLASSES)}
@@ -121,11 +125,37 @@ def evaluate(cohort: Cohort, tick: Callable[[int, int], None] = lambda done, tot
     return RenalEvaluation(
         {name: average_precision(found, truth, i) for i, name in enumerate(CLASSES)},
         {name: _froc(hits[name], marked[name], area) for name in CLASSES},
-        {name: Agreement(*(int(v) for v in totals[name])) for name in CLASSES},
+        {
+            name: Agreement(*(int(v) for v in slide_totals[:, i].sum(axis=0)))
+            for i, name in enumerate(CLASSES)
+        },
         slides,
         *_slides(slides, cohort.cases),
         *field,
         demonstration=any(case.report.demonstration for case in cohort.cases),
+        errors=tuple(
+            tuple(
+                int(v) for v in np.concatenate([rows[CLASSES.index(POSITIVE)], rows[CLASSES.index(NEGATIVE)]])
+            )
+            for rows in slide_totals
+        ),
+    )
+
+
+def write_counting_errors(model: Path, result: RenalEvaluation, cohort: Cohort) -> None:
+    """Write into a detector's card how it miscounted on these slides.
+
+    Raises:
+        ModelError: the folder holds no detector, or not the one that made the reports.
+    """
+    from models.detector_card import load_detector
+
+    _, card = load_detector(model)
+    made_with = {case.report.models["capillaries"].sha256 for case in cohort.cases}
+    if made_with != {card.sha256}:
+        raise ModelError(f"{model} is not the detector that made these reports; give its folder")
+    write_json(
+        model / CARD, card.model_dump(mode="json") | {"counting_errors": [list(e) for e in result.errors]}
     )
 
 
@@ -250,6 +280,10 @@ def write_evaluation(folder: Path, result: RenalEvaluation) -> None:
                 "auc": _known(result.field_auc),
                 "sensitivity": _known(result.field_sensitivity),
                 "specificity": _known(result.field_specificity),
+            },
+            "errors of counting": {
+                "columns": ["positive hit", "false", "missed", "negative hit", "false", "missed"],
+                "slides": [list(e) for e in result.errors],
             },
             "slides": list(result.slides),
         },

@@ -13,6 +13,8 @@ from scipy.stats import beta
 
 from wsi.config import Config
 
+COVERS_SAMPLING = "which fields were seen; not the detector's errors"
+COVERS_ERRORS = "which fields were seen, and the detector's errors on validation slides"
 METHOD = "immunohistochemistry on paraffin"
 
 
@@ -21,6 +23,7 @@ class GradingConfig(Config):
 
     Attributes:
         grades: names from no staining upward (Banff 2019: 0 %, above 0 and below 10 %, 10 to 50 %, above 50 %).
+        words: what each grade is called (Banff 2019).
         focal_percent: from which the third grade begins: 10 % belongs to it.
         diffuse_percent: up to which it reaches: 50 % belongs to it, more to the fourth.
         min_fields: feasible fields below which the slide is not assessable; Banff 2007 asks for five high-power fields.
@@ -30,6 +33,7 @@ class GradingConfig(Config):
     """
 
     grades: tuple[str, str, str, str] = ("C4d0", "C4d1", "C4d2", "C4d3")
+    words: tuple[str, str, str, str] = ("none", "minimal", "focal", "diffuse")
     focal_percent: float = Field(default=10.0, gt=0, lt=100)
     diffuse_percent: float = Field(default=50.0, gt=0, lt=100)
     min_fields: int = Field(default=5, gt=0)
@@ -71,6 +75,62 @@ class FieldCounts:
         return self.positive + self.negative
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class CountingErrors:
+    """How a detector miscounted on slides with truth, slide by slide: errors of one slide go together.
+
+    Attributes:
+        table: (slides, 6) positive ones hit, false and missed, then negative ones hit, false and missed, after the
+            checks, at the thresholds that reports use.
+    """
+
+    table: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.table.ndim != 2 or self.table.shape[1] != 6 or len(self.table) == 0 or self.table.min() < 0:
+            raise ValueError(f"errors must be rows of six counts, got {self.table.shape}")
+
+    def truth_of(
+        self,
+        positive: npt.NDArray[np.int64],
+        negative: npt.NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """What the truth may have been where so many were counted: one draw for each pair of counts.
+
+        A draw takes the errors of one slide at random, since slides differ more than chance, and a rate from them
+        (Jeffreys' prior: half an event is added). False ones come in proportion to all that was counted, as what looks
+        like a capillary does; of the missed there are more, the more were found. Where a slide held fewer than
+        `FEW` of a class, its share of missed ones is that of all slides.
+        """
+        rows = self.table[rng.integers(len(self.table), size=len(positive))]
+        seen = np.maximum(rows[:, [0, 1, 3, 4]].sum(axis=1), 1)  # counted on that slide
+        truth = []
+        for first, counted in ((0, positive), (3, negative)):
+            hit, false, missed = rows[:, first], rows[:, first + 1], rows[:, first + 2]
+            rate = rng.gamma(false + 0.5) / seen
+            wrong = np.minimum(rng.poisson(rate * (positive + negative)), counted)
+            few = hit + missed < FEW
+            hit = np.where(few, self.table[:, first].sum(), hit)
+            missed = np.where(few, self.table[:, first + 2].sum(), missed)
+            sensitivity = np.clip(rng.beta(hit + 0.5, missed + 0.5), 0.05, 1.0)
+            right = counted - wrong
+            truth.append(right + rng.negative_binomial(right + 0.5, sensitivity))
+        return truth[0], truth[1]
+
+
+FEW = 20  # true ones of a class below which a slide's own share of missed ones says little
+
+
+@dataclass(frozen=True, slots=True)
+class GradeChange:
+    """A threshold of one class at which the grade becomes another, the other class's threshold staying as it is."""
+
+    positive: bool
+    threshold: float
+    grade: str
+
+
 @dataclass(frozen=True, slots=True)
 class Grade:
     """A slide's C4d score.
@@ -78,6 +138,7 @@ class Grade:
     Attributes:
         percent: 100 * positive / (positive + negative); None without any capillary.
         interval: 95 % of the percentage, clustered by field; None without any capillary.
+        interval_covers: what the interval takes into account.
         grade: one of the config's names; None where the slide is not assessable.
         grades_in_interval: every grade that the interval touches, lowest first.
         why_not: why it is not assessable; empty where it is.
@@ -88,6 +149,7 @@ class Grade:
     fields: int
     percent: float | None
     interval: tuple[float, float] | None
+    interval_covers: str
     grade: str | None
     grades_in_interval: tuple[str, ...]
     why_not: str
@@ -117,19 +179,31 @@ def percent_text(percent: float, cfg: GradingConfig) -> str:
     return f"{percent:.{digits}f}"
 
 
-def grade_slide(counts: FieldCounts, cfg: GradingConfig) -> Grade:
-    """Percentage, interval, grade, and whether there is enough to give one."""
+def grade_word(grade: str, cfg: GradingConfig) -> str:
+    """A grade with its word: ``C4d2 (focal)``."""
+    return f"{grade} ({cfg.words[cfg.grades.index(grade)]})" if grade in cfg.grades else grade
+
+
+def grade_slide(counts: FieldCounts, cfg: GradingConfig, errors: CountingErrors | None = None) -> Grade:
+    """Percentage, interval, grade, and whether there is enough to give one.
+
+    Args:
+        counts: of every feasible field.
+        cfg: how.
+        errors: the detector's on slides with truth; None where a person counted, or where they are not known.
+    """
     positive, total = int(counts.positive.sum()), int(counts.total.sum())
     fields = len(counts.total)
     why_not = _why_not(fields, total, cfg)
     if total == 0:
-        return Grade(0, 0, fields, None, None, None, (), why_not)
+        return Grade(0, 0, fields, None, None, "", None, (), why_not)
     percent = 100 * positive / total
-    interval = percent_interval(counts, cfg)
+    interval = percent_interval(counts, cfg, errors)
     ends = [cfg.grades.index(grade_of(end, cfg)) for end in interval]
     touched = cfg.grades[ends[0] : ends[1] + 1]
     grade = None if why_not else grade_of(percent, cfg)
-    return Grade(positive, total - positive, fields, percent, interval, grade, touched, why_not)
+    covers = COVERS_SAMPLING if errors is None else COVERS_ERRORS
+    return Grade(positive, total - positive, fields, percent, interval, covers, grade, touched, why_not)
 
 
 def _why_not(fields: int, capillaries: int, cfg: GradingConfig) -> str:
@@ -141,11 +215,14 @@ def _why_not(fields: int, capillaries: int, cfg: GradingConfig) -> str:
     return ""
 
 
-def percent_interval(counts: FieldCounts, cfg: GradingConfig) -> tuple[float, float]:
+def percent_interval(
+    counts: FieldCounts, cfg: GradingConfig, errors: CountingErrors | None = None
+) -> tuple[float, float]:
     """95 % of the percentage: percentiles of a bootstrap over fields, as capillaries of one field are alike.
 
     It is never narrower than Clopper and Pearson's with every capillary by itself: with one field, fields of one share,
-    or none or all positive, no draw differs, and that must not look certain.
+    or none or all positive, no draw differs, and that must not look certain. With the detector's errors, it also holds
+    what the counts may truly have been.
 
     Raises:
         ValueError: there is no capillary.
@@ -153,16 +230,26 @@ def percent_interval(counts: FieldCounts, cfg: GradingConfig) -> tuple[float, fl
     positive, total = int(counts.positive.sum()), int(counts.total.sum())
     if total == 0:
         raise ValueError("without a capillary there is no percentage")
-    exact = exact_interval(positive, total)
-    if positive in (0, total):
-        return exact
     rng = np.random.default_rng(cfg.seed)
     n = len(counts.total)
     weights = rng.multinomial(n, np.full(n, 1 / n), size=cfg.draws)  # (draws, fields)
-    drawn_total = weights @ counts.total
-    drawn = 100 * (weights @ counts.positive)[drawn_total > 0] / drawn_total[drawn_total > 0]
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return min(float(low), exact[0]), max(float(high), exact[1])
+    drawn = weights @ counts.positive, weights @ counts.negative
+    ends = [exact_interval(positive, total)]
+    if 0 < positive < total:
+        ends.append(_percentiles(*drawn))
+    if errors is not None:
+        ends.append(_percentiles(*errors.truth_of(*drawn, rng)))
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _percentiles(positive: npt.NDArray[np.integer], negative: npt.NDArray[np.integer]) -> tuple[float, float]:
+    total = positive + negative
+    low, high = (
+        np.percentile(100 * positive[total > 0] / total[total > 0], (2.5, 97.5))
+        if (total > 0).any()
+        else (0, 100)
+    )
+    return float(low), float(high)
 
 
 def exact_interval(positive: int, total: int) -> tuple[float, float]:
@@ -199,3 +286,49 @@ def stability(
         )
         found.append((threshold, grade_slide(counts, cfg)))
     return tuple(found)
+
+
+def grade_changes(
+    scores: npt.NDArray[np.floating],
+    positive: npt.NDArray[np.bool_],
+    fields: npt.NDArray[np.int64],
+    count: int,
+    limits: tuple[float, float],
+    cfg: GradingConfig,
+) -> tuple[GradeChange, ...]:
+    """The nearest thresholds, up and down, at which the percentage falls into another grade.
+
+    Args:
+        scores: (n,) of all detections that the checks leave in.
+        positive: (n,) their class.
+        fields: (n,) which feasible field each lies in.
+        count: how many feasible fields there are.
+        limits: the thresholds of negative and positive ones.
+        cfg: how counts become a grade.
+    """
+    inside = (fields >= 0) & (fields < count)
+    by_class = [np.sort(scores[inside & (positive == which)].astype(np.float64)) for which in (False, True)]
+    now = [len(s) - int(np.searchsorted(s, limit)) for s, limit in zip(by_class, limits, strict=True)]
+    if sum(now) == 0:
+        return ()
+    grade = grade_of(100 * now[1] / sum(now), cfg)
+    changes = []
+    for which in (True, False):
+        values, limit = by_class[which], limits[which]
+        for candidates in (values[values > limit], values[values < limit][::-1]):
+            for threshold in _steps(candidates, up=len(candidates) > 0 and candidates[0] > limit):
+                kept = [*now]
+                kept[which] = len(values) - int(np.searchsorted(values, threshold))
+                if sum(kept) and (other := grade_of(100 * kept[1] / sum(kept), cfg)) != grade:
+                    changes.append(GradeChange(which, threshold, other))
+                    break
+    return tuple(changes)
+
+
+def _steps(scores: npt.NDArray[np.float64], *, up: bool) -> list[float]:
+    """Thresholds, nearest first, that each leave out one detection more (up), or take one more in."""
+    distinct = list(dict.fromkeys(scores.tolist()))
+    if not up:
+        return distinct
+    above = [*distinct[1:], float(np.nextafter(distinct[-1], 2.0))] if distinct else []
+    return [*distinct[:1], *above]

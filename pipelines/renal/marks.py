@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,19 +13,15 @@ import shapely
 
 from pipelines.renal.fields import FieldSet
 from pipelines.renal.grading import FieldCounts
-from wsi.arrays import BoxesXYXY, PointsXY, RgbImage
+from wsi.arrays import BoxesXYXY, PointsXY
 from wsi.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.export import Feature, feature_id
 
 Source = Literal["machine", "reclassified", "added"]
-BROWN = 0.12  # density of blue less that of red: DAB absorbs blue, haematoxylin red (data/kidney_stains)
-SECTORS = 24
-REACH = (0.3, 1.5)  # of the half box: where a wall is looked for
 COLUMNS = (
     *("id", "class", "counted", "score", "source", "x0", "y0", "x1", "y1"),
-    *("field_x", "field_y", "brown_around"),
+    *("field_x", "field_y", "brown_around", "brown_inside", "doubt"),
 )
-MARGIN_UM = 2.0  # around a box, whose border may cut the wall
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,6 +36,8 @@ class Marks:
         field: (n,) number of the feasible field; -1 where it lies in none.
         counted: (n,) whether it counts; others are shown only, as the nearest to do so.
         brown: (n,) share of its circumference that is brown, 0..1; NaN where it was not measured.
+        inside: (n,) share of its middle that is brown; NaN where it was not measured.
+        doubts: what speaks against it, see `pipelines.renal.checks`; empty where nothing does.
         source: who said so.
     """
 
@@ -51,16 +48,25 @@ class Marks:
     field: npt.NDArray[np.int64]
     counted: npt.NDArray[np.bool_]
     brown: npt.NDArray[np.float64]
+    inside: npt.NDArray[np.float64]
+    doubts: tuple[str, ...]
     source: tuple[Source, ...]
 
     def __post_init__(self) -> None:
-        columns = (self.positive, self.scores, self.field, self.counted, self.brown, self.source)
+        arrays = (self.positive, self.scores, self.field, self.counted, self.brown, self.inside)
+        lengths = {*map(len, arrays), len(self.doubts), len(self.source)}
         n = len(self.ids)
-        if self.boxes.shape != (n, 4) or any(len(column) != n for column in columns):
+        if self.boxes.shape != (n, 4) or lengths != {n}:
             raise ValueError(f"every column must hold {n} marks")
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def flagged(self) -> npt.NDArray[np.bool_]:
+        """(n,) positive ones that count, though something speaks against them."""
+        doubted = np.array([bool(doubt) for doubt in self.doubts], np.bool_)
+        return np.asarray(self.counted & self.positive & (self.field >= 0) & doubted)
 
     @property
     def centres(self) -> PointsXY:
@@ -87,27 +93,6 @@ def field_key(slide: str, x: int, y: int) -> str:
     return f"{slide} field {x} {y}"
 
 
-def brown_around(pixels: RgbImage, box: Sequence[float]) -> float:
-    """Share of the directions from a box's middle in which a brown wall is met.
-
-    Linear, circumferential staining gives 1, a partial ring its part, an unstained capillary 0. A check of its own
-    beside the detector: it takes no part in the count.
-
-    Args:
-        pixels: around the box.
-        box: in their frame.
-    """
-    density = -np.log10((pixels.astype(np.float32) + 1) / 246)
-    brown = density[..., 2] - density[..., 0] > BROWN
-    x0, y0, x1, y1 = box
-    rows, cols = np.nonzero(brown)
-    u, v = (cols + 0.5 - (x0 + x1) / 2) / (x1 - x0) * 2, (rows + 0.5 - (y0 + y1) / 2) / (y1 - y0) * 2
-    reach = np.hypot(u, v)
-    near = (reach > REACH[0]) & (reach < REACH[1])
-    sector = np.floor((np.arctan2(v[near], u[near]) / (2 * np.pi) + 0.5) * SECTORS).astype(np.int64) % SECTORS
-    return float((np.bincount(sector, minlength=SECTORS) > 0).mean())
-
-
 def mark_features(
     slide: str, marks: Marks, fields: FieldSet, made_by: dict[str, str], mpp: float
 ) -> list[Feature]:
@@ -126,6 +111,7 @@ def mark_features(
         group = POSITIVE if marks.positive[i] else NEGATIVE
         box = marks.boxes[i]
         measured = {"probability": float(marks.scores[i]), "brown around": float(marks.brown[i])}
+        measured |= {"brown inside": float(marks.inside[i])}
         measured |= {"longer side um": float(max(box[2] - box[0], box[3] - box[1]) * mpp)}
         found.append(
             Feature(
@@ -136,7 +122,7 @@ def mark_features(
                 group,
                 COLOURS[group],
                 measured,
-                made_by,
+                made_by | ({"doubt": marks.doubts[i]} if marks.doubts[i] else {}),
                 locked=False,
                 id=marks.ids[i],
             )
@@ -169,6 +155,8 @@ def marks_csv(marks: Marks, fields: FieldSet) -> str:
                 "" if at is None else at.x,
                 "" if at is None else at.y,
                 _number(marks.brown[i]),
+                _number(marks.inside[i]),
+                marks.doubts[i],
             ]
         )
     return text.getvalue()

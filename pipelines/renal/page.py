@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,18 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipelines.cohort import Failure
 from pipelines.renal.fields import FieldSet
-from pipelines.renal.grading import GradingConfig, percent_text
+from pipelines.renal.grading import GradingConfig, grade_word, percent_text
 from pipelines.renal.marks import Marks, mark_features, marks_csv
 from pipelines.renal.pictures import (
     CROP_BAR_UM,
+    Crop,
     excluded_pictures,
     gallery,
     overview_bar_um,
     overview_picture,
 )
-from pipelines.renal.report import RenalReport
+from pipelines.renal.read import RenalConfig
+from pipelines.renal.report import RenalReport, basis_sentences, grading_of
 from wsi.c4d import NEGATIVE, POSITIVE
 from wsi.errors import ConfigError
 from wsi.export import origin_offset, write_geojson
@@ -34,9 +38,8 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-PARTIAL = (
-    0.75  # a positive capillary with less brown around it is pointed out: circumferential means all of it
-)
+SHOWN = 150  # positive capillaries on the report itself: 1 MB of pictures
+ON_A_PAGE = 500  # on each page of the others: 3.5 MB
 
 
 def write_report(
@@ -56,24 +59,61 @@ def write_report(
     features = mark_features(name, marks, fields, made_by, slide.mpp)
     write_geojson(folder / "detections.geojson", features, origin_offset(slide.bounds, "auto"))
     write_text(folder / "capillaries.csv", marks_csv(marks, fields))
-    html = report_html(report, slide, fields, marks)
+    pictures = gallery(slide, fields, marks, report.models["capillaries"].threshold)
+    html = report_html(report, slide, fields, marks, pictures)
     write_text(folder / "report.html", html)
+    _write_more(folder, report, slide, pictures[0])
     (folder / "report.pdf").unlink(missing_ok=True)
     if pdf:
         write_pdf(folder / "report.pdf", html)
     write_json(folder / "report.json", report.model_dump(mode="json"))
 
 
-def report_html(report: RenalReport, slide: Slide, fields: FieldSet, marks: Marks) -> str:
+def more_pages(positive: int) -> list[str]:
+    """Names of the pages that show the positive capillaries beyond the first `SHOWN`."""
+    return [f"positive-{i + 2}.html" for i in range(-(-max(0, positive - SHOWN) // ON_A_PAGE))]
+
+
+def _write_more(folder: Path, report: RenalReport, slide: Slide, positive: Sequence[Crop]) -> None:
+    """The positive capillaries that the report has no room for: a page of a whole biopsy must stay one that opens."""
+    names = more_pages(len(positive))
+    for stale in folder.glob("positive-*.html"):
+        if stale.name not in names:
+            stale.unlink(missing_ok=True)
+    for i, name in enumerate(names):
+        first = SHOWN + i * ON_A_PAGE
+        page = TEMPLATES.get_template("renal_more.html").render(
+            r=report,
+            crops=positive[first : first + ON_A_PAGE],
+            first=first + 1,
+            total=len(positive),
+            origin=origin_offset(slide.bounds, "auto"),
+            crop_bar_um=CROP_BAR_UM,
+        )
+        write_text(folder / name, page)
+
+
+def report_html(
+    report: RenalReport,
+    slide: Slide,
+    fields: FieldSet,
+    marks: Marks,
+    pictures: tuple[list[Crop], list[Crop]],
+) -> str:
     """The page's text; every value in it is escaped."""
-    positive, uncertain = gallery(slide, fields, marks, report.models["capillaries"].threshold)
+    positive, uncertain = pictures
     feasible = [f for f in report.fields if not f.why_not]
     return TEMPLATES.get_template("renal.html").render(
         r=report,
         overview=overview_picture(slide, fields, marks),
-        positive=positive,
+        positive=positive[:SHOWN],
+        checks=RenalConfig.model_validate_json(json.dumps(report.settings)).checks,
+        positives=len(positive),
+        more=more_pages(len(positive)),
         uncertain=uncertain,
-        partial=PARTIAL,
+        basis=basis_sentences(report),
+        word=lambda grade: grade_word(grade, grading_of(report)),
+        excluded_count=sum(bool(f.why_not) for f in report.fields),
         excluded=excluded_pictures(slide, fields),
         feasible=sorted(feasible, key=lambda f: (-_percent(f.positive, f.negative), f.y, f.x)),
         text=_text,
@@ -135,9 +175,22 @@ def write_pdf(path: Path, html: str) -> None:
     logging.getLogger("weasyprint").setLevel(logging.ERROR)  # it warns of CSS that is for screens
     logging.getLogger("fontTools").setLevel(logging.ERROR)
     only_inside = weasyprint.urls.URLFetcher(allowed_protocols=("data",))  # pictures are in the page
-    data = weasyprint.HTML(string=html, url_fetcher=only_inside).write_pdf()
+    with _no_clock():
+        data = weasyprint.HTML(string=html, url_fetcher=only_inside).write_pdf()
     with replacing(path) as partial:
         partial.write_bytes(data)
+
+
+@contextmanager
+def _no_clock() -> Iterator[None]:
+    """Without this, embedded fonts state the second in which they were cut."""
+    before = os.environ.get("SOURCE_DATE_EPOCH")
+    os.environ["SOURCE_DATE_EPOCH"] = before or "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SOURCE_DATE_EPOCH"]
 
 
 def write_index(
@@ -149,6 +202,12 @@ def write_index(
 ) -> None:
     """``index.html``: every slide of a run with its grade, that of its corrected reading, and what failed."""
     page = TEMPLATES.get_template("renal_index.html").render(
-        reports=reports, failures=failures, record=record, corrected=corrected, share=_share_text
+        reports=reports,
+        failures=failures,
+        record=record,
+        corrected=corrected,
+        share=_share_text,
+        basis=basis_sentences,
+        word=lambda grade, report: grade_word(grade, grading_of(report)),
     )
     write_text(path, page)

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from models.detection_data import read_tile
+from pipelines.renal.checks import field_pictures
 from pipelines.renal.fields import FieldSet
 from pipelines.renal.marks import Marks
-from pipelines.renal.read import field_pictures
 from wsi.arrays import RgbImage
 from wsi.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.errors import RegionError
@@ -21,7 +21,8 @@ from wsi.slide import Slide
 OVERVIEW_PX = 1400  # longer side
 CROP_PX = 120  # side of a capillary's picture
 CROP_UM = 36.0  # what it shows at least: a capillary and the tubules beside it
-FIELD_PX = 168  # side of a field's picture
+FIELD_PX = 240  # side of a field's picture
+EXCLUDED = 60  # fields left out that are shown; the others are in detections.geojson
 UNCERTAIN = 48  # capillaries nearest to their threshold
 CROP_BAR_UM = 10.0  # length of the bar in it
 MARK_UM = 3.0  # between a capillary and the line around it, which must not hide the wall
@@ -30,9 +31,10 @@ QUALITY = 85
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """One capillary of the gallery: JPEG as a data URI, its number in ``capillaries.csv``, and what is known of it."""
+    """One capillary of the gallery: JPEG as a data URI, the number that QuPath shows, and what is known of it."""
 
     image: str
+    number: int
     id: str
     x: int
     y: int
@@ -40,6 +42,7 @@ class Crop:
     counted: bool
     score: float | None
     brown: float | None
+    doubt: str
     source: str
 
 
@@ -103,7 +106,7 @@ def overview_bar_um(slide: Slide) -> float:
 def gallery(
     slide: Slide, fields: FieldSet, marks: Marks, limits: dict[str, float]
 ) -> tuple[list[Crop], list[Crop]]:
-    """Every positive capillary, the least certain first; and those nearest to their threshold, counted or not.
+    """Every positive capillary, flagged ones and then the least certain first; and those nearest to their threshold.
 
     Args:
         slide: what is read.
@@ -117,7 +120,8 @@ def gallery(
     gap = np.where(np.isnan(marks.scores), np.inf, np.abs(marks.scores - threshold))
     rest = np.flatnonzero(inside & ~(marks.counted & marks.positive) & np.isfinite(gap))
     uncertain = rest[np.argsort(gap[rest], kind="stable")][:UNCERTAIN]
-    score = np.nan_to_num(marks.scores, nan=2.0)  # a person's mark is certain
+    # flagged ones first, then the least certain; a person's mark is certain
+    score = np.nan_to_num(marks.scores, nan=2.0) - 10.0 * marks.flagged
     positive = positive[np.argsort(score[positive], kind="stable")]
     crops = _crops(slide, fields, marks, [*positive.tolist(), *uncertain.tolist()])
     return [crops[i] for i in positive.tolist() if i in crops], [
@@ -158,6 +162,7 @@ def _crop(marks: Marks, i: int, pixels: RgbImage, corner: tuple[int, int], mpp: 
     x, y = (round(float(v)) for v in marks.centres[i])
     return Crop(
         data_uri(np.asarray(image, np.uint8)),
+        i + 1,
         marks.ids[i],
         x,
         y,
@@ -165,13 +170,14 @@ def _crop(marks: Marks, i: int, pixels: RgbImage, corner: tuple[int, int], mpp: 
         bool(marks.counted[i]),
         None if np.isnan(marks.scores[i]) else float(marks.scores[i]),
         None if np.isnan(marks.brown[i]) else float(marks.brown[i]),
+        marks.doubts[i],
         marks.source[i],
     )
 
 
 def excluded_pictures(slide: Slide, fields: FieldSet) -> list[FieldPicture]:
-    """Fields that were left out, those nearest to being feasible first, for a person to judge."""
-    order = sorted((f for f in fields.fields if not f.feasible), key=lambda f: -(f.score or 0.0))
+    """Fields that were left out, those nearest to being feasible first, for a person to judge; at most `EXCLUDED`."""
+    order = sorted((f for f in fields.fields if not f.feasible), key=lambda f: -(f.score or 0.0))[:EXCLUDED]
     return [
         FieldPicture(_thumbnail(slide, f.x, f.y, fields.side), f.x, f.y, f.score, f.why_not) for f in order
     ]

@@ -13,14 +13,22 @@ from pydantic import Field as Setting
 
 from models.engines import Engine
 from pipelines.provenance import code_hash, fingerprint
+from pipelines.renal.checks import ChecksConfig, checked, doubt_counts, left_out
 from pipelines.renal.fields import FieldsConfig, FieldSet, choose_fields
-from pipelines.renal.grading import Grade, GradingConfig, grade_slide, stability
-from pipelines.renal.marks import MARGIN_UM, Marks, Source, brown_around, machine_ids
-from wsi.arrays import RgbImage
+from pipelines.renal.grading import (
+    CountingErrors,
+    Grade,
+    GradeChange,
+    GradingConfig,
+    grade_changes,
+    grade_slide,
+    stability,
+)
+from pipelines.renal.marks import Marks, Source, machine_ids
 from wsi.c4d import NEGATIVE, POSITIVE
 from wsi.config import Config
 from wsi.detections import Detections
-from wsi.errors import ModelError, RegionError
+from wsi.errors import ModelError
 from wsi.slide import Slide
 from wsi.stain import MOST_EOSIN, eosin_share, tissue_pixels
 from wsi.tissue import Mask, TissueConfig
@@ -43,6 +51,7 @@ class RenalConfig(Config):
 
     tissue: TissueConfig = TissueConfig(method="density")
     fields: FieldsConfig = FieldsConfig()
+    checks: ChecksConfig = ChecksConfig()
     thresholds: tuple[Share, Share] | None = None
     stability: tuple[Share, ...] = Setting(default=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8), min_length=1)
     grading: GradingConfig = GradingConfig()
@@ -64,6 +73,12 @@ class Readers:
             {"name": first.name, "sha256": first.sha256, "demonstration": first.demonstration},
             {"name": second.name, "sha256": second.sha256, "demonstration": second.demonstration},
         ]
+
+    @property
+    def errors(self) -> CountingErrors | None:
+        """How the detector miscounts; None where nobody measured it."""
+        table = self.card.counting_errors
+        return CountingErrors(np.array(table, np.int64)) if table else None
 
     def limits(self, cfg: RenalConfig) -> npt.NDArray[np.float64]:
         """Score from which a negative and a positive capillary counts.
@@ -89,6 +104,9 @@ class SlideReading:
         eosin: share of stained pixels that are pink; NaN where there is no stain.
         unreadable: tiles of feasible fields that could not be decoded.
         stability: the machine's grade at other thresholds.
+        without_flagged: the grade without the positive capillaries that count though they are doubted.
+        left_out: by doubt, how many reached their threshold and do not count all the same.
+        changes: the nearest thresholds at which the grade is another.
         warnings: sentences for the reader of the report.
     """
 
@@ -96,6 +114,9 @@ class SlideReading:
     marks: Marks
     grade: Grade
     stability: tuple[tuple[float, Grade], ...]
+    without_flagged: Grade
+    left_out: dict[str, int]
+    changes: tuple[GradeChange, ...]
     tissue_mm2: float
     field_mm2: float
     eosin: float
@@ -162,15 +183,25 @@ def read_slide(
         limits=tuple(limits[(NEGATIVE, POSITIVE).index(name)] for name in readers.card.detector.classes),
         tick=lambda done, total: tick(done, total, "tiles with feasible fields"),
     )
-    marks = measured(slide, fields, _marks(name, result.found, fields, readers.card.detector.classes, limits))
+    found = _marks(name, result.found, fields, readers.card.detector.classes, limits)
+    marks = checked(slide, fields, found, cfg.checks)
+    out = left_out(marks, cfg.checks)
+    doubted_away = doubt_counts(marks, marks.counted & out)
+    marks = replace(marks, counted=marks.counted & ~out)
     count = len(fields.feasible)
-    grade = grade_slide(marks.counts(count), cfg.grading)
-    sweep = stability(marks.scores, marks.positive, marks.field, count, cfg.stability, cfg.grading)
+    errors = readers.errors
+    grade = grade_slide(marks.counts(count), cfg.grading, errors)
+    usable = ~out
+    columns = (marks.scores[usable], marks.positive[usable], marks.field[usable])
+    without = replace(marks, counted=marks.counted & ~marks.flagged)
     return SlideReading(
         fields,
         marks,
         grade,
-        sweep,
+        stability(*columns, count, cfg.stability, cfg.grading),
+        grade_slide(without.counts(count), cfg.grading, errors),
+        doubted_away,
+        grade_changes(*columns, count, (float(limits[0]), float(limits[1])), cfg.grading),
         tissue_mm2=mask.area_um2(slide.mpp) / 1e6,
         field_mm2=fields.area_mm2(slide.size, slide.mpp),
         eosin=eosin,
@@ -196,40 +227,10 @@ def _marks(
         field,
         counted=scores >= limits[positive.astype(np.int64)],
         brown=np.full(len(found), np.nan),
+        inside=np.full(len(found), np.nan),
+        doubts=("",) * len(found),
         source=(machine,) * len(found),
     )
-
-
-def measured(slide: Slide, fields: FieldSet, marks: Marks) -> Marks:
-    """The same capillaries with `brown_around`; NaN stays where pixels cannot be decoded or a mark lies in no field."""
-    brown = marks.brown.copy()
-    for number, pixels, corner in field_pictures(slide, fields, sorted(set(marks.field.tolist()) - {-1})):
-        for i in np.flatnonzero(marks.field == number):
-            x0, y0, x1, y1 = marks.boxes[i] - np.array([*corner, *corner])
-            m = MARGIN_UM / slide.mpp
-            left, top = max(0, round(x0 - m)), max(0, round(y0 - m))
-            part = pixels[top : round(y1 + m), left : round(x1 + m)]
-            if part.size:
-                brown[i] = brown_around(part, (x0 - left, y0 - top, x1 - left, y1 - top))
-    return replace(marks, brown=brown)
-
-
-FIELD_MARGIN_UM = 30.0  # around a field, so that a capillary at its border is seen whole
-
-
-def field_pictures(
-    slide: Slide, fields: FieldSet, numbers: list[int]
-) -> Iterator[tuple[int, RgbImage, tuple[int, int]]]:
-    """Feasible fields with their surroundings at level 0: number, pixels, level-0 corner; broken ones are left out."""
-    margin = round(FIELD_MARGIN_UM / slide.mpp)
-    side = fields.side + 2 * margin
-    for number in numbers:
-        f = fields.feasible[number]
-        corner = (f.x - margin, f.y - margin)
-        try:
-            yield number, slide.read_region(corner, 0, (side, side)), corner
-        except RegionError:
-            continue
 
 
 COUNT_WARNINGS = (

@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import Field as Setting
 
 from pipelines.provenance import code_hash, libraries, version
+from pipelines.renal.checks import doubt_counts
 from pipelines.renal.fields import FieldSet, field_threshold
-from pipelines.renal.grading import METHOD, Grade, GradingConfig
+from pipelines.renal.grading import METHOD, Grade, GradingConfig, percent_text
 from pipelines.renal.marks import Marks, field_key
 from pipelines.renal.read import Readers, RenalConfig, SlideReading
 from wsi.config import Config
@@ -47,6 +48,7 @@ class GradeFacts(Config):
     Attributes:
         percent: positive among all; None without any capillary.
         interval: 95 % of it, clustered by field.
+        interval_covers: what the interval takes into account; it never covers what a network has not learned.
         grade: None where the slide is not assessable.
         grades_in_interval: every grade that the interval touches.
         not_assessable: why; empty where it is assessable.
@@ -57,6 +59,7 @@ class GradeFacts(Config):
     fields: int
     percent: float | None
     interval: tuple[float, float] | None
+    interval_covers: str
     grade: str | None
     grades_in_interval: tuple[str, ...]
     not_assessable: str
@@ -85,16 +88,47 @@ class StabilityFacts(Config):
     grade: str | None
 
 
+class GradeChangeFacts(Config):
+    """The nearest threshold of one class at which the grade is another."""
+
+    counts: Literal["positive", "negative"]
+    threshold: float
+    grade: str
+
+
+class BasisFacts(Config):
+    """What the machine's grade rests on.
+
+    Attributes:
+        flagged: positive capillaries that count though they are doubted.
+        flagged_by: how many of them have each doubt.
+        left_out_by: by doubt, capillaries that reached their threshold and do not count all the same.
+        grade_without_flagged, percent_without_flagged: as if those flagged were not there.
+        changes: the nearest thresholds, up and down, of each class.
+    """
+
+    flagged: int
+    flagged_by: dict[str, int]
+    left_out_by: dict[str, int]
+    grade_without_flagged: str | None
+    percent_without_flagged: float | None
+    changes: tuple[GradeChangeFacts, ...]
+
+
 class Corrections(Config):
     """What a person changed, and in which file: numbers of capillaries, and of fields.
 
     Attributes:
+        by, date, comment: who corrected, when, and what they say; empty where they did not.
         outside_fields: marked where no field is feasible: not counted.
         fields_not_searched: taken in without a mark in them: not counted either.
     """
 
     file: str
     sha256: str
+    by: str = ""
+    date: str = ""
+    comment: str = ""
     deleted: int
     added: int
     reclassified: int
@@ -110,12 +144,13 @@ class RenalReport(Config):
     Attributes:
         reading: who is counted: ``machine``, or ``corrected`` by a person.
         result: of that reading.
+        basis: of the machine's reading.
         machine: the machine's own result, where a person corrected it.
         field_mm2: tissue in feasible fields; densities refer to it.
         stability: of the machine's reading.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     program: str
     code: str
     libraries: dict[str, str]
@@ -126,6 +161,7 @@ class RenalReport(Config):
     settings: dict[str, Any]
     reading: Literal["machine", "corrected"]
     result: GradeFacts
+    basis: BasisFacts
     machine: GradeFacts | None = None
     corrections: Corrections | None = None
     warnings: tuple[str, ...]
@@ -153,10 +189,74 @@ def grade_facts(grade: Grade) -> GradeFacts:
         fields=grade.fields,
         percent=None if grade.percent is None else round(grade.percent, 4),
         interval=interval,
+        interval_covers=grade.interval_covers,
         grade=grade.grade,
         grades_in_interval=grade.grades_in_interval,
         not_assessable=grade.why_not,
     )
+
+
+def basis_facts(reading: SlideReading) -> BasisFacts:
+    """What the machine's grade rests on, rounded."""
+    without = reading.without_flagged
+    flagged = reading.marks.flagged
+    return BasisFacts(
+        flagged=int(flagged.sum()),
+        flagged_by=doubt_counts(reading.marks, flagged),
+        left_out_by=reading.left_out,
+        grade_without_flagged=without.grade,
+        percent_without_flagged=None if without.percent is None else round(without.percent, 4),
+        changes=tuple(
+            GradeChangeFacts(
+                counts="positive" if c.positive else "negative",
+                threshold=round(c.threshold, 4),
+                grade=c.grade,
+            )
+            for c in reading.changes
+            if c.threshold <= 1
+        ),
+    )
+
+
+def basis_sentences(report: RenalReport) -> tuple[str, ...]:
+    """What the reader of the machine's grade must know: what it rests on, and at which threshold it changes."""
+    r, b = report.machine or report.result, report.basis
+    if r.grade is None:
+        return ()
+    cfg = grading_of(report)
+    verb = "capillary" if r.positive == 1 else "capillaries"
+    rests = (
+        f"{r.grade} rests on {r.positive} positive {verb}"
+        if r.positive
+        else "No positive capillary is counted"
+    )
+    if b.flagged:
+        rests += f", {b.flagged} of them flagged ({counts_text(b.flagged_by)}); without those: "
+        percent = b.percent_without_flagged
+        if b.grade_without_flagged is None or percent is None:
+            rests += "not assessable"
+        else:
+            rests += f"{b.grade_without_flagged}, {percent_text(percent, cfg)} %"
+    elif r.positive:
+        rests += ", none of them flagged"
+    sentences = [f"{rests}."]
+    if b.left_out_by:
+        number = sum(b.left_out_by.values())
+        what = "1 more was" if number == 1 else f"{number} more were"
+        sentences.append(f"{what} found and left out by the checks: {counts_text(b.left_out_by)}.")
+    limits = report.models["capillaries"].threshold
+    now = {"positive": limits["C4d positive"], "negative": limits["C4d negative"]}
+    sentences += [
+        f"It would be {c.grade} if {c.counts} ones counted from a score of {c.threshold:.2f} on, instead of "
+        f"{now[c.counts]:.2f}."
+        for c in b.changes
+    ]
+    return tuple(sentences)
+
+
+def counts_text(counts: dict[str, int]) -> str:
+    """``partial ring 3, no lumen 2``."""
+    return ", ".join(f"{name} {number}" for name, number in counts.items())
 
 
 def field_facts(slide: str, fields: FieldSet, marks: Marks) -> tuple[FieldFacts, ...]:
@@ -226,6 +326,7 @@ def machine_report(
         settings=cfg.model_dump(mode="json"),
         reading="machine",
         result=grade_facts(grade),
+        basis=basis_facts(reading),
         warnings=reading.warnings,
         pink_share=None if np.isnan(reading.eosin) else round(reading.eosin, 4),
         field_side_px=reading.fields.side,

@@ -28,7 +28,9 @@ BY_HAND = "left out by a person"
 NOT_SEARCHED = (
     "taken in by a person, but no capillary is marked in it, and the machine did not look for any there"
 )
+POINT_UM = 12.0  # side of the square that stands for a point: a capillary is 10 to 15 um wide
 LONGEST_UM = 100.0  # side of a box; the longest capillaries are some 60 um
+INSIDE_ANOTHER = 0.95  # of the smaller one: it lies inside the other
 MOST_SHARED = 0.5  # intersection over union of two marks: more is one capillary
 
 
@@ -106,7 +108,7 @@ def review(original: Path, corrected: Path, report: RenalReport) -> Reviewed:
 
 def _checked(path: Path, before: dict[str, MarkedObject], report: RenalReport) -> list[MarkedObject]:
     """The person's objects, if they are of this slide and can be counted."""
-    after = read_objects(path)
+    after = _with_points(read_objects(path), report.slide.um_per_px)
     _check_slide(path, before, after, report)
     if not any(o.group in (FEASIBLE, NOT_FEASIBLE) for o in after):
         raise AnnotationError(f"{path} holds no field: export all objects, not only the selected ones")
@@ -125,7 +127,8 @@ def _checked(path: Path, before: dict[str, MarkedObject], report: RenalReport) -
         if o.shape.geom_type != "Polygon" or o.shape.area == 0:
             x, y = shapely.get_coordinates(o.shape).mean(axis=0) if not o.shape.is_empty else (0, 0)
             raise AnnotationError(
-                f"{path} holds a {o.shape.geom_type} at ({x:.0f}, {y:.0f}): mark each capillary by one outline"
+                f"{path} holds a {o.shape.geom_type} at ({x:.0f}, {y:.0f}): mark each capillary by one outline, or by "
+                f"one point"
             )
         x0, y0, x1, y1 = o.shape.bounds
         width, height = report.slide.size_px
@@ -133,8 +136,26 @@ def _checked(path: Path, before: dict[str, MarkedObject], report: RenalReport) -
             raise AnnotationError(
                 f"{path} marks a capillary at ({x0:.0f}, {y0:.0f}), off the slide; delete it"
             )
-    _refuse_twice(path, [o for o in after if o.group in (POSITIVE, NEGATIVE)])
+    _refuse_twice(path, [o for o in after if o.group in (POSITIVE, NEGATIVE)], report.slide.um_per_px)
     return after
+
+
+def _with_points(objects: Sequence[MarkedObject], mpp: float) -> list[MarkedObject]:
+    """The same objects; a point of a capillary's class becomes a small square: to count, a point is enough."""
+    found = []
+    for o in objects:
+        if o.group not in (POSITIVE, NEGATIVE, NOT_COUNTED) or o.shape.geom_type not in (
+            "Point",
+            "MultiPoint",
+        ):
+            found.append(o)
+            continue
+        half = POINT_UM / mpp / 2
+        points = shapely.get_coordinates(o.shape)
+        for i, (x, y) in enumerate(points):
+            own = o.id if len(points) == 1 or not o.id else f"{o.id} {i + 1}"
+            found.append(replace(o, id=own, shape=shapely.box(x - half, y - half, x + half, y + half)))
+    return found
 
 
 def _check_slide(
@@ -157,13 +178,18 @@ def _check_slide(
         )
 
 
-def _refuse_twice(path: Path, kept: Sequence[MarkedObject]) -> None:
-    """One capillary must not be counted twice: a copy, or an outline drawn over the machine's box."""
+def _refuse_twice(path: Path, kept: Sequence[MarkedObject], mpp: float) -> None:
+    """One capillary must not be counted twice: a copy, or an outline or point on the machine's box."""
+    point = (POINT_UM / mpp) ** 2  # area of the square that stands for one
+    if len(kept) < 2:
+        return
     boxes = [shapely.box(*o.shape.bounds) for o in kept]
     first, second = STRtree(boxes).query(boxes, predicate="intersects")
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
         shared = boxes[i].intersection(boxes[j]).area
-        if i < j and shared > MOST_SHARED * (boxes[i].area + boxes[j].area - shared):
+        smaller = min(boxes[i].area, boxes[j].area)
+        inside = shared > INSIDE_ANOTHER * smaller and abs(smaller / point - 1) < 1e-6  # a point in a box
+        if i < j and (inside or shared > MOST_SHARED * (boxes[i].area + boxes[j].area - shared)):
             at = boxes[i].centroid
             raise AnnotationError(
                 f"{path} marks the capillary at ({at.x:.0f}, {at.y:.0f}) twice; delete one of the two"
@@ -221,6 +247,8 @@ def _marks(slide: str, kept: Sequence[MarkedObject], machine: dict[str, _Machine
         np.full(n, -1, np.int64),
         np.ones(n, np.bool_),
         np.full(n, np.nan),
+        np.full(n, np.nan),
+        ("",) * n,
         tuple(_source(o, machine) for o in kept),
     )
     field = fields.index(marks.centres)

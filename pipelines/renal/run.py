@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,17 +12,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.cohort import Failure
 from pipelines.provenance import fingerprint
-from pipelines.renal.page import write_index, write_report
+from pipelines.renal.page import more_pages, write_report
 from pipelines.renal.read import Readers, RenalConfig, read_slide, run_fingerprint
 from pipelines.renal.report import RenalReport, machine_report
-from wsi.errors import StoreError
-from wsi.files import discard_partials, write_json
+from wsi.errors import SlideError, StoreError
+from wsi.files import changed_files, discard_partials, record_files, write_json
 from wsi.manifest import SlideRow
 from wsi.store import HeatmapStore
 from wsi.tissue import detect_tissue
 from wsi.user_mask import mask_identity, read_user_mask
+
+log = logging.getLogger(__name__)
 
 REVIEWED = "reviewed"  # folder of the corrected reading
 FILES = ("report.json", "report.html", "detections.geojson", "capillaries.csv")
@@ -86,8 +88,10 @@ def report_slide(
     with row.source.open() as slide:
         check_spacing(slide, readers.card)  # before any pixel is read
         run = run_fingerprint(readers, cfg)
+        before = row.source.state()
+        source_identity = row.source.identity(lambda done, total: tick(done, total, "bytes"))
         identity = fingerprint(
-            slide=row.source.identity(),
+            slide=source_identity,
             mpp=slide.mpp,
             mask=None if row.mask is None else mask_identity(row.mask),
             run=run,
@@ -109,19 +113,27 @@ def report_slide(
         reading = read_slide(
             slide, name, mask, readers, folder / "fields.zarr", cfg, identity=identity, tick=tick
         )
+        if row.source.state() != before:
+            raise SlideError(f"{row.source.label} changed while it was read; run the same command again")
         file = Path(row.source.label).name
-        report = machine_report(slide, name, file, row.source.identity(), readers, cfg, reading)
+        report = machine_report(slide, name, file, source_identity, readers, cfg, reading)
         set_aside(folder / REVIEWED)  # of the report that is replaced now
         write_report(folder, report, slide, reading.fields, reading.marks, pdf=pdf)
+        extra = ["report.pdf"] if pdf else []
         record = {
+            "name": name,
             "fingerprint": identity,
             "settings_fingerprint": run,
             "path": row.source.label if row.source.is_url else str(Path(row.source.path).resolve()),
             "mpp": row.source.mpp,
             "allow_anisotropic": row.source.allow_anisotropic,
             "unreadable": reading.unreadable,
+            "slide_identity": source_identity,
+            "files": record_files(
+                folder, [*FILES, *more_pages(report.result.positive), *extra, "fields.zarr"]
+            ),
         }
-        write_json(folder / "slide.json", record)
+        write_json(folder / "slide.json", record, durable=True)
         return RenalResult(report, reading.unreadable)
 
 
@@ -140,8 +152,15 @@ def finished(folder: Path, identity: str) -> RenalResult | None:
         value = json.loads((folder / "slide.json").read_bytes())
         if value["fingerprint"] != identity:
             return None
+        record = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
+        changes = changed_files(folder, record)
+        for name, change in changes.items():
+            log.warning("%s: %s; the report is made again", folder / name, change)
+            (folder / name).unlink(missing_ok=True)
+        if changes:
+            return None
         return RenalResult(read_report(folder), value["unreadable"])
-    except (OSError, ValueError, KeyError, TypeError, StoreError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
         return None
 
 
@@ -187,14 +206,3 @@ def corrected_readings(out: Path, reports: Sequence[RenalReport]) -> dict[str, R
         with suppress(StoreError):
             found[report.slide.name] = read_report(out / report.slide.name / REVIEWED)
     return found
-
-
-def refresh_index(out: Path) -> None:
-    """Write ``index.html`` of a run anew, after a review; nothing where there is no run."""
-    try:
-        record = json.loads((out / "run.json").read_bytes())
-        reports = [read_report(out / slide["name"]) for slide in record["slides"]]
-        failures = [Failure(**failure) for failure in record["failed"]]
-    except (OSError, ValueError, KeyError, TypeError, StoreError):
-        return
-    write_index(out / "index.html", reports, failures, record, corrected_readings(out, reports))

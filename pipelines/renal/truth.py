@@ -60,15 +60,16 @@ class Cohort:
     without_truth: tuple[str, ...]
 
 
-def read_cohort(folder: Path, truth: Path) -> Cohort:
+def read_cohort(folder: Path, truth: Path, *, reviewed: bool = False) -> Cohort:
     """Every report below a folder, with its truth.
 
     Args:
         folder: the ``--out`` of ``wsi renal report``.
         truth: a folder with ``NAME.geojson`` and perhaps ``NAME_fields.geojson``, or a manifest with truth.
+        reviewed: take the reading that a person corrected instead of the machine's.
 
     Raises:
-        ConfigError: there is no report, or none with a truth.
+        ConfigError: there is no report, none with a truth, or one without a review where reviews are asked for.
         WsiError: a report or a truth is broken.
     """
     reports = [
@@ -78,6 +79,14 @@ def read_cohort(folder: Path, truth: Path) -> Cohort:
     ]
     if not reports:
         raise ConfigError(f"{folder} holds no report; give the --out of wsi renal report")
+    if reviewed:
+        lacking = [r.slide.name for r in reports if not (folder / r.slide.name / REVIEWED).is_dir()]
+        if lacking:
+            raise ConfigError(
+                f"{', '.join(lacking[:6])} {'has' if len(lacking) == 1 else 'have'} no review; review them (wsi renal "
+                f"review), or leave out --reviewed"
+            )
+        reports = [read_report(folder / r.slide.name / REVIEWED) for r in reports]
     made = {
         (r.code, json.dumps(r.settings), *(m.sha256 for m in r.models.values())): r.slide.name
         for r in reports
@@ -95,7 +104,8 @@ def read_cohort(folder: Path, truth: Path) -> Cohort:
         if name not in files:
             without.append(name)
             continue
-        found, counted = read_found(folder / name / "capillaries.csv")
+        own = folder / name / REVIEWED if reviewed else folder / name
+        found, counted = read_found(own / "capillaries.csv")
         fields = files[name].with_name(f"{files[name].stem}_fields.geojson")
         labelled = true_fields(fields, report) if fields.exists() else {}
         cases.append(Case(report, found, counted, read_marked(files[name], CLASSES), labelled))
