@@ -19,6 +19,7 @@ from wsi.export import feature_id
 from wsi.slide import Slide
 from wsi.stain import MOST_EOSIN
 
+HIGHEST_TOLD = 0.98  # a threshold above leaves nearly nothing: that the grade changes there tells nothing
 INTENDED_USE = "for research use only; not for diagnosis"
 
 
@@ -250,6 +251,7 @@ def basis_sentences(report: RenalReport) -> tuple[str, ...]:
         f"It would be {c.grade} if {c.counts} ones counted from a score of {c.threshold:.2f} on, instead of "
         f"{now[c.counts]:.2f}."
         for c in b.changes
+        if c.threshold <= HIGHEST_TOLD
     ]
     return tuple(sentences)
 
