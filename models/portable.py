@@ -15,9 +15,9 @@ import openvino as ov
 import torch
 
 from models.build import build_network
-from models.card import ModelCard, card_json
+from models.card import ModelCard, card_json, hash_file
 from models.checkpoint import load_checkpoint
-from models.wsinfer import CONFIG, WEIGHTS, is_wsinfer, load_wsinfer
+from models.wsinfer import CONFIG, OWN_CARD, WEIGHTS, is_wsinfer, load_wsinfer
 from wsi.errors import ModelError
 from wsi.files import replacing, write_json, write_text
 
@@ -92,7 +92,26 @@ def export_wsinfer(source: Path, out: Path) -> float:
         for name in (WEIGHTS, CONFIG):
             with replacing(out / name) as partial:
                 shutil.copyfile(trial / name, partial)
+    known = {"name": card.name, "demonstration": card.demonstration, "intended_use": card.intended_use}
+    known |= {"limits": card.limits, "sha256": card.sha256, "torchscript_sha256": hash_file(out / WEIGHTS)}
+    write_json(out / OWN_CARD, known)
+    write_text(out / "README.md", _model_card(card))
     return difference
+
+
+def _model_card(card: ModelCard) -> str:
+    """What a person must know who finds the exported files, as Markdown."""
+    warning = (
+        "**A demonstration model, trained on drawings of tissue: its scores on real tissue mean nothing.**\n\n"
+        if card.demonstration
+        else ""
+    )
+    size = f"{card.patch_px} x {card.patch_px} px at {card.spacing_um:g} um per pixel"
+    return (
+        f"# {card.name}\n\n{warning}{card.intended_use}\n\n{card.limits}\n\n"
+        f"Exported by slidewright for WSInfer and QuPath's extension: patches of {size}, classes "
+        f"{', '.join(card.classes)}. `{OWN_CARD}` beside this file keeps the warning when slidewright runs the model.\n"
+    )
 
 
 def _wsinfer_config(card: ModelCard) -> dict[str, Any]:

@@ -5,21 +5,26 @@ TorchScript runs the code that is in the file. Use models only from those whose 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from models.card import Architecture, ModelCard, hash_file
+from models.card import WEIGHTS as SAFETENSORS
+from models.card import ZOO, Architecture, ModelCard, hash_file, is_detector
 from models.network import cast_like, to_scores
 from wsi.errors import ModelError
 
 WEIGHTS = "torchscript_model.pt"
 CONFIG = "config.json"
+OWN_CARD = "slidewright.json"  # beside WSInfer's files: what its config.json has no room for
 
 
 def is_wsinfer(folder: Path) -> bool:
@@ -52,6 +57,7 @@ def read_wsinfer(folder: Path) -> tuple[ModelCard, list[dict[str, Any]]]:
             stride_px=size,
             spacing_um=float(value["spacing_um_px"]),
             training={"architecture": str(value["architecture"]), "form": "WSInfer", "transform": transforms},
+            demonstration=bool(demonstration_of(folder)),
             sha256=hash_file(folder / WEIGHTS),
         )
         return card, transforms
@@ -97,6 +103,45 @@ class WSInferNetwork(nn.Module):
         return to_scores(self.body(cast_like((pixels - mean) / std, self.body)))
 
 
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Hex sha256 of a network's weights by name, whatever file they lie in: traced and plain ones are alike."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode() + b"\0" + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def demonstration_of(folder: Path) -> str:
+    """The demonstration model that a scripted model is; empty where it is none.
+
+    Told by the model card that ``wsi models export`` writes beside it, or by its weights: a copy of WSInfer's two files
+    alone must not lose the warning either.
+    """
+    try:
+        value = json.loads((folder / OWN_CARD).read_bytes())
+        if value["torchscript_sha256"] == hash_file(folder / WEIGHTS):
+            return str(value["name"]) if value["demonstration"] else ""
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # no card, or one of other weights
+    try:
+        digest = weights_digest(_scripted(folder).state_dict())
+    except RuntimeError:
+        return ""  # not TorchScript: loading it will say so
+    for path in sorted(ZOO.glob("*/card.json")):
+        if (path.parent / SAFETENSORS).is_file() and not is_detector(path.parent):
+            card = ModelCard.model_validate_json(path.read_bytes())
+            if card.demonstration and weights_digest(load_file(path.parent / SAFETENSORS)) == digest:
+                return card.name
+    return ""
+
+
+def _scripted(folder: Path) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated is known
+        body: nn.Module = torch.jit.load(folder / WEIGHTS, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    return body
+
+
 def load_wsinfer(folder: Path) -> tuple[WSInferNetwork, ModelCard]:
     """Read the scripted network for the CPU.
 
@@ -105,9 +150,7 @@ def load_wsinfer(folder: Path) -> tuple[WSInferNetwork, ModelCard]:
     """
     card, transforms = read_wsinfer(folder)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated is known
-            body = torch.jit.load(folder / WEIGHTS, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        body = _scripted(folder)
     except RuntimeError as error:
         first = (str(error).splitlines() or ["unknown"])[0]
         raise ModelError(f"{folder / WEIGHTS} is not a TorchScript file ({first[:160]})") from error

@@ -221,10 +221,37 @@ class TestExport:
     def test_tiles_and_gz(self, wsi: Run, scored: Path) -> None:
         import gzip
 
+        slide = scored / "red square"
+        lesions = (slide / "lesions.geojson").read_bytes()
         assert wsi("export", "geojson", scored, "--tiles", "--gz")[0] == 0
-        text = gzip.decompress((scored / "red square" / "lesions.geojson.gz").read_bytes())
-        kinds = [f["properties"]["objectType"] for f in json.loads(text)["features"]]
-        assert kinds.count("tile") == json.loads((scored / "red square" / "slide.json").read_text())["cells"]
+        assert (slide / "lesions.geojson").read_bytes() == lesions
+        for name in ("lesions.geojson", "cells.geojson"):
+            assert gzip.decompress((slide / f"{name}.gz").read_bytes()) == (slide / name).read_bytes()
+        tiles = json.loads((slide / "cells.geojson").read_text())["features"]
+        assert len(tiles) == json.loads((slide / "slide.json").read_text())["cells"]
+        assert {f["properties"]["objectType"] for f in tiles} == {"tile"}
+        red = [f for f in tiles if f["properties"]["measurements"]["probability"] >= 0.5]
+        assert len(red) == 25  # 5 x 5 cells of the square
+        for f in tiles:
+            assert ("classification" in f["properties"]) == (f in red)
+            assert "name" not in f["properties"]
+        classes = {
+            f["properties"]["classification"]["name"] for f in [*red, *json.loads(lesions)["features"]]
+        }
+        assert classes == {"Tumor"}  # one spelling in all files
+        assert wsi("verify", scored)[0] == 0
+        assert wsi("export", "geojson", scored)[0] == 0
+        assert not (slide / "lesions.geojson.gz").exists()
+
+    def test_the_origin_changes_the_file_and_its_record(self, wsi: Run, scored: Path) -> None:
+        path = scored / "red square" / "slide.json"
+        value = json.loads(path.read_text())
+        path.write_text(json.dumps(value | {"bounds": [100, 40, 4000, 3000]}))
+        for origin, corner in (("slide", [1280, 1024]), ("bounds", [1180, 984]), ("auto", [1180, 984])):
+            assert wsi("export", "geojson", scored, "--origin", origin)[0] == 0
+            area = json.loads((scored / "red square" / "lesions.geojson").read_text())["features"][0]
+            assert [min(axis) for axis in zip(*area["geometry"]["coordinates"][0], strict=True)] == corner
+            assert wsi("verify", scored)[0] == 0
 
     def test_nothing_to_export(self, wsi: Run, tmp_path: Path) -> None:
         code, _, err = wsi("export", "csv", tmp_path)
@@ -372,3 +399,147 @@ class TestForReal:
         code, out, _ = wsi("score", path, "--mpp", "0.25", "--out", tmp_path / "out")
         assert code == 0
         assert "tcga_j2k_no_mpp: score" in out
+
+
+class TestLazyCommands:
+    def test_the_version_loads_nothing_heavy(self) -> None:
+        """What takes seconds to import is not imported to print a number."""
+        script = (
+            "import sys; sys.argv = ['wsi', '--version']\n"
+            "from pipelines import cli\n"
+            "try: cli.main()\n"
+            "except SystemExit: pass\n"
+            "heavy = {'torch', 'openvino', 'numpy', 'scipy', 'matplotlib', 'cv2', 'zarr'} & set(sys.modules)\n"
+            "print(sorted(heavy))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        )
+        assert done.stdout.splitlines() == ["slidewright 0.1.0", "[]"], done.stderr
+
+    def test_every_command_has_short_options_and_whole_sentences(self, wsi: Run) -> None:
+        from pipelines.cli.lazy import SOURCES, load
+
+        def commands(name: str, command: object) -> list[tuple[str, object]]:
+            below = getattr(command, "commands", {})
+            return [(name, command)] + [c for n, sub in below.items() for c in commands(f"{name} {n}", sub)]
+
+        every = [c for name in SOURCES for c in commands(name, load(name))]
+        assert len(every) > 25
+        for name, command in every:
+            assert command.help, name
+            assert command.help.split("\n")[0].strip().endswith((".", "?")), (name, command.help)
+            if not hasattr(command, "commands"):
+                options = {o for p in command.params for o in getattr(p, "opts", [])}
+                assert {"-q", "-v"} <= options, name
+                assert ("--out" in options) <= ("-o" in options or name not in ("score", "renal report")), (
+                    name
+                )
+
+    def test_help_shows_defaults_and_examples(self, wsi: Run) -> None:
+        code, out, _ = wsi("score", "-h")
+        text = " ".join(out.replace("│", " ").split())
+        assert code == 0
+        for words in (
+            "default: (lymph-node-demo)",
+            "default: (0.5)",
+            "Examples:",
+            "-m first -m second",
+            "NUMBER",
+        ):
+            assert words in text
+        assert "<list[str]>" not in text.replace("SLIDES <list[str]>", "")
+
+    def test_quiet_and_verbose(self, wsi: Run, coordinate_slide: Path) -> None:
+        loud = wsi("info", coordinate_slide)
+        quiet = wsi("info", coordinate_slide, "-q")
+        assert loud[1]
+        assert quiet == (0, "", "")
+        assert wsi("info", coordinate_slide)[1] == loud[1]  # the next command is not quiet
+
+    def test_completion_can_be_shown(self, wsi: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+        code, out, _ = wsi("--show-completion", "bash")
+        assert code == 0
+        assert "COMPREPLY" in out
+
+
+@pytest.mark.usefixtures("redness")
+class TestFolderWithATable:
+    """A folder that holds slides.csv is that table, for every command, and that is said."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, red_square: Path) -> Path:
+        folder = tmp_path / "slides"
+        folder.mkdir()
+        for name in ("a", "b"):
+            shutil.copy(red_square, folder / f"{name}.tif")
+        (folder / "slides.csv").write_text("path,mpp\nb.tif,0.26\n")
+        return folder
+
+    def test_info_score_and_doctor(self, wsi: Run, folder: Path, tmp_path: Path) -> None:
+        said = f"{folder} is read by the slides.csv in it"
+        _, out, err = wsi("info", folder)
+        assert "0.26 um/px" in out
+        assert "a.tif" not in out
+        assert said in err
+        code, out, err = wsi("score", folder, "--out", tmp_path / "out")
+        assert code == 0
+        assert said in err
+        assert [p.parent.name for p in (tmp_path / "out").glob("*/slide.json")] == ["b"]
+        assert json.loads((tmp_path / "out" / "b" / "slide.json").read_text())["mpp"] == 0.26
+
+    def test_training_commands(self, wsi: Run, folder: Path, tmp_path: Path) -> None:
+        (folder / "slides.csv").write_text("path,label,split\nb.tif,normal,train\n")
+        _, out, err = wsi("doctor", "--manifest", folder)
+        assert f"{folder} is read by the slides.csv in it" in err
+        assert "b: train" in out
+        assert "a: " not in out
+
+
+class TestProgress:
+    def test_time_left_is_that_of_all_slides(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Three slides of sizes 1, 3 and 4; the first was done before. After 10 s a third of the second is done:
+        1 of 8 parts took 10 s, 6 are left: 60 s."""
+        from pipelines.cli import console
+
+        clock = [100.0]
+        monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+        shown: list[tuple[str, float, float | None]] = []
+        bar = console.CohortProgress([1.0, 3.0, 4.0], lambda *what: shown.append(what))
+        bar.begin(0, "a")
+        bar(5, 5, "cells")
+        bar.begin(1, "b")
+        bar(2 * 2**20, 5 * 2**20, "bytes")
+        assert shown[-1][0] == "slide 2 of 3, b: reading its file, 2 of 5 MiB"
+        bar(0, 30, "cells")
+        assert shown[-1] == ("slide 2 of 3, b: 0 of 30 cells", 1 / 8, None)
+        clock[0] += 10
+        bar(10, 30, "cells")
+        assert shown[-1] == ("slide 2 of 3, b: 10 of 30 cells", 2 / 8, pytest.approx(60))
+
+    def test_it_moves_inside_a_chunk(self, red_square: Path, tmp_path: Path) -> None:
+        from pipelines.camelyon16.score import ScoreConfig, score_slide
+        from wsi.manifest import SlideRow
+        from wsi.source import SlideSource
+
+        class Slow(RednessEngine):
+            def score(self, blocks, *, scored=lambda patches: None):  # type: ignore[no-untyped-def]
+                for scores in super().score(blocks):
+                    for _ in range(4):
+                        scored(len(scores) // 4)
+                    yield scores
+
+        told: list[tuple[int, int, str]] = []
+        score_slide(
+            SlideRow(SlideSource(str(red_square))),
+            "s",
+            Slow(),
+            tmp_path / "out",
+            ScoreConfig(),
+            progress=lambda *what: told.append(what),
+        )
+        cells = [(done, total) for done, total, what in told if what == "cells"]
+        assert len({done for done, _ in cells}) >= 5
+        assert [done for done, _ in cells] == sorted(done for done, _ in cells)
+        assert cells[-1] == (448, 448)

@@ -185,7 +185,14 @@ class TestSubmission:
             assert code == 0
             texts.append(said.split("evaluation")[0].split("shows it")[0].rsplit("\n", 1)[0])
         assert texts[0] == texts[1]
-        assert wsi("camelyon16", "submit", run, "--out", out)[0] == 0  # again, over its own files
+        before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        code, _, said = wsi("camelyon16", "submit", run, "--out", out)
+        assert (code, "holds a submission already; choose another --out, or pass --overwrite" in said) == (
+            2,
+            True,
+        )
+        assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+        assert wsi("camelyon16", "submit", run, "--out", out, "--overwrite")[0] == 0
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "letter.txt").write_text("dear")
         code, _, said = wsi("camelyon16", "submit", run, "--out", tmp_path / "other")
@@ -233,7 +240,7 @@ class TestSubmission:
         code, _, said = wsi("camelyon16", "evaluate", run, "--truth", scored)
         assert code == 2
         assert (
-            "1 slide(s) could not be scored, normal_099 among them (x.tif is broken); score them, or pass"
+            "1 slide could not be scored, normal_099 among them (x.tif is broken); score them, or pass"
             in said
         )
         words = ("evaluate", run, "--truth", scored, "--subset", "--no-atlas", "--draws", 5)
@@ -552,3 +559,10 @@ def test_what_is_read_back_is_what_was_evaluated(seed: int) -> None:
     hits = random_run(seed, 2, slides=4).hits
     back = json.loads(json.dumps([[float(v) for v in h.found] for h in hits]))
     assert all((np.array(b, np.float32) == h.found).all() for b, h in zip(back, hits, strict=True))
+
+
+def test_an_evaluation_of_kidneys_is_told_so(wsi: Run, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(json.dumps({"ap50": {}, "slides": []}))
+    code, _, err = wsi("camelyon16", "compare", tmp_path, tmp_path)
+    assert code == 2
+    assert "is an evaluation of capillaries (wsi renal evaluate)" in err

@@ -119,8 +119,12 @@ def test_ome_tiff_keeps_the_numbers_and_the_size(tmp_path: Path) -> None:
 
 
 def test_tiles_carry_their_probability() -> None:
-    made = tile_features("s", np.array([[0.0, 0, 10, 10]]), np.array([0.5], np.float32), "tumor")
-    item = read_as_qupath(geojson(made, (0, 0)))[0]
+    boxes = np.array([[0.0, 0, 10, 10], [10, 0, 20, 10]])
+    made = tile_features("s", boxes, np.array([0.5, 0.49], np.float32), "Tumor", 0.5)
+    item, below = json.loads(geojson(made, (0, 0)))["features"]
+    assert item["properties"]["classification"]["name"] == "Tumor"
+    assert "classification" not in below["properties"]
+    assert "name" not in item["properties"]  # an empty one would be shown
     assert item["properties"]["objectType"] == "tile"
     assert item["properties"]["measurements"] == {"probability": 0.5}
     assert Polygon(item["geometry"]["coordinates"][0]).equals(box(0, 0, 10, 10))

@@ -423,3 +423,34 @@ def test_the_model_that_ships_says_that_it_is_a_demonstration() -> None:
 def test_models_are_found_by_folder_or_name(tmp_path: Path) -> None:
     shutil.copytree(DEMO, tmp_path / "copy")
     assert find_models([str(tmp_path / "copy")]).weights == find_models(["lymph-node-demo"]).weights
+
+
+class TestDemonstrationWarning:
+    @pytest.fixture(scope="class")
+    def exported(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        from models.portable import export_wsinfer
+
+        out = tmp_path_factory.mktemp("exported") / "ts"
+        export_wsinfer(ZOO / "lymph-node-demo", out)
+        return out
+
+    @pytest.mark.slow
+    def test_it_survives_the_export(self, exported: Path, tmp_path: Path) -> None:
+        """By the card beside it; and by the weights, where only WSInfer's own two files were copied."""
+        assert find_models([str(exported)]).card.demonstration
+        assert "trained on drawings" in (exported / "README.md").read_text()
+        for name in ("torchscript_model.pt", "config.json"):
+            shutil.copy(exported / name, tmp_path / name)
+        card = find_models([str(tmp_path)]).card
+        assert card.demonstration
+        assert card.confidence is None  # nobody checked the words for it
+
+    def test_another_model_does_not_get_it(self, exported: Path, tmp_path: Path) -> None:
+        """Weights of its own, though a demonstration model's card lies beside them."""
+        network = torch.jit.load(exported / "torchscript_model.pt")
+        with torch.no_grad():
+            next(network.parameters()).mul_(1.01)
+        for name in ("config.json", "slidewright.json"):
+            shutil.copy(exported / name, tmp_path / name)
+        network.save(str(tmp_path / "torchscript_model.pt"))
+        assert not find_models([str(tmp_path)]).card.demonstration

@@ -33,6 +33,8 @@ class Feature:
 
     Attributes:
         key: what makes its id: the same key gives the same UUID.
+        name: as QuPath shows it; empty for none.
+        classification: its class; empty for none.
         measurements: finite numbers; those that are NaN are left out.
         id: a UUID that it has already, instead of that of its key.
         locked: an annotation that QuPath does not move by mistake; what a person is to correct is not.
@@ -88,13 +90,13 @@ def feature_id(key: str) -> str:
 def _feature(feature: Feature, offset: tuple[int, int]) -> dict[str, Any]:
     moved = shapely.transform(feature.shape, lambda xy: np.round(xy - np.array(offset), 2))
     measured = {k: round(float(v), 6) for k, v in feature.measurements.items() if np.isfinite(v)}
-    properties: dict[str, Any] = {
-        "objectType": feature.kind,
-        "name": feature.name,
-        "classification": {"name": feature.classification, "color": list(feature.colour)},
-        "measurements": measured,
-        "metadata": feature.metadata | {"origin offset": f"{offset[0]},{offset[1]}"},
-    }
+    properties: dict[str, Any] = {"objectType": feature.kind}
+    if feature.name:
+        properties["name"] = feature.name
+    if feature.classification:
+        properties["classification"] = {"name": feature.classification, "color": list(feature.colour)}
+    properties["measurements"] = measured
+    properties["metadata"] = feature.metadata | {"origin offset": f"{offset[0]},{offset[1]}"}
     if feature.kind == "annotation" and feature.locked:
         properties["isLocked"] = True
     return {
@@ -105,15 +107,20 @@ def _feature(feature: Feature, offset: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def tile_features(key: str, boxes: BoxesXYXY, scores: Scores, classification: str) -> list[Feature]:
-    """A tile detection for every scored cell, for QuPath's measurement maps."""
+def tile_features(
+    key: str, boxes: BoxesXYXY, scores: Scores, classification: str, threshold: float
+) -> list[Feature]:
+    """A tile for every scored cell, for QuPath's measurement maps; only those from the threshold on have the class.
+
+    Else QuPath would show all tissue in the colour of the class.
+    """
     return [
         Feature(
             f"{key} tile {box[0]:.0f} {box[1]:.0f}",
             shapely.box(*box),
             "tile",
             "",
-            classification,
+            classification if score >= threshold else "",
             (200, 0, 0),
             {"probability": float(score)},
         )

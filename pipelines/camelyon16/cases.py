@@ -169,7 +169,8 @@ def _refuse_missing(
     way_out = "score them, or pass --subset to evaluate the others"
     if failed:
         name, why = next(iter(failed.items()))
-        raise ConfigError(f"{len(failed)} slide(s) could not be scored, {name} among them ({why}); {way_out}")
+        count = "1 slide" if len(failed) == 1 else f"{len(failed)} slides"
+        raise ConfigError(f"{count} could not be scored, {name} among them ({why}); {way_out}")
     if missing:
         beside = f" (results that no truth names: {_list(strange)})" if strange else ""
         raise ConfigError(f"{_count(missing)} truth but no results: {_list(missing)}{beside}; {way_out}")

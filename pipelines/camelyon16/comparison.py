@@ -62,6 +62,11 @@ def read_evaluation(path: Path) -> Evaluated:
         raise StoreError(f"{path} holds no evaluation; run: wsi camelyon16 evaluate {path} --truth TRUTH")
     try:
         value = json.loads(found.read_bytes())
+        if isinstance(value, dict) and "ap50" in value:
+            raise StoreError(
+                f"{found} is an evaluation of capillaries (wsi renal evaluate); wsi camelyon16 compare takes those of "
+                f"wsi camelyon16 evaluate"
+            )
         if value["variant"] not in get_args(Variant):
             raise ValueError(f"variant {value['variant']!r}")
         rows = value["slides"]

@@ -17,12 +17,13 @@ import shapely
 from pipelines.camelyon16.lesions import Lesion, LesionConfig, Outline
 from wsi.annotations import TUMOUR_GROUPS
 from wsi.export import Feature
-from wsi.files import changed_files
+from wsi.files import changed_files, record_files, write_json
 from wsi.heatmap import Heatmap
 
 log = logging.getLogger(__name__)
 
 FILES = ("heatmap.zarr", "lesions.csv", "lesions.geojson", "preview.png")  # what a scored slide consists of
+EXPORTS = ("lesions.xml", "lesions.geojson.gz", "cells.geojson", "cells.geojson.gz")
 OUTLINE_COLOUR, LESION_COLOUR = (200, 0, 0), (255, 140, 0)
 
 
@@ -66,6 +67,11 @@ class SlideResult:
         return asdict(self) | {"lesions": len(self.lesions)}
 
 
+def group_of(positive: str) -> str:
+    """The class that a model's positive class has in QuPath and ASAP: one spelling for tumour, whatever the model's."""
+    return "Tumor" if positive.casefold() in TUMOUR_GROUPS else positive
+
+
 def lesion_features(
     name: str,
     positive: str,
@@ -75,10 +81,10 @@ def lesion_features(
     mpp: float,
     made_by: dict[str, str],
 ) -> list[Feature]:
-    """Outlines as annotations, lesions as detections one cell large."""
+    """Outlines as annotations, peaks as detections one cell large; all of one class."""
 
     found = []
-    group = "Tumor" if positive.casefold() in TUMOUR_GROUPS else positive
+    group = group_of(positive)
     for i, area in enumerate(areas, start=1):
         measured = {
             "probability max": area.maximum,
@@ -103,9 +109,7 @@ def lesion_features(
         square = shapely.box(lesion.x - half, lesion.y - half, lesion.x + half, lesion.y + half)
         measured = {"probability": lesion.score, "rank": i}
         key = f"{name} lesion {lesion.x} {lesion.y}"
-        found.append(
-            Feature(key, square, "detection", f"lesion {i}", "Lesion", LESION_COLOUR, measured, made_by)
-        )
+        found.append(Feature(key, square, "detection", f"peak {i}", group, LESION_COLOUR, measured, made_by))
     return found
 
 
@@ -148,6 +152,14 @@ def discard_changed(out: Path, value: dict[str, Any]) -> bool:
     if changes or not record:
         (out / "slide.json").unlink(missing_ok=True)
     return bool(changes) or not record
+
+
+def update_record(out: Path, name: str) -> None:
+    """Note the size and hash of one file of a finished slide anew, after an export wrote it with other options."""
+    path = out / "slide.json"
+    value = json.loads(path.read_bytes())
+    value["files"] = dict(value.get("files", {})) | record_files(out, [name])
+    write_json(path, value, durable=True)
 
 
 def result_of(value: dict[str, Any]) -> SlideResult:

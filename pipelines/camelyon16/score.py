@@ -21,7 +21,7 @@ from pipelines.camelyon16.lesions import (
     slide_score,
 )
 from pipelines.camelyon16.preview import write_preview
-from pipelines.camelyon16.results import FILES, SlideResult, finished_result, lesion_features
+from pipelines.camelyon16.results import EXPORTS, FILES, SlideResult, finished_result, lesion_features
 from pipelines.provenance import code_hash, fingerprint
 from pipelines.scoring import score_chunks
 from wsi.arrays import CellsRC
@@ -203,7 +203,7 @@ def _write_results(
         size=slide.size,
         note=_note(plan, missing) or _spacing_note(slide, card),
     )
-    for stale in ("lesions.xml", "lesions.geojson.gz"):  # exports of what is replaced now
+    for stale in EXPORTS:  # of what is replaced now
         (out / stale).unlink(missing_ok=True)
     write_text(out / "lesions.csv", "".join(f"{v.score:.6f},{v.x:.0f},{v.y:.0f}\n" for v in lesions))
     made_by = {"model": card.name, "fingerprint": plan.spec.fingerprint}

@@ -23,18 +23,21 @@ from wsi.manifest import SlideRow
 MADE_BY = "made_by.txt"
 
 
-def write_submission(folder: Path, predictions: Predictions, *, subset: bool, made_by: str) -> int:
+def write_submission(
+    folder: Path, predictions: Predictions, *, subset: bool, made_by: str, overwrite: bool = False
+) -> int:
     """Write ``lesions/NAME.csv`` of every slide, also the empty ones, and ``classification.csv``; how many slides.
 
     Args:
-        folder: where to; files of an earlier submission in it are replaced.
+        folder: where to.
         predictions: results of ``wsi score``.
         subset: leave out slides that failed or were not scored.
         made_by: a line that says what made it; it goes into a file of its own, as the CSVs have no room for it.
+        overwrite: replace an earlier submission in the folder.
 
     Raises:
         ConfigError: a slide has no score or could not be scored, or the run did not finish.
-        StoreError: the folder holds something else.
+        StoreError: the folder holds something else, or a submission that is not to be replaced.
     """
     unscored = [p.name for p in predictions.slides if p.score is None] + sorted(predictions.failed)
     if predictions.state != "finished" and not subset:
@@ -49,6 +52,8 @@ def write_submission(folder: Path, predictions: Predictions, *, subset: bool, ma
         )
     if folder.exists() and any(folder.iterdir()) and not (folder / MADE_BY).is_file():
         raise StoreError(f"{folder} holds files of something else; choose another --out")
+    if (folder / MADE_BY).is_file() and not overwrite:
+        raise StoreError(f"{folder} holds a submission already; choose another --out, or pass --overwrite")
     for stale in submitted_files(folder):
         stale.unlink()
     usable = [p for p in predictions.slides if p.score is not None]

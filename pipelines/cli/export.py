@@ -12,11 +12,19 @@ import numpy as np
 import typer
 
 from pipelines.camelyon16.lesions import LesionConfig, outlines
-from pipelines.camelyon16.results import SlideResult, lesion_features, result_of
+from pipelines.camelyon16.results import SlideResult, group_of, lesion_features, result_of, update_record
 from pipelines.cli.console import out
 from wsi.annotations import Annotation, write_asap
 from wsi.errors import StoreError
-from wsi.export import Origin, origin_offset, tile_features, write_cells_csv, write_geojson, write_ome_tiff
+from wsi.export import (
+    Feature,
+    Origin,
+    origin_offset,
+    tile_features,
+    write_cells_csv,
+    write_geojson,
+    write_ome_tiff,
+)
 from wsi.heatmap import Heatmap
 from wsi.store import HeatmapStore
 
@@ -60,7 +68,7 @@ def read_scored(folder: Path) -> list[Scored]:
         try:
             facts = json.loads(path.read_bytes())
             result = result_of(facts)
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"{path} is broken ({error!r}); score the slide again") from error
         store = HeatmapStore.open(path.parent / "heatmap.zarr")
         if store.attributes.get("fingerprint") != facts["fingerprint"]:
@@ -78,16 +86,27 @@ def _each(folder: Path, write: Callable[[Scored], Path]) -> None:
 def geojson(
     folder: Folder,
     origin: Annotated[
-        Origin, typer.Option(help="auto and bounds follow QuPath's crop; slide does not.")
+        Origin,
+        typer.Option(
+            help="Where the coordinates begin: auto and bounds follow QuPath's crop, slide does not."
+        ),
     ] = "auto",
     tiles: Annotated[
-        bool, typer.Option("--tiles", help="Also every scored cell, as a tile with its score.")
+        bool,
+        typer.Option("--tiles", help="Write every scored cell into cells.geojson, as a tile with its score."),
     ] = False,
-    gz: Annotated[bool, typer.Option("--gz", help="Compress with gzip; QuPath reads it.")] = False,
+    gz: Annotated[
+        bool, typer.Option("--gz", help="Write a file compressed with gzip, too; QuPath reads it.")
+    ] = False,
 ) -> None:
-    """Outlines, lesions and, with --tiles, cells for QuPath."""
+    """Write outlines and peaks for QuPath: lesions.geojson; and with --tiles every cell: cells.geojson.
+
+    A tile has the class of the tumour only from the threshold on that the slide was scored with.
+    """
 
     def write(scored: Scored) -> Path:
+        bounds = scored.facts["bounds"]
+        offset = origin_offset(bounds and tuple(bounds), origin)
         heatmap = scored.heatmap
         made_by = {"model": scored.facts["model"], "fingerprint": scored.facts["fingerprint"]}
         name, positive = scored.result.name, scored.facts["positive"]
@@ -95,16 +114,28 @@ def geojson(
         features = lesion_features(
             name, positive, scored.result.lesions, areas, heatmap, scored.result.mpp, made_by
         )
-        if tiles:
-            cells = np.argwhere(np.isfinite(heatmap.scores))
-            boxes = heatmap.placement.boxes(cells)
-            features += tile_features(name, boxes, heatmap.scores[tuple(cells.T)], positive)
-        path = scored.folder / ("lesions.geojson.gz" if gz else "lesions.geojson")
-        bounds = scored.facts["bounds"]
-        write_geojson(path, features, origin_offset(bounds and tuple(bounds), origin))
-        return path
+        path = _write_both(scored.folder / "lesions.geojson", features, offset, gz)
+        update_record(scored.folder, "lesions.geojson")
+        if not tiles:
+            return path
+        cells = np.argwhere(np.isfinite(heatmap.scores))
+        threshold = scored.lesion_settings.threshold
+        boxes, scores = heatmap.placement.boxes(cells), heatmap.scores[tuple(cells.T)]
+        squares = tile_features(name, boxes, scores, group_of(positive), threshold)
+        return _write_both(scored.folder / "cells.geojson", squares, offset, gz)
 
     _each(folder, write)
+
+
+def _write_both(path: Path, features: list[Feature], offset: tuple[int, int], gz: bool) -> Path:
+    """Write the plain file, and the compressed one beside it, which otherwise is removed: they never differ."""
+    compressed = path.with_name(f"{path.name}.gz")
+    write_geojson(path, features, offset)
+    if gz:
+        write_geojson(compressed, features, offset)
+    else:
+        compressed.unlink(missing_ok=True)
+    return compressed if gz else path
 
 
 @app.command("asap")
@@ -114,7 +145,11 @@ def asap(folder: Folder) -> None:
     def write(scored: Scored) -> Path:
         areas = outlines(scored.heatmap, scored.lesion_settings)
         path = scored.folder / "lesions.xml"
-        write_asap(path, [Annotation(a.shape, "Tumor", f"area {a.maximum:.3f}") for a in areas])
+        group = group_of(scored.facts["positive"])
+        write_asap(
+            path,
+            [Annotation(a.shape, group, f"area {i}, up to {a.maximum:.3f}") for i, a in enumerate(areas, 1)],
+        )
         return path
 
     _each(folder, write)

@@ -29,16 +29,24 @@ def submit_command(
     folder: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     subset: Annotated[bool, typer.Option("--subset", help="Leave out slides that failed.")] = False,
     slide_model: SlideModel = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier submission in OUT.")
+    ] = False,
 ) -> None:
     """Write the challenge's files: lesions/NAME.csv of every slide, also the empty ones, and classification.csv."""
     predictions = with_slide_model(read_predictions(results), slide_model)
     made_by = f"slidewright {version()}, code {code_hash()}; slide score: {predictions.score_rule}"
     models = ", ".join(m["name"] for m in predictions.made_by.get("models", []))
     count = write_submission(
-        folder, predictions, subset=subset, made_by=f"{made_by}; models: {models or 'not known'}"
+        folder,
+        predictions,
+        subset=subset,
+        made_by=f"{made_by}; models: {models or 'not known'}",
+        overwrite=overwrite,
     )
     out.print(
-        f"{count} slides in {folder}; check it with: wsi camelyon16 check {folder} --truth TRUTH",
+        f"{count} slide{'' if count == 1 else 's'} in {folder}; check it with: "
+        f"wsi camelyon16 check {folder} --truth TRUTH",
         markup=False,
     )
 
