@@ -100,7 +100,7 @@ class SlideOutcome:
 
     @property
     def name(self) -> str:
-        """The slide's."""
+        """The slide's name."""
         return self.case.prediction.name
 
     @property
@@ -110,7 +110,7 @@ class SlideOutcome:
 
     @property
     def score(self) -> float:
-        """The slide's."""
+        """The slide's score."""
         assert self.case.prediction.score is not None  # `join` refuses slides without one
         return self.case.prediction.score
 
@@ -142,17 +142,17 @@ class Evaluation:
 
     @property
     def scores(self) -> npt.NDArray[np.float64]:
-        """Of the slides."""
+        """(slides,) their scores."""
         return np.array([s.score for s in self.slides])
 
     @property
     def lesions(self) -> list[LesionOutcome]:
-        """Of the slides that count for FROC."""
+        """The lesions of the slides that count for FROC."""
         return [lesion for s in self.slides if s.counted for lesion in s.lesions]
 
     @property
     def false(self) -> list[FalsePositive]:
-        """Of the slides that count for FROC, highest first."""
+        """The false positives of the slides that count for FROC, highest first."""
         every = [f for s in self.slides if s.counted for f in s.false]
         return sorted(every, key=lambda f: (-f.score, f.slide, f.y, f.x))
 

@@ -28,10 +28,10 @@ PANEL_PX = 1000  # longer side of the overview
 NUMBERED = 30  # lesions that get a number; more would hide the tissue
 LEFT, RIGHT, GAP = 0.02, 0.9, 0.03  # of the figure's width; the gap in panels
 HEAD_IN, FOOT_IN = 0.5, 0.4
-# transparent where the score is low, so that the tissue stays visible
+# the lower the score the more transparent: tissue that scores 0 looks as it is
 COLOURS = LinearSegmentedColormap.from_list(
     "tumour",
-    [(1.0, 0.95, 0.4, 0.24), (1.0, 0.75, 0.1, 0.45), (0.9, 0.25, 0.05, 0.62), (0.62, 0.0, 0.1, 0.75)],
+    [(1.0, 0.95, 0.4, 0.0), (1.0, 0.75, 0.1, 0.4), (0.9, 0.25, 0.05, 0.62), (0.62, 0.0, 0.1, 0.75)],
 )
 
 

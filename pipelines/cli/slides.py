@@ -1,4 +1,4 @@
-"""``wsi info`` and ``wsi doctor``: what a slide says of itself, and whether all is ready."""
+"""``wsi info`` and ``wsi doctor``: facts about a slide, and whether everything is ready."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def info(
     mpp: Mpp = None,
     allow_anisotropic: Anisotropic = False,
 ) -> None:
-    """Print what a slide says of itself: size, spacing and its origin, levels, bounds."""
+    """Print facts about a slide: its size, its spacing and where that comes from, its levels and bounds."""
     failed = False
     for row in gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic):
         try:
@@ -112,9 +112,9 @@ def doctor(
     native: Annotated[bool, typer.Option("--native", help="As for wsi score.")] = False,
     allow_anisotropic: Anisotropic = False,
 ) -> None:
-    """Say whether this machine is ready, and each slide: versions, device, spacing, levels, time it will take.
+    """Check whether this machine and each slide are ready: versions, device, spacing, levels, the time it will take.
 
-    With --manifest, whether all of it is ready to be trained on: files, spacing, truth inside the slide, cells.
+    With --manifest, check whether a data set is ready for training: files, spacing, truth inside the slide, cells.
     """
     if manifest is not None:
         checks = check_training(manifest, recipe)

@@ -41,13 +41,13 @@ class Case:
 
     @property
     def true_percent(self) -> float:
-        """Of all marked capillaries of the slide; NaN where there is none."""
+        """The positive share of all marked capillaries of the slide, in percent; NaN where there is none."""
         n = len(self.marked.labels)
         return 100 * float((self.marked.labels == CLASSES.index(POSITIVE)).sum()) / n if n else math.nan
 
     @property
     def true_grade(self) -> str | None:
-        """Of the true percentage, whether or not there is enough to assess; None without a capillary."""
+        """The grade of the true percentage, whether or not there is enough to assess; None without a capillary."""
         percent = self.true_percent
         return None if math.isnan(percent) else grade_of(percent, grading_of(self.report))
 
