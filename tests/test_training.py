@@ -497,6 +497,13 @@ class TestRun:
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
         assert read_card(tmp_path / "b" / "model").sha256 == card.sha256
+        tables = []
+        for name in "ab":
+            with (tmp_path / name / "metrics.csv").open() as file:
+                rows = list(csv.DictReader(file))
+            assert all(float(row["loss"]) > 0 for row in rows)
+            tables.append([(row["examples"], row["loss"], row["auc"]) for row in rows])
+        assert tables[0] == tables[1]  # the running loss goes on where it was, too
 
     @pytest.mark.slow
     def test_the_second_phase_moves_the_output_layer_alone(self, cohort: Path, tmp_path: Path) -> None:
