@@ -51,13 +51,14 @@ def _cell(path: Path, annotation: Annotation, grid: TileGrid) -> tuple[int, int]
     outline = annotation.outline
     middle = np.array([[outline.centroid.x, outline.centroid.y]])
     cells = grid.placement.cells(middle)
-    box = shapely.box(*grid.placement.boxes(cells)[0])
+    side, (x, y) = grid.plan.size_l0, grid.placement.centers(cells)[0]
+    box = shapely.box(x - side / 2, y - side / 2, x + side / 2, y + side / 2)  # the patch around its cell
     row, col = (int(v) for v in cells[0])
     inside = 0 <= row < grid.shape[0] and 0 <= col < grid.shape[1]
     if not inside or outline.intersection(box).area < LEAST_SHARED * max(box.area, outline.area):
         x, y = middle[0]
         raise AnnotationError(
-            f"{path}: the field {annotation.name!r} at ({x:.0f}, {y:.0f}) is no square of the grid of {FIELD_UM:g} um; "
+            f"{path}: the field {annotation.name!r} at ({x:.0f}, {y:.0f}) is no field of {FIELD_UM:g} um; "
             f"label the fields of a file that wsi renal report wrote"
         )
     return row, col

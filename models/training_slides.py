@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from models.field_data import labelled_cells
 from wsi.arrays import CellsRC
+from wsi.c4d import FIELD_UNITS
 from wsi.errors import ConfigError
 from wsi.grid import make_grid
 from wsi.manifest import SlideRow
@@ -91,5 +92,8 @@ def _prepare_fields(row: SlideRow, slide: Slide, plan: ReadPlan) -> TrainingSlid
         raise ConfigError(
             f"{row.source.label} has no truth; fill in the column 'truth' with its labelled fields"
         )
-    cells = labelled_cells(row.truth, make_grid(slide.size, plan, None))
-    return TrainingSlide(row.source.name, slide, plan, cells)
+    # fields are placed to a unit, an odd part of their side: a cell is the middle unit of its patch
+    unit_px = plan.size_px // max(n for n in range(1, FIELD_UNITS + 1, 2) if plan.size_px % n == 0)
+    fine = replace(plan, stride_px=unit_px, stride_l0=round(unit_px * plan.scale))
+    cells = labelled_cells(row.truth, make_grid(slide.size, fine, None))
+    return TrainingSlide(row.source.name, slide, fine, cells)

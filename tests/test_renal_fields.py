@@ -17,7 +17,15 @@ from models.recipe import TrainConfig
 from models.train_classifier import sensitive_threshold
 from models.training_data import slide_data
 from pipelines.config import load_config
-from pipelines.renal.fields import FieldsConfig, FieldSet, KidneyField, choose_fields
+from pipelines.renal.fields import (
+    FieldsConfig,
+    FieldSet,
+    KidneyField,
+    choose_fields,
+    index_of,
+    place_fields,
+    units_of,
+)
 from tests.slides import RednessEngine, card, painted, write_pyramid
 from wsi.annotations import Annotation, write_asap
 from wsi.c4d import FIELD_UM, field_side
@@ -35,8 +43,8 @@ GRID = make_grid((1000, 700), ReadPlan(level=0, stride_l0=200, stride_px=50, siz
 
 
 def fields(*rows: tuple[int, int, str]) -> FieldSet:
-    """Fields of 100 px on a grid of 3 rows and 4 columns."""
-    return FieldSet(tuple(KidneyField(x, y, 0.5, 0.5, why) for x, y, why in rows), 100, (3, 4))
+    """Fields of 100 px on a slide of 360 x 250 px."""
+    return FieldSet(tuple(KidneyField(x, y, 0.5, 0.5, why) for x, y, why in rows), 100, (360, 250))
 
 
 class TestLabels:
@@ -64,9 +72,9 @@ class TestLabels:
         ("marks", "said"),
         [
             ([((0, 0, 200, 200), "Tumor")], "holds the class 'Tumor'; known for fields are feasible and not"),
-            ([((100, 100, 300, 300), "feasible")], "is no square of the grid of 256 um"),
-            ([((0, 0, 400, 400), "feasible")], "is no square of the grid"),
-            ([((2000, 0, 2200, 200), "feasible")], "is no square of the grid"),
+            ([((100, 100, 300, 300), "feasible")], "is no field of 256 um"),
+            ([((0, 0, 400, 400), "feasible")], "is no field of 256 um"),
+            ([((2000, 0, 2200, 200), "feasible")], "is no field of 256 um"),
             ([((0, 0, 200, 200), "feasible"), ((1, 1, 201, 201), "not feasible")], "twice, differently"),
         ],
     )
@@ -103,13 +111,98 @@ class TestFieldSet:
             [[0.0, 0], [99.9, 99.9], [100, 50], [300, 200], [399, 299], [-1, 0], [400, 200], [300, 300]]
         )
         assert found.index(points).tolist() == [0, 0, -1, 1, 1, -1, -1, -1]
-        assert found.mask.pixels.sum() == 2
-        assert found.mask.pixels[2, 3]
+        mask = found.mask
+        rows, cols = mask.placement.cells(points[[0, 3, 2]]).T
+        assert mask.pixels[rows, cols].tolist() == [True, True, False]
+        assert mask.pixels.sum() * (100 / 13) ** 2 == pytest.approx(100 * 100 + 60 * 50, rel=0.2)
 
     def test_area_by_hand(self) -> None:
         """Two feasible fields, half of each tissue; the second has 60 x 50 px on the slide; 2 um per pixel."""
         found = fields((0, 0, ""), (100, 0, "scar"), (300, 200, ""))
-        assert found.area_mm2((360, 250), 2.0) == pytest.approx(0.5 * (100 * 100 + 60 * 50) * 4 / 1e6)
+        assert found.area_mm2(2.0) == pytest.approx(0.5 * (100 * 100 + 60 * 50) * 4 / 1e6)
+
+
+class TestPlacing:
+    """Squares of three units; a slide of 12 rows and 20 columns of units."""
+
+    def place(self, tissue: np.ndarray, least: float = 0.05) -> list[list[int]]:
+        return place_fields(tissue.astype(float), np.ones(tissue.shape), 3, least).tolist()  # type: ignore[no-any-return]
+
+    def test_they_begin_where_the_tissue_does(self) -> None:
+        """A strip of tissue one row off any grid: a grid of three would split it over two rows of half-empty fields."""
+        tissue = np.zeros((12, 20))
+        tissue[2:5, 4:13] = 1
+        assert self.place(tissue) == [[2, 4], [2, 7], [2, 10]]
+
+    def test_each_piece_has_strips_of_its_own(self) -> None:
+        tissue = np.zeros((12, 20))
+        tissue[1:4, 2:5] = 1
+        tissue[3:9, 10:13] = 1
+        assert self.place(tissue) == [[1, 2], [3, 10], [6, 10]]
+
+    def test_a_slanting_edge_is_followed_strip_by_strip(self) -> None:
+        tissue = np.zeros((12, 20))
+        tissue[0:3, 9:15] = 1
+        tissue[3:6, 4:10] = 1
+        assert self.place(tissue) == [[0, 9], [0, 12], [3, 4], [3, 7]]
+
+    def test_slivers_are_no_candidates(self) -> None:
+        tissue = np.zeros((12, 20))
+        tissue[4, 5] = 0.4  # of nine units: 4 %
+        assert self.place(tissue) == []
+        assert self.place(tissue, 0.04) == [[4, 5]]
+
+    def test_the_middle_stays_on_the_slide(self) -> None:
+        tissue = np.zeros((12, 20))
+        tissue[11, 18:] = 1
+        ((row, col),) = self.place(tissue)
+        assert (row + 1 < 12, col + 1 < 20) == (True, True)
+
+    @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 5, 13]))
+    def test_none_overlap_and_little_tissue_is_left(self, seed: int, units: int) -> None:
+        rng = np.random.default_rng(seed)
+        rows, cols = (int(v) for v in rng.integers(units, 60, 2))
+        tissue = np.zeros((rows, cols))
+        for _ in range(3):
+            y, x = int(rng.integers(rows)), int(rng.integers(cols))
+            tissue[y : y + int(rng.integers(1, 30)), x : x + int(rng.integers(1, 30))] = 1
+        found = place_fields(tissue, np.ones(tissue.shape), units, 0.05)
+        covered = np.zeros((rows + units, cols + units), np.int64)
+        for row, col in found.tolist():
+            covered[row : row + units, col : col + units] += 1
+            assert tissue[row : row + units, col : col + units].mean() >= 0.05
+            assert row + units // 2 < rows
+            assert col + units // 2 < cols
+        assert covered.max() <= 1
+        assert found.tolist() == sorted(found.tolist())
+        if units == 1:
+            assert covered[:rows, :cols].sum() == tissue.sum()
+
+    def test_how_many_units(self) -> None:
+        assert [units_of(px) for px in (299, 64, 32, 45)] == [13, 1, 1, 9]
+
+    def test_points_in_squares(self) -> None:
+        points = np.array([[10.0, 20], [39.9, 49.9], [40, 20], [9.9, 20], [45, 60]])
+        assert index_of([(10, 20), (40, 50)], 30, points).tolist() == [0, 0, -1, -1, 1]
+
+    def test_the_truth_of_a_field_is_what_most_of_it_is(self, tmp_path: Path) -> None:
+        """Labels on squares of 100 px; the report's field at (30, 20) lies on four of them."""
+        from pipelines.renal.report import RenalReport
+        from pipelines.renal.truth import true_fields
+        from tests.test_renal_checks import REPORT
+
+        corners = {(0, 0): "feasible", (100, 0): "feasible", (0, 100): "feasible", (100, 100): "not feasible"}
+        write_asap(
+            tmp_path / "t.xml", [Annotation(box(x, y, x + 100, y + 100), g) for (x, y), g in corners.items()]
+        )
+        value = json.loads(REPORT) | {"field_side_px": 100}
+        one = {"id": "i", "tissue": 1.0, "score": 0.9, "why_not": "", "positive": 0, "negative": 0}
+        value["fields"] = [
+            one | {"x": x, "y": y} for x, y in ((30, 20), (50, 50), (95, 90), (170, 20), (500, 500))
+        ]
+        report = RenalReport.model_validate_json(json.dumps(value))
+        # 94 % feasible; exactly 75 %; 14 % ; only 30 % labelled; nothing labelled
+        assert true_fields(tmp_path / "t.xml", report) == {(30, 20): True, (50, 50): True, (95, 90): False}
 
 
 class TestChoice:

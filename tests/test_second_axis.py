@@ -159,7 +159,7 @@ class TestPicturesAreWhereTheyMustBe:
                 KidneyField(0, 2 * SIDE, 1.0, 0.9, ""),
             ),
             SIDE,
-            (3, 6),
+            (6 * SIDE, 3 * SIDE),
         )
         boxes = np.array([[s.x - 12, s.y - 12, s.x + 12, s.y + 12] for s in squares], np.float64)
         marks = Marks(

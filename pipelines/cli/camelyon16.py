@@ -42,7 +42,8 @@ Truth = Annotated[
     ),
 ]
 VariantName = Annotated[
-    Literal["official", "dataset", "negatives"], typer.Option(help="Which definition of FROC is used; docs/camelyon16.md tells them apart.")
+    Literal["official", "dataset", "negatives"],
+    typer.Option(help="Which definition of FROC is used; docs/camelyon16.md tells them apart."),
 ]
 DatasetName = Annotated[
     Literal["camelyon16", "none"],
@@ -75,14 +76,17 @@ def _group() -> None:
 
 @app.command("evaluate")
 def evaluate_command(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score, or a submission's folder.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score, or a submission's folder.")
+    ],
     truth: Truth,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Default: RESULTS/evaluation, or evaluation-VARIANT.")
     ] = None,
     variant: VariantName = "official",
     draws: Annotated[
-        int, typer.Option(min=0, max=100_000, help="The number of bootstrap draws; 0 leaves the intervals out.")
+        int,
+        typer.Option(min=0, max=100_000, help="The number of bootstrap draws; 0 leaves the intervals out."),
     ] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the bootstrap draws.")] = 0,
     at: Annotated[
@@ -201,9 +205,15 @@ def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, 
 
 @app.command("compare")
 def compare_command(
-    first: Annotated[Path, typer.Argument(metavar="FIRST", help="Results that wsi camelyon16 evaluate has evaluated.")],
-    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Other results of the same slides, evaluated, too.")],
-    draws: Annotated[int, typer.Option(min=100, max=100_000, help="The number of bootstrap draws and of permutations.")] = 2000,
+    first: Annotated[
+        Path, typer.Argument(metavar="FIRST", help="Results that wsi camelyon16 evaluate has evaluated.")
+    ],
+    second: Annotated[
+        Path, typer.Argument(metavar="SECOND", help="Other results of the same slides, evaluated, too.")
+    ],
+    draws: Annotated[
+        int, typer.Option(min=100, max=100_000, help="The number of bootstrap draws and of permutations.")
+    ] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="The seed of both.")] = 0,
     file: Annotated[Path | None, typer.Option("--out", help="JSON to write.")] = None,
 ) -> None:

@@ -35,7 +35,9 @@ def forest_command(
     truth: Truth,
     folder: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
     trees: Annotated[int, typer.Option(min=1, max=10_000, help="The number of trees.")] = 500,
-    folds: Annotated[int, typer.Option(min=2, help="The number of folds of the cross-validation, by slide.")] = 5,
+    folds: Annotated[
+        int, typer.Option(min=2, help="The number of folds of the cross-validation, by slide.")
+    ] = 5,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the forest and of the folds.")] = 0,
     dataset: DatasetName = "camelyon16",
     exclude: Exclude = None,

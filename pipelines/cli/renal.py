@@ -62,7 +62,9 @@ def propose(
     file: Annotated[Path, typer.Option("--out", help="GeoJSON to write.")],
     model: Detector = DETECTOR,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is proposed.")] = 0.5,
-    origin: Annotated[Origin, typer.Option(help="Where the coordinates begin; auto is what QuPath shows.")] = "auto",
+    origin: Annotated[
+        Origin, typer.Option(help="Where the coordinates begin; auto is what QuPath shows.")
+    ] = "auto",
     mpp: Mpp = None,
     allow_anisotropic: Anisotropic = False,
     overwrite: Annotated[

@@ -35,10 +35,8 @@ AS_DENSE = 0.8  # of the wall's brown density: less inside is a lumen with stain
 MARGIN_UM = 2.0  # around a box, whose border may cut the wall
 FIELD_MARGIN_UM = 30.0  # around a field, so that a capillary at its border is seen whole
 INK_MPP = 8.0  # of the overview that ink is found on, as for tissue
-GREY_DENSITY, GREY_EVENNESS = (
-    0.25,
-    0.7,
-)  # dark in all three colours alike: no stain is (rims of bubbles, glass edges)
+# dark in all three colours alike, as the rims of air bubbles and of the glass are; dense DAB is less even
+GREY_DENSITY, GREY_EVENNESS = 0.25, 0.8
 
 
 class ChecksConfig(Config):

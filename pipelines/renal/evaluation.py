@@ -15,6 +15,7 @@ from models.card import CARD
 from pipelines.provenance import code_hash, version
 from pipelines.renal.agreement import BlandAltman, bland_altman, weighted_kappa
 from pipelines.renal.curves import write_agreement, write_froc
+from pipelines.renal.fields import index_of
 from pipelines.renal.report import grading_of
 from pipelines.renal.truth import CLASSES, Case, Cohort
 from wsi.c4d import NEGATIVE, POSITIVE, REACH_UM
@@ -161,20 +162,17 @@ def write_counting_errors(model: Path, result: RenalEvaluation, cohort: Cohort) 
 
 def _by_field(case: Case) -> Iterator[tuple[Detections, npt.NDArray[np.bool_], Marked]]:
     """Detections and marks of each feasible field, by their middles: fields share nothing."""
-    side = case.report.field_side_px
     middles = (case.marked.boxes[:, :2] + case.marked.boxes[:, 2:]) / 2
-    found_in, marked_in = (
-        np.floor(points / side).astype(np.int64) for points in (case.found.centres, middles)
-    )
-    for f in case.report.fields:
-        if not f.why_not:
-            cell = (f.x // side, f.y // side)
-            mine, marks = (found_in == cell).all(axis=1), (marked_in == cell).all(axis=1)
-            yield (
-                case.found[mine],
-                case.counted[mine],
-                Marked(case.marked.boxes[marks], case.marked.labels[marks]),
-            )
+    corners = [(f.x, f.y) for f in case.report.fields if not f.why_not]
+    side = case.report.field_side_px
+    found_in, marked_in = (index_of(corners, side, points) for points in (case.found.centres, middles))
+    for number in range(len(corners)):
+        mine, marks = found_in == number, marked_in == number
+        yield (
+            case.found[mine],
+            case.counted[mine],
+            Marked(case.marked.boxes[marks], case.marked.labels[marks]),
+        )
 
 
 def _froc(

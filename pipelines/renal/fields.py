@@ -1,11 +1,13 @@
-"""Which fields of a kidney slide capillaries are counted in: candidates on a grid, told by a network."""
+"""Which fields of a kidney slide capillaries are counted in: squares that follow the tissue, chosen by a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field as Setting
@@ -13,9 +15,9 @@ from pydantic import Field as Setting
 from models.card import ModelCard
 from models.engines import Engine
 from pipelines.scoring import score_chunks
-from wsi.arrays import PointsXY
+from wsi.arrays import CellsRC, PointsXY
 from wsi.blocks import chunk_side, plan_blocks
-from wsi.c4d import FEASIBLE, FIELD_UM
+from wsi.c4d import FEASIBLE, FIELD_UM, FIELD_UNITS
 from wsi.config import Config
 from wsi.errors import ModelError
 from wsi.grid import TileGrid, make_grid, tissue_share
@@ -29,11 +31,14 @@ MOSTLY_EMPTY = (
 )  # share of tissue below which a field is said to be empty (Kim's thesis: over two thirds)
 
 
+SLACK = 0.02  # of a unit: a corner was rounded to whole pixels
+
+
 class FieldsConfig(Config):
     """How fields are chosen.
 
     Attributes:
-        min_tissue: share of tissue from which a square of the grid is a candidate.
+        min_tissue: share of tissue from which a square is a candidate.
         sample: None takes every candidate; a number draws so many of them at random, for speed.
         seed: of that draw.
         threshold: score from which a field is feasible; None is the model's own.
@@ -50,7 +55,7 @@ class KidneyField:
     """A candidate.
 
     Attributes:
-        x, y: corner, in level-0 pixels; with the grid's side it may reach off the slide.
+        x, y: corner, in level-0 pixels; it may reach off the slide.
         tissue: share of its part on the slide.
         score: that it is feasible, 0..1; None where it could not be decoded.
         why_not: why it is left out; empty where capillaries are counted in it.
@@ -70,16 +75,16 @@ class KidneyField:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class FieldSet:
-    """Every candidate of a slide, row by row, and the grid they lie on.
+    """Every candidate of a slide, from top to bottom and left to right; they do not overlap.
 
     Attributes:
         side: of a field, in level-0 pixels.
-        shape: (rows, cols) of the grid.
+        size: (width, height) of the slide in level-0 pixels: fields may reach off it.
     """
 
     fields: tuple[KidneyField, ...]
     side: int
-    shape: tuple[int, int]
+    size: tuple[int, int]
 
     @property
     def feasible(self) -> tuple[KidneyField, ...]:
@@ -88,32 +93,44 @@ class FieldSet:
 
     @property
     def mask(self) -> Mask:
-        """True where a field is feasible."""
-        pixels = np.zeros(self.shape, np.bool_)
+        """True where a feasible field lies, on a raster of a thirteenth of its side; rounded outward."""
+        step = self.side / FIELD_UNITS
+        pixels = np.zeros((math.ceil(self.size[1] / step), math.ceil(self.size[0] / step)), np.bool_)
         for f in self.feasible:
-            pixels[f.y // self.side, f.x // self.side] = True
-        return Mask(pixels, Placement(self.side, self.side))
+            rows = slice(max(0, math.floor(f.y / step + SLACK)), math.ceil((f.y + self.side) / step - SLACK))
+            cols = slice(max(0, math.floor(f.x / step + SLACK)), math.ceil((f.x + self.side) / step - SLACK))
+            pixels[rows, cols] = True
+        return Mask(pixels, Placement(step, step))
 
-    def area_mm2(self, size: tuple[int, int], mpp: float) -> float:
+    def area_mm2(self, mpp: float) -> float:
         """Tissue in feasible fields.
 
         Args:
-            size: (width, height) of the slide in level-0 pixels: fields may reach off it.
             mpp: um per level-0 pixel.
         """
-        corners = ((f, size[0] - f.x, size[1] - f.y) for f in self.feasible)
-        return sum(f.tissue * min(self.side, w) * min(self.side, h) for f, w, h in corners) * mpp**2 / 1e6
+        width, height = self.size
+        area = 0.0
+        for f in self.feasible:
+            across = min(f.x + self.side, width) - max(f.x, 0)
+            down = min(f.y + self.side, height) - max(f.y, 0)
+            area += f.tissue * across * down
+        return area * mpp**2 / 1e6
 
     def index(self, points: PointsXY) -> npt.NDArray[np.int64]:
-        """The number of the feasible field that holds each level-0 (x, y); -1 where none does."""
-        numbers = np.full(
-            (self.shape[0] + 1, self.shape[1] + 1), -1, np.int64
-        )  # the last row and column: off the grid
-        for i, f in enumerate(self.feasible):
-            numbers[f.y // self.side, f.x // self.side] = i
-        rows, cols = Placement(self.side, self.side).cells(points).T
-        outside = (rows < 0) | (cols < 0) | (rows >= self.shape[0]) | (cols >= self.shape[1])
-        return np.where(outside, -1, numbers[np.where(outside, -1, rows), np.where(outside, -1, cols)])
+        """The number of the feasible field that holds each level-0 (x, y), half-open; -1 where none does."""
+        return index_of([(f.x, f.y) for f in self.feasible], self.side, points)
+
+
+def index_of(corners: Sequence[tuple[int, int]], side: int, points: PointsXY) -> npt.NDArray[np.int64]:
+    """The number of the square that holds each point, the first of two that overlap by rounding; -1 where none does."""
+    numbers = np.full(len(points), -1, np.int64)
+    for i in range(len(corners) - 1, -1, -1):
+        x, y = corners[i]
+        inside = (
+            (points[:, 0] >= x) & (points[:, 0] < x + side) & (points[:, 1] >= y) & (points[:, 1] < y + side)
+        )
+        numbers[inside] = i
+    return numbers
 
 
 def field_threshold(card: ModelCard, cfg: FieldsConfig) -> float:
@@ -157,37 +174,95 @@ def choose_fields(
     """
     card = engine.models.card
     threshold = field_threshold(card, cfg)
-    plan = plan_read(slide, card.patch_px, card.stride_px, card.spacing_um, tolerance=card.spacing_tolerance)
-    grid = _sampled(make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue), cfg)
+    units = units_of(card.patch_px)
+    plan = plan_read(
+        slide, card.patch_px, card.patch_px // units, card.spacing_um, tolerance=card.spacing_tolerance
+    )
+    shape = make_grid(slide.size, plan, None).shape
+    shares = tissue_share(mask, slide.size, plan.stride_l0, shape)
+    whole = unit_areas(slide.size, plan.stride_l0, shape)
+    corners = _sampled(place_fields(shares * whole, whole, units, cfg.min_tissue), cfg)
+    grid = TileGrid(shape, corners + units // 2, plan)  # a patch lies around the middle one of its units
     side = chunk_side(slide, plan)
     spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, fingerprint)
     store = HeatmapStore.create(path, spec)
     engine.expect(len(grid))
     score_chunks(slide, plan_blocks(grid, side), engine, store, progress=tick)
     scores = store.read(card.positive_index).scores
-    shares = tissue_share(mask, slide.size, plan.stride_l0, grid.shape)
-    found = tuple(
-        _field(
-            int(row), int(col), plan.stride_l0, float(shares[row, col]), float(scores[row, col]), threshold
-        )
-        for row, col in grid.cells
-    )
-    return FieldSet(found, plan.stride_l0, grid.shape)
+    found = []
+    for row, col in corners.tolist():
+        window = np.s_[row : row + units, col : col + units]
+        tissue = float((shares * whole)[window].sum() / whole[window].sum())
+        score = float(scores[row + units // 2, col + units // 2])
+        found.append(_field(row, col, plan.stride_l0, tissue, score, threshold))
+    return FieldSet(tuple(found), units * plan.stride_l0, slide.size)
 
 
-def _sampled(grid: TileGrid, cfg: FieldsConfig) -> TileGrid:
-    if cfg.sample is None or cfg.sample >= len(grid):
-        return grid
-    chosen = np.random.default_rng(cfg.seed).choice(len(grid), cfg.sample, replace=False)
-    return TileGrid(grid.shape, grid.cells[np.sort(chosen)], grid.plan)
+def units_of(patch_px: int) -> int:
+    """How many units a field's side is placed by: an odd number that divides the patch, so that one is its middle."""
+    return max(n for n in range(1, FIELD_UNITS + 1, 2) if patch_px % n == 0)
 
 
-def _field(row: int, col: int, side: int, tissue: float, score: float, threshold: float) -> KidneyField:
+def unit_areas(size: tuple[int, int], unit: int, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """(rows, cols) area of each unit's part on the slide, in level-0 pixels."""
+    width, height = size
+    down = np.diff(np.minimum(np.arange(shape[0] + 1) * unit, height))
+    across = np.diff(np.minimum(np.arange(shape[1] + 1) * unit, width))
+    return np.outer(down, across).astype(np.float64)
+
+
+def place_fields(
+    tissue: npt.NDArray[np.float64], whole: npt.NDArray[np.float64], units: int, min_tissue: float
+) -> CellsRC:
+    """Squares that follow the tissue: strips from the top of each piece of it, in each strip from its left edge on.
+
+    On a fixed grid the rim of a biopsy falls into fields that are mostly glass, which are then left out.
+
+    Args:
+        tissue: (rows, cols) area of tissue in each unit.
+        whole: (rows, cols) area of each unit on the slide.
+        units: side of a square.
+        min_tissue: share of tissue from which a square is taken.
+
+    Returns:
+        (n, 2) row, col of the squares' top-left units, row by row; none overlap.
+    """
+    rows, cols = tissue.shape
+    lowest, rightmost = rows - 1 - units // 2, cols - 1 - units // 2  # the middle unit lies on the slide
+    taken = np.zeros(tissue.shape, np.bool_)
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats((tissue > 0).astype(np.uint8), connectivity=8)
+    corners = []
+    for piece in sorted(range(1, count), key=lambda i: (boxes[i, 1], boxes[i, 0])):
+        first = int(boxes[piece, 1])
+        for start in range(first, first + int(boxes[piece, 3]), units):
+            top = max(0, min(start, lowest))
+            columns = np.flatnonzero((labels[top : top + units] == piece).any(axis=0))
+            left = 0
+            for column in columns.tolist():
+                if column < left:
+                    continue
+                corner = max(0, min(column, rightmost))
+                window = np.s_[top : top + units, corner : corner + units]
+                if not taken[window].any() and tissue[window].sum() >= min_tissue * whole[window].sum():
+                    taken[window] = True
+                    corners.append((top, corner))
+                    left = corner + units
+    return np.array(sorted(corners), np.int64).reshape(-1, 2)
+
+
+def _sampled(corners: CellsRC, cfg: FieldsConfig) -> CellsRC:
+    if cfg.sample is None or cfg.sample >= len(corners):
+        return corners
+    chosen = np.random.default_rng(cfg.seed).choice(len(corners), cfg.sample, replace=False)
+    return corners[np.sort(chosen)]
+
+
+def _field(row: int, col: int, unit: int, tissue: float, score: float, threshold: float) -> KidneyField:
     if np.isnan(score):
-        return KidneyField(col * side, row * side, tissue, None, "cannot be decoded")
+        return KidneyField(col * unit, row * unit, tissue, None, "cannot be decoded")
     why_not = ""
     if score < threshold:
         empty = f"mostly empty: {tissue:.0%} tissue"
         unfit = "scar, artefact, poor stain, large vessel or glomerulus: the network does not say which"
         why_not = empty if tissue < MOSTLY_EMPTY else unfit
-    return KidneyField(col * side, row * side, round(tissue, 4), round(score, 6), why_not)
+    return KidneyField(col * unit, row * unit, round(tissue, 4), round(score, 6), why_not)

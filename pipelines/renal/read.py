@@ -203,7 +203,7 @@ def read_slide(
         doubted_away,
         grade_changes(*columns, count, (float(limits[0]), float(limits[1])), cfg.grading),
         tissue_mm2=mask.area_um2(slide.mpp) / 1e6,
-        field_mm2=fields.area_mm2(slide.size, slide.mpp),
+        field_mm2=fields.area_mm2(slide.mpp),
         eosin=eosin,
         unreadable=len(result.unreadable) + sum(f.score is None for f in fields.fields),
         warnings=tuple(_warnings(mask, eosin, fields, grade, len(result.unreadable))),

@@ -207,7 +207,7 @@ def _fields(report: RenalReport, after: Sequence[MarkedObject]) -> FieldSet:
     new = [key for key in said if key not in known]
     if new:
         raise AnnotationError(
-            f"a field was added ({new[0] or 'without an id'}), but fields lie on the report's grid: "
+            f"a field was added ({new[0] or 'without an id'}), but fields are those of the report: "
             f"reclassify one that was left out"
         )
     found = []
@@ -215,9 +215,7 @@ def _fields(report: RenalReport, after: Sequence[MarkedObject]) -> FieldSet:
         group = said.get(f.id, NOT_FEASIBLE)
         why_not = "" if group == FEASIBLE else f.why_not or BY_HAND
         found.append(KidneyField(f.x, f.y, f.tissue, f.score, why_not))
-    side = report.field_side_px
-    width, height = report.slide.size_px
-    return FieldSet(tuple(found), side, (-(-height // side), -(-width // side)))
+    return FieldSet(tuple(found), report.field_side_px, report.slide.size_px)
 
 
 def _searched(fields: FieldSet, report: RenalReport, kept: Sequence[MarkedObject]) -> FieldSet:

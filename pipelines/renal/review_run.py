@@ -56,7 +56,7 @@ def review_slide(
         signed = {"by": signature.by, "date": signature.date, "comment": signature.comment}
         corrections = reviewed.corrections.model_copy(update=signed)
         reviewed = Reviewed(reviewed.fields, marks, corrections)
-        area = reviewed.fields.area_mm2(opened.size, opened.mpp)
+        area = reviewed.fields.area_mm2(opened.mpp)
         made = {"program": f"slidewright {version()}", "code": code_hash()}
         new = corrected_report(report, reviewed, grading_of(report), area).model_copy(update=made)
         target = folder / REVIEWED

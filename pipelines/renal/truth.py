@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import shapely
+from shapely import STRtree
 
 from models.detection_data import MarkedSlide, read_marked
 from pipelines.renal.grading import grade_of
@@ -22,6 +24,8 @@ from wsi.errors import ConfigError, StoreError
 from wsi.manifest import read_manifest
 
 CLASSES = (NEGATIVE, POSITIVE)
+LEAST_LABELLED = 0.5  # share of a candidate that must be labelled
+MIXED = (0.25, 0.75)  # shares of feasible labels between which a candidate is neither
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -143,12 +147,21 @@ def read_found(path: Path) -> tuple[Detections, npt.NDArray[np.bool_]]:
 
 
 def true_fields(path: Path, report: RenalReport) -> dict[tuple[int, int], bool]:
-    """Whether each candidate of the report is truly feasible, by its corner; those that are not marked are left out."""
-    side = report.field_side_px
+    """Whether each candidate of the report is truly feasible, by its corner.
+
+    Labelled squares need not be the report's: a candidate is what most of its labelled part is. Those with labels on
+    less than half of them, or with both in them, are left out.
+    """
+    labelled = [a for a in read_annotations(path) if a.group in (FEASIBLE, NOT_FEASIBLE)]
+    outlines = [a.outline for a in labelled]
+    feasible = np.array([a.group == FEASIBLE for a in labelled], np.bool_)
+    tree, side = STRtree(outlines), report.field_side_px
     found = {}
-    for annotation in read_annotations(path):
-        if annotation.group in (FEASIBLE, NOT_FEASIBLE):
-            middle = annotation.outline.centroid
-            found[int(middle.x // side) * side, int(middle.y // side) * side] = annotation.group == FEASIBLE
-    corners = {(f.x, f.y) for f in report.fields}
-    return {corner: value for corner, value in found.items() if corner in corners}
+    for f in report.fields:
+        square = shapely.box(f.x, f.y, f.x + side, f.y + side)
+        near = tree.query(square)
+        areas = shapely.area(shapely.intersection([outlines[i] for i in near], square))
+        total, good = float(areas.sum()), float(areas[feasible[near]].sum())
+        if total >= LEAST_LABELLED * square.area and not MIXED[0] < good / total < MIXED[1]:
+            found[f.x, f.y] = good / total >= MIXED[1]
+    return found
