@@ -3,12 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench bench-camelyon16 clean help
+.PHONY: demo test check fuzz bench bench-camelyon16 clean help
 
 help:
 	@echo "make demo    set everything up, make phantom slides, score and evaluate them, report on kidneys, write pages"
 	@echo "make test    set up and pass every check"
 	@echo "make check   the checks that take seconds: style, types, layers"
+	@echo "make fuzz    1,000 damaged inputs: each must run, or be refused by one sentence"
 	@echo "make bench   speed and quality, side by side"
 	@echo "make bench-camelyon16 [SLIDES=CAMELYON16/testing] [MODEL=my_model]   the benchmark, on phantoms or real slides"
 
@@ -40,6 +41,9 @@ check: $(READY)
 
 test: check
 	$(BIN)/pytest
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --count 1000 --seed 0 --seconds 600
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.scoring

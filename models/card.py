@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from wsi.config import Config
+from wsi.config import Config, first_mistake
 from wsi.errors import ModelError
 from wsi.files import file_sha256
 from wsi.stain import StainMethod
@@ -98,9 +98,7 @@ def read_card(folder: Path) -> ModelCard:
             f"and {CARD}, or WSInfer's torchscript_model.pt and config.json"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "card"
-        raise ModelError(f"{path} is not a valid card: {where}: {first['msg']}") from error
+        raise ModelError(f"{path} is not a valid card: {first_mistake(error)}") from error
     found = hash_file(folder / WEIGHTS)
     if found != card.sha256:
         raise ModelError(

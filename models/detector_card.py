@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from models.card import CARD, WEIGHTS, hash_file
 from models.detector import CapillaryDetector, DetectorConfig
-from wsi.config import Config
+from wsi.config import Config, first_mistake
 from wsi.errors import ModelError
 from wsi.files import replacing, write_json
 
@@ -80,7 +80,9 @@ def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
         raise ModelError(
             f"{folder} is not a model: {CARD} cannot be read ({error.strerror}); check the path"
         ) from error
-    except (ValueError, AttributeError, RecursionError, ValidationError) as error:
+    except ValidationError as error:
+        raise ModelError(f"{folder / CARD} is not a valid card: {first_mistake(error)}; copy it again") from error
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{folder / CARD} is not a valid card ({error}); copy the model again") from error
     if hash_file(folder / WEIGHTS) != card.sha256:
         raise ModelError(f"{folder / WEIGHTS} is not the file that its card names; copy the model again")

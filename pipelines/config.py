@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from wsi.config import shortened
 from wsi.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -72,7 +73,7 @@ def parse_config(name: str, value: dict[str, Any], model: type[Model]) -> Model:
         unknown = first["type"] == "extra_forbidden" and level is not None
         known = f"; known keys are {', '.join(level.model_fields)}" if unknown and level else ""
         raise ConfigError(
-            f"{name}: {where}: {first['msg'].lower()} (got {_short(first['input'])}){known}"
+            f"{name}: {shortened(where)}: {shortened(first['msg'].lower())} (got {_short(first['input'])}){known}"
         ) from error
 
 

@@ -88,7 +88,7 @@ def read_evaluation(path: Path) -> Evaluated:
             np.array([row["score"] for row in rows], np.float64),
             tuple((row["name"], row["tumour"], row["counted"], tuple(row["lengths_um"])) for row in rows),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StoreError(f"{found} is broken ({error!r}); evaluate again") from error
 
 

@@ -105,7 +105,7 @@ def _scored(folder: Path) -> Predictions:
         settings, state = record["settings_fingerprint"], record["state"]
         failed = {f["name"]: f["reason"] for f in record["failed"]}
         listed = [row["name"] for row in record["slides"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StoreError(f"{folder / 'run.json'} is broken ({error!r}); score the slides again") from error
     slides: dict[str, Prediction] = {}
     for path in sorted(folder.glob("*/slide.json")):
@@ -149,7 +149,7 @@ def _scored_slide(path: Path, settings: str) -> Prediction:
             bounds=value["bounds"] and tuple(value["bounds"]),
             note=value["note"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StoreError(f"{path} is broken ({error!r}); score the slide again") from error
 
 

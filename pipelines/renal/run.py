@@ -16,6 +16,7 @@ from pipelines.provenance import fingerprint
 from pipelines.renal.page import more_pages, write_report
 from pipelines.renal.read import Readers, RenalConfig, read_slide, run_fingerprint
 from pipelines.renal.report import RenalReport, machine_report
+from wsi.config import first_mistake
 from wsi.errors import SlideError, StoreError
 from wsi.files import changed_files, discard_partials, record_files, write_json
 from wsi.manifest import SlideRow
@@ -179,10 +180,8 @@ def read_report(folder: Path) -> RenalReport:
             f"--out of wsi renal report"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise StoreError(
-            f"{path} is not a report of this version ({where}: {first['msg']}); make it again"
+            f"{path} is not a report of this version ({first_mistake(error)}); make it again"
         ) from error
 
 

@@ -142,7 +142,7 @@ def read_found(path: Path) -> tuple[Detections, npt.NDArray[np.bool_]]:
         labels = np.array([CLASSES.index(row["class"]) for row in rows], np.int64)
         counted = np.array([row["counted"] == "yes" for row in rows], np.bool_)
         return Detections(boxes.reshape(-1, 4), scores, labels), counted
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise StoreError(f"{path} cannot be read ({error}); make the report again") from error
 
 
