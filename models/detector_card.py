@@ -81,7 +81,9 @@ def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
             f"{folder} is not a model: {CARD} cannot be read ({error.strerror}); check the path"
         ) from error
     except ValidationError as error:
-        raise ModelError(f"{folder / CARD} is not a valid card: {first_mistake(error)}; copy it again") from error
+        raise ModelError(
+            f"{folder / CARD} is not a valid card: {first_mistake(error)}; copy it again"
+        ) from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{folder / CARD} is not a valid card ({error}); copy the model again") from error
     if hash_file(folder / WEIGHTS) != card.sha256:

@@ -65,11 +65,16 @@ class TestLumen:
     def test_both_axes_of_the_box_count(self) -> None:
         """A brown bar across the middle of a box: upright it fills the middle's width, lying its height."""
         lying = np.full((84, 110, 3), TISSUE, np.uint8)
-        lying[43:47] = BROWN  # 4 of 12 px of the middle's height
+        lying[43:47] = BROWN  # 4 of 6 px of the middle's height
         upright = np.full((84, 110, 3), TISSUE, np.uint8)
-        upright[:, 48:52] = BROWN  # 4 of 24 px of the middle's width
-        assert brown_inside(lying, BOX) == pytest.approx(0.42, abs=0.05)
-        assert brown_inside(upright, BOX) == pytest.approx(0.21, abs=0.05)
+        upright[:, 48:52] = BROWN  # 4 of 12 px of the middle's width
+        assert brown_inside(lying, BOX) == pytest.approx(0.8, abs=0.2)
+        assert brown_inside(upright, BOX) == pytest.approx(0.4, abs=0.1)
+
+    def test_a_narrow_capillary_across_its_box_has_a_lumen(self) -> None:
+        image = np.full((84, 110, 3), TISSUE, np.uint8)
+        cv2.ellipse(image, (50, 45), (30, 9), 25, 0, 360, BROWN, 4)
+        assert brown_inside(image, BOX) == 0.0
 
     def test_the_box_need_not_lie_in_the_middle_of_the_picture(self) -> None:
         image = np.full((84, 110, 3), TISSUE, np.uint8)
@@ -177,7 +182,7 @@ class TestWhatADoubtDoes:
         for s in squares:
             cv2.rectangle(image, (s.x - 12, s.y - 12), (s.x + 11, s.y + 11), BROWN, 5)
         image[130:150, 92:108] = TISSUE  # the top of the first
-        image[139:161, 183:194] = BROWN  # the second is filled in its middle
+        image[147:153, 187:191] = BROWN  # the second is filled in its middle
         image[800:1000, 600:900] = (20, 110, 190)
         cv2.rectangle(image, (700, 880), (723, 903), BROWN, 5)
         image[1200:1210, 600:900] = (100, 102, 98)

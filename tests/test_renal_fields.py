@@ -146,11 +146,20 @@ class TestPlacing:
         tissue[3:6, 4:10] = 1
         assert self.place(tissue) == [[0, 9], [0, 12], [3, 4], [3, 7]]
 
+    def test_what_is_left_over_is_shared_by_both_sides(self) -> None:
+        """Seven units of tissue: three squares of nine, one empty unit at each end; four units: two squares of six."""
+        tissue = np.zeros((12, 20))
+        tissue[2:5, 5:12] = 1
+        assert self.place(tissue) == [[2, 4], [2, 7], [2, 10]]
+        tissue[:] = 0
+        tissue[3:6, 5:9] = 1
+        assert self.place(tissue) == [[3, 4], [3, 7]]
+
     def test_slivers_are_no_candidates(self) -> None:
         tissue = np.zeros((12, 20))
         tissue[4, 5] = 0.4  # of nine units: 4 %
         assert self.place(tissue) == []
-        assert self.place(tissue, 0.04) == [[4, 5]]
+        assert self.place(tissue, 0.04) == [[3, 4]]  # in its middle
 
     def test_the_middle_stays_on_the_slide(self) -> None:
         tissue = np.zeros((12, 20))

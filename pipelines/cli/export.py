@@ -68,7 +68,15 @@ def read_scored(folder: Path) -> list[Scored]:
         try:
             facts = json.loads(path.read_bytes())
             result = result_of(facts)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise StoreError(f"{path} is broken ({error!r}); score the slide again") from error
         store = HeatmapStore.open(path.parent / "heatmap.zarr")
         if store.attributes.get("fingerprint") != facts["fingerprint"]:

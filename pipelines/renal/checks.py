@@ -29,7 +29,7 @@ ARTEFACTS: tuple[Doubt, ...] = ("pen ink", "bubble or glass edge")  # nothing in
 BROWN = 0.12  # density of blue less that of red: DAB absorbs blue, haematoxylin red (data/kidney_stains)
 SECTORS = 24
 REACH = (0.3, 1.5)  # of the half box: where a wall is looked for
-INSIDE = 0.4  # of the half box: where the lumen is
+INSIDE = 0.2  # of the half box: where the lumen is, also of a capillary that lies across its box
 WALL = (0.6, 1.2)  # of the half box: where the wall's own density is taken
 AS_DENSE = 0.8  # of the wall's brown density: less inside is a lumen with stained plasma, not a solid blob
 MARGIN_UM = 2.0  # around a box, whose border may cut the wall
@@ -53,7 +53,7 @@ class ChecksConfig(Config):
     """
 
     partial: float = Setting(default=0.85, ge=0, le=1)
-    filled: float = Setting(default=0.25, ge=0, le=1)
+    filled: float = Setting(default=0.5, ge=0, le=1)
     certain: float = Setting(default=0.975, ge=0, le=1)
     ink: float = Setting(default=0.2, ge=0, le=1)
     grey: float = Setting(default=0.1, ge=0, le=1)

@@ -214,7 +214,7 @@ def unit_areas(size: tuple[int, int], unit: int, shape: tuple[int, int]) -> npt.
 def place_fields(
     tissue: npt.NDArray[np.float64], whole: npt.NDArray[np.float64], units: int, min_tissue: float
 ) -> CellsRC:
-    """Squares that follow the tissue: strips from the top of each piece of it, in each strip from its left edge on.
+    """Squares that follow the tissue: strips over each piece of it, and in each strip squares over each run of tissue.
 
     On a fixed grid the rim of a biopsy falls into fields that are mostly glass, which are then left out.
 
@@ -228,26 +228,31 @@ def place_fields(
         (n, 2) row, col of the squares' top-left units, row by row; none overlap.
     """
     rows, cols = tissue.shape
-    lowest, rightmost = rows - 1 - units // 2, cols - 1 - units // 2  # the middle unit lies on the slide
     taken = np.zeros(tissue.shape, np.bool_)
     count, labels, boxes, _ = cv2.connectedComponentsWithStats((tissue > 0).astype(np.uint8), connectivity=8)
     corners = []
     for piece in sorted(range(1, count), key=lambda i: (boxes[i, 1], boxes[i, 0])):
         first = int(boxes[piece, 1])
-        for start in range(first, first + int(boxes[piece, 3]), units):
-            top = max(0, min(start, lowest))
+        for top in _starts(first, first + int(boxes[piece, 3]), units, rows):
             columns = np.flatnonzero((labels[top : top + units] == piece).any(axis=0))
-            left = 0
-            for column in columns.tolist():
-                if column < left:
-                    continue
-                corner = max(0, min(column, rightmost))
-                window = np.s_[top : top + units, corner : corner + units]
-                if not taken[window].any() and tissue[window].sum() >= min_tissue * whole[window].sum():
-                    taken[window] = True
-                    corners.append((top, corner))
-                    left = corner + units
+            for run in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
+                for left in _starts(int(run[0]), int(run[-1]) + 1, units, cols) if len(run) else ():
+                    window = np.s_[top : top + units, left : left + units]
+                    if not taken[window].any() and tissue[window].sum() >= min_tissue * whole[window].sum():
+                        taken[window] = True
+                        corners.append((top, left))
     return np.array(sorted(corners), np.int64).reshape(-1, 2)
+
+
+def _starts(first: int, last: int, side: int, length: int) -> list[int]:
+    """Where squares begin that cover first..last, centred; a quarter of a square is left over rather than one more.
+
+    Their middle units lie inside 0..length.
+    """
+    count = max(1, math.ceil((last - first) / side - 0.25))
+    start = first + (last - first - count * side) // 2
+    highest = length - 1 - side // 2
+    return list(dict.fromkeys(max(0, min(start + i * side, highest)) for i in range(count)))
 
 
 def _sampled(corners: CellsRC, cfg: FieldsConfig) -> CellsRC:
