@@ -413,3 +413,138 @@ class TestRefused:
         path = Editor(made).save(tmp_path / "c.geojson")
         code, _, said = wsi("renal", "review", made / "s", path, "--slide", other)
         assert (code, "is not the slide of this report" in said) == (2, True)
+
+
+class TestMany:
+    """Two reported slides, s and t, with truth; both reviewed by one command."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        from pipelines.cli.renal import RenalRun
+        from pipelines.renal.read import RenalConfig
+        from tests.renal_slides import readers
+        from wsi.manifest import SlideRow
+        from wsi.source import SlideSource
+
+        rows = []
+        for name, seed in (("s", 3), ("t", 4)):
+            path = slide_of(tmp_path / f"{name}.tif", scattered(160, 0.25, seed))
+            rows.append(SlideRow(SlideSource(str(path))))
+        RenalRun(rows, readers(), RenalConfig(), tmp_path / "out", False, False).go()
+        return tmp_path / "out"
+
+    def corrected(self, run: Path, folder: Path, name: str, delete: int) -> None:
+        value = json.loads((run / name / "detections.geojson").read_text())
+        positive = [
+            f for f in value["features"] if f["properties"]["classification"]["name"] == "C4d positive"
+        ]
+        value["features"] = [f for f in value["features"] if f not in positive[:delete]]
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.geojson").write_text(json.dumps(value))
+
+    def test_a_folder_of_corrections(self, run: Path, tmp_path: Path, wsi: Run) -> None:
+        for name, delete in (("s", 5), ("t", 11)):
+            self.corrected(run, tmp_path / "c", name, delete)
+        code, said, _ = wsi("renal", "review", run, "--corrected", tmp_path / "c", "--by", "Ada")
+        assert code == 0
+        assert "2 of 2 corrected files were counted; slides without a review: 0" in said
+        with (run / "grades.csv").open() as file:
+            rows = {row["slide"]: row for row in csv.DictReader(file)}
+        assert {n: (r["positive"], r["reviewed_positive"], r["reviewed_by"]) for n, r in rows.items()} == {
+            "s": ("40", "35", "Ada"),
+            "t": ("40", "29", "Ada"),
+        }
+        page = (run / "index.html").read_text()
+        assert page.count("Ada, ") == 2
+        assert "not reviewed" not in page
+
+    def test_one_that_cannot_be_used_costs_itself(self, run: Path, tmp_path: Path, wsi: Run) -> None:
+        self.corrected(run, tmp_path / "c", "s", 5)
+        (tmp_path / "c" / "t.geojson").write_text("{}")
+        code, said, noted = wsi("renal", "review", run, "--corrected", tmp_path / "c")
+        assert code == 1
+        assert "1 of 2 corrected files were counted; slides without a review: 1" in said
+        assert noted.startswith("t: ")
+        assert report_of(run / "s" / "reviewed").result.positive == 35
+        assert "not reviewed" in (run / "index.html").read_text()
+
+    @pytest.mark.parametrize(
+        ("files", "said"),
+        [
+            ([], "holds no corrected file"),
+            (["u.geojson"], "is of no slide in"),
+            (["s.geojson", "s.json"], "are of one slide; keep one"),
+        ],
+    )
+    def test_what_is_no_folder_of_corrections(
+        self, run: Path, tmp_path: Path, wsi: Run, files: list[str], said: str
+    ) -> None:
+        (tmp_path / "c").mkdir()
+        for name in files:
+            (tmp_path / "c" / name).write_text("{}")
+        code, _, noted = wsi("renal", "review", run, "--corrected", tmp_path / "c")
+        assert (code, said in noted) == (2, True), noted
+
+    def test_one_file_or_a_folder(self, run: Path, tmp_path: Path, wsi: Run) -> None:
+        for words in ((run,), (run, tmp_path / "a.geojson", "--corrected", tmp_path)):
+            code, _, noted = wsi("renal", "review", *words)
+            assert (code, "give either one corrected FILE, or a folder" in noted) == (2, True)
+
+    def test_evaluation_of_reviewed_readings_and_errors_into_the_card(
+        self, run: Path, tmp_path: Path, wsi: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The truth is what the machine found; the person deleted 5 and 11 true positives."""
+        truth = tmp_path / "truth"
+        truth.mkdir()
+        for name in ("s", "t"):
+            value = json.loads((run / name / "detections.geojson").read_text())
+            value["features"] = [
+                f for f in value["features"] if f["properties"]["name"].startswith("capillary")
+            ]
+            (truth / f"{name}.geojson").write_text(json.dumps(value))
+            self.corrected(run, tmp_path / "c", name, 5 if name == "s" else 11)
+        code, _, noted = wsi("renal", "evaluate", run, "--truth", truth, "--reviewed")
+        assert (code, "s, t have no review" in noted) == (2, True)
+        assert wsi("renal", "review", run, "--corrected", tmp_path / "c")[0] == 0
+        code, said, _ = wsi("renal", "evaluate", run, "--truth", truth, "--reviewed")
+        assert code == 0
+        assert "C4d positive: AP50" in said
+        assert "(64 hits, 0 false, 16 missed)" in said
+        assert (run / "evaluation-reviewed" / "evaluation.json").exists()
+        code, said, _ = wsi("renal", "evaluate", run, "--truth", truth)
+        assert "(80 hits, 0 false, 0 missed)" in said
+        code, _, noted = wsi("renal", "evaluate", run, "--truth", truth, "--into", tmp_path, "--reviewed")
+        assert (code, "leave out --reviewed" in noted) == (2, True)
+        from models.card import ZOO
+
+        code, _, noted = wsi("renal", "evaluate", run, "--truth", truth, "--into", ZOO / "renal-ptc-demo")
+        assert (code, "is not the detector that made these reports" in noted) == (2, True)
+
+    def test_errors_are_written_slide_by_slide(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from models import detector_card
+        from pipelines.renal.evaluation import evaluate, write_counting_errors
+        from pipelines.renal.truth import read_cohort
+        from tests.renal_slides import readers
+
+        truth = tmp_path / "truth"
+        truth.mkdir()
+        for name, drop in (("s", 3), ("t", 0)):
+            value = json.loads((run / name / "detections.geojson").read_text())
+            marks = [f for f in value["features"] if f["properties"]["name"].startswith("capillary")]
+            positive = [f for f in marks if f["properties"]["classification"]["name"] == "C4d positive"]
+            value["features"] = [f for f in marks if f not in positive[:drop]]
+            (truth / f"{name}.geojson").write_text(json.dumps(value))
+        cohort = read_cohort(run, truth)
+        result = evaluate(cohort)
+        assert result.errors == ((37, 3, 0, 120, 0, 0), (40, 0, 0, 120, 0, 0))
+        model = tmp_path / "model"
+        model.mkdir()
+        card = readers().card
+        (model / "card.json").write_text(json.dumps(card.model_dump(mode="json")))
+        monkeypatch.setattr(detector_card, "load_detector", lambda folder: (None, card))
+        write_counting_errors(model, result, cohort)
+        written = json.loads((model / "card.json").read_text())
+        assert written["counting_errors"] == [[37, 3, 0, 120, 0, 0], [40, 0, 0, 120, 0, 0]]
+        assert written["sha256"] == card.sha256
