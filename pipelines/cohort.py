@@ -82,31 +82,33 @@ def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool)
     """
     rows: dict[str, SlideRow] = {}
     for text in inputs:
-        for row in _rows(text):
+        listed, found = _rows(text)
+        for row in found:
             source = SlideSource(
                 row.source.path, mpp if mpp is not None else row.source.mpp, allow_anisotropic
             )
             key = source.path if source.is_url else str(Path(source.path).resolve())
-            if key not in rows or text.lower().endswith(".csv"):  # a manifest knows more of a slide
+            if key not in rows or listed:  # a table knows more of a slide
                 rows[key] = SlideRow(source, row.mask, row.truth, row.label, row.split)
     if not rows:
         raise ConfigError(f"no slide in {', '.join(inputs)}; slides end in {', '.join(SLIDE_SUFFIXES)}")
     return list(rows.values())
 
 
-def _rows(text: str) -> list[SlideRow]:
+def _rows(text: str) -> tuple[bool, list[SlideRow]]:
+    """Whether it is a table of slides, and the slides."""
     path = Path(text)
     if "://" not in text and path.is_dir():
         manifest = manifest_in(path)
-        return (
-            read_manifest(manifest) if manifest else [SlideRow(SlideSource(str(p))) for p in slides_in(path)]
-        )
+        if manifest:
+            return True, read_manifest(manifest)
+        return False, [SlideRow(SlideSource(str(p))) for p in slides_in(path)]
     check_url(text)
     if text.lower().endswith(".csv"):
-        return read_manifest(path)
+        return True, read_manifest(path)
     if "://" not in text and not path.exists():
         raise ConfigError(f"{text} does not exist; check the path")
-    return [SlideRow(SlideSource(text))]
+    return False, [SlideRow(SlideSource(text))]
 
 
 def slides_in(folder: Path) -> list[Path]:

@@ -248,7 +248,13 @@ class TestExport:
         value = json.loads(path.read_text())
         path.write_text(json.dumps(value | {"bounds": [100, 40, 4000, 3000]}))
         for origin, corner in (("slide", [1280, 1024]), ("bounds", [1180, 984]), ("auto", [1180, 984])):
-            assert wsi("export", "geojson", scored, "--origin", origin)[0] == 0
+            assert wsi("export", "geojson", scored, "--origin", origin, "--tiles")[0] == 0
+            tile = json.loads((scored / "red square" / "cells.geojson").read_text())["features"][0]
+            moved = (1280 - corner[0], 1024 - corner[1])
+            first = tuple(min(axis) for axis in zip(*tile["geometry"]["coordinates"][0], strict=True))
+            assert (first[0] + moved[0]) % 128 == 0
+            assert (first[1] + moved[1]) % 128 == 0
+            assert (first[0] % 128 == 0) == (origin == "slide")
             area = json.loads((scored / "red square" / "lesions.geojson").read_text())["features"][0]
             assert [min(axis) for axis in zip(*area["geometry"]["coordinates"][0], strict=True)] == corner
             assert wsi("verify", scored)[0] == 0

@@ -347,6 +347,7 @@ class TestEvaluate:
         cases = join(read_predictions(run), truth, Selection(rules)).cases
         cfg = EvaluationConfig(draws=60, seed=3)
         result = evaluate(cases, cfg)
+        assert result.figures["false positives"] == len(result.false) == 2  # that of test_000 is none
         hits = [s.hits for s in result.slides]
         scores = []
         for weight in _draw(5, cfg):

@@ -250,6 +250,8 @@ class TestManyPictures:
         pages = [
             (tmp_path / "s" / n).read_text() for n in ("report.html", "positive-2.html", "positive-3.html")
         ]
+        assert "capillaries 11 to 22 of 30" in pages[1]
+        assert "capillaries 23 to 30 of 30" in pages[2]
         numbers = [re.findall(r'<figure id="c(\d+)">', text) for text in pages]
         assert [len(n) for n in numbers] == [10, 12, 8]
         assert len({number for part in numbers for number in part}) == 30

@@ -163,7 +163,7 @@ class TestReview:
         editor.features[-1]["geometry"] = shapely.geometry.mapping(shape)
         report, _, _ = self.run(made, tmp_path, editor, wsi)
         assert report.warnings == (
-            "1 marked outlines are longer than 100 um, the first at (300, 300): is it one capillary",
+            "1 marked outline is longer than 100 um, at (300, 300): is it one capillary",
         )
 
     def test_an_earlier_review_is_kept(self, made: Path, tmp_path: Path, wsi: Run) -> None:

@@ -95,7 +95,10 @@ class TestFlow:
     ) -> None:
         with pytest.raises(SpacingError, match="--native"):
             score(red_square, tmp_path / "a", mpp=0.5)
-        assert len(score(red_square, tmp_path / "b", mpp=0.5, cfg=ScoreConfig(native=True)).lesions) == 1
+        native = score(red_square, tmp_path / "b", mpp=0.5, cfg=ScoreConfig(native=True))
+        assert len(native.lesions) == 1
+        assert native.confidence is None  # what the model has not learned to read gets no word
+        assert "it has not learned to read this slide" in native.note
 
 
 class TestMasks:

@@ -192,7 +192,7 @@ def _write_results(
         score=None if np.isnan(score) else round(score, 6),
         confidence=(
             confidence_level(score, cfg.lesions, card.confidence, missing=len(missing))
-            if card.finds_tumour
+            if card.finds_tumour and not _too_coarse(slide, card)
             else None
         ),
         lesions=tuple(lesions),
@@ -231,12 +231,16 @@ def _write_results(
     return result
 
 
+def _too_coarse(slide: Slide, card: ModelCard) -> bool:
+    """Whether the slide was read at a spacing that the model has not learned: its score gets no word then."""
+    return card.spacing_um is not None and slide.mpp > card.spacing_um * (1 + card.spacing_tolerance)
+
+
 def _spacing_note(slide: Slide, card: ModelCard) -> str:
     """What a reader of the score must know of the spacing."""
-    wanted = card.spacing_um
-    if wanted is not None and slide.mpp > wanted * (1 + card.spacing_tolerance):
+    if _too_coarse(slide, card):
         return (
-            f"read at {slide.mpp:.4g} um/px by --native, but the model was trained at {wanted:.4g}: "
+            f"read at {slide.mpp:.4g} um/px by --native, but the model was trained at {card.spacing_um:.4g}: "
             f"it has not learned to read this slide"
         )
     stored = next((s for s in slide.stored if s.sane), None)

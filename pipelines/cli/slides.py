@@ -25,6 +25,7 @@ from wsi.dataset import apply_dataset, rows_of_folder
 from wsi.errors import WsiError
 from wsi.manifest import SlideRow, read_manifest
 from wsi.slide import Slide
+from wsi.tissue import Mask
 
 SAFE_OPENSLIDE = (4, 0, 1)  # 4.0.0 has two published vulnerabilities in its readers
 MIN_FREE_GIB = 2
@@ -212,6 +213,10 @@ def check_machine(engine: Engine, speed: float) -> list[Check]:
     ]
 
 
+def _why(mask: Mask) -> str:
+    return f" ({mask.why_empty})" if mask.why_empty else ""
+
+
 def check_slides(rows: list[SlideRow], engine: Engine, speed: float, cfg: ScoreConfig) -> list[Check]:
     """Open each slide, find its tissue, say how long it will take."""
     checks, total, usable = [], 0.0, 0
@@ -219,19 +224,25 @@ def check_slides(rows: list[SlideRow], engine: Engine, speed: float, cfg: ScoreC
         name = Path(row.source.path).name
         try:
             with row.source.open() as slide:
-                cells = len(plan_slide(slide, row, engine, cfg).grid)
+                plan = plan_slide(slide, row, engine, cfg)
+                cells = len(plan.grid)
                 seconds = cells / speed
                 total += seconds
                 usable += cells > 0
                 origin = slide.spacing.origin if slide.spacing else "unknown"
                 said = (
                     f"{slide.size[0]} x {slide.size[1]} px, {slide.mpp:.4g} um/px ({origin}), "
-                    f"{len(slide.levels)} levels, {cells} cells with tissue, about {duration(seconds)}"
+                    f"{len(slide.levels)} level{'' if len(slide.levels) == 1 else 's'}, {cells} cells with tissue, "
+                    f"about {duration(seconds)}"
                 )
                 if slide.bounds and slide.bounds[:2] != (0, 0):
                     said += f"; QuPath's origin is at {slide.bounds[:2]}, exports follow it"
                 checks.append(
-                    Check(name, cells > 0, said if cells else f"{said}; no tissue found, pass --mask")
+                    Check(
+                        name,
+                        cells > 0,
+                        said if cells else f"{said}; no tissue found{_why(plan.mask)}, pass --mask",
+                    )
                 )
         except WsiError as error:
             checks.append(Check(name, False, str(error)))

@@ -291,4 +291,8 @@ def _large(marks: Marks, mpp: float) -> str:
         return ""
     x, y = marks.centres[large[0]]
     where = f"the first at ({x:.0f}, {y:.0f})"
-    return f"{len(large)} marked outlines are longer than {LONGEST_UM:g} um, {where}: is it one capillary"
+    if len(large) == 1:
+        return (
+            f"1 marked outline is longer than {LONGEST_UM:g} um, at ({x:.0f}, {y:.0f}): is it one capillary"
+        )
+    return f"{len(large)} marked outlines are longer than {LONGEST_UM:g} um, {where}: is each one capillary"
