@@ -48,6 +48,7 @@ def set_up_logging() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_Notes()], force=True)
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a file stands in our own sentence
     out.quiet = False
 
 

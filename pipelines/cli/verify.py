@@ -56,7 +56,7 @@ def verify(
         err.print(sentence, markup=False)
     what = "file and slide" if slides else "file"
     summary = f"{len(problems)} changed" if problems else f"every {what} is as it was"
-    out.print(f"{folder}: {count} files of {len(records)} results; {summary}", markup=False)
+    out.print(f"{folder}: {count} files of {len(records)} result{'' if len(records) == 1 else 's'}; {summary}", markup=False)
     raise typer.Exit(1 if problems else 0)
 
 
