@@ -668,3 +668,33 @@ def test_low_memory_is_one_sentence(wsi: Run, monkeypatch: pytest.MonkeyPatch, r
 def test_sockets_are_what_the_telemetry_test_thinks() -> None:
     """Guards the test above: the names it replaces are those that Python's own clients use."""
     assert socket.create_connection.__module__ == "socket"
+
+
+@pytest.mark.parametrize("name", ["../victim", "/victim", "a/../../victim"])
+def test_a_record_never_removes_a_file_outside_its_folder(tmp_path: Path, name: str) -> None:
+    from pipelines.camelyon16.results import discard_changed
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "slide.json").write_text("{}")
+    (tmp_path / "victim").write_text("keep")
+    assert discard_changed(out, {"files": {name if name[0] != "/" else str(tmp_path / "victim"): [5, "a"]}})
+    assert (tmp_path / "victim").read_text() == "keep"
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk that fails for a minute must not cost the results."""
+    import wsi.files
+    from pipelines.camelyon16.results import discard_changed
+    from wsi.errors import StoreError
+
+    def fails(_path: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "a.csv").write_text("12345")
+    monkeypatch.setattr(wsi.files, "file_sha256", fails)
+    with pytest.raises(StoreError, match=r"a\.csv cannot be read \(Input/output error\); mend that"):
+        discard_changed(tmp_path, {"files": {"a.csv": [5, "x"]}})
+    assert (tmp_path / "a.csv").exists()

@@ -167,6 +167,21 @@ class TestPlacing:
         ((row, col),) = self.place(tissue)
         assert (row + 1 < 12, col + 1 < 20) == (True, True)
 
+    def test_tissue_at_the_edge_loses_no_strip(self) -> None:
+        """Four rows from the top edge: two strips, the second below the first."""
+        tissue = np.zeros((12, 20))
+        tissue[:4, 4:7] = 1
+        assert self.place(tissue, 0.01) == [[0, 4], [3, 4]]
+
+    def test_a_thin_line_takes_no_square_from_the_biopsy(self) -> None:
+        """A line of dirt above the biopsy, two columns beside it, comes first on the slide and is three columns' worth."""
+        tissue = np.zeros((12, 20))
+        tissue[2:11, 4:13] = 1
+        tissue[0:12, 14] = 1
+        assert [[r, c] for r, c in self.place(tissue) if c < 13] == [
+            [r, c] for r in (2, 5, 8) for c in (4, 7, 10)
+        ]
+
     @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 5, 13]))
     def test_none_overlap_and_little_tissue_is_left(self, seed: int, units: int) -> None:
         rng = np.random.default_rng(seed)

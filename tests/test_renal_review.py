@@ -358,9 +358,14 @@ class TestRefused:
     ) -> None:
         editor = Editor(made)
         editor.add(300, 300, "C4d negative", "aaaaaaaa-0000-4000-8000-000000000009")
-        x, y = SQUARES[0].x + 2, SQUARES[0].y
-        editor.features[-1]["geometry"] = {"type": "Point", "coordinates": [x, y]}
-        assert "twice; delete one of the two" in self.said(made, tmp_path, editor, wsi)
+        for right, down in (
+            (2, 0),
+            (-7, 8),
+            (10, 10),
+        ):  # anywhere in the box of 24 px, not only at its middle
+            x, y = SQUARES[0].x + right, SQUARES[0].y + down
+            editor.features[-1]["geometry"] = {"type": "Point", "coordinates": [x, y]}
+            assert "twice; delete one of the two" in self.said(made, tmp_path, editor, wsi)
 
     def test_one_capillary_twice(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         """A copy has a new id in QuPath; an outline drawn over a box is the same capillary; so are merged ones one object."""

@@ -24,6 +24,7 @@ except ImportError:  # Windows: runs that share a folder are not kept from writi
 
 FilesRecord = Mapping[str, tuple[int, str]]
 """By name, relative to a folder: size in bytes and hex sha256."""
+UNREADABLE = "cannot be read"
 
 _PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # what `replacing` writes to: the number is the process
 
@@ -171,6 +172,19 @@ def record_files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str
     return record
 
 
+def read_record(value: Any) -> FilesRecord:
+    """The ``files`` of a ``slide.json``.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: there is none, or a name leaves the folder.
+    """
+    record = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
+    for name in record:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"the record names {name}, outside the folder")
+    return record
+
+
 def changed_files(folder: Path, record: FilesRecord) -> dict[str, str]:
     """Files of a record that are not as they were written: by name, ``is missing``, ``is cut short`` or ``changed``."""
     changes = {}
@@ -185,7 +199,7 @@ def changed_files(folder: Path, record: FilesRecord) -> dict[str, str]:
         except FileNotFoundError:
             changes[name] = "is missing"
         except OSError as error:
-            changes[name] = f"cannot be read ({error.strerror})"
+            changes[name] = f"{UNREADABLE} ({error.strerror})"
     return changes
 
 

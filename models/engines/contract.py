@@ -44,6 +44,11 @@ class Models:
         """The first card: classes, patch and spacing are those of all."""
         return self.cards[0]
 
+    @property
+    def confidence(self) -> tuple[float, float, float, float] | None:
+        """The scores at which the words change; none unless all models were checked with the same ones."""
+        return self.card.confidence if len({c.confidence for c in self.cards}) == 1 else None
+
     def with_positive(self, name: str) -> Models:
         """The same models, asked for another of their classes.
 

@@ -16,8 +16,9 @@ import shapely
 
 from pipelines.camelyon16.lesions import Lesion, LesionConfig, Outline
 from wsi.annotations import TUMOUR_GROUPS
+from wsi.errors import StoreError
 from wsi.export import Feature
-from wsi.files import changed_files, record_files, write_json
+from wsi.files import UNREADABLE, changed_files, read_record, record_files, write_json
 from wsi.heatmap import Heatmap
 
 log = logging.getLogger(__name__)
@@ -137,13 +138,18 @@ def discard_changed(out: Path, value: dict[str, Any]) -> bool:
 
     Returns:
         Whether there were any; ``slide.json`` is gone then, too.
+
+    Raises:
+        StoreError: a file is there, and reading it failed.
     """
     try:
-        record = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
+        record = read_record(value)
     except (KeyError, TypeError, ValueError, AttributeError):
         record = {}
     changes = changed_files(out, record)
     for name, change in changes.items():
+        if change.startswith(UNREADABLE):  # perhaps good: a disk or the network failed
+            raise StoreError(f"{out / name} {change}; mend that and run the same command again")
         log.warning("%s: %s; it is made again", out / name, change)
         (out / name).unlink(missing_ok=True)
     store = "heatmap.zarr/zarr.json"

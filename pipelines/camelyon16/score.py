@@ -191,7 +191,7 @@ def _write_results(
         path=label,
         score=None if np.isnan(score) else round(score, 6),
         confidence=(
-            confidence_level(score, cfg.lesions, card.confidence, missing=len(missing))
+            confidence_level(score, cfg.lesions, engine.models.confidence, missing=len(missing))
             if card.finds_tumour and not _too_coarse(slide, card)
             else None
         ),

@@ -48,7 +48,9 @@ def set_up_logging() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_Notes()], force=True)
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a file stands in our own sentence
+    logging.getLogger("tifffile").setLevel(
+        logging.CRITICAL
+    )  # what it says of a file stands in our own sentence
     out.quiet = False
 
 
@@ -109,7 +111,10 @@ def interruptible(notice: str) -> Iterator[Callable[[], bool]]:
             signal.signal(known, handler)
         err.print(f"\n{notice}", markup=False)
 
-    before = {known: signal.signal(known, note) for known in STOPS}
+    heard = [
+        known for known in STOPS if signal.getsignal(known) is not signal.SIG_IGN
+    ]  # nohup ignores SIGHUP
+    before = {known: signal.signal(known, note) for known in heard}
     try:
         yield lambda: bool(noted)
     finally:

@@ -10,7 +10,7 @@ import typer
 
 from pipelines.cli.console import err, out, progress
 from wsi.errors import StoreError, WsiError
-from wsi.files import changed_files
+from wsi.files import changed_files, read_record
 from wsi.source import SlideSource
 
 
@@ -56,7 +56,10 @@ def verify(
         err.print(sentence, markup=False)
     what = "file and slide" if slides else "file"
     summary = f"{len(problems)} changed" if problems else f"every {what} is as it was"
-    out.print(f"{folder}: {count} files of {len(records)} result{'' if len(records) == 1 else 's'}; {summary}", markup=False)
+    out.print(
+        f"{folder}: {count} files of {len(records)} result{'' if len(records) == 1 else 's'}; {summary}",
+        markup=False,
+    )
     raise typer.Exit(1 if problems else 0)
 
 
@@ -69,7 +72,7 @@ def verify_slide(path: Path, *, slides: bool) -> tuple[int, list[str]]:
     """
     try:
         value = json.loads(path.read_bytes())
-        record = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
+        record = read_record(value)
         identity = str(value.get("slide_identity", ""))
         source = SlideSource(str(value.get("path", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

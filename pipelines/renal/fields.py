@@ -231,7 +231,10 @@ def place_fields(
     taken = np.zeros(tissue.shape, np.bool_)
     count, labels, boxes, _ = cv2.connectedComponentsWithStats((tissue > 0).astype(np.uint8), connectivity=8)
     corners = []
-    for piece in sorted(range(1, count), key=lambda i: (boxes[i, 1], boxes[i, 0])):
+    largest_first = sorted(
+        range(1, count), key=lambda i: (-boxes[i, cv2.CC_STAT_AREA], boxes[i, 1], boxes[i, 0])
+    )
+    for piece in largest_first:  # so that the rim of the glass takes no square from the biopsy
         first = int(boxes[piece, 1])
         for top in _starts(first, first + int(boxes[piece, 3]), units, rows):
             columns = np.flatnonzero((labels[top : top + units] == piece).any(axis=0))
@@ -250,9 +253,9 @@ def _starts(first: int, last: int, side: int, length: int) -> list[int]:
     Their middle units lie inside 0..length.
     """
     count = max(1, math.ceil((last - first) / side - 0.25))
-    start = first + (last - first - count * side) // 2
     highest = length - 1 - side // 2
-    return list(dict.fromkeys(max(0, min(start + i * side, highest)) for i in range(count)))
+    start = min(first + (last - first - count * side) // 2, highest - (count - 1) * side)
+    return [max(0, start) + i * side for i in range(count) if i == 0 or max(0, start) + i * side <= highest]
 
 
 def _sampled(corners: CellsRC, cfg: FieldsConfig) -> CellsRC:

@@ -28,9 +28,9 @@ BY_HAND = "left out by a person"
 NOT_SEARCHED = (
     "taken in by a person, but no capillary is marked in it, and the machine did not look for any there"
 )
+FROM_POINT = "marked by a point"  # metadata of the square that stands for one
 POINT_UM = 12.0  # side of the square that stands for a point: a capillary is 10 to 15 um wide
 LONGEST_UM = 100.0  # side of a box; the longest capillaries are some 60 um
-INSIDE_ANOTHER = 0.95  # of the smaller one: it lies inside the other
 MOST_SHARED = 0.5  # intersection over union of two marks: more is one capillary
 
 
@@ -136,7 +136,7 @@ def _checked(path: Path, before: dict[str, MarkedObject], report: RenalReport) -
             raise AnnotationError(
                 f"{path} marks a capillary at ({x0:.0f}, {y0:.0f}), off the slide; delete it"
             )
-    _refuse_twice(path, [o for o in after if o.group in (POSITIVE, NEGATIVE)], report.slide.um_per_px)
+    _refuse_twice(path, [o for o in after if o.group in (POSITIVE, NEGATIVE)])
     return after
 
 
@@ -154,7 +154,8 @@ def _with_points(objects: Sequence[MarkedObject], mpp: float) -> list[MarkedObje
         points = shapely.get_coordinates(o.shape)
         for i, (x, y) in enumerate(points):
             own = o.id if len(points) == 1 or not o.id else f"{o.id} {i + 1}"
-            found.append(replace(o, id=own, shape=shapely.box(x - half, y - half, x + half, y + half)))
+            square = shapely.box(x - half, y - half, x + half, y + half)
+            found.append(replace(o, id=own, shape=square, metadata=o.metadata | {FROM_POINT: "yes"}))
     return found
 
 
@@ -178,17 +179,18 @@ def _check_slide(
         )
 
 
-def _refuse_twice(path: Path, kept: Sequence[MarkedObject], mpp: float) -> None:
+def _refuse_twice(path: Path, kept: Sequence[MarkedObject]) -> None:
     """One capillary must not be counted twice: a copy, or an outline or point on the machine's box."""
-    point = (POINT_UM / mpp) ** 2  # area of the square that stands for one
     if len(kept) < 2:
         return
     boxes = [shapely.box(*o.shape.bounds) for o in kept]
     first, second = STRtree(boxes).query(boxes, predicate="intersects")
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
         shared = boxes[i].intersection(boxes[j]).area
-        smaller = min(boxes[i].area, boxes[j].area)
-        inside = shared > INSIDE_ANOTHER * smaller and abs(smaller / point - 1) < 1e-6  # a point in a box
+        pointed = [FROM_POINT in kept[k].metadata for k in (i, j)]
+        inside = (pointed[0] and boxes[j].contains(boxes[i].centroid)) or (
+            pointed[1] and boxes[i].contains(boxes[j].centroid)
+        )
         if i < j and (inside or shared > MOST_SHARED * (boxes[i].area + boxes[j].area - shared)):
             at = boxes[i].centroid
             raise AnnotationError(

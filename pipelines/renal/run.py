@@ -18,7 +18,7 @@ from pipelines.renal.read import Readers, RenalConfig, read_slide, run_fingerpri
 from pipelines.renal.report import RenalReport, machine_report
 from wsi.config import first_mistake
 from wsi.errors import SlideError, StoreError
-from wsi.files import changed_files, discard_partials, record_files, write_json
+from wsi.files import changed_files, discard_partials, read_record, record_files, write_json
 from wsi.manifest import SlideRow
 from wsi.store import HeatmapStore
 from wsi.tissue import detect_tissue
@@ -153,8 +153,7 @@ def finished(folder: Path, identity: str) -> RenalResult | None:
         value = json.loads((folder / "slide.json").read_bytes())
         if value["fingerprint"] != identity:
             return None
-        record = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
-        changes = changed_files(folder, record)
+        changes = changed_files(folder, read_record(value))
         for name, change in changes.items():
             log.warning("%s: %s; the report is made again", folder / name, change)
             (folder / name).unlink(missing_ok=True)

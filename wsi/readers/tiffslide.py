@@ -155,7 +155,8 @@ async def _own_host_only(**options: Any) -> Any:
     import aiohttp
 
     async def check(_session: Any, _context: Any, params: Any) -> None:
-        target = params.response.headers.get("Location", "")
+        headers = params.response.headers
+        target = headers.get("Location") or headers.get("URI", "")  # aiohttp follows either
         host = params.url.join(type(params.url)(target)).host
         if host != params.url.host:
             raise aiohttp.ClientError(f"the server sends it on to another host, {host}: give that URL itself")
