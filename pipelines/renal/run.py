@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +144,9 @@ def set_aside(reviewed: Path) -> None:
         while (aside := reviewed.with_name(f"{reviewed.name}-before-{number}")).exists():
             number += 1
         reviewed.rename(aside)
+        log.warning(
+            "%s: the report is made again; the review of the earlier one is kept as %s", reviewed, aside.name
+        )
 
 
 def finished(folder: Path, identity: str) -> RenalResult | None:
@@ -201,6 +203,11 @@ def corrected_readings(out: Path, reports: Sequence[RenalReport]) -> dict[str, R
     """The corrected reading of each slide that has one, by the slide's name."""
     found = {}
     for report in reports:
-        with suppress(StoreError):
-            found[report.slide.name] = read_report(out / report.slide.name / REVIEWED)
+        folder = out / report.slide.name / REVIEWED
+        if not (folder / "report.json").exists():
+            continue
+        try:
+            found[report.slide.name] = read_report(folder)
+        except StoreError as error:
+            log.warning("%s; the tables show the slide as not reviewed", error)
     return found
