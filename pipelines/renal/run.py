@@ -144,9 +144,7 @@ def set_aside(reviewed: Path) -> None:
         while (aside := reviewed.with_name(f"{reviewed.name}-before-{number}")).exists():
             number += 1
         reviewed.rename(aside)
-        log.warning(
-            "%s: the report is made again; the review of the earlier one is kept as %s", reviewed, aside.name
-        )
+        log.warning("%s: the earlier review is kept as %s", reviewed, aside.name)
 
 
 def finished(folder: Path, identity: str) -> RenalResult | None:
