@@ -103,11 +103,18 @@ class WSInferNetwork(nn.Module):
         return to_scores(self.body(cast_like((pixels - mean) / std, self.body)))
 
 
+def _bytes(value: Tensor) -> bytes:
+    plain = value.detach().cpu().contiguous()
+    if plain.dtype == torch.bfloat16:  # numpy has none
+        plain = plain.view(torch.int16)
+    return plain.numpy().tobytes()
+
+
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """Hex sha256 of a network's weights by name, whatever file they lie in: traced and plain ones are alike."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
-        digest.update(name.encode() + b"\0" + value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode() + b"\0" + _bytes(value))
     return digest.hexdigest()
 
 

@@ -288,6 +288,27 @@ class TestBitRot:
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # rot does not change the time
         assert SlideSource(str(path)).read_identity() != before
 
+    def test_verify_misses_a_slide_that_is_gone_and_a_score_that_was_changed(
+        self, wsi: Run, red_square: Path, tmp_path: Path, redness: None
+    ) -> None:
+        shutil.copy(red_square, tmp_path / "s.tif")
+        out = tmp_path / "out"
+        wsi("score", tmp_path / "s.tif", "--out", out)
+        assert wsi("verify", out)[0] == 0
+        path = out / "s" / "slide.json"
+        value = json.loads(path.read_text())
+        was = value["score"]
+        value["score"] = 0.125
+        path.write_text(json.dumps(value))
+        code, _, err = wsi("verify", out)
+        assert (code, f"slide.json: score is 0.125, and {was!r} in run.json" in err) == (1, True)
+        shutil.rmtree(out / "s")
+        (out / "t").mkdir()
+        (out / "t" / "slide.json").write_text(json.dumps(value | {"name": "t", "files": {}}))
+        code, _, err = wsi("verify", out)
+        assert code == 1
+        assert "slide.json is missing, and run.json lists the slide" in err
+
     def test_verify_reads_slides_when_asked(
         self, wsi: Run, red_square: Path, tmp_path: Path, redness: None
     ) -> None:

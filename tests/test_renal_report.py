@@ -169,6 +169,28 @@ class TestFiles:
             "thresholds"
         ] == [0.6, 0.6]
 
+    def test_a_review_stays_when_the_same_report_is_written_again(self, tmp_path: Path) -> None:
+        """A damaged page is made again; what a person corrected is still of this reading."""
+        slide_of(tmp_path / "s.tif", SQUARES[:20])
+        reported(tmp_path / "s.tif", tmp_path / "s", LOOSE)
+        (tmp_path / "s" / "reviewed").mkdir()
+        (tmp_path / "s" / "reviewed" / "report.json").write_text("a review")
+        whole = (tmp_path / "s" / "report.html").read_bytes()
+        (tmp_path / "s" / "report.html").write_bytes(whole[:100])
+        reported(tmp_path / "s.tif", tmp_path / "s", LOOSE)
+        assert (tmp_path / "s" / "report.html").read_bytes() == whole
+        assert (tmp_path / "s" / "reviewed" / "report.json").read_text() == "a review"
+        assert not (tmp_path / "s" / "reviewed-before-1").exists()
+
+    def test_a_damaged_store_of_fields_is_made_again(self, tmp_path: Path) -> None:
+        slide_of(tmp_path / "s.tif", SQUARES[:20])
+        reported(tmp_path / "s.tif", tmp_path / "s", LOOSE)
+        store = tmp_path / "s" / "fields.zarr" / "zarr.json"
+        whole = store.read_bytes()
+        store.write_bytes(whole[:-9])
+        reported(tmp_path / "s.tif", tmp_path / "s", LOOSE)
+        assert store.read_bytes() == whole
+
     def test_a_review_is_set_aside_when_its_report_is_replaced(self, tmp_path: Path) -> None:
         slide_of(tmp_path / "s.tif", SQUARES[:20])
         reported(tmp_path / "s.tif", tmp_path / "s", LOOSE)

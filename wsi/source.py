@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -209,7 +210,7 @@ def _companions(path: Path) -> list[Path]:
     if suffix == ".mrxs":
         return sorted(p for p in path.with_suffix("").glob("*") if p.is_file())
     if suffix in (".vms", ".vmu"):
-        return sorted(p for p in path.parent.glob(f"{path.stem}*") if p.is_file())
+        return sorted(p for p in path.parent.glob(f"{escape(path.stem)}*") if p.is_file())
     if suffix != ".dcm":
         return []
     beside = sorted(path.parent.glob("*.dcm"))

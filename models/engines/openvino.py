@@ -93,11 +93,13 @@ class _Answer:
     def put(self, start: int, scores: Scores) -> None:
         stop = min(start + len(scores), len(self._scores))
         self._scores[start:stop] = scores[: stop - start]
-        self._scored(stop - start)
-        with self._lock:
-            self._left -= 1
-            if self._left == 0:
-                self._done.set()
+        try:
+            self._scored(stop - start)
+        finally:  # whoever waits for the block must not wait for ever if a terminal is gone
+            with self._lock:
+                self._left -= 1
+                if self._left == 0:
+                    self._done.set()
 
     def result(self) -> Scores:
         self._done.wait()

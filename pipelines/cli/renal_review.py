@@ -70,6 +70,10 @@ def review_command(
         raise ConfigError("give either one corrected FILE, or a folder of them with --corrected")
     if date is not None and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
         raise ConfigError(f"--date must be YYYY-MM-DD, got {date!r}")
+    try:
+        calendar_date.fromisoformat(date or "2000-01-01")
+    except ValueError as error:
+        raise ConfigError(f"--date {date} is no day of the calendar; give one as YYYY-MM-DD") from error
     if pdf:
         check_pdf()
     signature = Signature(by, date or calendar_date.today().isoformat(), comment)

@@ -52,6 +52,7 @@ def verify(
             files, found = verify_slide(path, slides=slides)
             count += files
             problems += found
+    problems += _gone(folder)
     for sentence in problems:
         err.print(sentence, markup=False)
     what = "file and slide" if slides else "file"
@@ -61,6 +62,29 @@ def verify(
         markup=False,
     )
     raise typer.Exit(1 if problems else 0)
+
+
+def _gone(folder: Path) -> list[str]:
+    """A sentence for each slide that ``run.json`` lists and whose result is not there, or says something else."""
+    path = folder / "run.json"
+    if not path.exists():
+        return []
+    problems = []
+    try:
+        for entry in json.loads(path.read_bytes())["slides"]:
+            own = folder / str(entry["name"]) / "slide.json"
+            if not own.exists():
+                problems.append(f"{own} is missing, and run.json lists the slide")
+                continue
+            noted = json.loads(own.read_bytes())
+            problems += [
+                f"{own}: {key} is {noted[key]!r}, and {value!r} in run.json"
+                for key, value in entry.items()
+                if key in ("score", "confidence") and noted.get(key) != value
+            ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problems.append(f"{path} is broken ({error!r}); run the command that made it again")
+    return problems
 
 
 def verify_slide(path: Path, *, slides: bool) -> tuple[int, list[str]]:

@@ -17,7 +17,7 @@ from pipelines.renal.read import Readers, RenalConfig, read_slide, run_fingerpri
 from pipelines.renal.report import RenalReport, machine_report
 from wsi.config import first_mistake
 from wsi.errors import SlideError, StoreError
-from wsi.files import changed_files, discard_partials, read_record, record_files, write_json
+from wsi.files import UNREADABLE, changed_files, discard_partials, read_record, record_files, write_json
 from wsi.manifest import SlideRow
 from wsi.store import HeatmapStore
 from wsi.tissue import detect_tissue
@@ -117,7 +117,8 @@ def report_slide(
             raise SlideError(f"{row.source.label} changed while it was read; run the same command again")
         file = Path(row.source.label).name
         report = machine_report(slide, name, file, source_identity, readers, cfg, reading)
-        set_aside(folder / REVIEWED)  # of the report that is replaced now
+        if not _same_report(folder, report):
+            set_aside(folder / REVIEWED)  # it is a review of the report that is replaced now
         write_report(folder, report, slide, reading.fields, reading.marks, pdf=pdf)
         extra = ["report.pdf"] if pdf else []
         record = {
@@ -147,6 +148,14 @@ def set_aside(reviewed: Path) -> None:
         log.warning("%s: the earlier review is kept as %s", reviewed, aside.name)
 
 
+def _same_report(folder: Path, report: RenalReport) -> bool:
+    """Whether the folder's report says the same: then a page is only printed again, and its review stays."""
+    try:
+        return read_report(folder).model_dump_json() == report.model_dump_json()
+    except StoreError:
+        return False
+
+
 def finished(folder: Path, identity: str) -> RenalResult | None:
     """The report of an earlier run with the same fingerprint."""
     try:
@@ -156,7 +165,10 @@ def finished(folder: Path, identity: str) -> RenalResult | None:
         changes = changed_files(folder, read_record(value))
         for name, change in changes.items():
             log.warning("%s: %s; the report is made again", folder / name, change)
-            (folder / name).unlink(missing_ok=True)
+            if not change.startswith(UNREADABLE):
+                (folder / name).unlink(missing_ok=True)
+        if "fields.zarr/zarr.json" in changes:  # without it nobody knows what the chunks are
+            HeatmapStore.discard(folder / "fields.zarr", unless="")
         if changes:
             return None
         return RenalResult(read_report(folder), value["unreadable"])

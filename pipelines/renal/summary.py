@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pipelines.renal.run import corrected_readings, read_report
 from wsi.errors import StoreError
 from wsi.files import alone_in, csv_text, write_text
 
+log = logging.getLogger(__name__)
 _COUNTS = ("grade", "grade_word", "percent", "low", "high", "positive", "negative", "fields")
 COLUMNS = (
     *("slide", *_COUNTS, "flagged", "grade_without_flagged", "basis", "not_assessable", "warnings"),
@@ -32,13 +34,17 @@ def write_summary(
 
 
 def refresh_summary(out: Path) -> None:
-    """Write both anew after a review; nothing where there is no run."""
+    """Write both anew after a review; nothing without a run, a warning where one of its reports is broken."""
+    out = out.resolve()
+    if not (out / "run.json").exists():
+        return
     with alone_in(out):
         try:
             record = json.loads((out / "run.json").read_bytes())
             reports = [read_report(out / slide["name"]) for slide in record["slides"]]
             failures = [Failure(**failure) for failure in record["failed"]]
-        except (OSError, ValueError, KeyError, TypeError, StoreError):
+        except (OSError, ValueError, KeyError, TypeError, StoreError) as error:
+            log.warning("%s: grades.csv and index.html do not show this review yet (%s)", out, error)
             return
         write_summary(out, reports, failures, record)
 
