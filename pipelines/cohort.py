@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, StoreError, WsiError
-from wsi.files import write_json
 from wsi.manifest import SlideRow, manifest_in, read_manifest
 from wsi.readers.openslide import dicom_series, gone
 from wsi.source import SLIDE_SUFFIXES, SlideSource, check_url, safe_name
@@ -22,12 +20,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A slide that could not be scored, and why."""
+    """A slide that could not be scored, and why.
+
+    Attributes:
+        path: absolute, or a URL without its query.
+        trace: of a defect of ours.
+        gone: whether its file was no longer there.
+    """
 
     name: str
     path: str
     reason: str
     trace: str | None = None
+    gone: bool = False
 
 
 class Result(Protocol):
@@ -229,66 +234,22 @@ def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, in
     try:
         return work(row, name, index)
     except ForeignStoreError as error:
-        return Failure(name, row.source.label, _unsigned(error, row))
+        return Failure(name, row.source.place, _unsigned(error, row))
     except (StoreError, ModelError, ConfigError):
         raise
     except WsiError as error:
         missing = not row.source.is_url and not Path(row.source.path).exists()
         told = gone(row.source.path) if missing else error
-        return Failure(name, row.source.label, _unsigned(told, row))
+        return Failure(name, row.source.place, _unsigned(told, row), gone=missing)
     except MemoryError:
-        return Failure(name, row.source.label, f"{row.source.label}: memory ran out; end other programs")
+        return Failure(name, row.source.place, f"{row.source.label}: memory ran out; end other programs")
     except Exception as error:  # a defect of ours on one slide must not cost the others
         reason = (
             f"{row.source.path}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
         )
-        return Failure(name, row.source.label, reason, traceback.format_exc())
+        return Failure(name, row.source.place, reason, traceback.format_exc())
 
 
 def _unsigned(error: WsiError, row: SlideRow) -> str:
     """The error's sentence without a URL's query, which may hold a signature."""
     return str(error).replace(row.source.path, row.source.label)
-
-
-def refuse_other_run(out: Path, settings_fingerprint: str) -> None:
-    """Do not mix results of two models, settings or versions of the code in one folder.
-
-    Raises:
-        StoreError: ``run.json`` there is of another run, or broken.
-    """
-    path = out / "run.json"
-    if not path.exists():
-        return
-    try:
-        earlier = json.loads(path.read_bytes())
-        if not isinstance(earlier, dict):
-            raise ValueError("not a record")
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is broken; choose another --out, or pass --overwrite") from error
-    if earlier.get("settings_fingerprint") != settings_fingerprint:
-        names = [str(m.get("name")) for m in earlier.get("models", []) if isinstance(m, dict)]
-        made = f"{', '.join(names)}, code {earlier.get('code')}"
-        raise StoreError(
-            f"{out} holds results of another model, other settings or other code ({made}); "
-            f"choose another --out, or pass --overwrite to replace them"
-        )
-
-
-def write_run(
-    out: Path, record: dict[str, Any], state: str, results: Sequence[Result], failures: Sequence[Failure]
-) -> None:
-    """Write ``run.json``: what made the outputs, how the run ended, every slide and every failure."""
-    done = [result.summary() for result in results]
-    failed = [asdict(f) for f in failures]
-    write_json(out / "run.json", record | {"state": state, "slides": done, "failed": failed}, durable=True)
-
-
-def earlier_failures(out: Path, settings_fingerprint: str, but: Collection[str]) -> list[Failure]:
-    """Failures that other commands with the same settings noted in ``run.json``, of slides not named in ``but``."""
-    try:
-        value = json.loads((out / "run.json").read_bytes())
-        if value["settings_fingerprint"] != settings_fingerprint:
-            return []
-        return [f for f in (Failure(**known) for known in value["failed"]) if f.name not in but]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []

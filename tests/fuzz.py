@@ -37,12 +37,13 @@ from pipelines.camelyon16.predictions import read_predictions
 from pipelines.camelyon16.score import ScoreConfig, score_slide
 from pipelines.cli.export import read_scored
 from pipelines.cli.score import RunConfig
-from pipelines.cohort import gather, refuse_other_run
+from pipelines.cohort import gather
 from pipelines.config import load_config
 from pipelines.renal.read import RenalConfig
 from pipelines.renal.review import review
 from pipelines.renal.run import read_report
 from pipelines.renal.truth import read_found
+from pipelines.run_folder import refuse_other_run
 from tests.renal_slides import scattered, slide_of
 from tests.slides import RednessEngine, painted, write_pyramid
 from wsi.annotations import marked_regions, read_outlines, tumour_regions

@@ -23,7 +23,6 @@ from pipelines.camelyon16.features import FEATURES, heatmap_features
 from pipelines.camelyon16.forest import ForestConfig, cross_validate, grow, read_forest
 from pipelines.camelyon16.froc import TARGETS, SlideHits, Variant, froc
 from pipelines.camelyon16.score import ScoreConfig, score_slide
-from pipelines.cohort import Failure, write_run
 from tests.slides import RednessEngine, painted, write_pyramid
 from tests.test_evaluation import submission
 from tests.test_froc import VARIANTS, usual
@@ -155,7 +154,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts = json.loads((folder / "results" / "tumor_000" / "slide.json").read_text())
     models = [{"name": "redness", "sha256": "0" * 64, "demonstration": True}]
     record = {"settings_fingerprint": facts["settings_fingerprint"], "models": models}
-    write_run(folder / "results", record, "finished", [], [])
+    sections = {"state": "finished", "slides": [], "failed": []}
+    write_json(folder / "results" / "run.json", record | sections)
     return folder
 
 
@@ -230,9 +230,9 @@ class TestSubmission:
         run = tmp_path / "run"
         shutil.copytree(scored / "results", run)
         record = json.loads((run / "run.json").read_text())
-        keep = {key: record[key] for key in ("settings_fingerprint", "models")}
         # its name says that it is normal, so no truth file would miss it
-        write_run(run, keep, "finished", [], [Failure("normal_099", "x.tif", "x.tif is broken")])
+        record["failed"] = [{"name": "normal_099", "path": "x.tif", "reason": "x.tif is broken"}]
+        write_json(run / "run.json", record)
         code, _, said = wsi("camelyon16", "submit", run, "--out", tmp_path / "s")
         assert code == 2
         assert "normal_099: not scored, and a missing file changes the benchmark's denominators" in said

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from models.wsinfer import WSInferNetwork
 from pipelines.camelyon16 import preview
-from pipelines.cohort import earlier_failures, gather
+from pipelines.cohort import gather
 from pipelines.config import load_config
 from pipelines.renal.checks import around
 from pipelines.renal.fields import FieldSet, KidneyField
@@ -154,14 +154,6 @@ def test_what_is_to_be_ignored_is_cut_out_of_a_mask() -> None:
         Annotation(shapely.box(10, 10, 50, 20), "Ignore*"),
     ]
     assert marked_regions(outlines).area.area == 100 * 60 - 40 * 10
-
-
-def test_failures_of_another_run_are_not_taken_over(tmp_path: Path) -> None:
-    failure = {"name": "a", "path": "a.tif", "reason": "broken", "trace": None}
-    (tmp_path / "run.json").write_text(json.dumps({"settings_fingerprint": "f", "failed": [failure]}))
-    assert [f.name for f in earlier_failures(tmp_path, "f", [])] == ["a"]
-    assert earlier_failures(tmp_path, "f", ["a"]) == []
-    assert earlier_failures(tmp_path, "other", []) == []
 
 
 def test_a_table_in_a_folder_knows_more_than_a_path(tmp_path: Path, coordinate_slide: Path) -> None:

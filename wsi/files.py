@@ -97,6 +97,51 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)  # lets the lock go, too
 
 
+class AtWork:
+    """That this process works in a folder, for others to see: it ends with the process, however that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin; call it, and everything below, inside `alone_in`.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        self._path = folder / ".at-work"
+        self._handle: int | None = None
+        self.others = False  # whether another process works there: on Windows this is not known
+        if fcntl is None:
+            return
+        try:
+            self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        self.look()
+        with suppress(OSError):  # a network disk without locks
+            fcntl.flock(self._handle, fcntl.LOCK_SH)
+
+    def look(self) -> bool:
+        """Whether another process works in the folder now; this one is then to `leave`."""
+        if self._handle is None:
+            return self.others
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.others = False
+        except BlockingIOError:
+            self.others = True
+        except OSError:
+            self.others = False
+        return self.others
+
+    def leave(self) -> None:
+        """End; the last to leave takes the sign away."""
+        if self._handle is None:
+            return
+        if not self.look():
+            self._path.unlink(missing_ok=True)
+        os.close(self._handle)
+        self._handle = None
+
+
 def discard_partials(folder: Path) -> None:
     """Remove what killed runs of ours had begun to write in one slide's folder; what a living process writes stays."""
     for path in folder.glob(".*.partial"):

@@ -101,6 +101,11 @@ class SlideSource:
         parts = urlsplit(self.path)
         return f"{parts.scheme}://{parts.netloc.split('@')[-1]}{parts.path}" if self.is_url else self.path
 
+    @property
+    def place(self) -> str:
+        """Where the slide is, as results state it: an absolute path, or a URL without its query."""
+        return self.label if self.is_url else str(Path(self.path).absolute())
+
     def identity(self, tick: Callable[[int, int], None] = lambda done, total: None) -> str:
         """A short hash of every byte of the slide and of the files that belong to it; of a URL what its server says of
         size and version.

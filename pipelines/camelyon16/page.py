@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipelines.camelyon16.preview import NUMBERED
-from pipelines.camelyon16.results import SlideResult
+from pipelines.camelyon16.results import SlideResult, scores_csv
 from pipelines.cohort import Failure
 from wsi.files import write_text
 
@@ -20,6 +20,15 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 TOP_LESIONS = 8
+
+
+def write_tables(
+    out: Path, results: Sequence[SlideResult], failures: Sequence[Failure], record: dict[str, Any]
+) -> Sequence[str]:
+    """Write ``slide_scores.csv`` and the page into a run's folder, and give their names."""
+    write_text(out / "slide_scores.csv", scores_csv(results))
+    write_page(out / "index.html", results, failures, record)
+    return "slide_scores.csv", "index.html"
 
 
 def write_page(

@@ -172,14 +172,14 @@ def score_slide(
         )
         if row.source.state() != before:
             raise SlideError(f"{row.source.label} changed while it was scored; run the same command again")
-        return _write_results(slide, (name, row.source.label, identity), engine, out, cfg, plan)
+        return _write_results(slide, (name, row.source.place, identity), engine, out, cfg, plan)
 
 
 def _write_results(
     slide: Slide, names: tuple[str, str, str], engine: Engine, out: Path, cfg: ScoreConfig, plan: ScorePlan
 ) -> SlideResult:
     """Lesions and every file of the slide; ``slide.json`` comes last and says that all are there."""
-    name, label, identity = names
+    name, path, identity = names
     card = engine.models.card
     heatmap = HeatmapStore.open(out / "heatmap.zarr").read(card.positive_index)
     score = slide_score(heatmap)
@@ -188,7 +188,7 @@ def _write_results(
     missing = plan.grid.cells[np.isnan(heatmap.scores[tuple(plan.grid.cells.T)])]
     result = SlideResult(
         name=name,
-        path=label,
+        path=path,
         score=None if np.isnan(score) else round(score, 6),
         confidence=(
             confidence_level(score, cfg.lesions, engine.models.confidence, missing=len(missing))

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from models.engines import EngineConfig, find_models, load_engine
 from pipelines.cli.console import CohortProgress, cohort_progress, err, out, progress
 from pipelines.cli.options import Anisotropic, Mpp, Out
-from pipelines.cohort import (
-    Failure,
-    earlier_failures,
-    file_sizes,
-    gather,
-    own_folder,
-    refuse_other_run,
-    run_cohort,
-    unique_names,
-    write_run,
-)
+from pipelines.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
 from pipelines.config import load_config
 from pipelines.provenance import code_hash, run_record, version
 from pipelines.renal.fields import field_threshold
@@ -32,10 +21,10 @@ from pipelines.renal.page import check_pdf
 from pipelines.renal.read import Readers, RenalConfig, run_fingerprint
 from pipelines.renal.report import basis_sentences, grading_of
 from pipelines.renal.run import RenalResult, earlier_reports, report_slide
-from pipelines.renal.summary import write_summary
+from pipelines.renal.summary import write_results
+from pipelines.run_folder import RunFolder, refuse_other_run
 from wsi.errors import ConfigError, StoreError
 from wsi.export import Origin, origin_offset, write_geojson
-from wsi.files import alone_in
 from wsi.manifest import SlideRow
 from wsi.source import SlideSource
 from wsi.tissue import TissueConfig, detect_tissue
@@ -181,14 +170,18 @@ class RenalRun:
 
     def go(self) -> bool:
         """Read everything; whether every slide was read to the last field."""
+        fingerprint = run_fingerprint(self.readers, self.cfg)
         if not self.overwrite:
-            refuse_other_run(self.folder, self._fingerprint())
-        if any(m["demonstration"] for m in self.readers.models):
+            refuse_other_run(self.folder, fingerprint)
+        demonstration = [m["name"] for m in self.readers.models if m["demonstration"]]
+        if demonstration:
             out.print("demonstration models, trained on phantoms: what they say of real tissue means nothing")
-        with alone_in(self.folder):
-            write_run(self.folder, self._record(), "running", self._earlier(), self._failed_before([]))
-        with cohort_progress(file_sizes(self.rows)) as self._progress:
-            outcome = run_cohort(self.rows, self._work, self._summarise, finished=_say)
+        settings, engine = self.cfg.model_dump(mode="json"), self.readers.fields.description
+        record = run_record(settings, self.readers.models, engine, fingerprint)
+        record["demonstration"] = demonstration
+        run = RunFolder(self.folder, record, earlier_reports, write_results)
+        with run.work(unique_names(self.rows)), cohort_progress(file_sizes(self.rows)) as self._progress:
+            outcome = run_cohort(self.rows, self._work, run.sum_up, finished=_say)
         out.print(f"{self.folder / 'index.html'} lists them; for research use only", markup=False)
         return outcome.complete
 
@@ -205,33 +198,6 @@ class RenalRun:
             overwrite=self.overwrite,
             tick=self._progress,
         )
-
-    def _failed_before(self, now: Sequence[RenalResult | Failure]) -> list[Failure]:
-        """Failures of other commands in this folder; a slide that was read since has failed no more."""
-        names = {r.name for r in now} | {r.name for r in self._earlier()} | set(unique_names(self.rows))
-        return earlier_failures(self.folder, self._fingerprint(), names)
-
-    def _record(self) -> dict[str, Any]:
-        engine = self.readers.fields.description
-        record = run_record(
-            self.cfg.model_dump(mode="json"), self.readers.models, engine, self._fingerprint()
-        )
-        return record | {"demonstration": [m["name"] for m in self.readers.models if m["demonstration"]]}
-
-    def _fingerprint(self) -> str:
-        return run_fingerprint(self.readers, self.cfg)
-
-    def _earlier(self, now: Sequence[RenalResult | Failure] = ()) -> list[RenalResult]:
-        """Slides that earlier commands with the same settings reported into this folder."""
-        return earlier_reports(self.folder, self._fingerprint(), [result.name for result in now])
-
-    def _summarise(self, state: str, results: Sequence[RenalResult], failures: Sequence[Failure]) -> None:
-        record = self._record()
-        with alone_in(self.folder):  # another command may just now add its slides to the same files
-            everything = sorted([*self._earlier([*results, *failures]), *results], key=lambda r: r.name)
-            failed = sorted([*self._failed_before(results), *failures], key=lambda f: f.name)
-            write_run(self.folder, record, state, everything, failed)
-            write_summary(self.folder, [r.report for r in everything], failed, record)
 
 
 def _say(result: RenalResult | Failure) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,28 +9,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from models.engines import Engine, EngineConfig, find_models, load_engine
-from pipelines.camelyon16.page import write_page
+from pipelines.camelyon16.page import write_tables
 from pipelines.camelyon16.preview import count_text
-from pipelines.camelyon16.results import SlideResult, earlier_results, scores_csv
+from pipelines.camelyon16.results import SlideResult, earlier_results
 from pipelines.camelyon16.score import ScoreConfig, score_slide, settings_fingerprint
 from pipelines.cli.console import CohortProgress, cohort_progress, err, out
 from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp, Out
-from pipelines.cohort import (
-    Failure,
-    earlier_failures,
-    file_sizes,
-    gather,
-    own_folder,
-    refuse_other_run,
-    run_cohort,
-    unique_names,
-    write_run,
-)
+from pipelines.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
 from pipelines.config import load_config, parse_config
 from pipelines.provenance import run_record
+from pipelines.run_folder import RunFolder, refuse_other_run
 from wsi.config import Config
 from wsi.errors import ConfigError
-from wsi.files import alone_in, write_text
 from wsi.manifest import SlideRow
 from wsi.user_mask import PICTURES
 
@@ -196,18 +185,20 @@ class Run:
 
     def go(self) -> bool:
         """Score everything; whether every slide was scored to the last cell."""
+        fingerprint = settings_fingerprint(self.engine, self.cfg.score)
         if not self.overwrite:
-            refuse_other_run(self.folder, self._fingerprint())
+            refuse_other_run(self.folder, fingerprint)
         count = f"{len(self.rows)} slide{'' if len(self.rows) == 1 else 's'}"
         cards = self.engine.models.cards
         names = " and ".join(card.name for card in cards)
         out.print(f"{count}; model {names}; {self.engine.description}", markup=False)
         if any(card.demonstration for card in cards):
             out.print("a demonstration model, trained on phantoms: its scores on real tissue mean nothing")
-        with alone_in(self.folder):
-            write_run(self.folder, self._record(), "running", self._earlier(), self._failed_before([]))
-        with cohort_progress(file_sizes(self.rows)) as self._progress:
-            outcome = run_cohort(self.rows, self._work, self._summarise, finished=_say)
+        models = [{"name": c.name, "sha256": c.sha256, "demonstration": c.demonstration} for c in cards]
+        record = run_record(self.cfg.model_dump(mode="json"), models, self.engine.description, fingerprint)
+        run = RunFolder(self.folder, record, earlier_results, write_tables)
+        with run.work(unique_names(self.rows)), cohort_progress(file_sizes(self.rows)) as self._progress:
+            outcome = run_cohort(self.rows, self._work, run.sum_up, finished=_say)
         if outcome.results and all(result.empty for result in outcome.results):
             err.print("nothing was scored; the lines above say why", markup=False)
         out.print(f"{self.folder / 'index.html'} shows them; for research use only", markup=False)
@@ -225,34 +216,6 @@ class Run:
             overwrite=self.overwrite,
             progress=self._progress,
         )
-
-    def _failed_before(self, now: Sequence[SlideResult | Failure]) -> list[Failure]:
-        """Failures of other commands in this folder; a slide that was scored since has failed no more."""
-        names = {r.name for r in now} | {r.name for r in self._earlier()} | set(unique_names(self.rows))
-        return earlier_failures(self.folder, self._fingerprint(), names)
-
-    def _record(self) -> dict[str, Any]:
-        cards = self.engine.models.cards
-        models = [{"name": c.name, "sha256": c.sha256, "demonstration": c.demonstration} for c in cards]
-        return run_record(
-            self.cfg.model_dump(mode="json"), models, self.engine.description, self._fingerprint()
-        )
-
-    def _fingerprint(self) -> str:
-        return settings_fingerprint(self.engine, self.cfg.score)
-
-    def _earlier(self, results: Sequence[SlideResult] = ()) -> list[SlideResult]:
-        """Slides that earlier commands with the same settings scored into this folder."""
-        return earlier_results(self.folder, self._fingerprint(), [result.name for result in results])
-
-    def _summarise(self, state: str, results: Sequence[SlideResult], failures: Sequence[Failure]) -> None:
-        record = self._record()
-        with alone_in(self.folder):  # another command may just now add its slides to the same files
-            everything = sorted([*self._earlier(results), *results], key=lambda r: r.name)
-            failed = sorted([*self._failed_before(results), *failures], key=lambda f: f.name)
-            write_run(self.folder, record, state, everything, failed)
-            write_text(self.folder / "slide_scores.csv", scores_csv(everything))
-            write_page(self.folder / "index.html", everything, failed, record)
 
 
 def _say(result: SlideResult | Failure) -> None:

@@ -125,7 +125,7 @@ def report_slide(
             "name": name,
             "fingerprint": identity,
             "settings_fingerprint": run,
-            "path": row.source.label if row.source.is_url else str(Path(row.source.path).resolve()),
+            "path": row.source.place,
             "mpp": row.source.mpp,
             "allow_anisotropic": row.source.allow_anisotropic,
             "unreadable": reading.unreadable,

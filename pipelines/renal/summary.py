@@ -12,7 +12,8 @@ from pipelines.cohort import Failure
 from pipelines.renal.grading import grade_word
 from pipelines.renal.page import write_index
 from pipelines.renal.report import RenalReport, basis_sentences, grading_of
-from pipelines.renal.run import corrected_readings, read_report
+from pipelines.renal.run import RenalResult, corrected_readings, read_report
+from pipelines.run_folder import note_tables
 from wsi.errors import StoreError
 from wsi.files import alone_in, csv_text, write_text
 
@@ -24,13 +25,24 @@ COLUMNS = (
 )
 
 
+TABLES = ("grades.csv", "index.html")
+
+
+def write_results(
+    out: Path, results: Sequence[RenalResult], failures: Sequence[Failure], record: dict[str, Any]
+) -> Sequence[str]:
+    """Write both files, and give their names."""
+    return write_summary(out, [result.report for result in results], failures, record)
+
+
 def write_summary(
     out: Path, reports: Sequence[RenalReport], failures: Sequence[Failure], record: dict[str, Any]
-) -> None:
-    """Write both files, with the corrected reading of every slide that has one."""
+) -> Sequence[str]:
+    """Write both files, with the corrected reading of every slide that has one, and give their names."""
     corrected = corrected_readings(out, reports)
     write_text(out / "grades.csv", grades_csv(reports, corrected))
     write_index(out / "index.html", reports, failures, record, corrected)
+    return TABLES
 
 
 def refresh_summary(out: Path) -> None:
@@ -46,7 +58,7 @@ def refresh_summary(out: Path) -> None:
         except (OSError, ValueError, KeyError, TypeError, StoreError) as error:
             log.warning("%s: grades.csv and index.html do not show this review yet (%s)", out, error)
             return
-        write_summary(out, reports, failures, record)
+        note_tables(out, write_summary(out, reports, failures, record))
 
 
 def grades_csv(reports: Sequence[RenalReport], corrected: Mapping[str, RenalReport]) -> str:

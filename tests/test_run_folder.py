@@ -1,0 +1,135 @@
+"""What several commands leave in one folder: states, failures, hashes of tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cohort import Failure
+from pipelines.run_folder import RunFolder, note_tables
+from wsi.errors import StoreError
+from wsi.files import AtWork, alone_in, file_sha256
+
+
+@dataclass
+class Scored:
+    name: str
+    unreadable: int = 0
+    empty: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def _earlier(out: Path, fingerprint: str, but: Collection[str]) -> list[Scored]:
+    names = [path.name for path in sorted(out.glob(f"*.{fingerprint}"))]
+    return [Scored(name[0]) for name in names if name[0] not in but]
+
+
+def _table(out: Path, results: Sequence[Scored], failures: Any, record: Any) -> Sequence[str]:
+    (out / "table.csv").write_text("".join(f"{r.name}\n" for r in results))
+    return ["table.csv"]
+
+
+def run_in(out: Path, fingerprint: str = "f") -> RunFolder[Scored]:
+    return RunFolder(out, {"settings_fingerprint": fingerprint}, _earlier, _table)
+
+
+def noted(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "run.json").read_text()))
+
+
+def test_the_last_of_two_commands_says_finished(tmp_path: Path) -> None:
+    first, second = run_in(tmp_path), run_in(tmp_path)
+    with first.work(["a"]):
+        assert noted(tmp_path)["state"] == "running"
+        with second.work(["b"]):
+            second.sum_up("finished", [Scored("b")], [])
+            assert noted(tmp_path)["state"] == "running"
+        first.sum_up("finished", [Scored("a")], [])
+    assert noted(tmp_path)["state"] == "finished"
+    assert not (tmp_path / ".at-work").exists()
+
+
+def test_a_command_that_was_stopped_is_not_forgotten_by_one_beside_it(tmp_path: Path) -> None:
+    first, second = run_in(tmp_path), run_in(tmp_path)
+    with first.work(["a"]), second.work(["b"]):
+        second.sum_up("interrupted", [], [])
+        third = run_in(tmp_path)
+        with third.work(["c"]):  # it begins while the first goes on
+            assert noted(tmp_path)["state"] == "interrupted"
+            third.sum_up("finished", [Scored("c")], [])
+        first.sum_up("finished", [Scored("a")], [])
+    assert noted(tmp_path)["state"] == "interrupted"
+    again = run_in(tmp_path)
+    with again.work(["b"]):
+        assert noted(tmp_path)["state"] == "running"
+        again.sum_up("finished", [Scored("b")], [])
+    assert noted(tmp_path)["state"] == "finished"
+
+
+def test_a_command_that_was_killed_works_no_more(tmp_path: Path) -> None:
+    script = "import sys, os, pathlib; from wsi.files import AtWork; AtWork(pathlib.Path(sys.argv[1])); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == 9
+    with alone_in(tmp_path):
+        sign = AtWork(tmp_path)
+        assert not sign.others
+        sign.leave()
+
+
+def test_failures_of_another_command(tmp_path: Path) -> None:
+    """One of a slide that is there stays, as does one that vanished; one of a slide that was removed since does not."""
+    slide = tmp_path / "x.tif"
+    slide.write_text("")
+    failures = [
+        Failure("x", str(slide), "broken"),
+        Failure("y", str(tmp_path / "y.tif"), "is gone", gone=True),
+    ]
+    failures += [Failure("z", "/no/such/folder/z.tif", "broken"), Failure("u", "s3://b/u.tif", "broken")]
+    run = run_in(tmp_path)
+    with run.work(["x", "y", "z", "u"]):
+        run.sum_up("finished", [], failures)
+
+    def failed(run: RunFolder[Scored], names: Sequence[str]) -> list[str]:
+        with run.work(names):
+            assert not {f["name"] for f in noted(tmp_path)["failed"]} & set(names)
+            run.sum_up("finished", [Scored(name) for name in names], [])
+        return [f["name"] for f in noted(tmp_path)["failed"]]
+
+    assert failed(run_in(tmp_path), ["a"]) == ["u", "x", "y", "z"]
+    slide.unlink()
+    assert failed(run_in(tmp_path), ["z"]) == ["u", "y"]
+    assert failed(run_in(tmp_path, "other"), ["a"]) == []
+
+
+def test_results_of_other_commands_stand_beside_ours(tmp_path: Path) -> None:
+    for name in ("c.f", "a.f", "b.f", "d.other"):
+        (tmp_path / name).write_text("")
+    run = run_in(tmp_path)
+    with run.work(["b"]):
+        assert [s["name"] for s in noted(tmp_path)["slides"]] == ["a", "b", "c"]
+        run.sum_up("finished", [], [Failure("b", "b.tif", "broken")])
+    assert [s["name"] for s in noted(tmp_path)["slides"]] == ["a", "c"]
+    assert (tmp_path / "table.csv").read_text() == "a\nc\n"
+
+
+def test_tables_are_noted_with_their_hashes(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    with run.work(["a"]):
+        run.sum_up("finished", [Scored("a")], [])
+    assert noted(tmp_path)["files"] == {"table.csv": [2, file_sha256(tmp_path / "table.csv")]}
+    (tmp_path / "table.csv").write_text("a, reviewed\n")
+    note_tables(tmp_path, ["table.csv"])
+    assert noted(tmp_path)["files"]["table.csv"] == [12, file_sha256(tmp_path / "table.csv")]
+    with run_in(tmp_path).work(["b"]):  # until it ends the earlier table stays, and can be verified
+        assert noted(tmp_path)["files"]["table.csv"][0] == 12
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(StoreError, match=r"run\.json is broken .*run the command that made it again"):
+        note_tables(tmp_path, ["table.csv"])
