@@ -70,6 +70,9 @@ class ModelCard(Config):
             raise ValueError(f"positive class {self.positive!r} is not among {list(self.classes)}")
         if self.stride_px > self.patch_px:
             raise ValueError(f"stride_px {self.stride_px} is larger than patch_px {self.patch_px}")
+        cuts = self.confidence
+        if cuts is not None and not (list(cuts) == sorted(set(cuts)) and cuts[0] >= 0 and cuts[-1] <= 1):
+            raise ValueError(f"confidence {list(cuts)} must ascend within 0..1")
         return self
 
     @property

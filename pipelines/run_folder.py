@@ -58,9 +58,9 @@ class RunFolder(Generic[R]):
         """Write tables, pages and ``run.json``, with the slides of other commands that have the same settings."""
         with alone_in(self.out):  # another command may just now add its slides to the same files
             names = {*(r.name for r in results), *(f.name for f in failures)}
-            everything = sorted(
-                [*self.earlier(self.out, self._fingerprint, names), *results], key=lambda r: r.name
-            )
+            # an earlier result of a slide that failed now stays in its folder, and is not listed: it may be of another
+            earlier = self.earlier(self.out, self._fingerprint, names)
+            everything = sorted([*earlier, *results], key=lambda r: r.name)
             known = names | {r.name for r in everything}
             failed = sorted([*self._failed_before(known), *failures], key=lambda f: f.name)
             files = self.write(self.out, everything, failed, self.record)

@@ -20,6 +20,7 @@ from wsi.annotations import (
     tumour_regions,
     write_asap,
 )
+from wsi.dataset import rows_of_folder
 from wsi.errors import AnnotationError
 from wsi.geojson import read_objects
 from wsi.rings import crossings_exceed
@@ -254,6 +255,39 @@ class TestWhatEnclosesNothing:
         assert a.outline.area == pytest.approx(np.pi * 30 * 10, rel=0.01)
         assert a.outline.bounds == pytest.approx((100, 40, 160, 60), abs=0.1)
         assert "ellipses that are given by two corners were read as outlines: 1" in outlines.note
+
+    def test_four_points_of_an_ellipse_are_no_two_corners(self, tmp_path: Path) -> None:
+        corners = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in ((0, 0), (60, 0), (60, 20), (0, 20)))
+        text = f'<Annotations><Regions><Region Type="2"><Vertices>{corners}</Vertices></Region></Regions></Annotations>'
+        (tmp_path / "a.xml").write_text(text)
+        outlines = read_outlines(tmp_path / "a.xml")
+        assert (outlines.annotations[0].outline.area, outlines.note) == (1200, "")
+
+    @pytest.mark.parametrize("ring", [[(0, 0), (30, 10), (60, 20)], [(1, 1), (1, 1), (1, 1), (1, 1)]])
+    def test_corners_on_one_line(self, tmp_path: Path, ring: list[tuple[int, int]]) -> None:
+        (tmp_path / "a.xml").write_text(asap([("Tumor", ring)]))
+        geometry = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
+        feature = {"type": "Feature", "geometry": geometry, "properties": {}}
+        (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+        for name in ("a.xml", "a.geojson"):
+            outlines = read_outlines(tmp_path / name)
+            said = "1 object encloses no area and counts for nothing (1 x Polygon)"
+            assert (outlines.annotations, outlines.note) == ((), said)
+
+    def test_a_bow_tie_encloses_something(self, tmp_path: Path) -> None:
+        """Its two halves cancel in the signed area, which is 0."""
+        (tmp_path / "a.xml").write_text(asap([("Tumor", [(0, 0), (10, 10), (10, 0), (0, 10)])]))
+        outlines = read_outlines(tmp_path / "a.xml")
+        assert tumour_regions(outlines.annotations).area.area == pytest.approx(50)
+
+    def test_halo_s_files_are_found_beside_slides(self, tmp_path: Path) -> None:
+        (tmp_path / "tumor_001.tif").write_text("")
+        (tmp_path / "tumor_001.annotations").write_text("")
+        (row,) = rows_of_folder(tmp_path)
+        assert row.truth == tmp_path / "tumor_001.annotations"
+        (tmp_path / "a.txt").write_text("")
+        with pytest.raises(AnnotationError, match=r"use \.xml .*\.annotations \(HALO\)"):
+            read_outlines(tmp_path / "a.txt")
 
     @pytest.mark.parametrize("suffix", [".annotations", ".xml"])
     def test_halo(self, tmp_path: Path, suffix: str) -> None:

@@ -129,9 +129,9 @@ class TestScore:
         assert code == 1
         assert "a: failed: " in err
         assert "another slide" in err
-        assert (
-            "a,0.937500" in (tmp_path / "out" / "slide_scores.csv").read_text()
-        )  # what was done is not lost
+        rows = (tmp_path / "out" / "slide_scores.csv").read_text().splitlines()
+        assert [row.split(",")[0] for row in rows] == ["slide", "b"]  # the score was of another slide
+        assert (tmp_path / "out" / "a" / "slide.json").exists()  # what was done is not lost
         assert "b: score 0.938" in out
 
     def test_names_with_dollars(self, wsi: Run, red_square: Path, tmp_path: Path) -> None:
@@ -462,6 +462,11 @@ class TestLazyCommands:
         assert loud[1]
         assert quiet == (0, "", "")
         assert wsi("info", coordinate_slide)[1] == loud[1]  # the next command is not quiet
+        assert loud[2] == ""
+        code, out, err = wsi("info", coordinate_slide, "-v")
+        assert (code, out) == (0, loud[1])
+        assert "700 x 500 px, " in err
+        assert "opened by OpenSlideReader" in err
 
     def test_completion_can_be_shown(self, wsi: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")

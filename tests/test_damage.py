@@ -298,16 +298,73 @@ class TestBitRot:
         path = out / "s" / "slide.json"
         value = json.loads(path.read_text())
         was = value["score"]
+        for key, other in (("score", 0.125), ("note", "all is well"), ("lesions", [])):
+            path.write_text(json.dumps(value | {key: other}))
+            code, _, err = wsi("verify", out)
+            assert code == 1
+            assert f"{out / 's'}: {key} is {0 if key == 'lesions' else other!r}, and " in err
+        assert f"score is 0.125, and {was!r} in run.json" not in err
         value["score"] = 0.125
         path.write_text(json.dumps(value))
-        code, _, err = wsi("verify", out)
-        assert (code, f"slide.json: score is 0.125, and {was!r} in run.json" in err) == (1, True)
+        assert f"score is 0.125, and {was!r} in run.json" in wsi("verify", out)[2]
         shutil.rmtree(out / "s")
         (out / "t").mkdir()
         (out / "t" / "slide.json").write_text(json.dumps(value | {"name": "t", "files": {}}))
         code, _, err = wsi("verify", out)
         assert code == 1
         assert "slide.json is missing, and run.json lists the slide" in err
+
+    @pytest.mark.parametrize("name", ["slide_scores.csv", "index.html"])
+    def test_verify_knows_the_tables_of_the_run(
+        self, wsi: Run, red_square: Path, tmp_path: Path, redness: None, name: str
+    ) -> None:
+        out = tmp_path / "out"
+        wsi("score", red_square, "--out", out)
+        text = (out / name).read_text()
+        assert "0.93" in text
+        (out / name).write_text(text.replace("0.93", "0.13"))
+        code, _, err = wsi("verify", out)
+        assert (code, err) == (1, f"{out / name}: changed after it was written\n")
+        assert wsi("score", red_square, "--out", out)[0] == 0
+        assert wsi("verify", out)[0] == 0
+
+    def test_verify_says_that_a_run_is_not_finished(
+        self, wsi: Run, red_square: Path, tmp_path: Path, redness: None
+    ) -> None:
+        out = tmp_path / "out"
+        wsi("score", red_square, "--out", out)
+        value = json.loads((out / "run.json").read_text())
+        (out / "run.json").write_text(json.dumps(value | {"state": "running"}))
+        code, _, err = wsi("verify", out)
+        assert (code, "run.json: a command works in the folder, or was killed" in err) == (1, True)
+
+    def test_verify_finds_slides_from_another_folder(
+        self, wsi: Run, red_square: Path, tmp_path: Path, redness: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        shutil.copy(red_square, tmp_path / "s.tif")
+        monkeypatch.chdir(tmp_path)
+        assert wsi("score", "s.tif", "--out", "out")[0] == 0
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert wsi("verify", "../out", "--slides")[0] == 0
+
+    @pytest.mark.parametrize(
+        ("path", "said"),
+        [
+            ("memory://gone/s.tif", "memory://gone/s.tif cannot be asked now"),
+            ("file:///etc/passwd", "slides are not read through 'file'"),
+        ],
+    )
+    def test_verify_asks_servers_and_no_other_protocol(
+        self, wsi: Run, red_square: Path, tmp_path: Path, redness: None, path: str, said: str
+    ) -> None:
+        out = tmp_path / "out"
+        wsi("score", red_square, "--out", out)
+        record = out / "red square" / "slide.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"path": path}))
+        code, _, err = wsi("verify", out, "--slides")
+        assert (code, said in err) == (1, True)
+        assert "is not the one that was read" not in err
 
     def test_verify_reads_slides_when_asked(
         self, wsi: Run, red_square: Path, tmp_path: Path, redness: None
@@ -329,10 +386,13 @@ class TestBitRot:
         assert "s.tif: the slide is not the one that was read" in err
 
     @pytest.mark.parametrize("suffix", [".mrxs", ".vms"])
-    def test_data_files_of_a_slide_are_part_of_what_it_is(self, tmp_path: Path, suffix: str) -> None:
-        main = tmp_path / f"s{suffix}"
+    @pytest.mark.parametrize("stem", ["s", "s [HE] *1"])  # brackets are no pattern
+    def test_data_files_of_a_slide_are_part_of_what_it_is(
+        self, tmp_path: Path, suffix: str, stem: str
+    ) -> None:
+        main = tmp_path / f"{stem}{suffix}"
         main.write_text("index")
-        data = tmp_path / "s" / "Data0001.dat" if suffix == ".mrxs" else tmp_path / "s-1.jpg"
+        data = tmp_path / stem / "Data0001.dat" if suffix == ".mrxs" else tmp_path / f"{stem}-1.jpg"
         data.parent.mkdir(exist_ok=True)
         data.write_bytes(b"pixels of one kind")
         before = SlideSource(str(main)).identity()
@@ -465,7 +525,8 @@ class TestUrls:
         assert code == 2
         assert "not read through 'file'" in err
 
-    def test_a_server_that_sends_us_to_another_host(self, red_square: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("header", ["Location", "URI"])  # aiohttp follows either
+    def test_a_server_that_sends_us_to_another_host(self, red_square: Path, header: str) -> None:
         """Loopback has two names here, 127.0.0.1 and localhost: they are two hosts."""
         pytest.importorskip("aiohttp", reason="needs aiohttp, which slidewright[http] brings")
         from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -486,7 +547,7 @@ class TestUrls:
                 if self.path != "/slide.tif":
                     host = "localhost" if self.path == "/away.tif" else "127.0.0.1"
                     self.send_response(302)
-                    self.send_header("Location", f"http://{host}:{server.server_port}/slide.tif")
+                    self.send_header(header, f"http://{host}:{server.server_port}/slide.tif")
                     self.end_headers()
                     return
                 first, last = 0, len(data) - 1
@@ -590,6 +651,30 @@ class TestSignals:
         assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "interrupted"
         assert (tmp_path / "out" / "index.html").exists()
         assert chunk.exists()
+
+    def test_nohup_is_heeded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A run that nohup started must live on when its terminal is closed, and end at SIGTERM."""
+        from pipelines.cli.console import Stopped, interruptible, stop_on_signals
+
+        monkeypatch.setattr(Stopped, "signum", Stopped.signum)  # is put back
+
+        before = {
+            number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            stop_on_signals()
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with interruptible("stopping") as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert not stop()
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert stop()
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class TestTwoAtOnce:

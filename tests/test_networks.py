@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from pydantic import ValidationError
 from torch import nn
 
 from models.build import build_network
@@ -20,6 +21,8 @@ from models.engines import EngineConfig, Models, find_models, load_engine
 from models.engines.torch import TorchEngine, cut, fold_batch_norm
 from models.inception import InceptionV3
 from models.network import Oriented, PatchNetwork, orient
+from models.wsinfer import weights_digest
+from tests.slides import card as model_card
 from wsi.blocks import PatchBlock
 from wsi.errors import ConfigError, ModelError
 
@@ -425,9 +428,35 @@ def test_models_are_found_by_folder_or_name(tmp_path: Path) -> None:
     assert find_models([str(tmp_path / "copy")]).weights == find_models(["lymph-node-demo"]).weights
 
 
+class TestCards:
+    @pytest.mark.parametrize(
+        "cuts", [[0.5, 0.4, 0.6, 0.9], [0.5, 0.5, 0.6, 0.9], [-0.1, 0.5, 0.6, 0.9], [0.1, 0.2, 0.3, 2]]
+    )
+    def test_cuts_that_do_not_ascend(self, cuts: list[float]) -> None:
+        value = model_card().model_dump(mode="json") | {"confidence": cuts}
+        with pytest.raises(ValidationError, match="must ascend within 0..1"):
+            ModelCard.model_validate_json(json.dumps(value))
+
+    def test_several_models_have_words_only_where_all_were_checked_alike(self) -> None:
+        one, other = model_card(), model_card(confidence=(0.1, 0.2, 0.3, 0.4))
+        unchecked = model_card(confidence=None)
+        folders = (Path("a"), Path("b"))
+        assert Models(folders, (one, one)).confidence == one.confidence
+        assert Models(folders, (one, other)).confidence is None
+        assert Models(folders, (one, unchecked)).confidence is None
+        assert Models(folders, (unchecked, one)).confidence is None
+
+    def test_a_digest_of_bf16_weights(self) -> None:
+        """numpy has no bf16: the bytes count, so 1.0 and 2.0 differ and the same weights do not."""
+        one, two = (torch.full((2, 3), v, dtype=torch.bfloat16) for v in (1.0, 2.0))
+        assert weights_digest({"w": one}) == weights_digest({"w": one.clone()})
+        assert weights_digest({"w": one}) != weights_digest({"w": two})
+
+
 class TestDemonstrationWarning:
     @pytest.fixture(scope="class")
-    def exported(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def exported(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         from models.portable import export_wsinfer
 
         out = tmp_path_factory.mktemp("exported") / "ts"

@@ -93,6 +93,22 @@ class TestReaders:
         assert (part[100:] == 255).all()
         np.testing.assert_array_equal(part[:100, 10:], coordinates()[400:500, :30])
 
+    def test_planes_of_a_pyramid(self, tmp_path: Path) -> None:
+        """Levels below the first, each in three planes: the half of a picture is its every second pixel here."""
+        path = tmp_path / "s.ome.tif"
+        planes = np.moveaxis(coordinates(), -1, 0)
+        with tifffile.TiffWriter(path, ome=True) as tif:
+            options: dict[str, Any] = {"photometric": "rgb", "planarconfig": "separate", "tile": (64, 64)}
+            sizes = {"axes": "SYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+            tif.write(planes, subifds=1, metadata=sizes, **options)
+            tif.write(np.ascontiguousarray(planes[:, ::2, ::2]), subfiletype=1, **options)
+        with SlideSource(str(path)).open() as slide:
+            assert [level.size for level in slide.levels] == [(700, 500), (350, 250)]
+            part = slide.read_region((200, 100), 1, (40, 30))
+            finest = slide.read_region((200, 100), 0, (40, 30))
+        np.testing.assert_array_equal(part, coordinates()[100:160:2, 200:280:2])
+        np.testing.assert_array_equal(finest, coordinates()[100:130, 200:240])
+
     @pytest.mark.parametrize(
         ("array", "said"),
         [

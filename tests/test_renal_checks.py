@@ -224,6 +224,37 @@ class TestHead:
             "It would be C4d2 if negative ones counted from a score of 0.50 on, instead of 0.08.",
         )
 
+    @pytest.mark.parametrize(
+        ("positive", "flagged", "said"),
+        [
+            (
+                1,
+                1,
+                "C4d1 rests on 1 positive capillary, which is flagged (no lumen 1); without it: C4d0, 0.0 %.",
+            ),
+            (1, 0, "C4d1 rests on 1 positive capillary, which is not flagged."),
+            (
+                2,
+                2,
+                "C4d1 rests on 2 positive capillaries, all of them flagged (no lumen 2); without those: C4d0, ",
+            ),
+            (
+                2,
+                1,
+                "C4d1 rests on 2 positive capillaries, 1 of them flagged (no lumen 1); without those: C4d0, ",
+            ),
+        ],
+    )
+    def test_one_and_all(self, positive: int, flagged: int, said: str) -> None:
+        report = self.report(
+            flagged=flagged,
+            flagged_by={"no lumen": flagged} if flagged else {},
+            grade_without_flagged="C4d0",
+            percent_without_flagged=0.0,
+        )
+        report = report.model_copy(update={"result": report.result.model_copy(update={"positive": positive})})
+        assert basis_sentences(report)[0].startswith(said)
+
     def test_none_flagged(self) -> None:
         assert basis_sentences(self.report()) == (
             "C4d1 rests on 8 positive capillaries, none of them flagged.",

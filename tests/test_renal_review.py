@@ -473,6 +473,57 @@ class TestMany:
         assert report_of(run / "s" / "reviewed").result.positive == 35
         assert "not reviewed" in (run / "index.html").read_text()
 
+    def test_what_was_reviewed_before_a_stop_is_in_the_tables(
+        self, run: Path, tmp_path: Path, wsi: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from pipelines.cli import renal_review
+
+        for name in ("s", "t"):
+            self.corrected(run, tmp_path / "c", name, 5)
+        really = renal_review.review_slide
+
+        def stopped(folder: Path, *words: Any, **options: Any) -> RenalReport:
+            if folder.name == "t":
+                raise KeyboardInterrupt
+            return really(folder, *words, **options)
+
+        monkeypatch.setattr(renal_review, "review_slide", stopped)
+        assert wsi("renal", "review", run, "--corrected", tmp_path / "c", "--by", "Ada")[0] == 130
+        assert (run / "grades.csv").read_text().count(",Ada,") == 1
+        assert wsi("verify", run)[0] == 0
+
+    def test_a_review_that_cannot_be_read_is_said(self, run: Path, tmp_path: Path, wsi: Run) -> None:
+        for name in ("s", "t"):
+            self.corrected(run, tmp_path / "c", name, 5)
+        assert wsi("renal", "review", run, "--corrected", tmp_path / "c", "--by", "Ada")[0] == 0
+        (run / "s" / "reviewed" / "report.json").write_text("{}")
+        code, _, noted = wsi("renal", "review", run / "t", tmp_path / "c" / "t.geojson", "--by", "Ada")
+        assert code == 0
+        assert "the tables show the slide as not reviewed" in noted
+        assert (run / "grades.csv").read_text().count(",Ada,") == 1
+
+    def test_a_table_that_cannot_be_renewed_is_said(self, run: Path, tmp_path: Path, wsi: Run) -> None:
+        self.corrected(run, tmp_path / "c", "s", 5)
+        before = (run / "grades.csv").read_text()
+        (run / "t" / "report.json").unlink()
+        code, _, noted = wsi("renal", "review", run / "s", tmp_path / "c" / "s.geojson")
+        assert (code, "grades.csv and index.html do not show this review yet" in noted) == (0, True)
+        assert (run / "grades.csv").read_text() == before
+
+    @pytest.mark.parametrize(
+        ("date", "said"),
+        [
+            ("2026-02-30", "is no day of the calendar"),
+            ("30.2.2026", "must be YYYY-MM-DD"),
+            ("2026-2-3", "must be"),
+        ],
+    )
+    def test_a_date_that_is_none(self, run: Path, tmp_path: Path, wsi: Run, date: str, said: str) -> None:
+        self.corrected(run, tmp_path / "c", "s", 5)
+        code, _, noted = wsi("renal", "review", run, "--corrected", tmp_path / "c", "--date", date)
+        assert (code, said in noted) == (2, True)
+        assert not (run / "s" / "reviewed").exists()
+
     @pytest.mark.parametrize(
         ("files", "said"),
         [

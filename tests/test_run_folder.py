@@ -115,8 +115,9 @@ def test_results_of_other_commands_stand_beside_ours(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     with run.work(["b"]):
         assert [s["name"] for s in noted(tmp_path)["slides"]] == ["a", "b", "c"]
-        run.sum_up("finished", [], [Failure("b", "b.tif", "broken")])
+        run.sum_up("finished", [Scored("c")], [Failure("b", "b.tif", "broken")])
     assert [s["name"] for s in noted(tmp_path)["slides"]] == ["a", "c"]
+    assert [s["name"] for s in noted(tmp_path)["failed"]] == ["b"]
     assert (tmp_path / "table.csv").read_text() == "a\nc\n"
 
 

@@ -332,6 +332,12 @@ class TestRealSlides:
         with pytest.raises(SlideError, match=name):
             SlideSource(str(real_data("slides", name))).open()
 
+    def test_dicom_without_a_flavour(self) -> None:
+        with pytest.raises(
+            SlideError, match=r"no_image_flavor\.dcm.*its ImageType tells no flavour such as VOLUME"
+        ):
+            SlideSource(str(real_data("slides", "dicom_no_image_flavor.dcm"))).open()
+
     def test_tiffslide_agrees_with_openslide(self) -> None:
         path = str(real_data("slides", "cmu-1-small-region.svs"))
         with OpenSlideReader(path) as one, TiffSlideReader(path) as other:

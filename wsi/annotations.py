@@ -34,6 +34,7 @@ HOLE_GROUPS = frozenset(
 AREA_TYPES = frozenset({"Polygon", "Spline", "Rectangle"})  # of ASAP; dots and measurements enclose nothing
 ELLIPSE_TYPES = frozenset({"2", "ellipse"})  # of ImageScope and HALO: two corners of the box around it
 BOX_TYPES = frozenset({"1", "rectangle"})  # of the same, where two corners are given
+SMALLEST_AREA = 1e-6  # level-0 px2: what rounding leaves of a line
 ELLIPSE_CORNERS = 64  # of the polygon that stands for an ellipse: 0.2 % of its area is lost
 GROUP_COLOURS = {"Tumor": "#c80000", "Exclusion": "#0000c8"}
 
@@ -113,7 +114,9 @@ def read_outlines(path: Path) -> Outlines:
         return _read_xml(path, data)
     if name.endswith((".geojson", ".json", ".geojson.gz")):
         return _read_geojson(path, data)
-    raise AnnotationError(f"{path} has no known suffix; use .xml (ASAP, ImageScope), .geojson or .json")
+    raise AnnotationError(
+        f"{path} has no known suffix; use .xml (ASAP, ImageScope), .annotations (HALO), .geojson or .json"
+    )
 
 
 def _outlines(annotations: Iterable[Annotation | None], kinds: Iterable[str], ellipses: int = 0) -> Outlines:
@@ -174,7 +177,8 @@ def _imagescope(node: Element, path: Path) -> Annotation | None:
 
 
 def _is_ellipse(node: Element, annotation: Annotation | None) -> bool:
-    return annotation is not None and node.get("Type", "0").casefold() in ELLIPSE_TYPES
+    corners = sum(1 for n in node.iter() if n.tag in ("Vertex", "V"))
+    return annotation is not None and corners == 2 and node.get("Type", "0").casefold() in ELLIPSE_TYPES
 
 
 def _ellipse(corners: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -196,9 +200,14 @@ def _numbers(rows: Sequence[tuple[str, str, str]], path: Path) -> np.ndarray[Any
 
 def _polygon(points: np.ndarray[Any, np.dtype[np.float64]], group: str, name: str) -> Annotation | None:
     """A ring of three points at least that encloses something; None for dots and lines."""
-    if len(points) < 3 or (np.ptp(points, axis=0) == 0).any():
+    if len(points) < 3 or not _encloses(Polygon(points)):
         return None
     return Annotation(Polygon(points), group, name)
+
+
+def _encloses(outline: Polygon) -> bool:
+    """Whether its corners span an area: those of a line do not, however many they are."""
+    return bool(outline.convex_hull.area > SMALLEST_AREA)
 
 
 def _read_geojson(path: Path, data: bytes) -> Outlines:
@@ -208,7 +217,7 @@ def _read_geojson(path: Path, data: bytes) -> Outlines:
     annotations: list[Annotation | None] = []
     kinds = []
     for o in objects_of(path, value):
-        parts = _polygons(o.shape)
+        parts = [part for part in _polygons(o.shape) if _encloses(part)]
         annotations += [Annotation(part, o.group or "Tumor", o.name) for part in parts] or [None]
         kinds += [o.shape.geom_type] * max(1, len(parts))
     return _outlines(annotations, kinds)

@@ -18,7 +18,7 @@ from wsi.source import SLIDE_SUFFIXES, SlideSource
 from wsi.user_mask import PICTURES
 
 _SLIDES = tuple(suffix for suffix in SLIDE_SUFFIXES if suffix not in IMAGE_SUFFIXES)
-_OUTLINES = (".xml", ".geojson", ".json")
+_OUTLINES = (".xml", ".annotations", ".geojson", ".json")
 _NOT_SLIDES = ("*_mask", "*_tissue")  # Camelyon16 ships masks and tissue masks named after their slides
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import importlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Raises:
         StoreError: the file cannot be written: no space, no right, no folder.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -63,17 +65,24 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        remove(partial)
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    if fcntl is None and path.is_dir():
-        return  # Windows has no handle for it
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file's bytes, or a folder's names, are on the disk.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    windows, folder = fcntl is None, path.is_dir()
+    if windows and folder:
+        return  # it has no handle for it
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)  # Windows flushes only what may be written
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (folder and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)):
+            raise  # some network disks cannot do it for a folder
     finally:
         os.close(handle)
 
@@ -146,13 +155,27 @@ def discard_partials(folder: Path) -> None:
     """Remove what killed runs of ours had begun to write in one slide's folder; what a living process writes stays."""
     for path in folder.glob(".*.partial"):
         match = _PARTIAL.fullmatch(path.name)
-        if match and path.is_file() and not path.is_symlink() and not _alive(int(match[1])):
-            path.unlink(missing_ok=True)
+        if match and not path.is_symlink() and not _alive(int(match[1])):
+            remove(path)
     for store in folder.glob("*.zarr"):
         if not store.is_symlink():
             for path in store.rglob("*.partial"):  # zarr's own: names of chunks with a number
                 if path.is_file() and not path.is_symlink():
                     path.unlink(missing_ok=True)
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process writes what is then renamed to ``path``."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all in it; a failure leaves the rest."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:
@@ -188,14 +211,22 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1, durable: bool 
     write_text(path, text + "\n", durable=durable)
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, read: Callable[[int], None] = lambda count: None) -> str:
     """Hex sha256 of a file's bytes.
+
+    Args:
+        path: the file.
+        read: told of every piece: how many bytes it has.
 
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, piece = hashlib.sha256(), memoryview(bytearray(2**22))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
+            read(count)
+    return digest.hexdigest()
 
 
 def record_files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
@@ -246,6 +277,13 @@ def changed_files(folder: Path, record: FilesRecord) -> dict[str, str]:
         except OSError as error:
             changes[name] = f"{UNREADABLE} ({error.strerror})"
     return changes
+
+
+def discard_inside(folder: Path, name: str) -> None:
+    """Remove a file that a record names; one that a link leads to, outside the folder, stays."""
+    path = folder / name
+    if path.parent.resolve().is_relative_to(folder.resolve()):
+        path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from glob import escape
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -21,6 +23,8 @@ from wsi.readers.openslide import OpenSlideReader, dicom_series, gone
 from wsi.readers.tiff_structure import TIFF_SUFFIXES, check_tiff
 from wsi.readers.tiffslide import PlanarReader, TiffSlideReader, storage_options
 from wsi.slide import Slide
+
+log = logging.getLogger(__name__)
 
 SLIDE_SUFFIXES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"),
@@ -65,6 +69,11 @@ class SlideSource:
         Raises:
             SlideError: the file is missing, or no reader knows it.
         """
+        slide = self._open()
+        log.debug("%s: %s, opened by %s", self.label, _size_text(slide), type(slide).__name__)
+        return slide
+
+    def _open(self) -> Slide:
         first, *others = self._readers()
         if not self.is_url and self.path.lower().endswith(TIFF_SUFFIXES):
             check_tiff(self.path)
@@ -122,7 +131,15 @@ class SlideSource:
         return self._identity(_kept_sha256, tick)
 
     def read_identity(self, tick: Callable[[int, int], None] = lambda done, total: None) -> str:
-        """`identity`, from the bytes as they are now, whatever was kept."""
+        """`identity`, from the bytes as they are now, whatever was kept.
+
+        Raises:
+            WsiError: a file cannot be read, or the server of a URL does not answer.
+        """
+        if self.is_url:
+            check_url(self.path)
+            if _remote_facts(self.path) is None:
+                raise SlideError(f"{self.label} cannot be asked now, perhaps as its URL needs a signature")
         return self._identity(file_sha256, tick)
 
     def state(self) -> tuple[tuple[str, int, int], ...]:
@@ -139,25 +156,38 @@ class SlideSource:
         except OSError as error:
             raise gone(self.path) from error
 
-    def _identity(self, sha256: Callable[[Path], str], tick: Callable[[int, int], None]) -> str:
+    def _identity(
+        self, sha256: Callable[[Path, Callable[[int], None]], str], tick: Callable[[int, int], None]
+    ) -> str:
         digest = hashlib.sha256()
         if self.is_url:
-            digest.update(_remote_facts(self.path, self.label).encode())
+            digest.update(f"{self.label}{_remote_facts(self.path) or ''}".encode())
             return digest.hexdigest()[:16]
         try:
-            own = Path(self.path)
-            files = [own, *(path for path in _companions(own) if path != own)]
+            first = Path(self.path)
+            files = [first, *(path for path in _companions(first) if path != first)]
             total, done = sum(path.stat().st_size for path in files), 0
-            for path in files:
-                name = "" if path == own else path.name  # a slide of one file may be renamed
-                digest.update(f"{name} {sha256(path)}\n".encode())
-                done += path.stat().st_size
+
+            def read(count: int) -> None:
+                nonlocal done
+                done += count
                 tick(done, total)
+
+            for path in files:
+                name = "" if path == first else path.name  # a slide of one file may be renamed
+                digest.update(f"{name} {sha256(path, read)}\n".encode())
         except OSError as error:
             raise SlideError(
                 f"{self.path} cannot be read ({error.strerror or error}); check the path"
             ) from error
         return digest.hexdigest()[:16]
+
+
+def _size_text(slide: Slide) -> str:
+    spacing = (
+        "no spacing" if slide.spacing is None else f"{slide.spacing.x_um:.4g} um/px ({slide.spacing.origin})"
+    )
+    return f"{slide.size[0]} x {slide.size[1]} px, {spacing}, levels: {len(slide.levels)}"
 
 
 def safe_name(name: str) -> str:
@@ -194,7 +224,7 @@ def check_url(path: str) -> None:
         raise ConfigError(f"{path} names no file; give the slide's own URL")
 
 
-def _kept_sha256(path: Path) -> str:
+def _kept_sha256(path: Path, read: Callable[[int], None]) -> str:
     """The hash of a file's bytes, from the cache where size and time of change are those it was made with."""
     facts = path.stat()
     key = [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
@@ -202,8 +232,10 @@ def _kept_sha256(path: Path) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
         value = json.loads(kept.read_bytes())
         if value["file"] == key:
+            log.debug("%s: its hash was kept in %s", path, kept)
+            read(facts.st_size)
             return str(value["sha256"])
-    digest = file_sha256(path)
+    digest = file_sha256(path, read)
     with suppress(StoreError):  # without a cache the file is read again next time
         write_json(kept, {"file": key, "sha256": digest})
     return digest
@@ -219,15 +251,27 @@ def _companions(path: Path) -> list[Path]:
     if suffix != ".dcm":
         return []
     beside = sorted(path.parent.glob("*.dcm"))
-    series = dicom_series(str(path)) if len(beside) > 1 else None
-    return [p for p in beside if series is not None and dicom_series(str(p)) == series]
+    series = _series_of(path) if len(beside) > 1 else None
+    return [p for p in beside if series is not None and _series_of(p) == series]
 
 
-def _remote_facts(url: str, label: str) -> str:
+def _series_of(path: Path) -> str | None:
+    facts = path.stat()
+    return _series(str(path), facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _series(path: str, size: int, time: int) -> str | None:
+    """The DICOM series of a file of this size and time of change, read once."""
+    return dicom_series(path)
+
+
+def _remote_facts(url: str) -> str | None:
+    """What a server says of a file's size and version; None where it does not answer."""
     try:
         system, path = fsspec.core.url_to_fs(url, **storage_options(url))
         facts = system.info(path)
     except Exception:  # every back end raises its own; opening the slide will say what is wrong
-        return label
+        return None
     known = ("size", "ETag", "etag", "LastModified", "mtime", "created")
-    return label + "".join(f" {key}={facts[key]}" for key in known if key in facts)
+    return "".join(f" {key}={facts[key]}" for key in known if key in facts)

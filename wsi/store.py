@@ -14,7 +14,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from wsi.arrays import Scores
 from wsi.errors import ForeignStoreError, StoreError
-from wsi.files import cannot_write
+from wsi.files import cannot_write, partial_of, remove
 from wsi.grid import TileGrid
 from wsi.heatmap import Heatmap
 from wsi.placement import Placement
@@ -102,9 +102,9 @@ class HeatmapStore:
                 )
             store.discard_damaged()
             return store
-        partial = path.with_name(f".{path.name}.partial")
+        partial = partial_of(path)
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)  # of a killed process that had our number
             path.parent.mkdir(parents=True, exist_ok=True)
             zarr.create_array(
                 partial,
@@ -118,7 +118,11 @@ class HeatmapStore:
             )
             partial.rename(path)
         except OSError as error:
+            if path.is_dir():  # another process that scores the same slide was first
+                return cls.create(path, spec)
             raise cannot_write(path, error) from error
+        finally:
+            remove(partial)
         return cls.open(path)
 
     @staticmethod
@@ -146,7 +150,7 @@ class HeatmapStore:
                 raise ValueError("it is an array of something else")
         except Exception as error:  # zarr raises what a changed letter of its metadata makes of its code
             raise ForeignStoreError(
-                f"{path} is not a heatmap, or its metadata is damaged ({error}); score the slide again with --overwrite"
+                f"{path} is not a heatmap, or its metadata is damaged ({error}); make it again with --overwrite"
             ) from error
         return cls(path, array)
 
@@ -185,7 +189,11 @@ class HeatmapStore:
             raise cannot_write(self.path, error) from error
 
     def discard_damaged(self) -> None:
-        """Remove chunks that cannot be read, with a word: they are scored again."""
+        """Remove chunks whose bytes are not as they were written, with a word: they are made again.
+
+        Raises:
+            StoreError: the disk fails; the chunk may be good.
+        """
         side = self._array.chunks[1]
         for path in sorted(self.path.glob("c/0/*/*")):
             if not (path.is_file() and path.name.isdecimal() and path.parent.name.isdecimal()):
@@ -195,8 +203,16 @@ class HeatmapStore:
                 scores = np.asarray(self._array[:, row : row + side, col : col + side])
                 if np.nanmin(scores, initial=0) < 0 or np.nanmax(scores, initial=0) > 1:
                     raise ValueError("scores lie outside 0..1")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise ForeignStoreError(
+                    f"{path} cannot be read ({error.strerror or error}); mend that and run the same command again"
+                ) from error
+            except MemoryError:
+                raise
             except Exception as error:  # codecs raise their own classes
-                log.warning("%s was damaged (%s) and is scored again", path, error)
+                log.warning("%s was damaged (%s) and is made again", path, error)
                 path.unlink(missing_ok=True)
 
     def read(self, class_index: int) -> Heatmap:
@@ -207,5 +223,5 @@ class HeatmapStore:
             return Heatmap(scores, Placement(step_x, step_y), self.attributes["stride_model_px"])
         except Exception as error:  # codecs raise their own classes
             raise ForeignStoreError(
-                f"{self.path} is broken ({error}); run the same wsi score again: what is damaged is scored again"
+                f"{self.path} is broken ({error}); run the command that made it again: what is damaged is made again"
             ) from error

@@ -20,7 +20,7 @@ import openvino as ov
 from models.engines.contract import EngineConfig, Models
 from wsi.arrays import Scores
 from wsi.blocks import PatchBlock
-from wsi.errors import ConfigError
+from wsi.errors import ConfigError, ModelError
 from wsi.files import cache_folder
 
 log = logging.getLogger(__name__)
@@ -127,14 +127,17 @@ def _converted(models: Models, orientations: int) -> Iterator[Path]:
     ]
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:24]
     path = cache_folder() / "openvino" / f"{name}.xml"
+    if os.path.exists(path):  # not Path.exists, which raises where the folder may not be looked into
+        log.debug("using the converted model %s", path)
+        yield path
+        return
+    log.info("converting %s for OpenVINO (once; kept in %s)", models.card.name, path.parent)
+    model = _convert(models, orientations)
     try:
-        if not path.exists():
-            _convert(models, orientations, path)
+        _save(model, path)
     except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError where it cannot write
         log.warning(
-            "cannot keep the converted model in %s (%s); converting for this run only",
-            path.parent,
-            _line(error),
+            "cannot keep the converted model in %s (%s); it is for this run only", path.parent, _line(error)
         )
     else:
         yield path
@@ -146,7 +149,7 @@ def _converted(models: Models, orientations: int) -> Iterator[Path]:
     with folder as name:
         path = Path(name) / path.name
         try:
-            _convert(models, orientations, path)
+            _save(model, path)
         except (OSError, RuntimeError) as error:
             raise _no_room(error) from error
         yield path
@@ -163,18 +166,33 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def _convert(models: Models, orientations: int, path: Path) -> None:
+def _convert(models: Models, orientations: int) -> ov.Model:
+    """The graph of these weights.
+
+    Raises:
+        ModelError: OpenVINO does not know a part of the network.
+    """
     import torch
 
     from models.build import build_network
 
     size = models.card.patch_px
-    log.info("converting %s for OpenVINO (once; kept in %s)", models.card.name, path.parent)
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     network = build_network(models.folders, orientations)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's and openvino's notes on tracing
-        model = ov.convert_model(network, example_input=example)
+        try:
+            return ov.convert_model(network, example_input=example)
+        except MemoryError:
+            raise
+        except Exception as error:  # its front end raises several classes, some of its own
+            names = " and ".join(card.name for card in models.cards)
+            raise ModelError(
+                f"{names} cannot be converted for OpenVINO ({_line(error)}); use --engine torch"
+            ) from error
+
+
+def _save(model: ov.Model, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.{os.getpid()}.xml")
     try:

@@ -18,7 +18,7 @@ from pipelines.camelyon16.lesions import Lesion, LesionConfig, Outline
 from wsi.annotations import TUMOUR_GROUPS
 from wsi.errors import StoreError
 from wsi.export import Feature
-from wsi.files import UNREADABLE, changed_files, read_record, record_files, write_json
+from wsi.files import UNREADABLE, changed_files, discard_inside, read_record, record_files, write_json
 from wsi.heatmap import Heatmap
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def discard_changed(out: Path, value: dict[str, Any]) -> bool:
         if change.startswith(UNREADABLE):  # perhaps good: a disk or the network failed
             raise StoreError(f"{out / name} {change}; mend that and run the same command again")
         log.warning("%s: %s; it is made again", out / name, change)
-        (out / name).unlink(missing_ok=True)
+        discard_inside(out, name)
     store = "heatmap.zarr/zarr.json"
     if store in changes and (out / "heatmap.zarr").is_dir() and not (out / "heatmap.zarr").is_symlink():
         shutil.rmtree(out / "heatmap.zarr")  # without it nobody knows what the chunks are

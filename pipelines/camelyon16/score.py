@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ from wsi.stain import StainTransform, fit_slide
 from wsi.store import HeatmapSpec, HeatmapStore
 from wsi.tissue import Mask, TissueConfig, detect_tissue
 from wsi.user_mask import mask_identity, read_user_mask
+
+log = logging.getLogger(__name__)
 
 
 class ScoreConfig(Config):
@@ -98,6 +101,8 @@ def plan_slide(
         else read_user_mask(row.mask, slide, cfg.tissue.mpp)
     )
     grid = make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue)
+    how = cfg.tissue.method if row.mask is None else str(row.mask)
+    log.debug("%s: %d cells with tissue (%s), read from level %d", slide.path, len(grid), how, plan.level)
     side = chunk_side(slide, plan)
     spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, made_of)
     recolour = fit_slide(slide, mask, card.stain_normalisation) if len(grid) else None

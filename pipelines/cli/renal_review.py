@@ -94,15 +94,17 @@ def _review_many(out_folder: Path, corrected: Path, signature: Signature, pdf: b
     """Every corrected file of a folder; one that cannot be used costs itself only."""
     files = corrected_files(out_folder, corrected)
     failed = 0
-    with progress("reviews") as tick:
-        for done, (folder, path) in enumerate(files.items()):
-            tick(done, len(files), folder.name)
-            try:
-                _say(review_slide(folder, path, signature, pdf=pdf), folder)
-            except WsiError as error:
-                failed += 1
-                err.print(f"{folder.name}: {error}", markup=False)
-    refresh_summary(out_folder)
+    try:
+        with progress("reviews") as tick:
+            for done, (folder, path) in enumerate(files.items()):
+                tick(done, len(files), folder.name)
+                try:
+                    _say(review_slide(folder, path, signature, pdf=pdf), folder)
+                except WsiError as error:
+                    failed += 1
+                    err.print(f"{folder.name}: {error}", markup=False)
+    finally:  # also of a run that is stopped
+        refresh_summary(out_folder)
     unreviewed = sum(1 for p in out_folder.glob("*/report.json") if not (p.parent / REVIEWED).is_dir())
     out.print(
         f"{len(files) - failed} of {len(files)} corrected files were counted; slides without a review: {unreviewed}",

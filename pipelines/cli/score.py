@@ -163,7 +163,7 @@ def _mask_of(row: SlideRow, mask: Path) -> Path:
         return mask
     slide = Path(row.source.path).resolve()
     for stem in (row.source.name, f"{row.source.name}_mask"):
-        for suffix in (*PICTURES, ".geojson", ".json", ".xml"):
+        for suffix in (*PICTURES, ".geojson", ".json", ".xml", ".annotations"):
             found = mask / f"{stem}{suffix}"
             if found.is_file() and found.resolve() != slide:
                 return found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pipelines.cli.console import err, out, progress
+from pipelines.run_folder import RUNNING
 from wsi.errors import StoreError, WsiError
 from wsi.files import changed_files, read_record
 from wsi.source import SlideSource
@@ -52,7 +53,9 @@ def verify(
             files, found = verify_slide(path, slides=slides)
             count += files
             problems += found
-    problems += _gone(folder)
+    files, found = verify_run(folder)
+    count += files
+    problems += found
     for sentence in problems:
         err.print(sentence, markup=False)
     what = "file and slide" if slides else "file"
@@ -64,27 +67,42 @@ def verify(
     raise typer.Exit(1 if problems else 0)
 
 
-def _gone(folder: Path) -> list[str]:
-    """A sentence for each slide that ``run.json`` lists and whose result is not there, or says something else."""
+def verify_run(folder: Path) -> tuple[int, list[str]]:
+    """How many tables and pages ``run.json`` names, and a sentence for each that is not as it was.
+
+    A slide that it lists and whose result is gone, or says something else, gets one, too.
+    """
     path = folder / "run.json"
     if not path.exists():
-        return []
-    problems = []
+        return 0, []
     try:
-        for entry in json.loads(path.read_bytes())["slides"]:
-            own = folder / str(entry["name"]) / "slide.json"
-            if not own.exists():
-                problems.append(f"{own} is missing, and run.json lists the slide")
-                continue
-            noted = json.loads(own.read_bytes())
-            problems += [
-                f"{own}: {key} is {noted[key]!r}, and {value!r} in run.json"
-                for key, value in entry.items()
-                if key in ("score", "confidence") and noted.get(key) != value
-            ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problems.append(f"{path} is broken ({error!r}); run the command that made it again")
-    return problems
+        value = json.loads(path.read_bytes())
+        record = read_record({"files": value.get("files", {})})
+        problems = [f"{folder / name}: {change}" for name, change in changed_files(folder, record).items()]
+        for entry in value["slides"]:
+            problems += _differences(folder / str(entry["name"]), entry)
+        if value["state"] == RUNNING:
+            problems.append(f"{path}: a command works in the folder, or was killed; run it again")
+        return len(record), problems
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return 0, [f"{path} is broken ({error!r}); run the command that made it again"]
+
+
+def _differences(folder: Path, entry: dict[str, Any]) -> list[str]:
+    """What a slide's own files say otherwise than its entry in ``run.json``."""
+    path = folder / "slide.json"
+    if not path.exists():
+        return [f"{path} is missing, and run.json lists the slide"]
+    noted = json.loads(path.read_bytes())
+    report = folder / "report.json"
+    if report.exists():
+        noted |= json.loads(report.read_bytes())["result"]
+    differ = []
+    for key in entry.keys() & noted.keys():
+        here = len(noted[key]) if key == "lesions" else noted[key]
+        if here != entry[key]:
+            differ.append(f"{path.parent}: {key} is {here!r}, and {entry[key]!r} in run.json")
+    return sorted(differ)
 
 
 def verify_slide(path: Path, *, slides: bool) -> tuple[int, list[str]]:

@@ -78,12 +78,21 @@ class RenalEvaluation:
                 f"{a.missed} missed); sensitivity at false detections per mm2: {at}"
             )
         yield f"percentage: mean absolute error {self.mean_error:.2f} points{self._limits()}"
+        inside, known = self.intervals
+        yield f"interval: holds the slide's true percentage on {inside} of {known} slides"
         yield f"grade: right on {self.grades_right} of {self.graded} slides, weighted kappa {self.kappa:.3f}"
         if not math.isnan(self.field_auc):
             yield (
                 f"fields: AUC {self.field_auc:.4f}, sensitivity {self.field_sensitivity:.3f}, "
                 f"specificity {self.field_specificity:.3f}"
             )
+
+    @property
+    def intervals(self) -> tuple[int, int]:
+        """On how many slides the interval holds the true percentage, and of how many both are known."""
+        known = [s for s in self.slides if s["interval"] is not None and s["true_percent"] is not None]
+        inside = [s for s in known if s["interval"][0] <= s["true_percent"] <= s["interval"][1]]
+        return len(inside), len(known)
 
     def _limits(self) -> str:
         b = self.bland_altman
@@ -269,6 +278,7 @@ def write_evaluation(folder: Path, result: RenalEvaluation) -> None:
                 "bias": None if limits is None else limits.bias,
                 "limits_of_agreement": None if limits is None else [limits.low, limits.high],
             },
+            "intervals": {"hold_truth": result.intervals[0], "slides": result.intervals[1]},
             "grade": {
                 "right": result.grades_right,
                 "slides": result.graded,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from models.detector import CapillaryDetector
     from models.detector_card import DetectorCard
 
+log = logging.getLogger(__name__)
 Share = Annotated[float, Setting(ge=0, le=1, allow_inf_nan=False)]
 LOWEST_SHOWN = 0.1  # detections from this score on are kept, to show what nearly counted, and for evaluation
 
@@ -164,6 +166,7 @@ def read_slide(
     from models.detect_slide import detect_slide
 
     limits = readers.limits(cfg)
+    log.debug("%s: %.2f mm2 of tissue", slide.path, mask.area_um2(slide.mpp) / 1e6)
     eosin = eosin_share(tissue_pixels(slide, mask))
     fields = choose_fields(
         slide,
@@ -174,6 +177,7 @@ def read_slide(
         fingerprint=identity,
         tick=lambda done, total: tick(done, total, "fields"),
     )
+    log.debug("%s: %d of %d fields are feasible", slide.path, len(fields.feasible), len(fields.fields))
     result = detect_slide(
         slide,
         fields.mask,

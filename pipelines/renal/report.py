@@ -232,14 +232,15 @@ def basis_sentences(report: RenalReport) -> tuple[str, ...]:
         else "No positive capillary is counted"
     )
     if b.flagged:
-        rests += f", {b.flagged} of them flagged ({counts_text(b.flagged_by)}); without those: "
+        rests += f", {_flagged_text(r.positive, b.flagged)} ({counts_text(b.flagged_by)}); without "
+        rests += "it: " if r.positive == 1 else "those: "
         percent = b.percent_without_flagged
         if b.grade_without_flagged is None or percent is None:
             rests += "not assessable"
         else:
             rests += f"{b.grade_without_flagged}, {percent_text(percent, cfg)} %"
     elif r.positive:
-        rests += ", none of them flagged"
+        rests += ", which is not flagged" if r.positive == 1 else ", none of them flagged"
     sentences = [f"{rests}."]
     if b.left_out_by:
         number = sum(b.left_out_by.values())
@@ -254,6 +255,12 @@ def basis_sentences(report: RenalReport) -> tuple[str, ...]:
         if c.threshold <= HIGHEST_TOLD
     ]
     return tuple(sentences)
+
+
+def _flagged_text(positive: int, flagged: int) -> str:
+    if positive == 1:
+        return "which is flagged"
+    return "all of them flagged" if flagged == positive else f"{flagged} of them flagged"
 
 
 def counts_text(counts: dict[str, int]) -> str:

@@ -17,7 +17,15 @@ from pipelines.renal.read import Readers, RenalConfig, read_slide, run_fingerpri
 from pipelines.renal.report import RenalReport, machine_report
 from wsi.config import first_mistake
 from wsi.errors import SlideError, StoreError
-from wsi.files import UNREADABLE, changed_files, discard_partials, read_record, record_files, write_json
+from wsi.files import (
+    UNREADABLE,
+    changed_files,
+    discard_inside,
+    discard_partials,
+    read_record,
+    record_files,
+    write_json,
+)
 from wsi.manifest import SlideRow
 from wsi.store import HeatmapStore
 from wsi.tissue import detect_tissue
@@ -166,7 +174,7 @@ def finished(folder: Path, identity: str) -> RenalResult | None:
         for name, change in changes.items():
             log.warning("%s: %s; the report is made again", folder / name, change)
             if not change.startswith(UNREADABLE):
-                (folder / name).unlink(missing_ok=True)
+                discard_inside(folder, name)
         if "fields.zarr/zarr.json" in changes:  # without it nobody knows what the chunks are
             HeatmapStore.discard(folder / "fields.zarr", unless="")
         if changes:

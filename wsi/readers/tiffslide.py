@@ -68,14 +68,20 @@ class PlanarReader(Slide):
     def __init__(self, path: str, *, mpp: float | None = None, allow_anisotropic: bool = False) -> None:
         try:
             self._tif = tifffile.TiffFile(path)
+        except (OSError, ValueError, IndexError, KeyError, tifffile.TiffFileError) as error:
+            raise _not_opened(path, error) from error
+        try:
             series = self._tif.series[0]
             if series.axes != "SYX" or series.shape[0] not in (3, 4):
                 raise SlideError(f"{path} holds {series.axes}, not three planes of one picture; convert it")
-            self._arrays = [zarr.open_array(level.aszarr(), mode="r") for level in series.levels]
+            count = len(series.levels)
+            self._arrays = [zarr.open_array(series.aszarr(level=i), mode="r") for i in range(count)]
         except (OSError, ValueError, IndexError, KeyError, tifffile.TiffFileError) as error:
-            raise SlideError(
-                f"{path} cannot be opened as a TIFF slide ({_first_line(error)}); check it"
-            ) from error
+            self._tif.close()
+            raise _not_opened(path, error) from error
+        except SlideError:
+            self._tif.close()
+            raise
         height, width = series.shape[1:]
         levels = [
             Level((a.shape[2], a.shape[1]), (width / a.shape[2] + height / a.shape[1]) / 2)
@@ -95,6 +101,10 @@ class PlanarReader(Slide):
     def close(self) -> None:
         """Close the file; calling it twice is fine."""
         self._tif.close()
+
+
+def _not_opened(path: str, error: Exception) -> SlideError:
+    return SlideError(f"{path} cannot be opened as a TIFF slide ({_first_line(error)}); check it")
 
 
 def windowed(
