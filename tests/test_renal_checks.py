@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from pipelines.renal.basis import basis_sentences
 from pipelines.renal.checks import (
     ChecksConfig,
     as_dense_as_the_wall,
@@ -24,7 +25,7 @@ from pipelines.renal.checks import (
 )
 from pipelines.renal.marks import Marks
 from pipelines.renal.page import ON_A_PAGE, SHOWN, more_pages
-from pipelines.renal.report import RenalReport, basis_sentences
+from pipelines.renal.report import RenalReport
 from pipelines.renal.run import report_slide
 from tests.renal_slides import BROWN, SIDE, TISSUE, Square, readers, scattered, slide_of
 from tests.slides import write_pyramid

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
-import io
 import json
 import uuid
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ import tifffile
 from shapely.geometry.base import BaseGeometry
 
 from wsi.arrays import BoxesXYXY, Scores
-from wsi.files import replacing, write_text
+from wsi.files import csv_text, replacing, write_text
 from wsi.heatmap import Heatmap
 
 Origin = Literal["auto", "slide", "bounds"]
@@ -130,12 +128,12 @@ def tile_features(
 
 def write_cells_csv(path: Path, boxes: BoxesXYXY, scores: Scores, classes: Sequence[str]) -> None:
     """``minx,miny,width,height,prob_CLASS...`` in level-0 pixels: WSInfer's form, a row per scored cell."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["minx", "miny", "width", "height", *(f"prob_{name}" for name in classes)])
-    for (x0, y0, x1, y1), values in zip(boxes, scores, strict=True):
-        rows.writerow([round(x0), round(y0), round(x1 - x0), round(y1 - y0), *(f"{v:.6f}" for v in values)])
-    write_text(path, text.getvalue())
+    header = ["minx", "miny", "width", "height", *(f"prob_{name}" for name in classes)]
+    rows = (
+        [round(x0), round(y0), round(x1 - x0), round(y1 - y0), *(f"{v:.6f}" for v in values)]
+        for (x0, y0, x1, y1), values in zip(boxes, scores, strict=True)
+    )
+    write_text(path, csv_text(header, rows))
 
 
 def write_ome_tiff(path: Path, heatmap: Heatmap, mpp: float, name: str) -> None:

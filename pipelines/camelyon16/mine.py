@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from models.card import TUMOUR_CLASSES
 from pipelines.training_pictures import write_contact_sheet
 from wsi.arrays import RgbImage
 from wsi.errors import ConfigError, StoreError
-from wsi.files import write_text
+from wsi.files import csv_text, write_text
 from wsi.grid import make_grid
 from wsi.manifest import SlideRow
 from wsi.patch_folder import NORMAL
@@ -124,11 +122,8 @@ def _of_slide(
 
 def write_list(path: Path, found: Sequence[HardNegative]) -> Path:
     """Write ``slide,x,y,score`` and a picture of the highest beside it; the picture's path."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["slide", "x", "y", "score"])
-    table.writerows([h.slide, h.x, h.y, f"{h.score:.6f}"] for h in found)
-    write_text(path, text.getvalue())
+    rows = ((h.slide, h.x, h.y, f"{h.score:.6f}") for h in found)
+    write_text(path, csv_text(("slide", "x", "y", "score"), rows))
     picture = path.with_suffix(".png")
     shown = found[:SHOWN]
     write_contact_sheet(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from pipelines.camelyon16.truth import L0_UM
 from pipelines.provenance import code_hash, commit, libraries, version
 from wsi.errors import StoreError
 from wsi.export import Feature, origin_offset, write_geojson
-from wsi.files import write_json, write_text
+from wsi.files import csv_text, write_json, write_text
 
 MISSED_COLOUR, FALSE_COLOUR = (150, 0, 170), (255, 140, 0)
 EVALUATION, MISTAKES = "evaluation.json", "mistakes"
@@ -99,15 +96,6 @@ def write_report(
 def mistakes_path(folder: Path, name: str) -> Path:
     """Missed lesions and false positives of a slide, for QuPath."""
     return folder / MISTAKES / f"{name}.geojson"
-
-
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV with a header."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(header)
-    table.writerows(rows)
-    return text.getvalue()
 
 
 def _slides(result: Evaluation) -> str:

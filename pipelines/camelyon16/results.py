@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import shutil
@@ -18,7 +16,15 @@ from pipelines.camelyon16.lesions import Lesion, LesionConfig, Outline
 from wsi.annotations import TUMOUR_GROUPS
 from wsi.errors import StoreError
 from wsi.export import Feature
-from wsi.files import UNREADABLE, changed_files, discard_inside, read_record, record_files, write_json
+from wsi.files import (
+    UNREADABLE,
+    changed_files,
+    csv_text,
+    discard_inside,
+    read_record,
+    record_files,
+    write_json,
+)
 from wsi.heatmap import Heatmap
 
 log = logging.getLogger(__name__)
@@ -196,11 +202,9 @@ def scores_csv(results: Sequence[SlideResult]) -> str:
 
     ``cells_not_read`` are those with tissue that could not be decoded: the score says nothing of them.
     """
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["slide", "score", "confidence", "cells", "cells_not_read", "note"])
+    rows = []
     for r in results:
         score = "" if r.score is None else f"{r.score:.6f}"
         reading = "not scored" if r.score is None else r.confidence or ""
-        rows.writerow([r.name, score, reading, r.cells, r.unreadable, r.note])
-    return text.getvalue()
+        rows.append([r.name, score, reading, r.cells, r.unreadable, r.note])
+    return csv_text(("slide", "score", "confidence", "cells", "cells_not_read", "note"), rows)

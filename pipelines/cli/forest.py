@@ -12,7 +12,6 @@ from pipelines.camelyon16.curves import interval_text
 from pipelines.camelyon16.features import FEATURES
 from pipelines.camelyon16.forest import Fitted, ForestCard, ForestConfig, fit, slide_key, write_forest
 from pipelines.camelyon16.predictions import read_predictions
-from pipelines.camelyon16.report import csv_text
 from pipelines.cli.camelyon16 import (
     DatasetName,
     Exclude,
@@ -26,7 +25,7 @@ from pipelines.cli.camelyon16 import (
 from pipelines.cli.console import out
 from pipelines.provenance import code_hash, version
 from pipelines.training_pictures import write_roc
-from wsi.files import write_text
+from wsi.files import csv_text, write_text
 from wsi.metrics import roc
 
 

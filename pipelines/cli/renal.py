@@ -14,12 +14,13 @@ from pipelines.cli.options import Anisotropic, Mpp, Out
 from pipelines.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
 from pipelines.config import load_config
 from pipelines.provenance import code_hash, run_record, version
+from pipelines.renal.basis import basis_sentences
 from pipelines.renal.fields import field_threshold
 from pipelines.renal.grading import grade_word, percent_text
 from pipelines.renal.labels import proposed_labels
 from pipelines.renal.page import check_pdf
 from pipelines.renal.read import Readers, RenalConfig, run_fingerprint
-from pipelines.renal.report import basis_sentences, grading_of
+from pipelines.renal.report import grading_of
 from pipelines.renal.run import RenalResult, earlier_reports, report_slide
 from pipelines.renal.summary import write_results
 from pipelines.run_folder import RunFolder, refuse_other_run

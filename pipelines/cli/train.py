@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,7 @@ from pipelines.training_pictures import write_contact_sheet, write_curves, write
 from wsi.config import Config
 from wsi.dataset import apply_dataset, rows_of_folder
 from wsi.errors import ConfigError, StoreError
-from wsi.files import write_json, write_text
+from wsi.files import csv_text, write_json, write_text
 from wsi.manifest import SlideRow, read_manifest
 from wsi.metrics import auc, auc_interval, roc
 from wsi.patch_folder import PatchFolder, read_patches
@@ -260,12 +258,11 @@ def _cross_validate(
 def _write_validation(found: PatchFolder, result: OutOfFold, cfg: TrainConfig, folder: Path) -> None:
     """Scores, the table, the ROC curves, and the worst mistakes."""
     names = [file.name for file in found.files]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["file", "label", "fold", "score"])
-    for name, tumour, fold, score in zip(names, result.tumour, result.fold, result.scores, strict=True):
-        table.writerow([name, "tumor" if tumour else "normal", fold + 1, f"{score:.6f}"])
-    write_text(folder / "scores.csv", text.getvalue())
+    rows = (
+        (name, "tumor" if tumour else "normal", fold + 1, f"{score:.6f}")
+        for name, tumour, fold, score in zip(names, result.tumour, result.fold, result.scores, strict=True)
+    )
+    write_text(folder / "scores.csv", csv_text(("file", "label", "fold", "score"), rows))
     whole = auc(result.tumour, result.scores)
     low, high = auc_interval(result.tumour, result.scores)
     curves = [(f"pooled, AUC {whole:.4f}", *roc(result.tumour, result.scores))]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +16,7 @@ from pipelines.config import load_config
 from pipelines.provenance import code_hash, version
 from pipelines.training_pictures import write_curves
 from wsi.errors import ConfigError
-from wsi.files import write_text
+from wsi.files import csv_text, write_text
 from wsi.manifest import SlideRow, read_manifest
 
 if TYPE_CHECKING:
@@ -168,16 +166,23 @@ def _compare(trials: Sequence[Trial], folder: Path, *, resume: bool, overwrite: 
 
 
 def _write_table(folder: Path, scores: Sequence[TrialScore]) -> None:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(
-        ["trial", "class", "enlarged_um", "ap50_learned", "ap50_capillary", "f1", "hits", "false", "missed"]
+    header = (
+        "trial",
+        "class",
+        "enlarged_um",
+        "ap50_learned",
+        "ap50_capillary",
+        "f1",
+        "hits",
+        "false",
+        "missed",
     )
+    rows = []
     for s in scores:
         a = s.agreement
         values = [f"{v:.4f}" for v in (s.ap50_learned, s.ap50_capillary, a.f1)]
-        rows.writerow([s.trial, s.label, f"{s.enlarged_um:g}", *values, a.hits, a.false, a.missed])
-    write_text(folder / "trials.csv", text.getvalue())
+        rows.append([s.trial, s.label, f"{s.enlarged_um:g}", *values, a.hits, a.false, a.missed])
+    write_text(folder / "trials.csv", csv_text(header, rows))
 
 
 def _show_table(scores: Sequence[TrialScore]) -> None:

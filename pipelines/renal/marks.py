@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +14,7 @@ from pipelines.renal.grading import FieldCounts
 from wsi.arrays import BoxesXYXY, PointsXY
 from wsi.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.export import Feature, feature_id
+from wsi.files import csv_text
 
 Source = Literal["machine", "reclassified", "added"]
 COLUMNS = (
@@ -137,14 +136,12 @@ def machine_ids(slide: str, boxes: BoxesXYXY) -> tuple[str, ...]:
 
 def marks_csv(marks: Marks, fields: FieldSet) -> str:
     """One row per capillary, in level-0 pixels; those not counted are there, too, and say so."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
+    rows = []
     feasible = fields.feasible
     for i in range(len(marks)):
         at = feasible[marks.field[i]] if marks.field[i] >= 0 else None
         group = POSITIVE if marks.positive[i] else NEGATIVE
-        rows.writerow(
+        rows.append(
             [
                 marks.ids[i],
                 group,
@@ -159,7 +156,7 @@ def marks_csv(marks: Marks, fields: FieldSet) -> str:
                 marks.doubts[i],
             ]
         )
-    return text.getvalue()
+    return csv_text(COLUMNS, rows)
 
 
 def _number(value: float) -> str:

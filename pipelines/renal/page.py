@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipelines.cohort import Failure
+from pipelines.renal.basis import basis_sentences
 from pipelines.renal.fields import FieldSet
 from pipelines.renal.grading import GradingConfig, grade_word, percent_text
 from pipelines.renal.marks import Marks, mark_features, marks_csv
@@ -25,7 +26,7 @@ from pipelines.renal.pictures import (
     overview_picture,
 )
 from pipelines.renal.read import RenalConfig
-from pipelines.renal.report import RenalReport, basis_sentences, grading_of
+from pipelines.renal.report import RenalReport, grading_of
 from wsi.c4d import NEGATIVE, POSITIVE
 from wsi.errors import ConfigError
 from wsi.export import origin_offset, write_geojson

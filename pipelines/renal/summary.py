@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cohort import Failure
+from pipelines.renal.basis import basis_sentences
 from pipelines.renal.grading import grade_word
 from pipelines.renal.page import write_index
-from pipelines.renal.report import RenalReport, basis_sentences, grading_of
+from pipelines.renal.report import RenalReport, grading_of
 from pipelines.renal.run import RenalResult, corrected_readings, read_report
 from pipelines.run_folder import note_tables
 from wsi.errors import StoreError

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ import shapely
 
 from wsi.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 from wsi.export import Feature, write_geojson
-from wsi.files import write_json, write_text
+from wsi.files import csv_text, write_json, write_text
 from wsi.phantom.kidney_fields import KidneyField, fields_of
 from wsi.phantom.kidney_layout import KidneyLayout, KidneyPlanner
 from wsi.phantom.kidney_paint import KIDNEY_SCANNERS, KidneyPainter
@@ -147,10 +145,5 @@ def field_features(name: str, fields: Sequence[KidneyField]) -> list[Feature]:
 def write_kidney_manifest(out: Path, slides: Sequence[KidneyPhantom], splits: Sequence[str]) -> None:
     """Write ``slides.csv`` and ``fields.csv`` with path, truth (capillaries; fields) and split."""
     for table, ending in (("slides.csv", ".geojson"), ("fields.csv", "_fields.geojson")):
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["path", "truth", "split"])
-        rows.writerows(
-            (f"{s.name}.tif", s.name + ending, split) for s, split in zip(slides, splits, strict=True)
-        )
-        write_text(out / table, text.getvalue())
+        rows = [(f"{s.name}.tif", s.name + ending, split) for s, split in zip(slides, splits, strict=True)]
+        write_text(out / table, csv_text(("path", "truth", "split"), rows))

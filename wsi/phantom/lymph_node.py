@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from shapely import MultiPolygon
 
 from wsi.annotations import Annotation, write_asap
 from wsi.arrays import RgbImage
-from wsi.files import replacing, write_text
+from wsi.files import csv_text, replacing, write_text
 from wsi.phantom.artefacts import BLUR_PX, PAINTERS, near
 from wsi.phantom.canvas import Canvas, Place
 from wsi.phantom.drawn import DrawnTissue
@@ -159,10 +157,8 @@ def validation_split(slides: list[PhantomSlide], share: float) -> list[str]:
 
 def write_manifest(out: Path, slides: list[PhantomSlide], splits: list[str]) -> None:
     """``slides.csv`` with path, truth, label and split, for `wsi score` and `wsi train`."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["path", "truth", "label", "split"])
-    for slide, split in zip(slides, splits, strict=True):
-        label = "tumor" if slide.tumour else "normal"
-        rows.writerow([f"{slide.name}.tif", f"{slide.name}.xml", label, split])
-    write_text(out / "slides.csv", text.getvalue())
+    rows = (
+        (f"{slide.name}.tif", f"{slide.name}.xml", "tumor" if slide.tumour else "normal", split)
+        for slide, split in zip(slides, splits, strict=True)
+    )
+    write_text(out / "slides.csv", csv_text(("path", "truth", "label", "split"), rows))
