@@ -23,7 +23,7 @@ class Failure:
     """A slide that could not be scored, and why.
 
     Attributes:
-        path: absolute, or a URL without its query.
+        path: as it was given; a URL without its query.
         trace: of a defect of ours.
         gone: whether its file was no longer there.
     """
@@ -234,20 +234,20 @@ def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, in
     try:
         return work(row, name, index)
     except ForeignStoreError as error:
-        return Failure(name, row.source.place, _unsigned(error, row))
+        return Failure(name, row.source.label, _unsigned(error, row))
     except (StoreError, ModelError, ConfigError):
         raise
     except WsiError as error:
         missing = not row.source.is_url and not Path(row.source.path).exists()
         told = gone(row.source.path) if missing else error
-        return Failure(name, row.source.place, _unsigned(told, row), gone=missing)
+        return Failure(name, row.source.label, _unsigned(told, row), gone=missing)
     except MemoryError:
-        return Failure(name, row.source.place, f"{row.source.label}: memory ran out; end other programs")
+        return Failure(name, row.source.label, f"{row.source.label}: memory ran out; end other programs")
     except Exception as error:  # a defect of ours on one slide must not cost the others
         reason = (
             f"{row.source.path}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
         )
-        return Failure(name, row.source.place, reason, traceback.format_exc())
+        return Failure(name, row.source.label, reason, traceback.format_exc())
 
 
 def _unsigned(error: WsiError, row: SlideRow) -> str:

@@ -345,6 +345,9 @@ class TestBitRot:
         shutil.copy(red_square, tmp_path / "s.tif")
         monkeypatch.chdir(tmp_path)
         assert wsi("score", "s.tif", "--out", "out")[0] == 0
+        assert (
+            str(tmp_path) not in (tmp_path / "out" / "run.json").read_text()
+        )  # it goes with reports of defects
         monkeypatch.chdir(tmp_path / "elsewhere")
         assert wsi("verify", "../out", "--slides")[0] == 0
 

@@ -39,6 +39,7 @@ class SlideResult:
     """What is known of a slide after scoring.
 
     Attributes:
+        path: absolute, or a URL without its query.
         score: the heatmap's maximum; None where no cell was scored.
         lesions: maxima of the heatmap, best first.
         areas: connected areas at or above the threshold.
@@ -70,8 +71,10 @@ class SlideResult:
         return self.score is None
 
     def summary(self) -> dict[str, Any]:
-        """Its entry in ``run.json``."""
-        return asdict(self) | {"lesions": len(self.lesions)}
+        """Its entry in ``run.json``, which tells nobody where the slide lies; ``slide.json`` does."""
+        entry = asdict(self) | {"lesions": len(self.lesions)}
+        del entry["path"]
+        return entry
 
 
 def group_of(positive: str) -> str:
