@@ -438,9 +438,11 @@ class TestLazyCommands:
             if not hasattr(command, "commands"):
                 options = {o for p in command.params for o in getattr(p, "opts", [])}
                 assert {"-q", "-v"} <= options, name
-                assert ("--out" in options) <= ("-o" in options or name not in ("score", "renal report")), (
-                    name
-                )
+                assert ("--out" in options) == ("-o" in options), name
+                assert ("--model" in options) == ("-m" in options), name
+                arguments = [p for p in command.params if p.param_type_name == "argument"]
+                assert "Examples:\n" in command.help or not arguments, name
+                assert not {p.metavar for p in arguments} & {"PATH", "TEXT"}, name
 
     def test_help_shows_defaults_and_examples(self, wsi: Run) -> None:
         code, out, _ = wsi("score", "-h")

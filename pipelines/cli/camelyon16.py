@@ -38,7 +38,7 @@ app = typer.Typer(no_args_is_help=True, help="The Camelyon16 benchmark: evaluate
 Truth = Annotated[
     Path,
     typer.Option(
-        help="Folder of annotation files or masks, or slides.csv with the columns path, truth, label."
+        help="A folder of annotation files or masks, or a slides.csv with the columns path, truth, label."
     ),
 ]
 VariantName = Annotated[
@@ -51,7 +51,9 @@ DatasetName = Annotated[
         help="Whose rules by slide name apply where --truth is a folder: exclusions, slides marked in part."
     ),
 ]
-Exclude = Annotated[list[str] | None, typer.Option(help="Leave out this slide; repeat for several.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Leave out this slide; give it several times for several.")
+]
 Slides = Annotated[
     list[str] | None,
     typer.Option(help="The slides, where the results do not know them: folder or slides.csv."),
@@ -66,7 +68,7 @@ SlideModel = Annotated[
     Path | None,
     typer.Option(help="Score slides by this forest (wsi camelyon16 forest), not by their maximum."),
 ]
-TruthLabel = Annotated[int | None, typer.Option(min=1, help="Value of masks that means tumour.")]
+TruthLabel = Annotated[int | None, typer.Option(min=1, help="The value of masks that means tumour.")]
 
 
 @app.callback()
@@ -81,7 +83,13 @@ def evaluate_command(
     ],
     truth: Truth,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Default: RESULTS/evaluation, or evaluation-VARIANT.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The folder for the evaluation.",
+            show_default="RESULTS/evaluation, or evaluation-VARIANT",
+        ),
     ] = None,
     variant: VariantName = "official",
     draws: Annotated[
@@ -92,7 +100,10 @@ def evaluate_command(
     at: Annotated[
         list[float] | None,
         typer.Option(
-            min=0, max=1, help="Slide score from which a slide counts as tumour; repeat. Default 0.5."
+            min=0,
+            max=1,
+            help="The slide score from which a slide counts as tumour; give it several times for several.",
+            show_default="0.5",
         ),
     ] = None,
     dataset: DatasetName = "camelyon16",
@@ -106,11 +117,18 @@ def evaluate_command(
     published: Annotated[
         bool | None,
         typer.Option(
-            help="Draw published results on the real test slides. Default: if all are called test_*."
+            help="Draw published results on the real test slides. ",
+            show_default="if all slides are called test_*",
         ),
     ] = None,
 ) -> None:
-    """FROC, ROC and their intervals, tables of lesions and false positives, curves, and a page of every mistake."""
+    """Compute FROC, ROC and their intervals, with tables of lesions and false positives and a page of every mistake.
+
+    Examples:
+    wsi camelyon16 evaluate results --truth CAMELYON16/testing
+
+    wsi camelyon16 evaluate results --truth slides.csv --variant negatives
+    """
     cfg = EvaluationConfig(
         variant=variant, draws=draws, seed=seed, at=tuple(at or (0.5,)), truth_label=truth_label
     )
@@ -215,9 +233,15 @@ def compare_command(
         int, typer.Option(min=100, max=100_000, help="The number of bootstrap draws and of permutations.")
     ] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="The seed of both.")] = 0,
-    file: Annotated[Path | None, typer.Option("--out", help="JSON to write.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A JSON file to write the comparison to.")
+    ] = None,
 ) -> None:
-    """Is one better than the other? Paired bootstrap of the differences, and a paired permutation test."""
+    """Tell whether one run is better than the other, by a paired bootstrap and a paired permutation test.
+
+    Examples:
+    wsi camelyon16 compare first_results second_results
+    """
     a, b = read_evaluation(first), read_evaluation(second)
     found = compare(a, b, draws, seed)
     if file is not None:

@@ -29,7 +29,9 @@ from wsi.heatmap import Heatmap
 from wsi.store import HeatmapStore
 
 app = typer.Typer(no_args_is_help=True, help="Write results for QuPath, ASAP and others.")
-Folder = Annotated[Path, typer.Argument(help="OUT of wsi score, or one slide's folder in it.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score, or one slide's folder in it.")
+]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -110,6 +112,11 @@ def geojson(
     """Write outlines and peaks for QuPath: lesions.geojson; and with --tiles every cell: cells.geojson.
 
     A tile has the class of the tumour only from the threshold on that the slide was scored with.
+
+    Examples:
+    wsi export geojson results
+
+    wsi export geojson results/my_slide --tiles --gz
     """
 
     def write(scored: Scored) -> Path:
@@ -148,7 +155,11 @@ def _write_both(path: Path, features: list[Feature], offset: tuple[int, int], gz
 
 @app.command("asap")
 def asap(folder: Folder) -> None:
-    """Outlines as ASAP XML."""
+    """Write outlines for ASAP: lesions.xml.
+
+    Examples:
+    wsi export asap results
+    """
 
     def write(scored: Scored) -> Path:
         areas = outlines(scored.heatmap, scored.lesion_settings)
@@ -165,7 +176,11 @@ def asap(folder: Folder) -> None:
 
 @app.command("csv")
 def csv_cells(folder: Folder) -> None:
-    """Every scored cell as a row: minx,miny,width,height,prob_CLASS..., WSInfer's form."""
+    """Write every scored cell as a row of cells.csv: minx,miny,width,height,prob_CLASS..., WSInfer's form.
+
+    Examples:
+    wsi export csv results
+    """
 
     def write(scored: Scored) -> Path:
         classes: list[str] = scored.facts["classes"]
@@ -183,10 +198,14 @@ def csv_cells(folder: Folder) -> None:
 def ome_tiff(
     folder: Folder,
     class_name: Annotated[
-        str | None, typer.Option("--class", help="Which class; default the positive one.")
+        str | None, typer.Option("--class", help="The class to write.", show_default="the positive one")
     ] = None,
 ) -> None:
-    """The heatmap of one class as lossless float32 OME-TIFF with physical sizes."""
+    """Write the heatmap of one class as heatmap.ome.tif: lossless float32, with physical sizes.
+
+    Examples:
+    wsi export ome-tiff results --class tumor
+    """
 
     def write(scored: Scored) -> Path:
         name = class_name or scored.facts["positive"]

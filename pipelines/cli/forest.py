@@ -30,9 +30,9 @@ from wsi.metrics import roc
 
 
 def forest_command(
-    results: Annotated[Path, typer.Argument(help="OUT of wsi score.")],
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score.")],
     truth: Truth,
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="The folder for the model.")],
     trees: Annotated[int, typer.Option(min=1, max=10_000, help="The number of trees.")] = 500,
     folds: Annotated[
         int, typer.Option(min=2, help="The number of folds of the cross-validation, by slide.")
@@ -44,7 +44,11 @@ def forest_command(
     others_normal: OthersNormal = False,
     truth_label: TruthLabel = None,
 ) -> None:
-    """Grow a slide-level model on 28 features of the heatmaps; cross-validation says what it adds to the maximum."""
+    """Grow a slide-level model on 28 features of the heatmaps; cross-validation says what it adds to the maximum.
+
+    Examples:
+    wsi camelyon16 forest training_results --truth CAMELYON16 -o forest
+    """
     cfg = ForestConfig(trees=trees, folds=folds, seed=seed)
     selection = Selection(rules(dataset), tuple(exclude or ()), subset, others_normal)
     predictions = read_predictions(results)

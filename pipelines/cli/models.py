@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="List, show and export models.")
 
 @app.command("list")
 def list_models() -> None:
-    """The models that ship with the program."""
+    """List the models that ship with the program."""
     for name in shipped():
         if is_detector(find_folder(name)):
             detector = _detector_card(name)
@@ -46,23 +46,41 @@ def _detector_card(model: str) -> DetectorCard:
 
 
 @app.command("show")
-def show(model: Annotated[str, typer.Argument(help="Name of a model that ships, or a folder.")]) -> None:
-    """A model's card: data, split, recipe, metrics, intended use, limits."""
+def show(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The name of a model that ships, or a model's folder.")
+    ],
+) -> None:
+    """Print a model's card: data, split, recipe, metrics, intended use, limits.
+
+    Examples:
+    wsi models show lymph-node-demo
+    """
     card = _detector_card(model) if is_detector(find_folder(model)) else find_models([model]).card
     out.print(card_json(card), end="", markup=False)
 
 
 @app.command("export")
 def export(
-    model: Annotated[str, typer.Argument(help="Name of a model that ships, or a folder.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder to write; made if it is not there.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The name of a model that ships, or a model's folder.")
+    ],
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder to write; it is made if it is not there.")
+    ],
     form: Annotated[
         Literal["onnx", "wsinfer"],
-        typer.Option("--form", help="onnx: model.onnx and card.json. wsinfer: TorchScript and config.json."),
+        typer.Option(
+            "--form", help="onnx writes model.onnx and card.json, wsinfer writes TorchScript and config.json."
+        ),
     ] = "onnx",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in OUT.")] = False,
 ) -> None:
-    """Write a model for other programs, and check that it gives the same answers."""
+    """Write a model for other programs, and check that it gives the same answers.
+
+    Examples:
+    wsi models export lymph-node-demo --form onnx -o my_export
+    """
     from models.portable import export_onnx, export_wsinfer
 
     if folder.exists() and any(folder.iterdir()) and not overwrite:

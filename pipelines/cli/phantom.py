@@ -27,29 +27,37 @@ def _group() -> None:
 
 @app.command("lymph-node")
 def lymph_node(
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the slides.")],
-    count: Annotated[int, typer.Option(min=1, max=1000, help="How many slides.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other slides.")] = 1,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of level 0, in pixels.")] = "14336x12288",
-    tumour_share: Annotated[float, typer.Option(min=0, max=1, help="Share of tumour slides.")] = 0.5,
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for the slides; it is made if it is not there.")
+    ],
+    count: Annotated[int, typer.Option(min=1, max=1000, help="The number of slides.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="The seed; another one gives other slides.")] = 1,
+    size: Annotated[
+        str, typer.Option(help="Width and height of level 0 in pixels, as WIDTHxHEIGHT.")
+    ] = "14336x12288",
+    tumour_share: Annotated[float, typer.Option(min=0, max=1, help="The share of slides with tumour.")] = 0.5,
     validation_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of slides marked 'validation' in slides.csv.")
+        float, typer.Option(min=0, max=1, help="The share of slides marked 'validation' in slides.csv.")
     ] = 0.2,
     patches: Annotated[
-        Path | None, typer.Option(help="Folder of labelled patches: slides become mosaics of them.")
+        Path | None, typer.Option(help="A folder of labelled patches: slides become mosaics of them.")
     ] = None,
     polygons: Annotated[
-        Path | None, typer.Option(help="Folder of annotation files: a mosaic's lesions have their outlines.")
+        Path | None,
+        typer.Option(help="A folder of annotation files: a mosaic's lesions have their outlines."),
     ] = None,
     part: Annotated[
-        str, typer.Option(help="Share of patches and outlines to use, such as 0-70 and 70-100 (percent).")
+        str, typer.Option(help="The share of patches and outlines to use, such as 0-70 and 70-100 (percent).")
     ] = "0-100",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other phantoms in OUT.")] = False,
 ) -> None:
-    """Lymph nodes with metastases: slides, ASAP XML and mask as truth, and slides.csv.
+    """Draw lymph nodes with metastases: slides, ASAP XML and mask as truth, and slides.csv.
 
     With --patches and --polygons they are mosaics of real tissue. Slides marked 'validation' share neither
     patch nor outline with the others, and neither do cohorts made with parts that do not overlap.
+
+    Examples:
+    wsi phantom lymph-node --count 4 --seed 7 -o phantoms
     """
     settings: dict[str, object] = {"seed": seed, "count": count, "size": size, "tumour_share": tumour_share}
     mosaic = _materials(patches, polygons, part, validation_share)
@@ -82,22 +90,32 @@ def lymph_node(
 
 @app.command("kidney")
 def kidney(
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the slides.")],
-    count: Annotated[int, typer.Option(min=1, max=1000, help="How many slides.")] = 6,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other slides.")] = 1,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of level 0, in pixels.")] = "12288x8192",
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for the slides; it is made if it is not there.")
+    ],
+    count: Annotated[int, typer.Option(min=1, max=1000, help="The number of slides.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="The seed; another one gives other slides.")] = 1,
+    size: Annotated[
+        str, typer.Option(help="Width and height of level 0 in pixels, as WIDTHxHEIGHT.")
+    ] = "12288x8192",
     c4d: Annotated[
-        str, typer.Option(help="Percent of capillaries that are C4d-positive, slide by slide, in turn.")
+        str,
+        typer.Option(help="The percentages of capillaries that are C4d-positive, slide by slide, in turn."),
     ] = "0,2,8,20,45,75",
     validation_share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of slides marked 'validation' in slides.csv, the last ones."),
+        typer.Option(
+            min=0, max=1, help="The share of slides marked 'validation' in slides.csv, the last ones."
+        ),
     ] = 0.2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other phantoms in OUT.")] = False,
 ) -> None:
-    """Kidney transplants stained for C4d: slides, and the true capillaries and fields as GeoJSON.
+    """Draw kidney transplants stained for C4d: slides, and the true capillaries and fields as GeoJSON.
 
     Brown tubules, glomeruli and arteries, partial rings and serum are on them, too: they are no positive capillaries.
+
+    Examples:
+    wsi phantom kidney --count 2 --c4d 0,20 -o kidneys
     """
     percents = _percents(c4d)
     settings: dict[str, object] = {"kind": "kidney", "seed": seed, "count": count, "size": size, "c4d": c4d}

@@ -48,10 +48,12 @@ def _group() -> None:
 
 @app.command("propose")
 def propose(
-    slide: Annotated[str, typer.Argument(help="A C4d-immunostained slide.")],
-    file: Annotated[Path, typer.Option("--out", help="GeoJSON to write.")],
+    slide: Annotated[str, typer.Argument(metavar="SLIDE", help="A C4d-immunostained slide.")],
+    file: Annotated[Path, typer.Option("--out", "-o", help="The GeoJSON file to write.")],
     model: Detector = DETECTOR,
-    confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is proposed.")] = 0.5,
+    confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="The lowest score of a box that is proposed.")
+    ] = 0.5,
     origin: Annotated[
         Origin, typer.Option(help="Where the coordinates begin; auto is what QuPath shows.")
     ] = "auto",
@@ -61,7 +63,11 @@ def propose(
         bool, typer.Option("--overwrite", help="Replace the file, corrected or not.")
     ] = False,
 ) -> None:
-    """Propose capillaries for a person to correct in QuPath: boxes with class and score, not locked."""
+    """Propose capillaries for a person to correct in QuPath: boxes with class and score, not locked.
+
+    Examples:
+    wsi renal propose biopsy.svs -o capillaries.geojson
+    """
     from models.detect_slide import detect_slide
     from models.detector_card import load_detector
     from models.engines.contract import find_folder

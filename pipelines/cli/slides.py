@@ -32,12 +32,23 @@ MIN_FREE_GIB = 2
 
 
 def info(
-    slides: Annotated[list[str], typer.Argument(help="Slides, folders or URLs.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    slides: Annotated[
+        list[str],
+        typer.Argument(metavar="SLIDES", help="Slides, folders of slides, URLs, or a table of slides."),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object for each slide, on a line of its own.")
+    ] = False,
     mpp: Mpp = None,
     allow_anisotropic: Anisotropic = False,
 ) -> None:
-    """Print facts about a slide: its size, its spacing and where that comes from, its levels and bounds."""
+    """Print facts about a slide: its size, its spacing and where that comes from, its levels and bounds.
+
+    Examples:
+    wsi info my_slide.svs
+
+    wsi info slides/ --json
+    """
     failed = False
     for row in gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic):
         try:
@@ -100,22 +111,40 @@ class Check:
 
 
 def doctor(
-    slides: Annotated[list[str] | None, typer.Argument(help="Slides, folders or a manifest.")] = None,
+    slides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SLIDES", help="Slides, folders of slides, or a table of slides."),
+    ] = None,
     model: ModelNames = None,
     manifest: Annotated[
         Path | None,
         typer.Option(
-            help="slides.csv or a folder: check it for training, with the truth and cells of each slide."
+            help="A slides.csv or a folder to check for training, with the truth and the cells of each slide."
         ),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="With --manifest: the recipe to be trained.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The recipe that is to be trained; it goes with --manifest.")
+    ] = None,
     mpp: Mpp = None,
-    native: Annotated[bool, typer.Option("--native", help="As for wsi score.")] = False,
+    native: Annotated[
+        bool,
+        typer.Option(
+            "--native",
+            help="Read every slide at its own level 0, whatever its spacing, as wsi score does with it.",
+        ),
+    ] = False,
     allow_anisotropic: Anisotropic = False,
 ) -> None:
     """Check whether this machine and each slide are ready: versions, device, spacing, levels, the time it will take.
 
     With --manifest, check whether a data set is ready for training: files, spacing, truth inside the slide, cells.
+
+    Examples:
+    wsi doctor
+
+    wsi doctor my_slide.svs -m my_model
+
+    wsi doctor --manifest CAMELYON16 --recipe configs/camelyon16.yaml
     """
     if manifest is not None:
         checks = check_training(manifest, recipe)

@@ -25,15 +25,19 @@ from pipelines.provenance import code_hash, version
 
 
 def submit_command(
-    results: Annotated[Path, typer.Argument(help="OUT of wsi score.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score.")],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
     subset: Annotated[bool, typer.Option("--subset", help="Leave out slides that failed.")] = False,
     slide_model: SlideModel = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier submission in OUT.")
     ] = False,
 ) -> None:
-    """Write the challenge's files: lesions/NAME.csv of every slide, also the empty ones, and classification.csv."""
+    """Write the challenge's files: lesions/NAME.csv of every slide, also the empty ones, and classification.csv.
+
+    Examples:
+    wsi camelyon16 submit results -o submission
+    """
     predictions = with_slide_model(read_predictions(results), slide_model)
     made_by = f"slidewright {version()}, code {code_hash()}; slide score: {predictions.score_rule}"
     models = ", ".join(m["name"] for m in predictions.made_by.get("models", []))
@@ -52,16 +56,21 @@ def submit_command(
 
 
 def check_command(
-    submission: Annotated[Path, typer.Argument(help="Folder of a submission.")],
+    submission: Annotated[Path, typer.Argument(metavar="SUBMISSION", help="The folder of a submission.")],
     truth: Annotated[
-        Path | None, typer.Option(help="As for evaluate: says which slides must be there.")
+        Path | None,
+        typer.Option(help="The truth, as for wsi camelyon16 evaluate: it tells which slides must be there."),
     ] = None,
     slides: Slides = None,
     dataset: DatasetName = "camelyon16",
     exclude: Exclude = None,
     others_normal: OthersNormal = False,
 ) -> None:
-    """Say what is missing or out of bounds in a submission; exit code 1 if anything is."""
+    """Say what is missing or out of bounds in a submission; exit code 1 if anything is.
+
+    Examples:
+    wsi camelyon16 check submission --truth CAMELYON16/testing
+    """
     table = None if truth is None else read_truth_table(truth)
     expected = table is None or None in table.files.values()
     rows = gather(slides, mpp=None, allow_anisotropic=False) if slides else []

@@ -41,12 +41,19 @@ def _group() -> None:
 
 @app.command("classifier")
 def classifier(
-    config: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/camelyon16.yaml.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the model, metrics.csv and pictures.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as configs/camelyon16.yaml.")
+    ],
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for the model, metrics.csv and pictures.")
+    ],
     slides: Annotated[
-        Path | None, typer.Option(help="slides.csv, or a folder of slides and truth files of the same names.")
+        Path | None,
+        typer.Option(help="A slides.csv, or a folder of slides and truth files of the same names."),
     ] = None,
-    patches: Annotated[Path | None, typer.Option(help="Folder of labelled patches, instead.")] = None,
+    patches: Annotated[
+        Path | None, typer.Option(help="A folder of labelled patches, instead of slides.")
+    ] = None,
     init: Annotated[
         Path | None,
         typer.Option(
@@ -54,9 +61,15 @@ def classifier(
             "it, or 'none'."
         ),
     ] = None,
-    hard: Annotated[Path | None, typer.Option(help="List of hard negatives from 'wsi train mine'.")] = None,
-    examples: Annotated[int | None, typer.Option(help="Patches to train on; overrides the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,
+    hard: Annotated[
+        Path | None, typer.Option(help="A list of hard negatives that 'wsi train mine' wrote.")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(help="The number of patches to train on.", show_default="the recipe's")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The seed of everything that is drawn.", show_default="the recipe's")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that stopped in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUT.")] = False,
 ) -> None:
@@ -64,6 +77,11 @@ def classifier(
 
     Ctrl-C stops after the batch at hand; the same command with --resume goes on. For several GPUs:
     torchrun --nproc-per-node N -m pipelines.cli train classifier ...
+
+    Examples:
+    wsi train classifier configs/camelyon16.yaml --slides CAMELYON16 -o runs/camelyon16
+
+    wsi train classifier configs/camelyon16.yaml --slides CAMELYON16 -o runs/camelyon16 --resume
     """
     from models.recipe import TrainConfig
 
@@ -295,15 +313,25 @@ def _write_validation(found: PatchFolder, result: OutOfFold, cfg: TrainConfig, f
 
 @app.command("mine")
 def mine(
-    scored: Annotated[Path, typer.Argument(help="Results of 'wsi score' on the training slides.")],
+    scored: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score on the training slides.")
+    ],
     slides: Annotated[Path, typer.Option(help="The training slides: slides.csv, or their folder.")],
-    listing: Annotated[Path, typer.Option("--out", help="CSV to write; a picture goes beside it.")],
+    listing: Annotated[Path, typer.Option("--out", "-o", help="The CSV to write; a picture goes beside it.")],
     config: Annotated[Path | None, typer.Option(help="The recipe, for what it knows of the slides.")] = None,
-    per_slide: Annotated[int, typer.Option(min=1, help="At most so many from one slide.")] = 50,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score.")] = 0.5,
+    per_slide: Annotated[
+        int, typer.Option(min=1, help="The most cells that are listed from one slide.")
+    ] = 50,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="The lowest score of a cell that is listed.")
+    ] = 0.5,
     margin: Annotated[int, typer.Option(min=0, help="Cells around tumour that are left out.")] = 2,
 ) -> None:
-    """List the highest-scoring normal cells: hard negatives for 'wsi train classifier --hard'."""
+    """List the highest-scoring normal cells: hard negatives for 'wsi train classifier --hard'.
+
+    Examples:
+    wsi train mine runs/scored --slides slides.csv -o hard.csv
+    """
     from models.recipe import TrainConfig
 
     base = TrainConfig(name="mine") if config is None else load_config(config, TrainConfig)

@@ -26,10 +26,16 @@ if TYPE_CHECKING:
 
 STEP_PX = 10  # between the enlargements of a sweep, as in the paper's table
 
-Recipe = Annotated[Path, typer.Argument(help="YAML recipe.")]
-Folder = Annotated[Path, typer.Option("--out", help="Folder for the model, metrics.csv and metrics.png.")]
-Examples = Annotated[int | None, typer.Option(help="Examples to train on; overrides the recipe's.")]
-Seed = Annotated[int | None, typer.Option(help="Overrides the recipe's.")]
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+Folder = Annotated[
+    Path, typer.Option("--out", "-o", help="The folder for the model, metrics.csv and metrics.png.")
+]
+Examples = Annotated[
+    int | None, typer.Option(help="The number of examples to train on.", show_default="the recipe's")
+]
+Seed = Annotated[
+    int | None, typer.Option(help="The seed of everything that is drawn.", show_default="the recipe's")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that stopped in OUT.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in OUT.")]
 
@@ -38,7 +44,7 @@ def fields(
     config: Recipe,
     folder: Folder,
     slides: Annotated[
-        Path | None, typer.Option(help="fields.csv with path, truth (labelled fields) and split.")
+        Path | None, typer.Option(help="A fields.csv with path, truth (labelled fields) and split.")
     ] = None,
     examples: Examples = None,
     seed: Seed = None,
@@ -48,6 +54,9 @@ def fields(
     """Train what tells feasible fields from others; the best network by validation AUC is kept in OUT/model.
 
     Its threshold is chosen on the validation fields so that it keeps the recipe's share of feasible ones.
+
+    Examples:
+    wsi train fields configs/renal_fields.yaml --slides kidneys/fields.csv -o runs/fields
     """
     from models.recipe import TrainConfig
 
@@ -62,7 +71,7 @@ def fields(
 def capillaries(
     config: Recipe,
     folder: Folder,
-    slides: Annotated[Path | None, typer.Option(help="slides.csv with path, truth and split.")] = None,
+    slides: Annotated[Path | None, typer.Option(help="A slides.csv with path, truth and split.")] = None,
     corrected: Annotated[
         Path | None,
         typer.Option(
@@ -71,7 +80,10 @@ def capillaries(
     ] = None,
     sweep: Annotated[
         str | None,
-        typer.Option("--sweep-enlargement", help="Such as 0..60: train with labels enlarged by so many px."),
+        typer.Option(
+            "--sweep-enlargement",
+            help="Train several times, with labels enlarged by so many px: 0..60 is 0, 10, ... 60.",
+        ),
     ] = None,
     examples: Examples = None,
     seed: Seed = None,
@@ -83,6 +95,9 @@ def capillaries(
     Ctrl-C stops after the batch at hand; the same command with --resume goes on. --sweep-enlargement (in steps of
     10 px of 0.25 um, Kim et al.'s table) and --corrected train several networks, each in a folder of its own, and
     compare them on the held-out slides.
+
+    Examples:
+    wsi train capillaries configs/renal_ptc.yaml --slides kidneys/slides.csv -o runs/capillaries
     """
     from models.detector_trials import corrected_trials, sweep_trials
     from models.train_detector import DetectorTrainConfig, read_truths, used_rows
