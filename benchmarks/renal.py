@@ -18,8 +18,10 @@ from models.detect_slide import detect_slide
 from models.detector_card import load_detector
 from models.engines import EngineConfig, find_models, load_engine
 from models.engines.contract import find_folder
-from pipelines.renal.fields import choose_fields
-from pipelines.renal.read import RenalConfig
+from pipelines.renal.basis import counts_text
+from pipelines.renal.checks import ChecksConfig, checked, doubt_counts
+from pipelines.renal.fields import FieldSet, KidneyField, choose_fields
+from pipelines.renal.read import RenalConfig, marks_of
 from wsi.c4d import NEGATIVE, POSITIVE
 from wsi.source import SlideSource
 from wsi.stain import eosin_share, tissue_pixels
@@ -80,11 +82,15 @@ def stains(folder: Path, model: str) -> None:
             with SlideSource(str(path), STAINS_UM).open() as slide:
                 mask = detect_tissue(slide, RenalConfig().tissue)
                 found = detect_slide(slide, mask, network, card, lowest_score=0.05).found
-            kept = found[found.scores >= np.array(card.thresholds)[found.labels]]
-            counts = [
-                int((kept.labels == card.detector.classes.index(c)).sum()) for c in (POSITIVE, NEGATIVE)
-            ]
-            print(f"  {name}: {counts[0]} positive, {counts[1]} negative", flush=True)
+                whole = FieldSet((KidneyField(0, 0, 1.0, 1.0, ""),), max(slide.size), slide.size)
+                classes = card.detector.classes
+                limits = np.array([card.thresholds[classes.index(c)] for c in (NEGATIVE, POSITIVE)])
+                marks = checked(slide, whole, marks_of(name, found, whole, classes, limits), ChecksConfig())
+            said = [f"  {name}:"]
+            for what, chosen in ((POSITIVE, marks.positive), (NEGATIVE, ~marks.positive)):
+                flags = counts_text(doubt_counts(marks, marks.counted & chosen)) or "none"
+                said.append(f"{int((marks.counted & chosen).sum())} {what} (flagged: {flags})")
+            print(" ".join(said), flush=True)
 
 
 def turned_brown(image: np.ndarray) -> np.ndarray:

@@ -187,7 +187,7 @@ def read_slide(
         limits=tuple(limits[(NEGATIVE, POSITIVE).index(name)] for name in readers.card.detector.classes),
         tick=lambda done, total: tick(done, total, "tiles with feasible fields"),
     )
-    found = _marks(name, result.found, fields, readers.card.detector.classes, limits)
+    found = marks_of(name, result.found, fields, readers.card.detector.classes, limits)
     marks = checked(slide, fields, found, cfg.checks)
     out = left_out(marks, cfg.checks)
     doubted_away = doubt_counts(marks, marks.counted & out)
@@ -214,7 +214,7 @@ def read_slide(
     )
 
 
-def _marks(
+def marks_of(
     name: str, found: Detections, fields: FieldSet, classes: tuple[str, ...], limits: npt.NDArray[np.float64]
 ) -> Marks:
     """Detections whose middle lies in a feasible field."""
