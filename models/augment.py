@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -14,6 +17,8 @@ from torch.nn import functional as F
 from models.network import ORIENTATIONS, normalise, orient
 from wsi.config import Config
 
+BLURRED_SHARE = 0.5
+WORST_JPEG, BEST_JPEG = 40, 95  # qualities that scanners and archives use lie between
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, which TensorFlow's and torchvision's saturation use
 # RGB to YIQ (NTSC): hue is the angle in the I, Q plane, saturation the distance from grey
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -32,6 +37,8 @@ class AugmentConfig(Config):
         jitter_px: shift of the patch on the slide, in x and y.
         stain: factor between 1 - x and 1 + x on the amount of haematoxylin, eosin and rest, and an offset up to a tenth
             of x (Tellez et al. 2018, whose "light" is 0.05 and "strong" 0.2); Liu et al. 2017 do without.
+        blur: half of the patches are blurred by a Gaussian of a sigma up to so many px: scanners focus differently.
+        jpeg: share of patches that are compressed by JPEG again, so that a network does not learn one codec.
     """
 
     orientations: Literal[1, 8] = 8
@@ -41,18 +48,33 @@ class AugmentConfig(Config):
     contrast: float = Field(default=0.75, ge=0, le=1)
     jitter_px: int = Field(default=8, ge=0)
     stain: float = Field(default=0.0, ge=0, lt=1)
+    blur: float = Field(default=0.0, ge=0)
+    jpeg: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def wears(self) -> bool:
+        """Whether `wear` does anything."""
+        return self.blur > 0 or self.jpeg > 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Changes:
-    """What is done to each patch of a batch: orientation 0..7, (n,), and ten draws in -1..1, (n, 10)."""
+    """What is done to each patch of a batch.
+
+    Attributes:
+        orientation: 0..7, (n,).
+        draws: in -1..1, (n, 10).
+        wear: in 0..1, (n, 4): whether and how much it is blurred, and compressed.
+    """
 
     orientation: Tensor
     draws: Tensor
+    wear: Tensor
 
     def of(self, which: range) -> Changes:
         """Those of some patches of the batch."""
-        return Changes(self.orientation[which.start : which.stop], self.draws[which.start : which.stop])
+        chosen = slice(which.start, which.stop)
+        return Changes(self.orientation[chosen], self.draws[chosen], self.wear[chosen])
 
 
 def draw_changes(n: int, cfg: AugmentConfig, generator: torch.Generator) -> Changes:
@@ -60,7 +82,24 @@ def draw_changes(n: int, cfg: AugmentConfig, generator: torch.Generator) -> Chan
     turns = torch.zeros(n, dtype=torch.int64)
     if cfg.orientations == ORIENTATIONS:
         turns = torch.randint(ORIENTATIONS, (n,), generator=generator)
-    return Changes(turns, torch.rand(n, 10, generator=generator) * 2 - 1)
+    draws = torch.rand(n, 10, generator=generator) * 2 - 1
+    wear = torch.rand(n, 4, generator=generator) if cfg.wears else torch.ones(n, 4)
+    return Changes(turns, draws, wear)
+
+
+def wear(patches: npt.NDArray[np.uint8], cfg: AugmentConfig, changes: Changes) -> npt.NDArray[np.uint8]:
+    """Blurred, then compressed by JPEG, as a scanner's optics and its codec do; RGB uint8 (n, size, size, 3)."""
+    if not cfg.wears:
+        return patches
+    done = patches.copy()
+    for pixels, (blurs, sigma, compresses, quality) in zip(done, changes.wear.tolist(), strict=True):
+        if cfg.blur and blurs < BLURRED_SHARE:
+            pixels[:] = cv2.GaussianBlur(pixels, (0, 0), max(0.05, sigma * cfg.blur))
+        if compresses < cfg.jpeg:
+            level = round(WORST_JPEG + quality * (BEST_JPEG - WORST_JPEG))
+            encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, level])[1]
+            pixels[:] = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))[..., ::-1]
+    return done
 
 
 def augment(patches: Tensor, cfg: AugmentConfig, changes: Changes) -> Tensor:

@@ -20,10 +20,16 @@ ZOO = Path(__file__).resolve().parent / "zoo"
 
 
 class Architecture(Config):
-    """Which network, and how wide."""
+    """Which network, and how large.
 
-    name: Literal["inception_v3", "torchscript"] = "inception_v3"
+    Attributes:
+        width: multiplier of the channels, of ``inception_v3``.
+        input_px: side that patches are brought to inside ``efficientnet_lite0``; None leaves them.
+    """
+
+    name: Literal["inception_v3", "efficientnet_lite0", "torchscript"] = "inception_v3"
     width: float = Field(default=1.0, gt=0, le=1)
+    input_px: int | None = Field(default=None, gt=0)
 
 
 class ModelCard(Config):

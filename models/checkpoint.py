@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights
 
-from models.card import CARD, WEIGHTS, ZOO, ModelCard, card_json, hash_file, read_card
-from models.inception import InceptionV3
+from models.card import CARD, WEIGHTS, ZOO, Architecture, ModelCard, card_json, hash_file, read_card
+from models.families import HEADS, imagenet_file, make_network
 from wsi.errors import ModelError
 from wsi.files import replacing, write_text
 
@@ -40,30 +40,32 @@ def save_checkpoint(folder: Path, network: nn.Module, **card: Any) -> ModelCard:
     return result
 
 
-def load_checkpoint(folder: Path) -> tuple[InceptionV3, ModelCard]:
+def load_checkpoint(folder: Path) -> tuple[nn.Module, ModelCard]:
     """Read a network for scoring (no auxiliary head, evaluation mode, float32).
 
     Raises:
         ModelError: a byte changed, the file is cut short, or classes or architecture do not fit.
     """
     card = read_card(folder)
-    if card.architecture.name != "inception_v3":
-        raise ModelError(
-            f"{folder}: architecture {card.architecture.name!r} is not an Inception-v3 checkpoint"
-        )
-    network = InceptionV3(len(card.classes), width=card.architecture.width, aux=False)
+    network = make_network(card.architecture, len(card.classes))
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        network.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()})
     except (SafetensorError, RuntimeError) as error:
         first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise ModelError(
-            f"{folder / WEIGHTS} does not hold an Inception-v3 of width {card.architecture.width} "
-            f"with {len(card.classes)} classes ({first[:160]})"
+            f"{folder / WEIGHTS} does not hold an {_kind(card)} with {len(card.classes)} classes ({first[:160]})"
         ) from error
     return network.eval(), card
 
 
-def load_start(network: InceptionV3, path: Path) -> None:
+def _kind(card: ModelCard) -> str:
+    """What a card says of its network, in words."""
+    if card.architecture.name == "inception_v3":
+        return f"Inception-v3 of width {card.architecture.width}"
+    return card.architecture.name
+
+
+def load_start(network: nn.Module, architecture: Architecture, path: Path) -> None:
     """Start from a model's folder or shipped name (all but the output layers), or from ImageNet's weights.
 
     Raises:
@@ -72,25 +74,26 @@ def load_start(network: InceptionV3, path: Path) -> None:
     if not path.exists() and (ZOO / path).is_dir():
         path = ZOO / path
     if not (path / CARD).is_file():
-        load_imagenet(network, path)
+        load_imagenet(network, architecture.name, path)
         return
     body, card = load_checkpoint(path)
-    own = network.state_dict()
-    state = {k: v for k, v in body.state_dict().items() if not k.startswith("fc.")}
-    if any(own[k].shape != v.shape for k, v in state.items()):
+    if (card.architecture.name, card.architecture.width) != (architecture.name, architecture.width):
         raise ModelError(
-            f"{path} is an Inception-v3 of width {card.architecture.width:g}, the recipe's has another width; "
-            f"set width to {card.architecture.width:g}"
+            f"{path} is an {_kind(card)}, the recipe's network is another; set architecture to "
+            f"{card.architecture.name} and width to {card.architecture.width:g}"
         )
-    network.load_state_dict(own | state)
+    state = {k: v for k, v in body.state_dict().items() if not k.startswith(HEADS[architecture.name])}
+    network.load_state_dict(network.state_dict() | state)
 
 
-def load_imagenet(network: InceptionV3, path: Path) -> None:
-    """Start from torchvision's ImageNet weights except the class layers.
+def load_imagenet(network: nn.Module, name: str, path: Path) -> None:
+    """Start from ImageNet weights except the class layers.
 
     Args:
         network: changed in place; of width 1.
-        path: a ``.pth`` or ``.safetensors`` file, or the word ``imagenet`` for torchvision's own download.
+        name: of its architecture.
+        path: a ``.pth`` or ``.safetensors`` file, or the word ``imagenet`` for torchvision's own download or the file
+            that a package brings.
 
     Raises:
         ModelError: the file is broken or cannot be had, or the network is not of width 1.
@@ -98,25 +101,26 @@ def load_imagenet(network: InceptionV3, path: Path) -> None:
     try:
         state: dict[str, Tensor]
         if str(path) == "imagenet":
+            path = imagenet_file(network) or path
+        if str(path) == "imagenet":
             state = Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
         elif path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, weights_only=True, map_location="cpu")
-        heads = ("fc.", f"{_AUX}fc.")
+        heads = HEADS[name]
         wanted = network.state_dict()
         body = {k: v for k, v in state.items() if k in wanted and not k.startswith(heads)}
         missing = [k for k in wanted if k not in body and not k.startswith((*heads, _AUX))]
         if missing:
-            raise ModelError(f"{path} lacks {len(missing)} arrays of Inception-v3, first {missing[0]}")
+            raise ModelError(f"{path} lacks {len(missing)} arrays of {name}, first {missing[0]}")
         network.load_state_dict(wanted | body)
     except ModelError:
         raise
     except Exception as error:  # torch.load raises by pickle's and zip's many ways
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"{path} is not a weight file for Inception-v3 of width 1 ({first[:160]})"
-        ) from error
+        kind = "Inception-v3 of width 1" if name == "inception_v3" else name
+        raise ModelError(f"{path} is not a weight file for {kind} ({first[:160]})") from error
 
 
 def parameters_of(network: nn.Module) -> int:

@@ -65,13 +65,13 @@ def cross_validate(
     for k, part in enumerate(parts):
         others = sorted(i for p in parts if p is not part for i in p)
         own = out / f"fold_{k + 1}"
-        data = patch_data(folder, others, (), cfg)
+        data = patch_data(folder, others, cfg)
         data = dataclasses.replace(data, facts=data.facts | {"fold": f"{k + 1} of {cfg.folds}, held out"})
         again = resume and (own / CHECKPOINT).exists()
         train(data, cfg, own, code_version=code_version, resume=again, listeners=listeners[k])
         network = load_checkpoint(own / "model")[0].to(choose_device(cfg.device))
         fold[part] = k
-        batches = patch_batches(folder, part, 8)
+        batches = patch_batches(folder, part, 8, cfg.patch_px)
         scores[part] = score_batches(network, batches, orientations=True)[1]
         single[part] = score_batches(network, batches)[1]
     return OutOfFold(tumour, scores, single, fold)

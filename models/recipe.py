@@ -9,11 +9,14 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from models.augment import AugmentConfig
+from models.card import Architecture
+from models.inception import PATCH_PX
 from wsi.c4d import FEASIBLE, NOT_FEASIBLE
 from wsi.config import Config
 from wsi.dataset import Dataset, read_dataset
 from wsi.stain import StainMethod
 
+STRIDE_PX = 128  # the centre square that a patch speaks for (Liu et al. 2017)
 FROM_SCRATCH, FROM_WEIGHTS = 0.05, 0.002  # first learning rates of Liu et al. 2017
 
 
@@ -29,7 +32,11 @@ class TrainConfig(Config):
         folds: cross-validate on ``patches`` by as many parts, contiguous in their order within each class.
         dataset: what is known of the slides by name, or the name of rules that ship: ``camelyon16``.
         truth_label: value of truth masks that means tumour; None detects 0/1, 0/255 and 0/1/2.
+        validation: a further folder of labelled patches, by which the best network is chosen.
+        architecture: the network; ``efficientnet_lite0`` is small and starts from ImageNet's weights.
         width: multiplier of the channels; 1 is the full Inception-v3.
+        input_px: side that patches are brought to inside ``efficientnet_lite0``; None leaves them.
+        patch_px, stride_px: side of the patch, and of its centre that the label speaks of, in the model's pixels.
         init: weights to start from: a model's folder or shipped name, or ImageNet's file at width 1; ``imagenet``
             downloads that.
         stain_normalisation: recolour every slide first; Liu et al. found no gain.
@@ -52,12 +59,17 @@ class TrainConfig(Config):
     name: str
     slides: Path | None = None
     patches: Path | None = None
+    validation: Path | None = None
     task: Literal["tumour", "fields"] = "tumour"
     sensitivity: float = Field(default=0.99, gt=0, le=1)
     folds: int = Field(default=0, ge=0)
     dataset: Dataset | str = Dataset()
     truth_label: int | None = Field(default=None, gt=0)
+    architecture: Literal["inception_v3", "efficientnet_lite0"] = "inception_v3"
     width: float = Field(default=1.0, gt=0, le=1)
+    input_px: int | None = Field(default=None, gt=0)
+    patch_px: int = Field(default=PATCH_PX, gt=0)
+    stride_px: int = Field(default=STRIDE_PX, gt=0)
     init: Path | None = None
     spacing_um: float | None = Field(default=0.243, gt=0)
     spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
@@ -96,6 +108,10 @@ class TrainConfig(Config):
             raise ValueError("name slides or patches, not both")
         if self.task == "fields" and self.patches is not None:
             raise ValueError("fields are trained on slides, not on patches")
+        if self.validation is not None and (self.patches is None or self.folds):
+            raise ValueError("validation goes with patches and without folds")
+        if self.architecture == "inception_v3" and (self.patch_px < PATCH_PX or self.input_px is not None):
+            raise ValueError(f"inception_v3 takes patches of {PATCH_PX} px or more, and no input_px")
         if self.folds == 1 or (self.folds and self.patches is None):
             raise ValueError("folds must be 0, or 2 and more with patches")
         _ = self.rules  # an unknown name is refused here
@@ -105,6 +121,11 @@ class TrainConfig(Config):
     def classes(self) -> tuple[str, str]:
         """Names of the two classes, the one that is looked for last."""
         return (NOT_FEASIBLE, FEASIBLE) if self.task == "fields" else ("normal", "tumor")
+
+    @property
+    def network(self) -> Architecture:
+        """The network, as its card will state it."""
+        return Architecture(name=self.architecture, width=self.width, input_px=self.input_px)
 
     @property
     def rules(self) -> Dataset:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.augment import augment, draw_changes
-from models.card import Architecture
+from models.augment import augment, draw_changes, wear
 from models.checkpoint import load_start, save_checkpoint
+from models.efficientnet import EfficientNetLite0
+from models.families import HEADS, make_network
 from models.feed import Batch, Feed
-from models.inception import PATCH_PX, InceptionV3
+from models.inception import InceptionV3
 from models.network import Oriented, PatchNetwork
 from models.optimiser import TensorFlowRMSprop
 from models.parallel import Team, join_team, leave_team, share_batch_norm
@@ -80,13 +81,14 @@ def train(
     for phase, end in ((1, cfg.examples), (2, cfg.total)):
         if state.seen >= end:
             continue
-        _enter_phase(phase, state, data.sampler, listeners)
+        _enter_phase(phase, state, cfg, data.sampler, listeners)
         with Feed(data.sampler, cfg.batch, team, threads=cfg.threads) as feed:
             while state.seen < end:
                 with clock.waiting():
                     batch = feed.next()
                 changes = draw_changes(cfg.batch, cfg.augment, state.generator).of(team.share(cfg.batch))
-                pixels = augment(torch.from_numpy(batch.patches).to(device), cfg.augment, changes)
+                worn = wear(batch.patches, cfg.augment, changes)
+                pixels = augment(torch.from_numpy(worn).to(device), cfg.augment, changes)
                 labels = torch.from_numpy(batch.labels).to(device)
                 rate = cfg.rate(state.seen)
                 loss = step(state, (pixels, labels), rate, cfg, team, autocast)
@@ -132,9 +134,9 @@ def begin(
 ) -> TrainingState:
     """A run's state before its first batch; the weights to start from are not needed to ``resume``."""
     torch.manual_seed(cfg.seed)
-    network = InceptionV3(2, width=cfg.width, dropout=cfg.dropout)
+    network = make_network(cfg.network, 2, dropout=cfg.dropout, train=True)
     if cfg.init is not None and not resume:
-        load_start(network, cfg.init)
+        load_start(network, cfg.network, cfg.init)
     share_batch_norm(network, team)
     torch.manual_seed(cfg.seed + team.rank)  # dropout differs between processes
     network = network.to(device).to(memory_format=torch.channels_last)
@@ -155,13 +157,15 @@ def _optimiser(network: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
-def _enter_phase(phase: int, state: TrainingState, sampler: Sampler, listeners: Listeners) -> None:
+def _enter_phase(
+    phase: int, state: TrainingState, cfg: TrainConfig, sampler: Sampler, listeners: Listeners
+) -> None:
     """Set what the second phase changes; done again after a resume."""
     if phase == 1:
         return
     share = sampler.tumour_share = sampler.frequency
     for name, parameter in state.network.named_parameters():
-        parameter.requires_grad_(name.startswith("fc."))
+        parameter.requires_grad_(name.startswith(HEADS[cfg.architecture][0]))
     if state.phase == 1:
         state.phase, state.best = 2, None
         state.optimiser.state.clear()
@@ -178,7 +182,7 @@ def step(
 ) -> float:
     """One update by augmented pixels (n, 3, side, side) and labels (n,); the loss of the whole batch."""
     pixels, labels = examples
-    network: InceptionV3 = state.network  # type: ignore[assignment]
+    network: InceptionV3 | EfficientNetLite0 = state.network  # type: ignore[assignment]
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     network.train()
@@ -188,7 +192,7 @@ def step(
     with autocast:
         main, aux = network.forward_train(pixels.contiguous(memory_format=torch.channels_last))
     loss = classification_loss(main.float(), labels, cfg.focal_gamma)
-    if state.phase == 1:
+    if state.phase == 1 and aux is not None:
         loss = loss + cfg.aux_weight * classification_loss(aux.float(), labels, cfg.focal_gamma)
     value = float(team.mean(loss.detach()))
     if math.isfinite(value):
@@ -266,9 +270,10 @@ def _first_patches(
             patches.append(data.sampler.read(place))
             labels.append(place.label)
     if not patches:
-        return np.empty((0, PATCH_PX, PATCH_PX, 3), np.uint8), np.empty(0, np.int64)
+        return np.empty((0, cfg.patch_px, cfg.patch_px, 3), np.uint8), np.empty(0, np.int64)
     changes = draw_changes(len(patches), cfg.augment, torch.Generator().manual_seed(cfg.seed))
-    pixels = augment(torch.from_numpy(np.stack(patches)), cfg.augment, changes)
+    worn = wear(np.stack(patches), cfg.augment, changes)
+    pixels = augment(torch.from_numpy(worn), cfg.augment, changes)
     shown = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return shown, np.array(labels, np.int64)
 
@@ -325,10 +330,10 @@ def _save(network: nn.Module, run: _Run, now: Progress, score: float | None, thr
         run.out / "model",
         network,
         name=cfg.name,
-        architecture=Architecture(width=cfg.width),
+        architecture=cfg.network,
         classes=cfg.classes,
         positive=cfg.classes[TUMOUR],
-        patch_px=PATCH_PX,
+        patch_px=cfg.patch_px,
         stride_px=stride_of(cfg),
         spacing_um=cfg.spacing_um,
         spacing_tolerance=cfg.spacing_tolerance,

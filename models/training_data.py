@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from models.feed import Batch
-from models.inception import PATCH_PX
 from models.recipe import TrainConfig
 from models.sampling import (
     NAMES,
@@ -29,8 +28,6 @@ from wsi.manifest import SlideRow
 from wsi.patch_folder import NORMAL, TUMOUR, PatchFolder
 
 log = logging.getLogger(__name__)
-
-STRIDE_PX = 128  # the centre square that a patch speaks for (Liu et al. 2017)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -53,7 +50,7 @@ class TrainingData:
 def frame_of(cfg: TrainConfig) -> PatchFrame:
     """What the model of a recipe sees."""
     return PatchFrame(
-        PATCH_PX,
+        cfg.patch_px,
         stride_of(cfg),
         cfg.spacing_um,
         cfg.spacing_tolerance,
@@ -65,7 +62,7 @@ def frame_of(cfg: TrainConfig) -> PatchFrame:
 
 def stride_of(cfg: TrainConfig) -> int:
     """Side of a cell in the model's pixels: a field is its own cell."""
-    return PATCH_PX if cfg.task == "fields" else STRIDE_PX
+    return cfg.patch_px if cfg.task == "fields" else cfg.stride_px
 
 
 def slide_data(
@@ -146,28 +143,53 @@ def _digest(*parts: bytes) -> str:
 
 
 def patch_data(
-    folder: PatchFolder, train: Sequence[int], held_out: Sequence[int], cfg: TrainConfig
+    folder: PatchFolder, train: Sequence[int], cfg: TrainConfig, held_out: PatchFolder | None = None
 ) -> TrainingData:
-    """Patches of a folder by their indices; with none held out the last network is kept."""
+    """Patches of a folder by their indices; with none held out the last network is kept.
+
+    Raises:
+        ConfigError: a patch is in both folders.
+    """
+    if held_out is not None:
+        check_apart(folder, held_out)
     rng, _ = _generators(cfg)
-    sampler = PatchSampler(folder, train, PATCH_PX, rng, cfg.augment.jitter_px)
+    sampler = PatchSampler(folder, train, cfg.patch_px, rng, cfg.augment.jitter_px)
     counts = {
-        split: {NAMES[c]: sum(folder.files[i].label == c for i in chosen) for c in (NORMAL, TUMOUR)}
-        for split, chosen in (("train", train), ("held out", held_out))
+        split: {NAMES[c]: labels.count(c) for c in (NORMAL, TUMOUR)}
+        for split, labels in (
+            ("train", [folder.files[i].label for i in train]),
+            ("held out", [file.label for file in held_out.files] if held_out else []),
+        )
     }
     used = [folder.pixels[i].tobytes() + bytes([folder.files[i].label]) for i in train]
-    batches = patch_batches(folder, held_out, cfg.batch)
+    every = range(len(held_out.files)) if held_out else ()
+    batches = patch_batches(held_out or folder, every, cfg.batch, cfg.patch_px)
     return TrainingData(sampler, tuple(batches), {"split": counts}, _digest(*used))
 
 
-def patch_batches(folder: PatchFolder, chosen: Sequence[int], size: int) -> list[Batch]:
-    """Every one of these patches, as the model sees it, in batches."""
+def patch_batches(folder: PatchFolder, chosen: Sequence[int], size: int, side: int) -> list[Batch]:
+    """Every one of these patches, as a model of patches of ``side`` px sees it, in batches of ``size``."""
     found = []
     for start in range(0, len(chosen), size):
         part = chosen[start : start + size]
-        pixels = np.stack([fit_square(folder.pixels[i], PATCH_PX) for i in part])
+        pixels = np.stack([fit_square(folder.pixels[i], side) for i in part])
         found.append(Batch(pixels, np.array([folder.files[i].label for i in part], np.int64), None))
     return found
+
+
+def check_apart(first: PatchFolder, second: PatchFolder) -> None:
+    """Refuse to choose a network by patches that it was trained on.
+
+    Raises:
+        ConfigError: a picture is in both.
+    """
+    known = {hashlib.sha256(p.tobytes()).digest(): f for p, f in zip(first.pixels, first.files, strict=True)}
+    for pixels, file in zip(second.pixels, second.files, strict=True):
+        same = known.get(hashlib.sha256(pixels.tobytes()).digest())
+        if same is not None:
+            raise ConfigError(
+                f"{file.path} is the same picture as {same.path}; remove it from one of the folders"
+            )
 
 
 def fold_parts(folder: PatchFolder, folds: int) -> list[list[int]]:

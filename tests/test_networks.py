@@ -119,7 +119,7 @@ class TestImageNetFile:
     def test_everything_but_the_class_layers_is_taken(self, file: Path) -> None:
         network = InceptionV3(2)
         own = network.fc.weight.clone()
-        load_imagenet(network, file)
+        load_imagenet(network, "inception_v3", file)
         theirs = torch.load(file, weights_only=True)
         assert torch.equal(network.Mixed_7c.branch1x1.conv.weight, theirs["Mixed_7c.branch1x1.conv.weight"])
         assert torch.equal(network.Conv2d_1a_3x3.bn.running_var, theirs["Conv2d_1a_3x3.bn.running_var"])
@@ -127,12 +127,12 @@ class TestImageNetFile:
 
     def test_another_width_is_refused(self, file: Path) -> None:
         with pytest.raises(ModelError, match="not a weight file for Inception-v3 of width 1"):
-            load_imagenet(InceptionV3(2, width=0.5), file)
+            load_imagenet(InceptionV3(2, width=0.5), "inception_v3", file)
 
     def test_a_file_cut_short_is_refused(self, file: Path, tmp_path: Path) -> None:
         (tmp_path / "cut.pth").write_bytes(file.read_bytes()[:100_000])
         with pytest.raises(ModelError, match="cut.pth is not a weight file"):
-            load_imagenet(InceptionV3(2), tmp_path / "cut.pth")
+            load_imagenet(InceptionV3(2), "inception_v3", tmp_path / "cut.pth")
 
     def test_a_pickle_that_runs_code_is_refused(self, tmp_path: Path) -> None:
         class Evil:
@@ -141,7 +141,7 @@ class TestImageNetFile:
 
         torch.save({"fc.weight": Evil()}, tmp_path / "evil.pth")
         with pytest.raises(ModelError, match="evil.pth"):
-            load_imagenet(InceptionV3(2, width=0.0625), tmp_path / "evil.pth")
+            load_imagenet(InceptionV3(2, width=0.0625), "inception_v3", tmp_path / "evil.pth")
         assert not (tmp_path / "was here").exists()
 
 

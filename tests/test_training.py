@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from shapely import box
 
 from models.augment import AugmentConfig, Changes, augment, draw_changes, recolour, restain, turn
-from models.card import ZOO, read_card
+from models.card import ZOO, Architecture, read_card
 from models.checkpoint import load_checkpoint, load_start
 from models.cross_validation import cross_validate
 from models.feed import Feed
@@ -567,14 +567,15 @@ class TestCheckpointToResume:
             self.state().load(tmp_path, {})
 
     def test_a_start_of_another_width_is_named(self) -> None:
-        with pytest.raises(ModelError, match="set width to 0.1875"):
-            load_start(InceptionV3(2, width=0.125), ZOO / "lymph-node-demo")
+        with pytest.raises(ModelError, match="set architecture to inception_v3 and width to 0.1875"):
+            load_start(InceptionV3(2, width=0.125), Architecture(width=0.125), ZOO / "lymph-node-demo")
 
     def test_a_start_takes_all_but_the_output_layers(self) -> None:
         network = InceptionV3(2, width=0.1875)
         own = network.fc.weight.clone()
-        load_start(network, ZOO / "lymph-node-demo")
+        load_start(network, Architecture(width=0.1875), ZOO / "lymph-node-demo")
         theirs, _ = load_checkpoint(ZOO / "lymph-node-demo")
+        assert isinstance(theirs, InceptionV3)
         assert torch.equal(network.Mixed_7c.branch1x1.conv.weight, theirs.Mixed_7c.branch1x1.conv.weight)
         assert torch.equal(network.fc.weight, own)
 

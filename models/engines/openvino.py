@@ -123,7 +123,15 @@ def _converted(models: Models, orientations: int) -> Iterator[Path]:
     """The cached graph of these weights, converted when it is not there; where none can be kept, for this run only."""
     key = [ov.__version__, str(orientations), *(card.model_dump_json() for card in models.cards)]
     key += [
-        (_MODELS / source).read_text() for source in ("network.py", "inception.py", "wsinfer.py", "build.py")
+        (_MODELS / source).read_text()
+        for source in (
+            "network.py",
+            "inception.py",
+            "efficientnet.py",
+            "families.py",
+            "wsinfer.py",
+            "build.py",
+        )
     ]
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:24]
     path = cache_folder() / "openvino" / f"{name}.xml"

@@ -19,6 +19,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 # name: module, what it holds (a function, or a group's app), and what else is added to a group
 SOURCES: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "score": ("pipelines.cli.score", "score", {}),
+    "score-patches": ("pipelines.cli.patches", "patches_command", {}),
     "info": ("pipelines.cli.slides", "info", {}),
     "doctor": ("pipelines.cli.slides", "doctor", {}),
     "verify": ("pipelines.cli.verify", "verify", {}),

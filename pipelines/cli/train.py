@@ -54,11 +54,17 @@ def classifier(
     patches: Annotated[
         Path | None, typer.Option(help="A folder of labelled patches, instead of slides.")
     ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --patches: a further folder of labelled patches, which chooses the best network."
+        ),
+    ] = None,
     init: Annotated[
         Path | None,
         typer.Option(
-            help="Weights to start from: a model's folder or name, torchvision's ImageNet file, 'imagenet' to download "
-            "it, or 'none'."
+            help="Weights to start from: a model's folder or name, a file of ImageNet weights, 'imagenet' to fetch "
+            "them, or 'none'."
         ),
     ] = None,
     hard: Annotated[
@@ -86,7 +92,7 @@ def classifier(
     from models.recipe import TrainConfig
 
     overrides: dict[str, Any] = {"init": init, "hard_negatives": hard, "examples": examples, "seed": seed}
-    overrides |= {"slides": slides, "patches": patches}
+    overrides |= {"slides": slides, "patches": patches, "validation": validation}
     cfg = load_config(config, TrainConfig, overrides, reset=("slides", "patches"))
     if str(cfg.init) == "none":
         cfg = cfg.model_copy(update={"init": None})
@@ -159,7 +165,8 @@ def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Callable[[], bool])
                 raise ConfigError("cross-validation runs in one process; leave out torchrun, or set folds: 0")
             _cross_validate(found, cfg, folder, code, resume, stop)
             return
-        data = patch_data(found, range(len(found.files)), (), cfg)
+        held_out = None if cfg.validation is None else _read_patches(cfg.validation)
+        data = patch_data(found, range(len(found.files)), cfg, held_out)
     else:
         rows = _rows(cfg)
         with progress("slides") as tick:

@@ -1,0 +1,171 @@
+"""`wsi score-patches`: what is read, what is left out, what the figures are."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pipelines.cli import patches as patches_command
+from tests.slides import RednessEngine
+from tests.slides import card as model_card
+from wsi.calibration import calibration_error, fit_temperature, reliability
+from wsi.errors import ConfigError, SlideError
+from wsi.patch_pictures import list_patches, read_patch
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def picture(path: Path, red: int, side: tuple[int, int] = (299, 299), channels: int = 3) -> Path:
+    image = np.full((*side, 3), (90, 80, red), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image if channels == 3 else np.dstack([image, np.full(side, 255, np.uint8)]))
+    return path
+
+
+@pytest.fixture
+def redness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches_command, "find_models", lambda names: names)
+    monkeypatch.setattr(
+        patches_command, "load_engine", lambda models, cfg: RednessEngine(model_card(patch_px=299))
+    )
+
+
+@pytest.mark.usefixtures("redness")
+class TestScorePatches:
+    def test_scores_labels_and_figures(self, tmp_path: Path, wsi: Run) -> None:
+        for label, reds in (("normal", (90, 120, 150, 230)), ("tumor", (140, 220, 240))):
+            for red in reds:
+                picture(tmp_path / "p" / label / f"{red}.png", red)
+        code, out, _ = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out")
+        assert code == 0
+        with (tmp_path / "out" / "scores.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [r["file"] for r in rows] == sorted(f"normal/{r}.png" for r in (90, 120, 150, 230)) + [
+            f"tumor/{r}.png" for r in (140, 220, 240)
+        ]
+        assert [r["label"] for r in rows] == ["normal"] * 4 + ["tumor"] * 3
+        truth = [r["label"] == "tumor" for r in rows]
+        scores = [float(r["score"]) for r in rows]
+        figures = json.loads((tmp_path / "out" / "run.json").read_text())["quality"]
+        assert figures["auc"] == pytest.approx(roc_auc_score(truth, scores))
+        assert f"3 tumour and 4 normal: AUC {figures['auc']:.4f}" in out
+        for name in ("roc.png", "calibration.png", "index.html"):
+            assert (tmp_path / "out" / name).stat().st_size > 1000
+
+    def test_without_labels_nothing_is_claimed(self, tmp_path: Path, wsi: Run) -> None:
+        picture(tmp_path / "p" / "a.png", 200)
+        picture(tmp_path / "p" / "case 7" / "b.png", 90)
+        code, out, _ = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out")
+        assert code == 0
+        assert "AUC" not in out
+        lines = (tmp_path / "out" / "scores.csv").read_text().splitlines()
+        assert [line.split(",")[:2] for line in lines[1:]] == [["a.png", ""], ["case 7/b.png", ""]]
+        page = (tmp_path / "out" / "index.html").read_text()
+        assert "nothing is said of how good the scores are" in page
+        assert not (tmp_path / "out" / "roc.png").exists()
+
+    def test_what_cannot_be_read_is_said_and_the_rest_is_scored(self, tmp_path: Path, wsi: Run) -> None:
+        picture(tmp_path / "p" / "a.png", 200)
+        (tmp_path / "p" / "b.png").write_bytes(b"no picture")
+        cv2.imwrite(str(tmp_path / "p" / "c.png"), np.zeros((299, 299, 3), np.uint16))
+        whole = picture(tmp_path / "p" / "d.jpg", 150).read_bytes()
+        (tmp_path / "p" / "d.jpg").write_bytes(whole[: len(whole) // 2])
+        code, _, err = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out")
+        assert code == 1
+        for words in (
+            "b.png is not a whole picture",
+            "c.png holds pixels of 16 bits",
+            "d.jpg is not a whole picture",
+        ):
+            assert words in err
+        assert (tmp_path / "out" / "scores.csv").read_text().count("\n") == 2
+        (tmp_path / "p" / "a.png").unlink()
+        code, _, err = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out2")
+        assert (code, "none of the 3 patches" in err) == (1, True)
+        assert not (tmp_path / "out2" / "scores.csv").exists()
+
+    def test_other_sides_are_fitted_and_said(self, tmp_path: Path, wsi: Run) -> None:
+        picture(tmp_path / "p" / "a.png", 200, (96, 96))
+        picture(tmp_path / "p" / "b.png", 200, (400, 310))
+        picture(tmp_path / "p" / "c.png", 200)
+        _, out, _ = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out")
+        assert "patches: 3; 1 smaller than 299 px were mirrored at their border, 1 larger were cropped" in out
+        scores = {
+            line.rsplit(",", 1)[1] for line in (tmp_path / "out" / "scores.csv").read_text().splitlines()[1:]
+        }
+        assert len(scores) == 1
+
+    def test_another_run_s_scores_are_not_replaced_in_silence(
+        self, tmp_path: Path, wsi: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        picture(tmp_path / "p" / "a.png", 200)
+        assert wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out")[0] == 0
+        other = RednessEngine(model_card(sha256="1" * 64))
+        monkeypatch.setattr(patches_command, "load_engine", lambda models, cfg: other)
+        code, _, err = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out")
+        assert (code, "holds results of another model" in err) == (2, True)
+        assert wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out", "--overwrite")[0] == 0
+
+
+class TestRead:
+    def test_grey_and_transparent_pictures(self, tmp_path: Path) -> None:
+        grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+        cv2.imwrite(str(tmp_path / "g.png"), grey)
+        np.testing.assert_array_equal(read_patch(tmp_path / "g.png"), np.dstack([grey] * 3))
+        clear = np.zeros((2, 3, 4), np.uint8)
+        clear[0] = (10, 20, 200, 255)
+        cv2.imwrite(str(tmp_path / "t.png"), clear)
+        found = read_patch(tmp_path / "t.png")
+        assert found[0, 0].tolist() == [200, 20, 10]
+        assert found[1, 2].tolist() == [255, 255, 255]  # what is transparent lies on white
+
+    def test_a_list_gives_the_order_and_labels(self, tmp_path: Path) -> None:
+        for name in ("b", "a", "c"):
+            picture(tmp_path / f"{name}.png", 100)
+        (tmp_path / "patches.csv").write_text("file,label\nb.png,tumour\na.png,\n")
+        assert [(p.name, p.label) for p in list_patches(tmp_path)] == [("b.png", 1), ("a.png", None)]
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("name\nb.png\n", "needs the column file"),
+            ("file,label\nb.png,grade 3\n", "label 'grade 3' is unknown"),
+            ("file\nb.png\nb.png\n", "lists b.png twice"),
+        ],
+    )
+    def test_a_list_that_cannot_be_used(self, tmp_path: Path, text: str, said: str) -> None:
+        (tmp_path / "patches.csv").write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            list_patches(tmp_path)
+
+    def test_no_folder_and_no_patch(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="is not a folder"):
+            list_patches(tmp_path / "no")
+        with pytest.raises(ConfigError, match="holds no patch"):
+            list_patches(tmp_path)
+        with pytest.raises(SlideError, match="cannot be read"):
+            read_patch(tmp_path / "no.png")
+
+
+class TestCalibration:
+    def test_by_hand(self) -> None:
+        """Four patches near 0.9, three of them tumour; one of 0.2, which is: |0.9-0.75| * 0.8 + |0.2-1| * 0.2."""
+        tumour = np.array([1, 1, 1, 0, 1], np.bool_)
+        scores = np.array([0.9, 0.9, 0.9, 0.9, 0.2])
+        assert calibration_error(tumour, scores) == pytest.approx(0.15 * 0.8 + 0.8 * 0.2)
+        assert [(b.count, round(b.share, 2)) for b in reliability(tumour, scores)] == [(1, 1.0), (4, 0.75)]
+
+    @pytest.mark.parametrize("wanted", [0.5, 1.0, 2.5])
+    def test_the_temperature_that_was_put_in_is_found(self, wanted: float) -> None:
+        rng = np.random.default_rng(0)
+        logits = rng.normal(0, 2, 40_000)
+        tumour = rng.random(40_000) < 1 / (1 + np.exp(-logits))  # these logits are right
+        told = 1 / (1 + np.exp(-logits * wanted))  # a network that is too sure, or not sure enough
+        assert fit_temperature(tumour, told) == pytest.approx(wanted, rel=0.04)
