@@ -15,7 +15,7 @@ from wsi.manifest import SlideRow
 from wsi.slide import ReadPlan, Slide, plan_read
 from wsi.stain import StainMethod, StainTransform, fit_slide
 from wsi.tissue import TissueConfig, detect_tissue
-from wsi.truth import read_truth
+from wsi.truth import read_truth, refuse_tumour
 from wsi.user_mask import read_user_mask
 
 
@@ -76,6 +76,8 @@ def _prepare(row: SlideRow, slide: Slide, frame: PatchFrame) -> TrainingSlide:
     tissue = make_grid(slide.size, plan, mask)
     recolour = fit_slide(slide, mask, frame.stain)
     name, no_cells = row.source.name, np.empty((0, 2), np.int64)
+    if row.said_normal and row.truth is not None:
+        refuse_tumour(row.truth, slide, make_grid(slide.size, plan, None), label=frame.truth_label)
     if row.checked_truth is None:
         cells = (no_cells if row.partial else tissue.cells, no_cells)
         return TrainingSlide(name, slide, plan, cells, recolour)

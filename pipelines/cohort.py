@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, StoreError, WsiError
 from wsi.manifest import SlideRow, manifest_in, read_manifest
@@ -55,6 +55,10 @@ class Result(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """Its entry in ``run.json``."""
+        ...
+
+    def noted(self, text: str) -> Self:
+        """The same with a note that readers of its figures must see."""
         ...
 
 

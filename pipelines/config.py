@@ -47,7 +47,8 @@ def load_config(
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); check the path") from error
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read ({why}); check the path") from error
     except RecursionError as error:
         raise ConfigError(f"{path} nests lists or keys too deeply; no setting does") from error
     except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError

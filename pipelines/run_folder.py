@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,8 +14,11 @@ from pipelines.cohort import Failure, Result
 from wsi.errors import StoreError
 from wsi.files import AtWork, alone_in, read_record, record_files, write_json
 
+log = logging.getLogger(__name__)
+
 R = TypeVar("R", bound=Result)
 RUNNING, FINISHED = "running", "finished"
+KEPT = "a result of an earlier run: the last run of this slide failed"
 
 
 @dataclass
@@ -58,16 +62,30 @@ class RunFolder(Generic[R]):
         """Write tables, pages and ``run.json``, with the slides of other commands that have the same settings."""
         with alone_in(self.out):  # another command may just now add its slides to the same files
             names = {*(r.name for r in results), *(f.name for f in failures)}
-            # an earlier result of a slide that failed now stays in its folder, and is not listed: it may be of another
-            earlier = self.earlier(self.out, self._fingerprint, names)
-            everything = sorted([*earlier, *results], key=lambda r: r.name)
+            earlier = self.earlier(self.out, self._fingerprint, [r.name for r in results])
+            failed_now = {f.name for f in failures}
+            kept = [r.noted(KEPT) if r.name in failed_now else r for r in earlier]
+            everything = sorted([*kept, *results], key=lambda r: r.name)
             known = names | {r.name for r in everything}
             failed = sorted([*self._failed_before(known), *failures], key=lambda f: f.name)
             files = self.write(self.out, everything, failed, self.record)
-            noted = record_files(self.out, files)
+            own = [f"{r.name}/slide.json" for r in everything if (self.out / r.name / "slide.json").is_file()]
+            noted = record_files(self.out, [*files, *own])
             self._write_run(self._state_after(state), everything, failed, noted)
+            self._say_what_is_not_listed({r.name for r in everything} | {f.name for f in failed})
             if self._at_work is not None:
                 self._at_work.leave()
+
+    def _say_what_is_not_listed(self, listed: Collection[str]) -> None:
+        """Slides that another model or other settings left here are in no table."""
+        stale = [p.parent.name for p in sorted(self.out.glob("*/slide.json")) if p.parent.name not in listed]
+        if stale:
+            shown = ", ".join(stale[:5]) + (", ..." if len(stale) > 5 else "")
+            log.warning(
+                "%s: results of another model or other settings are in no table (%s); make them again, or remove them",
+                self.out,
+                shown,
+            )
 
     def _state_after(self, state: str) -> str:
         """How the folder stands when this command ends: a command beside it that was stopped is not forgotten."""

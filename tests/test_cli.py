@@ -130,8 +130,9 @@ class TestScore:
         assert "a: failed: " in err
         assert "another slide" in err
         rows = (tmp_path / "out" / "slide_scores.csv").read_text().splitlines()
-        assert [row.split(",")[0] for row in rows] == ["slide", "b"]  # the score was of another slide
-        assert (tmp_path / "out" / "a" / "slide.json").exists()  # what was done is not lost
+        assert [row.split(",")[0] for row in rows] == ["slide", "a", "b"]  # what was done is not lost
+        assert rows[1].endswith(",a result of an earlier run: the last run of this slide failed")
+        assert wsi("verify", tmp_path / "out")[0] == 0
         assert "b: score 0.938" in out
 
     def test_names_with_dollars(self, wsi: Run, red_square: Path, tmp_path: Path) -> None:

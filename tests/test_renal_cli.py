@@ -15,6 +15,7 @@ from pipelines.cli.renal import RenalRun
 from pipelines.renal.evaluation import evaluate
 from pipelines.renal.read import RenalConfig
 from pipelines.renal.report import RenalReport
+from pipelines.renal.summary import refresh_summary
 from pipelines.renal.truth import read_cohort
 from tests.renal_slides import readers, scattered, slide_of
 from tests.slides import painted, write_pyramid
@@ -91,8 +92,8 @@ class TestReport:
         code, _, said = wsi(*words, "--config", other)
         assert (code, "threshold" in said) == (2, True)
 
-    def test_a_slide_that_fails_now_is_not_listed_as_done(self, tmp_path: Path, wsi: Run) -> None:
-        """Its earlier grade would be of another file."""
+    def test_a_slide_that_fails_now_is_listed_as_what_it_is(self, tmp_path: Path, wsi: Run) -> None:
+        """Its earlier grade, and a person's reading, are not lost; but the file may be another now."""
         run = RenalRun([], readers(), RenalConfig(), tmp_path / "out", False, False)
         slide_of(tmp_path / "s.tif", scattered(20, 0.5, 1))
         run.rows = [SlideRow(SlideSource(str(tmp_path / "s.tif")))]
@@ -104,9 +105,17 @@ class TestReport:
         assert 'href="s/reviewed/report.html"' in (tmp_path / "out" / "index.html").read_text()
         (tmp_path / "s.tif").write_bytes(b"no slide any more")
         assert not run.go()
-        assert (tmp_path / "out" / "grades.csv").read_text().count("\n") == 1
+        rows = (tmp_path / "out" / "grades.csv").read_text().splitlines()
+        assert (
+            len(rows) == 2
+        )  # neither the grade nor the person's reading is lost, and the row says what it is
+        assert "a result of an earlier run: the last run of this slide failed" in rows[1]
+        assert ",2026-" in rows[1]
         record = json.loads((tmp_path / "out" / "run.json").read_text())
-        assert (record["slides"], [f["name"] for f in record["failed"]]) == ([], ["s"])
+        assert [s["name"] for s in record["slides"]] == [f["name"] for f in record["failed"]] == ["s"]
+        assert wsi("verify", tmp_path / "out")[0] == 0
+        refresh_summary(tmp_path / "out")
+        assert "a result of an earlier run" in (tmp_path / "out" / "grades.csv").read_text()
 
     @pytest.mark.slow
     def test_a_broken_slide_costs_itself(

@@ -23,9 +23,13 @@ class Scored:
     name: str
     unreadable: int = 0
     empty: bool = False
+    note: str = ""
 
     def summary(self) -> dict[str, Any]:
         return {"name": self.name}
+
+    def noted(self, text: str) -> Scored:
+        return Scored(self.name, note=text)
 
 
 def _earlier(out: Path, fingerprint: str, but: Collection[str]) -> list[Scored]:
@@ -34,7 +38,8 @@ def _earlier(out: Path, fingerprint: str, but: Collection[str]) -> list[Scored]:
 
 
 def _table(out: Path, results: Sequence[Scored], failures: Any, record: Any) -> Sequence[str]:
-    (out / "table.csv").write_text("".join(f"{r.name}\n" for r in results))
+    lines = [f"{r.name}: {r.note}\n" if r.note else f"{r.name}\n" for r in results]
+    (out / "table.csv").write_text("".join(lines))
     return ["table.csv"]
 
 
@@ -116,9 +121,11 @@ def test_results_of_other_commands_stand_beside_ours(tmp_path: Path) -> None:
     with run.work(["b"]):
         assert [s["name"] for s in noted(tmp_path)["slides"]] == ["a", "b", "c"]
         run.sum_up("finished", [Scored("c")], [Failure("b", "b.tif", "broken")])
-    assert [s["name"] for s in noted(tmp_path)["slides"]] == ["a", "c"]
+    assert [s["name"] for s in noted(tmp_path)["slides"]] == ["a", "b", "c"]
     assert [s["name"] for s in noted(tmp_path)["failed"]] == ["b"]
-    assert (tmp_path / "table.csv").read_text() == "a\nc\n"
+    assert (
+        tmp_path / "table.csv"
+    ).read_text() == "a\nb: a result of an earlier run: the last run of this slide failed\nc\n"
 
 
 def test_tables_are_noted_with_their_hashes(tmp_path: Path) -> None:

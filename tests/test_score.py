@@ -339,6 +339,7 @@ class TestManifest:
             ("path,mpp\na.tif,-1\n", "mpp must lie between"),
             ("path,truth\na.tif,gone.xml\n", r"line 2: truth .*gone.xml does not exist"),
             ("path\n\n,\n", "has no path"),
+            ("path,mpp\na.tif,0,25\n", r"line 2 has more cells than the header; a decimal comma"),
         ],
     )
     def test_mistakes_are_named(self, tmp_path: Path, text: str, message: str) -> None:

@@ -267,7 +267,7 @@ class TestPlan:
         assert (plan.level, plan.stride_l0) == (1, 384)
 
     def test_coarser_slides_are_refused_with_a_way_out(self) -> None:
-        with pytest.raises(SpacingError, match=r"0.499 um/px, the model needs 0.243.*--native"):
+        with pytest.raises(SpacingError, match=r"0.499 um/px, the model needs 0.267 or finer.*--native"):
             plan_read(self.slide(0.499), 299, 128, 0.243)
 
     def test_native_needs_no_spacing(self) -> None:

@@ -36,9 +36,9 @@ def cannot_write(path: Path, error: OSError) -> StoreError:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return StoreError(f"cannot write {path}: a file has the name of the folder; choose another --out")
     why = error.strerror or str(error)
-    return StoreError(
-        f"cannot write {path} ({why}); free space and run the same command again, or choose another --out"
-    )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    way_out = "free space and run the same command again" if full else "see that it can be written there"
+    return StoreError(f"cannot write {path} ({why}); {way_out}, or choose another place")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsi.errors import ConfigError
 from wsi.source import SlideSource, check_url
@@ -39,13 +40,18 @@ class SlideRow:
     partial: bool = False
 
     @property
+    def said_normal(self) -> bool:
+        """Whether its label says that it has no tumour."""
+        return (self.label or "").strip().casefold() in NORMAL_LABELS
+
+    @property
     def checked_truth(self) -> Path | None:
         """The truth file; None for a slide that is labelled as having no tumour.
 
         Raises:
             ConfigError: neither says whether there is tumour: it must not count as normal in silence.
         """
-        if (self.label or "").strip().casefold() in NORMAL_LABELS:
+        if self.said_normal:
             return None
         if self.truth is None:
             label = f"is labelled {self.label!r}" if self.label else "has no label"
@@ -106,6 +112,12 @@ def _check_columns(path: Path, columns: Iterable[str]) -> None:
 
 
 def _row(manifest: Path, line: int, values: dict[str, str], slides_needed: bool) -> SlideRow:
+    beyond: Any = dict[Any, Any](values).get(None)  # csv's key for cells beyond the header
+    if beyond and any(beyond):
+        raise ConfigError(
+            f"{manifest} line {line} has more cells than the header; a decimal comma would do that: write 0.25"
+        )
+
     def file(column: str) -> Path | None:
         text = (values.get(column) or "").strip()
         if not text:

@@ -231,7 +231,7 @@ def plan_read(
         return ReadPlan(level=0, stride_l0=stride_px, stride_px=stride_px, size_px=size_px)
     if slide.mpp > spacing_um:
         raise SpacingError(
-            f"{slide.path} has {slide.mpp:.4g} um/px, the model needs {spacing_um:.4g} or finer; "
+            f"{slide.path} has {slide.mpp:.4g} um/px, the model needs {spacing_um * (1 + tolerance):.3g} or finer; "
             f"use a model trained at this spacing, or pass --native to read level 0 as it is"
         )
     wanted = spacing_um / slide.mpp

@@ -52,16 +52,29 @@ def read_truth(path: Path, slide: Slide, grid: TileGrid, *, label: int | None = 
     Raises:
         AnnotationError: the file is broken, is of another slide, or marks no tumour.
     """
-    if path.suffix.lower() in PICTURES:
-        truth = _from_mask(path, slide, grid, label)
-    else:
-        truth = _from_outlines(path, slide, grid)
+    truth = _read(path, slide, grid, label)
     if not truth.tumour.any():
         why = f" ({truth.note})" if truth.note else ""
         raise AnnotationError(
             f"{path} marks no tumour on {slide.path}{why}; if the slide has none, write 'normal' in the column 'label'"
         )
     return truth
+
+
+def refuse_tumour(path: Path, slide: Slide, grid: TileGrid, *, label: int | None = None) -> None:
+    """Check the truth of a slide that is labelled as normal: it must not be trained on as normal if it has tumour.
+
+    Raises:
+        AnnotationError: it marks tumour.
+    """
+    if _read(path, slide, grid, label).tumour.any():
+        raise AnnotationError(f"{path} marks tumour, though the slide is labelled normal; mend one of them")
+
+
+def _read(path: Path, slide: Slide, grid: TileGrid, label: int | None) -> Truth:
+    if path.suffix.lower() in PICTURES:
+        return _from_mask(path, slide, grid, label)
+    return _from_outlines(path, slide, grid)
 
 
 def _from_outlines(path: Path, slide: Slide, grid: TileGrid) -> Truth:

@@ -129,7 +129,9 @@ def join(predictions: Predictions, truth: Path, selection: Selection) -> Cases:
 
 def _case(p: Prediction, table: TruthTable, rules: Dataset, selection: Selection) -> Case:
     key = p.name.casefold()
-    said = REFERENCE if key in table.normal else "its name" if rules.is_normal(p.name) else ""
+    said = "its name" if rules.is_normal(p.name) else ""
+    if key in table.normal:
+        said = REFERENCE if table.by_name else table.origin
     unmarked = key in table.unmarked
     return Case(p, table.files.get(key), rules.is_partial(p.name), said, selection.others_normal, unmarked)
 
@@ -170,7 +172,8 @@ def _refuse_missing(
     if failed:
         name, why = next(iter(failed.items()))
         count = "1 slide" if len(failed) == 1 else f"{len(failed)} slides"
-        raise ConfigError(f"{count} could not be scored, {name} among them ({why}); {way_out}")
+        which = name if len(failed) == 1 else f"{name} among them"
+        raise ConfigError(f"{count} could not be scored, {which} ({why}); {way_out}")
     if missing:
         beside = f" (results that no truth names: {_list(strange)})" if strange else ""
         raise ConfigError(f"{_count(missing)} truth but no results: {_list(missing)}{beside}; {way_out}")
@@ -227,12 +230,18 @@ def read_truth_table(where: Path) -> TruthTable:
 def _from_manifest(path: Path) -> TruthTable:
     files: dict[str, Path | None] = {}
     names: dict[str, str] = {}
+    normal = set()
     for row in read_manifest(path, slides_needed=False):
         key = row.source.name.casefold()
         if key in files:
             raise ConfigError(f"{path} names {row.source.name} twice; keep one line for each slide")
-        files[key], names[key] = row.checked_truth, row.source.name
-    return TruthTable(files, names, str(path), by_name=False)
+        files[key] = (
+            row.truth if row.said_normal else row.checked_truth
+        )  # a contradiction is found when it is read
+        names[key] = row.source.name
+        if row.said_normal:
+            normal.add(key)
+    return TruthTable(files, names, str(path), by_name=False, normal=frozenset(normal))
 
 
 def _from_folder(folder: Path) -> TruthTable:

@@ -150,7 +150,16 @@ def _scored_slide(path: Path, settings: str) -> Prediction:
             note=value["note"],
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise StoreError(f"{path} is broken ({error!r}); score the slide again") from error
+        raise unusable(path, error) from error
+
+
+def unusable(path: Path, error: Exception) -> StoreError:
+    """Why a ``slide.json`` is no result of ``wsi score``."""
+    if (path.parent / "report.json").is_file():
+        return StoreError(
+            f"{path.parent} is a report of wsi renal report; this command takes results of wsi score"
+        )
+    return StoreError(f"{path} is broken ({error!r}); score the slide again")
 
 
 def with_slides(predictions: Predictions, rows: Sequence[SlideRow], *, every: bool = True) -> Predictions:

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,10 @@ class SlideResult:
         entry = asdict(self) | {"lesions": len(self.lesions)}
         del entry["path"]
         return entry
+
+    def noted(self, text: str) -> SlideResult:
+        """The same with a note that readers of its score must see."""
+        return replace(self, note="; ".join(note for note in (text, self.note) if note))
 
 
 def group_of(positive: str) -> str:

@@ -110,12 +110,19 @@ def plan_slide(
 
 
 def settings_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
-    """Hash of what is the same for every slide of a run: settings, models, engine, code."""
+    """Hash of what every heatmap of a run is made with: settings, models, engine, code."""
     return fingerprint(
         settings=cfg.model_dump(mode="json", exclude={"lesions", "threads"}),
         models=[card.model_dump(mode="json") for card in engine.models.cards],
         engine=engine.description,
         code=code_hash(),
+    )
+
+
+def run_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
+    """Hash of what is the same for every slide of a run, with how lesions are found: one table holds one kind only."""
+    return fingerprint(
+        heatmaps=settings_fingerprint(engine, cfg), lesions=cfg.lesions.model_dump(mode="json")
     )
 
 
@@ -177,11 +184,17 @@ def score_slide(
         )
         if row.source.state() != before:
             raise SlideError(f"{row.source.label} changed while it was scored; run the same command again")
-        return _write_results(slide, (name, row.source.place, identity), engine, out, cfg, plan)
+        return _write_results(slide, (name, row.source.place, identity), engine, out, cfg, plan, row.mask)
 
 
 def _write_results(
-    slide: Slide, names: tuple[str, str, str], engine: Engine, out: Path, cfg: ScoreConfig, plan: ScorePlan
+    slide: Slide,
+    names: tuple[str, str, str],
+    engine: Engine,
+    out: Path,
+    cfg: ScoreConfig,
+    plan: ScorePlan,
+    own_mask: Path | None,
 ) -> SlideResult:
     """Lesions and every file of the slide; ``slide.json`` comes last and says that all are there."""
     name, path, identity = names
@@ -206,7 +219,7 @@ def _write_results(
         unreadable_cells=tuple(_corners(missing, plan.grid)),
         mpp=slide.mpp,
         size=slide.size,
-        note=_note(plan, missing) or _spacing_note(slide, card),
+        note=_note(plan, missing, own_mask) or _spacing_note(slide, card),
     )
     for stale in EXPORTS:  # of what is replaced now
         (out / stale).unlink(missing_ok=True)
@@ -220,7 +233,7 @@ def _write_results(
         asdict(result)
         | {
             "fingerprint": plan.spec.fingerprint,
-            "settings_fingerprint": settings_fingerprint(engine, cfg),
+            "settings_fingerprint": run_fingerprint(engine, cfg),
             "lesion_settings": cfg.lesions.model_dump(mode="json"),
             "bounds": slide.bounds,
             "model": card.name,
@@ -254,9 +267,11 @@ def _spacing_note(slide: Slide, card: ModelCard) -> str:
     return ""
 
 
-def _note(plan: ScorePlan, missing: CellsRC) -> str:
+def _note(plan: ScorePlan, missing: CellsRC, own_mask: Path | None) -> str:
     grid = plan.grid
     if len(grid) == 0:
+        if own_mask is not None:
+            return f"{own_mask.name} marks no tissue: nothing was scored; mend it, or leave out --mask"
         why = f" ({plan.mask.why_empty})" if plan.mask.why_empty else ""
         return f"no tissue found{why}: nothing was scored; look at preview.png, or pass --mask"
     if len(missing) == len(grid):

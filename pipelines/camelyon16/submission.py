@@ -98,7 +98,7 @@ def check_submission(
     ]
     for key, name in sorted(have.items()) if wanted else ():
         if key not in wanted and not selection.others_normal and not rules.is_normal(name):
-            problems.append(f"{name} is no slide of the benchmark")
+            problems.append(f"{name} is none of the slides that must be there")
     if not (folder / SCORES_FILE).is_file():
         problems.append(f"{folder / SCORES_FILE} is missing: the slides have no probability")
     if slides:

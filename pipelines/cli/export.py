@@ -12,8 +12,10 @@ import numpy as np
 import typer
 
 from pipelines.camelyon16.lesions import LesionConfig, outlines
+from pipelines.camelyon16.predictions import unusable
 from pipelines.camelyon16.results import SlideResult, group_of, lesion_features, result_of, update_record
 from pipelines.cli.console import out
+from pipelines.run_folder import note_tables
 from wsi.annotations import Annotation, write_asap
 from wsi.errors import StoreError
 from wsi.export import (
@@ -25,6 +27,7 @@ from wsi.export import (
     write_geojson,
     write_ome_tiff,
 )
+from wsi.files import alone_in
 from wsi.heatmap import Heatmap
 from wsi.store import HeatmapStore
 
@@ -79,7 +82,7 @@ def read_scored(folder: Path) -> list[Scored]:
             OverflowError,
             RecursionError,
         ) as error:
-            raise StoreError(f"{path} is broken ({error!r}); score the slide again") from error
+            raise unusable(path, error) from error
         store = HeatmapStore.open(path.parent / "heatmap.zarr")
         if store.attributes.get("fingerprint") != facts["fingerprint"]:
             raise StoreError(f"{path.parent} was being scored again and is not finished; run wsi score again")
@@ -131,6 +134,10 @@ def geojson(
         )
         path = _write_both(scored.folder / "lesions.geojson", features, offset, gz)
         update_record(scored.folder, "lesions.geojson")
+        run = scored.folder.resolve().parent
+        if (run / "run.json").is_file():
+            with alone_in(run):
+                note_tables(run, [f"{scored.folder.resolve().name}/slide.json"])
         if not tiles:
             return path
         cells = np.argwhere(np.isfinite(heatmap.scores))

@@ -13,7 +13,6 @@ from pipelines.cli.options import DEFAULT_MODEL, ModelNames, Out
 from pipelines.patches import score_patches, write_patch_results
 from pipelines.provenance import fingerprint, run_record
 from pipelines.run_folder import refuse_other_run
-from wsi.errors import SlideError
 from wsi.patch_pictures import list_patches
 
 
@@ -67,9 +66,8 @@ def patches_command(
     for sentence in scored.left_out:
         err.print(f"left out: {sentence}", markup=False)
     if not scored.patches:
-        raise SlideError(
-            f"none of the {len(listed)} patches of {patches} can be read; the lines above say why"
-        )
+        err.print(f"none of the {len(listed)} patches of {patches} can be read; see above why", markup=False)
+        raise typer.Exit(1)
     models = [{"name": c.name, "sha256": c.sha256, "demonstration": c.demonstration} for c in cards]
     record = run_record(cfg.model_dump(mode="json"), models, runner.description, made_by)
     quality = write_patch_results(folder, scored, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date as calendar_date
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -74,6 +75,8 @@ def review_command(
         calendar_date.fromisoformat(date or "2000-01-01")
     except ValueError as error:
         raise ConfigError(f"--date {date} is no day of the calendar; give one as YYYY-MM-DD") from error
+    if date is not None and calendar_date.fromisoformat(date) > calendar_date.today() + timedelta(days=1):
+        raise ConfigError(f"--date {date} lies in the future; give the day of the review")
     if pdf:
         check_pdf()
     signature = Signature(by, date or calendar_date.today().isoformat(), comment)
@@ -121,6 +124,8 @@ def corrected_files(out_folder: Path, corrected: Path) -> dict[Path, Path]:
     """
     slides = {p.parent.name: p.parent for p in sorted(out_folder.glob("*/report.json"))}
     files: dict[Path, Path] = {}
+    if (out_folder / "report.json").is_file():
+        raise ConfigError(f"{out_folder} is one slide's report; with --corrected give the folder above it")
     if not corrected.is_dir():
         raise ConfigError(
             f"{corrected} is not a folder; give one with a file NAME.geojson for each reviewed slide"

@@ -12,7 +12,7 @@ from models.engines import Engine, EngineConfig, find_models, load_engine
 from pipelines.camelyon16.page import write_tables
 from pipelines.camelyon16.preview import count_text
 from pipelines.camelyon16.results import SlideResult, earlier_results
-from pipelines.camelyon16.score import ScoreConfig, score_slide, settings_fingerprint
+from pipelines.camelyon16.score import ScoreConfig, run_fingerprint, score_slide
 from pipelines.cli.console import CohortProgress, cohort_progress, err, out
 from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp, Out
 from pipelines.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
@@ -93,7 +93,10 @@ def score(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="The lowest score of a peak and of an area, above 0 and up to 1.", show_default="0.5"
+            min=0,
+            max=1,
+            help="The lowest score of a peak and of an area, above 0 and up to 1.",
+            show_default="0.5",
         ),
     ] = None,
     native: Annotated[
@@ -153,6 +156,8 @@ def _override(
 def _with_masks(rows: list[SlideRow], mask: Path | None) -> list[SlideRow]:
     if mask is None:
         return rows
+    if not mask.exists():
+        raise ConfigError(f"{mask} does not exist; check --mask")
     if mask.is_file() and len(rows) > 1:
         raise ConfigError(f"{mask} is one mask, for {len(rows)} slides; give a folder with a mask for each")
     return [SlideRow(r.source, _mask_of(r, mask), r.truth, r.label, r.split) for r in rows]
@@ -185,7 +190,7 @@ class Run:
 
     def go(self) -> bool:
         """Score everything; whether every slide was scored to the last cell."""
-        fingerprint = settings_fingerprint(self.engine, self.cfg.score)
+        fingerprint = run_fingerprint(self.engine, self.cfg.score)
         if not self.overwrite:
             refuse_other_run(self.folder, fingerprint)
         count = f"{len(self.rows)} slide{'' if len(self.rows) == 1 else 's'}"

@@ -22,6 +22,7 @@ from pipelines.cli.camelyon16 import (
 from pipelines.cli.console import err, out
 from pipelines.cohort import gather
 from pipelines.provenance import code_hash, version
+from wsi.errors import ConfigError
 
 
 def submit_command(
@@ -71,6 +72,8 @@ def check_command(
     Examples:
     wsi camelyon16 check submission --truth CAMELYON16/testing
     """
+    if not submission.is_dir():
+        raise ConfigError(f"{submission} is not a folder; give the --out of wsi camelyon16 submit")
     table = None if truth is None else read_truth_table(truth)
     expected = table is None or None in table.files.values()
     rows = gather(slides, mpp=None, allow_anisotropic=False) if slides else []

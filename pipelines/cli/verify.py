@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli.console import err, out, progress
-from pipelines.run_folder import RUNNING
+from pipelines.run_folder import KEPT, RUNNING
 from wsi.errors import StoreError, WsiError
 from wsi.files import changed_files, read_record
 from wsi.source import SlideSource
@@ -43,7 +43,7 @@ def verify(
         [folder / "slide.json"] if (folder / "slide.json").is_file() else sorted(folder.glob("*/slide.json"))
     )
     records += sorted(folder.glob("**/reviewed/files.json"))
-    if not records:
+    if not records and not (folder / "run.json").is_file():
         raise StoreError(f"{folder} holds no finished slide; give the --out of wsi score or wsi renal report")
     problems: list[str] = []
     count = 0
@@ -58,7 +58,7 @@ def verify(
     problems += found
     for sentence in problems:
         err.print(sentence, markup=False)
-    what = "file and slide" if slides else "file"
+    what = "noted file and slide" if slides else "noted file"
     summary = f"{len(problems)} changed" if problems else f"every {what} is as it was"
     out.print(
         f"{folder}: {count} files of {len(records)} result{'' if len(records) == 1 else 's'}; {summary}",
@@ -80,7 +80,11 @@ def verify_run(folder: Path) -> tuple[int, list[str]]:
         record = read_record({"files": value.get("files", {})})
         problems = [f"{folder / name}: {change}" for name, change in changed_files(folder, record).items()]
         for entry in value["slides"]:
-            problems += _differences(folder / str(entry["name"]), entry)
+            problems += _differences(folder / str(entry["name"]), entry, str(value["settings_fingerprint"]))
+        listed = {str(entry["name"]) for entry in value["slides"]}
+        for own in sorted(folder.glob("*/slide.json")):
+            if own.parent.name not in listed and value["state"] != RUNNING:
+                problems.append(f"{own.parent} is not listed in run.json; make it again, or remove it")
         if value["state"] == RUNNING:
             problems.append(f"{path}: a command works in the folder, or was killed; run it again")
         return len(record), problems
@@ -88,20 +92,29 @@ def verify_run(folder: Path) -> tuple[int, list[str]]:
         return 0, [f"{path} is broken ({error!r}); run the command that made it again"]
 
 
-def _differences(folder: Path, entry: dict[str, Any]) -> list[str]:
+def _differences(folder: Path, entry: dict[str, Any], settings: str) -> list[str]:
     """What a slide's own files say otherwise than its entry in ``run.json``."""
     path = folder / "slide.json"
     if not path.exists():
         return [f"{path} is missing, and run.json lists the slide"]
-    noted = json.loads(path.read_bytes())
+    try:
+        noted = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []  # that it is broken was said already
     report = folder / "report.json"
     if report.exists():
         noted |= json.loads(report.read_bytes())["result"]
     differ = []
     for key in entry.keys() & noted.keys():
+        if key in ("note", "warnings") and KEPT in str(entry[key]):
+            continue  # it was added in the tables
         here = len(noted[key]) if key == "lesions" else noted[key]
         if here != entry[key]:
             differ.append(f"{path.parent}: {key} is {here!r}, and {entry[key]!r} in run.json")
+    if noted.get("settings_fingerprint") != settings:
+        differ.append(
+            f"{path.parent} was made with other settings than run.json says; make it again, or remove it"
+        )
     return sorted(differ)
 
 

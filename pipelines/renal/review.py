@@ -269,7 +269,10 @@ def corrected_report(
     grade = grade_slide(counts, grading)
     result = grade_facts(grade)
     warnings = [w for w in report.warnings if w not in COUNT_WARNINGS]
-    said = [count_warning(result.fields, result.percent), _large(reviewed.marks, report.slide.um_per_px)]
+    nothing = "no capillary is left after the correction: no percentage can be given"
+    emptied = result.percent is None and report.result.percent is not None and result.fields > 0
+    counted = nothing if emptied else count_warning(result.fields, result.percent)
+    said = [counted, _large(reviewed.marks, report.slide.um_per_px)]
     return report.model_copy(
         update={
             "reading": "corrected",

@@ -64,6 +64,11 @@ class RenalResult:
             "unreadable": self.unreadable,
         }
 
+    def noted(self, text: str) -> RenalResult:
+        """The same with a warning that readers of its grade must see."""
+        report = self.report.model_copy(update={"warnings": (text, *self.report.warnings)})
+        return RenalResult(report, self.unreadable)
+
 
 def report_slide(
     row: SlideRow,

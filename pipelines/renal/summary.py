@@ -54,7 +54,10 @@ def refresh_summary(out: Path) -> None:
     with alone_in(out):
         try:
             record = json.loads((out / "run.json").read_bytes())
-            reports = [read_report(out / slide["name"]) for slide in record["slides"]]
+            reports = [
+                read_report(out / slide["name"]).model_copy(update={"warnings": tuple(slide["warnings"])})
+                for slide in record["slides"]
+            ]
             failures = [Failure(**failure) for failure in record["failed"]]
         except (OSError, ValueError, KeyError, TypeError, StoreError) as error:
             log.warning("%s: grades.csv and index.html do not show this review yet (%s)", out, error)
