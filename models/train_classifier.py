@@ -123,7 +123,17 @@ class _Run:
     @property
     def resumable(self) -> dict[str, Any]:
         """What must be the same to go on with a run: all but paths, names and how fast it goes."""
-        free = {"name", "slides", "patches", "init", "hard_negatives", "threads", "device", "dataset"}
+        free = {
+            "name",
+            "slides",
+            "patches",
+            "validation",
+            "init",
+            "hard_negatives",
+            "threads",
+            "device",
+            "dataset",
+        }
         free |= {"limits", "training_data", "checkpoint_every"}
         recipe = self.cfg.model_dump(mode="json", exclude=free)
         return recipe | {"learning_rate": self.cfg.first_rate, "data": self.data.identity}
@@ -319,6 +329,7 @@ def _save(network: nn.Module, run: _Run, now: Progress, score: float | None, thr
     hidden = {
         "slides",
         "patches",
+        "validation",
         "init",
         "hard_negatives",
         "limits",

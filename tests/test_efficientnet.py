@@ -207,14 +207,16 @@ class TestTraining:
     ) -> None:
         learn, choose = (read_patches(folder) for folder in folders)
         seen: list[float | None] = []
-        data = patch_data(learn, range(16), self.CFG, choose)
+        cfg = self.CFG.model_copy(update={"patches": folders[0], "validation": folders[1]})
+        data = patch_data(learn, range(16), cfg, choose)
         assert data.facts["split"]["held out"] == {"normal": 6, "tumour": 6}
         listeners = Listeners(report=lambda p: seen.append(p.auc))
-        best = train(data, self.CFG, tmp_path, code_version="v", listeners=listeners)
+        best = train(data, cfg, tmp_path, code_version="v", listeners=listeners)
         known = [value for value in seen if value is not None]
         assert best == max(known)
         assert len(known) == 3
         card = load_checkpoint(tmp_path / "model")[1]
+        assert str(folders[0].parent) not in card.model_dump_json()  # paths may tell of patients
         assert (card.patch_px, card.stride_px, card.spacing_um) == (48, 16, 0.97)
         assert card.metrics == {"validation_patch_auc": round(best, 6)}
 
