@@ -20,9 +20,12 @@ def build_network(folders: Sequence[Path], orientations: int = 1) -> nn.Module:
     """
     networks: list[nn.Module] = []
     for folder in folders:
-        network: nn.Module = (
-            load_wsinfer(folder)[0] if is_wsinfer(folder) else PatchNetwork(load_checkpoint(folder)[0])
-        )
+        network = load_wsinfer(folder)[0] if is_wsinfer(folder) else _own(folder)
         networks.append(Oriented(network) if orientations > 1 else network)
     whole = networks[0] if len(networks) == 1 else MeanOf(networks)
     return whole.eval()
+
+
+def _own(folder: Path) -> nn.Module:
+    body, card = load_checkpoint(folder)
+    return PatchNetwork(body, card.calibration, card.positive_index)

@@ -46,6 +46,8 @@ class ModelCard(Config):
         threshold: score from which a patch counts as of the positive class, chosen on the validation patches; or None.
         confidence: slide scores from which a slide is probably normal, equivocal, probably and definitely tumour, as
             checked for this model; None: nobody checked, and slides get a score without a word.
+        calibration: scale and offset of the log-odds of the positive one of two classes, which make a score of 0.9 mean
+            nine in ten on the patches it was fitted on (Platt 1999); None: scores are the network's own.
         demonstration: trained on phantoms; not for real tissue.
         sha256: of the weight file.
     """
@@ -62,6 +64,7 @@ class ModelCard(Config):
     stain_normalisation: StainMethod = "none"
     threshold: float | None = None
     confidence: tuple[float, float, float, float] | None = None
+    calibration: tuple[float, float] | None = None
     demonstration: bool = False
     intended_use: str = "Research use only; not for diagnosis."
     limits: str = ""
@@ -76,6 +79,8 @@ class ModelCard(Config):
             raise ValueError(f"positive class {self.positive!r} is not among {list(self.classes)}")
         if self.stride_px > self.patch_px:
             raise ValueError(f"stride_px {self.stride_px} is larger than patch_px {self.patch_px}")
+        if self.calibration is not None and (len(self.classes) != 2 or not self.calibration[0] > 0):
+            raise ValueError(f"calibration {list(self.calibration)} needs two classes and a scale above 0")
         cuts = self.confidence
         if cuts is not None and not (list(cuts) == sorted(set(cuts)) and cuts[0] >= 0 and cuts[-1] <= 1):
             raise ValueError(f"confidence {list(cuts)} must ascend within 0..1")

@@ -38,13 +38,23 @@ def cast_like(pixels: Tensor, body: nn.Module) -> Tensor:
 class PatchNetwork(nn.Module):
     """Scores (n, classes) of uint8 patches (n, size, size, 3)."""
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(
+        self, body: nn.Module, calibration: tuple[float, float] | None = None, positive: int = 1
+    ) -> None:
+        """Take logits' network, and for two classes the scale and offset of the positive one's log-odds."""
         super().__init__()
         self.body = body
+        self.calibration = calibration
+        self.positive = positive
 
     def forward(self, patches: Tensor) -> Tensor:
         """Normalise, run, turn logits into scores."""
-        return to_scores(self.body(cast_like(normalise(patches), self.body)))
+        logits = self.body(cast_like(normalise(patches), self.body)).float()
+        if self.calibration is not None:
+            scale, offset = self.calibration
+            odds = scale * (logits[:, self.positive] - logits[:, 1 - self.positive]) + offset
+            logits = torch.stack([-odds / 2, odds / 2] if self.positive else [odds / 2, -odds / 2], dim=1)
+        return to_scores(logits)
 
 
 class Oriented(nn.Module):

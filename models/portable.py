@@ -76,6 +76,10 @@ def export_wsinfer(source: Path, out: Path) -> float:
             f"{source} wants slides normalised by {card.stain_normalisation}, which WSInfer does not do; "
             f"train without stain_normalisation to export"
         )
+    if card.calibration is not None:
+        raise ModelError(
+            f"{source} is calibrated, which WSInfer's form cannot hold; export it with --form onnx"
+        )
     body, _ = load_checkpoint(source)
     size = card.patch_px
     with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:

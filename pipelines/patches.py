@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -71,14 +72,16 @@ def score_patches(
     patches: Sequence[PatchPicture],
     engine: Engine,
     *,
+    mpp: float | None = None,
     threads: int = 2,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoredPatches:
     """Score every patch that can be read, as the model sees it: mirrored or cropped around its middle to its side.
 
     Args:
-        patches: to be scored, at the model's spacing.
+        patches: to be scored.
         engine: scores them.
+        mpp: um per pixel of the patches, which are brought to the model's; None: they have the model's.
         threads: that read.
         tick: called with (patches done, patches).
 
@@ -101,6 +104,7 @@ def score_patches(
                         left_out.append(pixels)
                         continue
                     kept.append(patch)
+                    pixels = at_spacing(pixels, mpp, card.spacing_um, card.spacing_tolerance)
                     sizes.append((pixels.shape[1], pixels.shape[0]))
                     found.append(fit_square(pixels, card.patch_px))
                 if found:
@@ -117,6 +121,15 @@ def score_patches(
             f"{card.name} gives a score that is not a number; use --precision fp32, or another model"
         )
     return ScoredPatches(tuple(kept), every, tuple(left_out), sizes_text(sizes, card.patch_px))
+
+
+def at_spacing(pixels: RgbImage, mpp: float | None, wanted: float | None, tolerance: float) -> RgbImage:
+    """A patch of ``mpp`` um per pixel brought to ``wanted``; within the tolerance, or where one is None, as it is."""
+    if mpp is None or wanted is None or abs(mpp / wanted - 1) <= tolerance:
+        return pixels
+    height, width = (max(1, round(n * mpp / wanted)) for n in pixels.shape[:2])
+    how = cv2.INTER_AREA if mpp < wanted else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=how), np.uint8)
 
 
 def _read(patch: PatchPicture) -> RgbImage | str:

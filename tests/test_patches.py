@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
+from models.build import build_network
+from models.network import PatchNetwork
 from pipelines.cli import patches as patches_command
 from tests.slides import RednessEngine
 from tests.slides import card as model_card
-from wsi.calibration import calibration_error, fit_temperature, reliability
+from wsi.calibration import calibrated, calibration_error, fit_calibration, reliability
 from wsi.errors import ConfigError, SlideError
 from wsi.patch_pictures import list_patches, read_patch
 
@@ -102,6 +106,24 @@ class TestScorePatches:
         }
         assert len(scores) == 1
 
+    def test_patches_of_another_spacing(self, tmp_path: Path, wsi: Run) -> None:
+        """A patch of twice the resolution whose middle is red: at the model's spacing the red is half as wide."""
+        image = np.full((598, 598, 3), (90, 80, 90), np.uint8)
+        image[199:399, 199:399] = (90, 80, 240)
+        (tmp_path / "p").mkdir()
+        cv2.imwrite(str(tmp_path / "p" / "a.png"), image)
+        found = []
+        for words in ((), ("--mpp", 0.125)):
+            code, _, err = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out", "--overwrite", *words)
+            assert code == 0
+            assert ("are taken to have 0.25 um/px, the model's spacing; --mpp says otherwise" in err) == (
+                not words
+            )
+            found.append(float((tmp_path / "out" / "scores.csv").read_text().split(",")[-1]))
+        assert found[1] < found[0] - 0.1
+        code, _, err = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "o2", "--mpp", 0.5)
+        assert (code, "are coarser than the model's 0.25" in err) == (2, True)
+
     def test_another_run_s_scores_are_not_replaced_in_silence(
         self, tmp_path: Path, wsi: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -162,10 +184,60 @@ class TestCalibration:
         assert calibration_error(tumour, scores) == pytest.approx(0.15 * 0.8 + 0.8 * 0.2)
         assert [(b.count, round(b.share, 2)) for b in reliability(tumour, scores)] == [(1, 1.0), (4, 0.75)]
 
-    @pytest.mark.parametrize("wanted", [0.5, 1.0, 2.5])
-    def test_the_temperature_that_was_put_in_is_found(self, wanted: float) -> None:
+    @pytest.mark.parametrize("wanted", [(1.0, 0.0), (0.5, 0.0), (1.0, 1.5), (2.5, -0.7)])
+    def test_what_was_done_to_scores_is_undone(self, wanted: tuple[float, float]) -> None:
         rng = np.random.default_rng(0)
-        logits = rng.normal(0, 2, 40_000)
-        tumour = rng.random(40_000) < 1 / (1 + np.exp(-logits))  # these logits are right
-        told = 1 / (1 + np.exp(-logits * wanted))  # a network that is too sure, or not sure enough
-        assert fit_temperature(tumour, told) == pytest.approx(wanted, rel=0.04)
+        odds = rng.normal(0, 2, 40_000)
+        tumour = rng.random(40_000) < 1 / (1 + np.exp(-odds))  # these odds are right
+        told = 1 / (1 + np.exp(-(odds - wanted[1]) / wanted[0]))
+        assert fit_calibration(tumour, told) == pytest.approx(wanted, rel=0.05, abs=0.05)
+        assert calibration_error(tumour, calibrated(told, *wanted)) < 0.012
+
+    def test_classes_that_lie_apart_stay_finite(self) -> None:
+        scale, offset = fit_calibration(np.array([1, 1, 0, 0], np.bool_), np.array([0.9, 0.8, 0.2, 0.1]))
+        assert np.isfinite([scale, offset]).all()
+        assert scale > 1
+
+    @pytest.mark.slow
+    def test_a_calibrated_model(self, tmp_path: Path, wsi: Run) -> None:
+        """The network's last layer is moved by 1.5: calibration on labelled patches moves it back, in the graph too."""
+        from models.checkpoint import load_checkpoint, save_checkpoint
+        from models.efficientnet import EfficientNetLite0
+        from models.families import make_network
+        from tests.test_efficientnet import CARD, LITE0
+
+        torch.manual_seed(0)
+        network = make_network(LITE0, 2)
+        assert isinstance(network, EfficientNetLite0)
+        torch.nn.init.normal_(network._fc.weight, std=3.0)
+        save_checkpoint(tmp_path / "m", network, **CARD)
+        rng = np.random.default_rng(0)
+        for i in range(120):
+            label = "tumor" if i % 2 else "normal"
+            red = int(np.clip(rng.normal(190 if i % 2 else 120, 40), 0, 255))
+            picture(tmp_path / "p" / label / f"{i}.png", red, (48, 48))
+        code, _, err = wsi(
+            "models", "calibrate", tmp_path / "m", "--patches", tmp_path / "p", "-o", tmp_path / "c"
+        )
+        assert code == 0, err
+        body, card = load_checkpoint(tmp_path / "c")
+        assert card.calibration is not None
+        assert card.metrics["calibration"]["patches"] == {"normal": 60, "tumour": 60}
+        assert (tmp_path / "c" / "model.safetensors").stat().st_size < 0.51 * (
+            tmp_path / "m" / "model.safetensors"
+        ).stat().st_size
+        pixels = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)
+        with torch.inference_mode():
+            raw = PatchNetwork(body)(pixels)[:, 1].numpy()
+            both = build_network([tmp_path / "c"])(pixels).numpy()
+        np.testing.assert_allclose(both[:, 1], calibrated(raw, *card.calibration), atol=1e-5)
+        np.testing.assert_allclose(both.sum(axis=1), 1, atol=1e-6)
+        code, _, err = wsi(
+            "models", "calibrate", tmp_path / "m", "--patches", tmp_path / "p", "-o", tmp_path / "c"
+        )
+        assert (code, "holds a model already" in err) == (2, True)
+        shutil.rmtree(tmp_path / "p" / "tumor")
+        code, _, err = wsi(
+            "models", "calibrate", tmp_path / "m", "--patches", tmp_path / "p", "-o", tmp_path / "d"
+        )
+        assert (code, "calibration needs 50 patches of each class" in err) == (2, True)

@@ -32,23 +32,33 @@ def calibration_error(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.fl
     return sum(b.count * abs(b.score - b.share) for b in bins) / len(scores)
 
 
-def fit_temperature(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> float:
-    """What logits are divided by so that scores are as likely as can be (Guo et al. 2017); 1 changes nothing.
+def fit_calibration(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> tuple[float, float]:
+    """Scale and offset of the log-odds by which scores are as likely as can be (Platt 1999); (1, 0) changes nothing.
 
     Args:
         positive: (n,) the truth, of both classes.
-        scores: (n,) of two classes' softmax, 0..1.
+        scores: (n,) 0..1.
     """
+    odds, sign = log_odds(scores), np.where(positive, 1.0, -1.0)
+    columns = np.stack([odds, np.ones_like(odds)], axis=1)
+    found = np.array([1.0, 0.0])
+    for _ in range(100):  # Newton's steps on a convex loss; a ridge keeps classes that lie apart finite
+        wrong = 1 / (1 + np.exp(sign * (columns @ found)))
+        slope = -(columns * (sign * wrong)[:, None]).mean(axis=0)
+        curve = (columns.T * (wrong * (1 - wrong))) @ columns / len(odds) + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curve, slope)
+        found -= np.clip(step, -1, 1)
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(found[0]), float(found[1])
+
+
+def calibrated(scores: npt.NDArray[np.floating], scale: float, offset: float) -> npt.NDArray[np.float64]:
+    """Scores whose log-odds are scaled and moved, as `fit_calibration` found."""
+    return np.asarray(1 / (1 + np.exp(-(scale * log_odds(scores) + offset))))
+
+
+def log_odds(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """The logarithm of score / (1 - score), finite also at 0 and 1."""
     s = np.clip(np.asarray(scores, np.float64), 1e-7, 1 - 1e-7)
-    logits = np.log(s / (1 - s))
-    sign = np.where(positive, 1.0, -1.0)
-
-    def loss(log_t: float) -> float:
-        return float(np.logaddexp(0, -sign * logits / np.exp(log_t)).mean())
-
-    low, high = np.log(0.05), np.log(20.0)
-    golden = (np.sqrt(5) - 1) / 2
-    for _ in range(60):  # the loss has one minimum in the temperature
-        a, b = high - golden * (high - low), low + golden * (high - low)
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return float(np.exp((low + high) / 2))
+    return np.asarray(np.log(s / (1 - s)))

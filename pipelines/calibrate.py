@@ -1,0 +1,96 @@
+"""A model whose scores mean what they say: fitted on labelled patches, and written with its figures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from models.card import ModelCard
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.engines import EngineConfig, Models, load_engine
+from pipelines.patches import ScoredPatches, score_patches
+from wsi.calibration import calibrated, calibration_error, fit_calibration
+from wsi.errors import ConfigError
+from wsi.metrics import auc, auc_interval
+from wsi.patch_folder import TUMOUR
+from wsi.patch_pictures import PatchPicture
+
+Scores = npt.NDArray[np.float32]
+
+
+def calibrate_model(
+    source: Path,
+    patches: Sequence[PatchPicture],
+    out: Path,
+    *,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> ModelCard:
+    """Write the calibrated model, weights in half precision; its card.
+
+    Args:
+        source: a model's folder.
+        patches: labelled, of both classes, and not trained on.
+        out: the new model's folder.
+        tick: called with (patches scored, patches to be scored).
+
+    Raises:
+        ConfigError: a class has too few patches.
+        ModelError: the folder holds no model of ours.
+    """
+    network, card = load_checkpoint(source)
+    plain = card.model_dump(exclude={"sha256"}) | {"calibration": None, "architecture": card.architecture}
+    total = 3 * len(patches)
+    with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:
+        trial = Path(folder) / "half"
+        save_checkpoint(trial, network.half(), **plain)
+        first = _scores(trial, patches, 1, lambda done: tick(done, total))
+        tumour = np.array([p.label == TUMOUR for p in first.patches])
+        if min(tumour.sum(), (~tumour).sum()) < FEWEST:
+            raise ConfigError(
+                f"calibration needs {FEWEST} patches of each class, and there are {int(tumour.sum())} of tumour and "
+                f"{int((~tumour).sum())} normal ones; add patches"
+            )
+        calibration = fit_calibration(tumour, first.scores)
+        plain |= {"calibration": tuple(round(v, 4) for v in calibration)}
+        save_checkpoint(trial, network, **plain)
+        eight = _scores(trial, patches, 8, lambda done: tick(len(patches) + 2 * done, total))
+    low, high = auc_interval(tumour, first.scores)
+    figures = {
+        "patches": {"normal": int((~tumour).sum()), "tumour": int(tumour.sum())},
+        "auc": round(auc(tumour, first.scores), 4),
+        "interval": [round(low, 4), round(high, 4)],
+        "auc_8_orientations": round(auc(tumour, eight.scores), 4),
+        "error_before": round(calibration_error(tumour, first.scores), 4),
+        "error": round(calibration_error(tumour, _by_halves(tumour, first.scores)), 4),
+        "error_8_orientations": round(calibration_error(tumour, eight.scores), 4),
+    }
+    plain["metrics"] = card.metrics | {"calibration": figures}
+    return save_checkpoint(out, network, **plain)
+
+
+FEWEST = 50  # patches of each class: two numbers are fitted
+
+
+def _scores(
+    folder: Path, patches: Sequence[PatchPicture], orientations: int, done: Callable[[int], None]
+) -> ScoredPatches:
+    """Scores of the labelled patches, in fp32: the same on every machine to the last digits."""
+    from models.card import read_card
+
+    cfg = EngineConfig(precision="fp32", orientations=8 if orientations == 8 else 1)
+    known = [p for p in patches if p.label is not None]
+    engine = load_engine(Models((folder,), (read_card(folder),)), cfg)
+    return score_patches(known, engine, tick=lambda count, _: done(count))
+
+
+def _by_halves(tumour: npt.NDArray[np.bool_], scores: Scores) -> npt.NDArray[np.float64]:
+    """Each half's scores, calibrated on the other: every second patch."""
+    found = np.empty(len(scores), np.float64)
+    even = np.arange(len(scores)) % 2 == 0
+    for mine in (even, ~even):
+        found[mine] = calibrated(scores[mine], *fit_calibration(tumour[~mine], scores[~mine]))
+    return found
