@@ -303,7 +303,10 @@ class TestModels:
     def test_a_model_that_is_not_there(self, wsi: Run, coordinate_slide: Path, tmp_path: Path) -> None:
         code, _, err = wsi("score", coordinate_slide, "--model", "nowhere", "--out", tmp_path / "o")
         assert code == 2
-        assert "there is no model folder nowhere; models that ship: lymph-node-10x, lymph-node-demo, renal" in err
+        assert (
+            "there is no model folder nowhere; models that ship: lymph-node-10x, lymph-node-demo, renal"
+            in err
+        )
 
     def test_other_phantoms_are_not_replaced_in_silence(self, wsi: Run, tmp_path: Path) -> None:
         (tmp_path / "phantoms.json").write_text('{"settings": {"seed": 1}}')
