@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import shapely
 from shapely import STRtree
+from shapely.geometry.base import BaseGeometry
 
 from tests.slides import real_data
 from wsi.annotations import read_annotations
@@ -40,6 +41,27 @@ def plain(layout: KidneyLayout, **changes: object) -> KidneyPainter:
     )
     painter.dab, painter.counterstain, painter.background = 1.0, 1.0, 0.0
     return painter
+
+
+def test_painting_prepares_no_shape_that_threads_share(layout: KidneyLayout) -> None:
+    """A prepared shape that two threads ask at once damages memory; see `wsi.phantom.kidney_paint._inside`."""
+    shapes = [shape for _, shape in every_shape(layout)]
+    before = shapely.is_prepared(shapes)
+    painter = plain(layout)
+    for y in range(0, SIZE[1], 512):
+        painter.render(0, y, SIZE[0], 512)
+    assert (shapely.is_prepared(shapes) == before).all()
+    assert len(shapes) > 300
+
+
+def every_shape(value: object, name: str = "") -> list[tuple[str, BaseGeometry]]:
+    """Every geometry below a dataclass, with its place."""
+    if isinstance(value, BaseGeometry):
+        return [(name, value)]
+    if isinstance(value, list | tuple):
+        return [found for i, part in enumerate(value) for found in every_shape(part, f"{name}[{i}]")]
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    return [found for f in fields for found in every_shape(getattr(value, f.name), f"{name}.{f.name}")]
 
 
 def brownness(image: np.ndarray) -> np.ndarray:

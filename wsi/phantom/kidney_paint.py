@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import shapely
 from shapely import Polygon, STRtree
 from shapely.geometry.base import BaseGeometry
@@ -178,7 +179,7 @@ class KidneyPainter:
         if look == "vacuoles":  # bright holes in brown: the likeness of a stained capillary
             x0, y0, x1, y1 = outline.bounds
             points = rng.uniform((x0, y0), (x1, y1), (max(4, int(outline.area * self.mpp**2 / 60)), 2))
-            for x, y in points[shapely.contains_xy(outline, points)]:
+            for x, y in points[_inside(outline, points)]:
                 r = rng.uniform(0.8, 2.6) / self.mpp
                 for plane in (piece.h, piece.d):
                     piece.ellipse(plane, x, y, (r, r * rng.uniform(0.7, 1.0)), 0, 0.03)
@@ -226,7 +227,7 @@ class KidneyPainter:
         count = int((x1 - x0) * (y1 - y0) * self.mpp**2 / 1e6 * per_mm2)
         points = piece.rng.uniform((x0, y0), (x1, y1), (count, 2))
         turns = piece.rng.uniform(0, 180, count)
-        for (x, y), turn in zip(points[shapely.contains_xy(area, points)], turns, strict=False):
+        for (x, y), turn in zip(points[_inside(area, points)], turns, strict=False):
             self._nucleus(piece, x, y, size_um[0], float(np.sqrt(size_um[1] / size_um[0])), turn)
 
     def _glomerulus(self, piece: Piece, i: int) -> None:
@@ -295,6 +296,16 @@ class KidneyPainter:
             q = c.outline.exterior.interpolate(where + 0.02, normalized=True)
             turn = np.degrees(np.arctan2(q.y - p.y, q.x - p.x))
             self._nucleus(piece, p.x, p.y, rng.uniform(1.8, 2.5), 1.55, float(turn))
+
+
+def _inside(area: BaseGeometry, points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which of (n, 2) x, y lie in an area.
+
+    Two threads may paint one shape where their pieces meet. `shapely.contains_xy` prepares the shape it is given, in
+    place, and GEOS fills what is prepared at the first question without a lock: asked by two threads at once it damages
+    the memory of the process (shapely 2.2.0, GEOS 3.14.1). So each asks a copy of its own.
+    """
+    return np.asarray(shapely.contains_xy(shapely.from_wkb(shapely.to_wkb(area)), points), np.bool_)
 
 
 def _ragged(
