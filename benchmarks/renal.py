@@ -86,11 +86,11 @@ def stains(folder: Path, model: str) -> None:
                 classes = card.detector.classes
                 limits = np.array([card.thresholds[classes.index(c)] for c in (NEGATIVE, POSITIVE)])
                 marks = checked(slide, whole, marks_of(name, found, whole, classes, limits), ChecksConfig())
-            said = [f"  {name}:"]
+            parts = [f"  {name}:"]
             for what, chosen in ((POSITIVE, marks.positive), (NEGATIVE, ~marks.positive)):
                 flags = counts_text(doubt_counts(marks, marks.counted & chosen)) or "none"
-                said.append(f"{int((marks.counted & chosen).sum())} {what} (flagged: {flags})")
-            print(" ".join(said), flush=True)
+                parts.append(f"{int((marks.counted & chosen).sum())} {what} (flagged: {flags})")
+            print(" ".join(parts), flush=True)
 
 
 def turned_brown(image: np.ndarray) -> np.ndarray:

@@ -162,8 +162,10 @@ def patch_data(
         )
     }
     used = [folder.pixels[i].tobytes() + bytes([folder.files[i].label]) for i in train]
-    every = range(len(held_out.files)) if held_out else ()
-    batches = patch_batches(held_out or folder, every, cfg.batch, cfg.patch_px)
+    batches: list[Batch] = []
+    if held_out is not None:
+        batches = patch_batches(held_out, range(len(held_out.files)), cfg.batch, cfg.patch_px)
+        used += [p.tobytes() + bytes([f.label]) for p, f in zip(held_out.pixels, held_out.files, strict=True)]
     return TrainingData(sampler, tuple(batches), {"split": counts}, _digest(*used))
 
 

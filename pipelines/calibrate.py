@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from models.card import ModelCard
+from models.card import ModelCard, read_card
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.engines import EngineConfig, Models, load_engine
 from pipelines.patches import ScoredPatches, score_patches
@@ -20,6 +21,7 @@ from wsi.patch_folder import TUMOUR
 from wsi.patch_pictures import PatchPicture
 
 Scores = npt.NDArray[np.float32]
+FEWEST = 50  # patches of each class: two numbers are fitted
 
 
 def calibrate_model(
@@ -27,6 +29,8 @@ def calibrate_model(
     patches: Sequence[PatchPicture],
     out: Path,
     *,
+    mpp: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> ModelCard:
     """Write the calibrated model, weights in half precision; its card.
@@ -35,19 +39,27 @@ def calibrate_model(
         source: a model's folder.
         patches: labelled, of both classes, and not trained on.
         out: the new model's folder.
+        mpp: um per pixel of the patches; None: they have the model's.
+        say: called with a sentence for each patch that cannot be read.
         tick: called with (patches scored, patches to be scored).
 
     Raises:
-        ConfigError: a class has too few patches.
+        ConfigError: the model has more than two classes, a class has too few patches, or the scores of tumour are not
+            the higher ones.
         ModelError: the folder holds no model of ours.
     """
     network, card = load_checkpoint(source)
+    if len(card.classes) != 2:
+        raise ConfigError(f"{source} has {len(card.classes)} classes; only models of two are calibrated")
+    known = [p for p in patches if p.label is not None]
     plain = card.model_dump(exclude={"sha256"}) | {"calibration": None, "architecture": card.architecture}
-    total = 3 * len(patches)
+    total = 3 * len(known)
     with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:
         trial = Path(folder) / "half"
         save_checkpoint(trial, network.half(), **plain)
-        first = _scores(trial, patches, 1, lambda done: tick(done, total))
+        first = _scores(trial, known, 1, mpp, lambda done: tick(done, total))
+        for sentence in first.left_out:
+            say(f"left out: {sentence}")
         tumour = np.array([p.label == TUMOUR for p in first.patches])
         if min(tumour.sum(), (~tumour).sum()) < FEWEST:
             raise ConfigError(
@@ -55,9 +67,14 @@ def calibrate_model(
                 f"{int((~tumour).sum())} normal ones; add patches"
             )
         calibration = fit_calibration(tumour, first.scores)
+        if calibration[0] <= 0 or auc(tumour, first.scores) <= 0.5:
+            raise ConfigError(
+                f"{card.name} scores tumour no higher than normal patches (AUC {auc(tumour, first.scores):.3f}); "
+                f"check the labels, and the spacing of the patches with --mpp"
+            )
         plain |= {"calibration": tuple(round(v, 4) for v in calibration)}
         save_checkpoint(trial, network, **plain)
-        eight = _scores(trial, patches, 8, lambda done: tick(len(patches) + 2 * done, total))
+        eight = _scores(trial, known, 8, mpp, lambda done: tick(len(known) + 2 * done, total))
     low, high = auc_interval(tumour, first.scores)
     figures = {
         "patches": {"normal": int((~tumour).sum()), "tumour": int(tumour.sum())},
@@ -72,25 +89,23 @@ def calibrate_model(
     return save_checkpoint(out, network, **plain)
 
 
-FEWEST = 50  # patches of each class: two numbers are fitted
-
-
 def _scores(
-    folder: Path, patches: Sequence[PatchPicture], orientations: int, done: Callable[[int], None]
+    folder: Path,
+    patches: Sequence[PatchPicture],
+    orientations: Literal[1, 8],
+    mpp: float | None,
+    done: Callable[[int], None],
 ) -> ScoredPatches:
     """Scores of the labelled patches, in fp32: the same on every machine to the last digits."""
-    from models.card import read_card
-
-    cfg = EngineConfig(precision="fp32", orientations=8 if orientations == 8 else 1)
-    known = [p for p in patches if p.label is not None]
+    cfg = EngineConfig(precision="fp32", orientations=orientations)
     engine = load_engine(Models((folder,), (read_card(folder),)), cfg)
-    return score_patches(known, engine, tick=lambda count, _: done(count))
+    return score_patches(patches, engine, mpp=mpp, tick=lambda count, _: done(count))
 
 
 def _by_halves(tumour: npt.NDArray[np.bool_], scores: Scores) -> npt.NDArray[np.float64]:
     """Each half's scores, calibrated on the other: every second patch."""
-    found = np.empty(len(scores), np.float64)
+    halves = np.empty(len(scores), np.float64)
     even = np.arange(len(scores)) % 2 == 0
     for mine in (even, ~even):
-        found[mine] = calibrated(scores[mine], *fit_calibration(tumour[~mine], scores[~mine]))
-    return found
+        halves[mine] = calibrated(scores[mine], *fit_calibration(tumour[~mine], scores[~mine]))
+    return halves

@@ -98,7 +98,7 @@ def score_patches(
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(patches), AT_ONCE):
                 part = patches[start : start + AT_ONCE]
-                found = []
+                fitted = []
                 for patch, pixels in zip(part, pool.map(_read, part), strict=True):
                     if isinstance(pixels, str):
                         left_out.append(pixels)
@@ -106,21 +106,21 @@ def score_patches(
                     kept.append(patch)
                     pixels = at_spacing(pixels, mpp, card.spacing_um, card.spacing_tolerance)
                     sizes.append((pixels.shape[1], pixels.shape[0]))
-                    found.append(fit_square(pixels, card.patch_px))
-                if found:
-                    yield _block(found, card.patch_px)
+                    fitted.append(fit_square(pixels, card.patch_px))
+                if fitted:
+                    yield _block(fitted, card.patch_px)
 
     parts, done = [np.empty(0, np.float32)], 0
     for scores in engine.score(blocks()):
         parts.append(scores[:, card.positive_index])
         done += len(scores)
         tick(done + len(left_out), len(patches))
-    every = np.concatenate(parts)
-    if np.isnan(every).any():
+    all_scores = np.concatenate(parts)
+    if np.isnan(all_scores).any():
         raise ModelError(
             f"{card.name} gives a score that is not a number; use --precision fp32, or another model"
         )
-    return ScoredPatches(tuple(kept), every, tuple(left_out), sizes_text(sizes, card.patch_px))
+    return ScoredPatches(tuple(kept), all_scores, tuple(left_out), sizes_text(sizes, card.patch_px))
 
 
 def at_spacing(pixels: RgbImage, mpp: float | None, wanted: float | None, tolerance: float) -> RgbImage:

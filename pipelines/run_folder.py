@@ -48,7 +48,7 @@ class RunFolder(Generic[R]):
         with alone_in(self.out):
             self._at_work = AtWork(self.out)
             results = self.earlier(self.out, self._fingerprint, ())
-            failures = self._failed_before({*names, *(r.name for r in results)})
+            failures = self._failed_before(names)
             before = self._state()
             keep = self._at_work.others and before != FINISHED
             self._write_run(before if keep else RUNNING, results, failures, self._files())
@@ -61,18 +61,17 @@ class RunFolder(Generic[R]):
     def sum_up(self, state: str, results: Sequence[R], failures: Sequence[Failure]) -> None:
         """Write tables, pages and ``run.json``, with the slides of other commands that have the same settings."""
         with alone_in(self.out):  # another command may just now add its slides to the same files
-            names = {*(r.name for r in results), *(f.name for f in failures)}
+            done = {*(r.name for r in results), *(f.name for f in failures)}
+            failed = sorted([*self._failed_before(done), *failures], key=lambda f: f.name)
+            failed_names = {f.name for f in failed}
             earlier = self.earlier(self.out, self._fingerprint, [r.name for r in results])
-            failed_now = {f.name for f in failures}
-            kept = [r.noted(KEPT) if r.name in failed_now else r for r in earlier]
-            everything = sorted([*kept, *results], key=lambda r: r.name)
-            known = names | {r.name for r in everything}
-            failed = sorted([*self._failed_before(known), *failures], key=lambda f: f.name)
-            files = self.write(self.out, everything, failed, self.record)
-            own = [f"{r.name}/slide.json" for r in everything if (self.out / r.name / "slide.json").is_file()]
-            noted = record_files(self.out, [*files, *own])
-            self._write_run(self._state_after(state), everything, failed, noted)
-            self._say_what_is_not_listed({r.name for r in everything} | {f.name for f in failed})
+            kept = [r.noted(KEPT) if r.name in failed_names else r for r in earlier]
+            listed = sorted([*kept, *results], key=lambda r: r.name)
+            tables = self.write(self.out, listed, failed, self.record)
+            records = [f"{r.name}/slide.json" for r in listed if (self.out / r.name / "slide.json").is_file()]
+            hashes = record_files(self.out, [*tables, *records])
+            self._write_run(self._state_after(state), listed, failed, hashes)
+            self._say_what_is_not_listed({r.name for r in listed} | failed_names)
             if self._at_work is not None:
                 self._at_work.leave()
 

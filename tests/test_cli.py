@@ -49,7 +49,7 @@ class TestScore:
         assert code == 1
         assert "Größe 1: score 0.938, equivocal, 1 area with 1 peak" in out
         assert "text: failed: " in err
-        assert "text.svs is not a slide that OpenSlide can read" in err
+        assert "text.svs is no TIFF inside" in err
         run = json.loads((tmp_path / "out" / "run.json").read_text())
         assert run["state"] == "finished"
         assert [s["name"] for s in run["slides"]] == ["Größe 1"]
@@ -292,7 +292,7 @@ class TestInfoAndDoctor:
         (tmp_path / "bad.svs").write_text("x")
         code, out, _ = wsi("doctor", tmp_path / "bad.svs")
         assert code == 1
-        assert "not a slide" in out
+        assert "is no TIFF inside" in out
 
     def test_no_words_is_help_and_a_wrong_word_is_usage(self, wsi: Run) -> None:
         assert "score" in wsi()[1]
@@ -397,7 +397,7 @@ class TestForReal:
             ("boxes", "stores only"),
             ("tcga_j2k_no_mpp", "stores no micron size"),
             ("camelyon_overview_j2k", "28.969"),
-            ("not_a_slide", "not a slide that OpenSlide can read"),
+            ("not_a_slide", "is no TIFF inside"),
             ("unopenable", "cannot be opened"),
             ("unreadable", "no part of it can be decoded"),
         ]:

@@ -220,6 +220,19 @@ class TestTraining:
         assert (card.patch_px, card.stride_px, card.spacing_um) == (48, 16, 0.97)
         assert card.metrics == {"validation_patch_auc": round(best, 6)}
 
+    def test_other_validation_patches_are_another_run(
+        self, folders: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        learn, choose = (read_patches(folder) for folder in folders)
+        shutil.copytree(folders[1], tmp_path / "valid")
+        (tmp_path / "valid" / "tumor" / "5.png").unlink()
+        other = read_patches(tmp_path / "valid")
+        runs = [
+            patch_data(learn, range(16), self.CFG, held).identity for held in (choose, other, choose, None)
+        ]
+        assert runs[0] == runs[2]
+        assert len(set(runs)) == 3
+
     def test_a_patch_in_both_folders_is_refused(self, folders: tuple[Path, Path], tmp_path: Path) -> None:
         shutil.copytree(folders[1], tmp_path / "valid")
         shutil.copy(folders[0] / "tumor" / "3.png", tmp_path / "valid" / "tumor" / "again.png")

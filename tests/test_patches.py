@@ -201,7 +201,7 @@ class TestCalibration:
     @pytest.mark.slow
     def test_a_calibrated_model(self, tmp_path: Path, wsi: Run) -> None:
         """The network's last layer is moved by 1.5: calibration on labelled patches moves it back, in the graph too."""
-        from models.checkpoint import load_checkpoint, save_checkpoint
+        from models.checkpoint import load_checkpoint, load_imagenet, save_checkpoint
         from models.efficientnet import EfficientNetLite0
         from models.families import make_network
         from tests.test_efficientnet import CARD, LITE0
@@ -209,13 +209,20 @@ class TestCalibration:
         torch.manual_seed(0)
         network = make_network(LITE0, 2)
         assert isinstance(network, EfficientNetLite0)
-        torch.nn.init.normal_(network._fc.weight, std=3.0)
-        save_checkpoint(tmp_path / "m", network, **CARD)
+        load_imagenet(network, "efficientnet_lite0", Path("imagenet"))
+        torch.nn.init.normal_(network._fc.weight, std=0.3)
         rng = np.random.default_rng(0)
         for i in range(120):
             label = "tumor" if i % 2 else "normal"
             red = int(np.clip(rng.normal(190 if i % 2 else 120, 40), 0, 255))
             picture(tmp_path / "p" / label / f"{i}.png", red, (48, 48))
+        files = sorted((tmp_path / "p").rglob("*.png"))
+        pixels = torch.from_numpy(np.stack([read_patch(path) for path in files]))
+        with torch.inference_mode():
+            scores = PatchNetwork(network.eval())(pixels)[:, 1].numpy()
+        if roc_auc_score([path.parent.name == "tumor" for path in files], scores) < 0.5:
+            network._fc.weight.data.neg_()
+        save_checkpoint(tmp_path / "m", network, **CARD)
         code, _, err = wsi(
             "models", "calibrate", tmp_path / "m", "--patches", tmp_path / "p", "-o", tmp_path / "c"
         )
@@ -236,6 +243,17 @@ class TestCalibration:
             "models", "calibrate", tmp_path / "m", "--patches", tmp_path / "p", "-o", tmp_path / "c"
         )
         assert (code, "holds a model already" in err) == (2, True)
+        (tmp_path / "p" / "tumor" / "cut.png").write_bytes(b"no picture")
+        shutil.move(tmp_path / "p" / "tumor", tmp_path / "p" / "swap")
+        shutil.move(tmp_path / "p" / "normal", tmp_path / "p" / "tumor")
+        shutil.move(tmp_path / "p" / "swap", tmp_path / "p" / "normal")
+        code, _, err = wsi(
+            "models", "calibrate", tmp_path / "c", "--patches", tmp_path / "p", "-o", tmp_path / "e"
+        )
+        assert (code, "scores tumour no higher than normal patches (AUC 0." in err) == (2, True), err
+        assert "left out: " in err
+        assert "cut.png is not a whole picture" in err
+        assert "are taken to have 0.97 um/px" in err
         shutil.rmtree(tmp_path / "p" / "tumor")
         code, _, err = wsi(
             "models", "calibrate", tmp_path / "m", "--patches", tmp_path / "p", "-o", tmp_path / "d"

@@ -267,6 +267,9 @@ class TestBadInput:
             write_pyramid(tmp_path / f"{name}.tif", np.ascontiguousarray(image), mpp=0.5)
             warnings = reported(tmp_path / f"{name}.tif", tmp_path / name, LOOSE).report.warnings
             said[name] = any("not a DAB stain" in w for w in warnings)
+            result = RenalReport.model_validate_json((tmp_path / name / "report.json").read_bytes()).result
+            assert (result.not_assessable == "not a DAB stain") == said[name]
+            assert not (said[name] and result.grade)
         assert said == {
             "he": True,
             "dab_tubular_a": False,

@@ -128,6 +128,23 @@ def test_results_of_other_commands_stand_beside_ours(tmp_path: Path) -> None:
     ).read_text() == "a\nb: a result of an earlier run: the last run of this slide failed\nc\n"
 
 
+def test_a_failure_beside_an_earlier_result_stays_until_the_slide_is_done(tmp_path: Path) -> None:
+    """A command on another slide must not make the earlier result look like one of now."""
+    (tmp_path / "b.f").write_text("")
+    note = "b: a result of an earlier run: the last run of this slide failed"
+    for name, failures in (("b", [Failure("b", "s3://x/b.tif", "broken")]), ("a", [])):
+        run = run_in(tmp_path)
+        with run.work([name]):
+            run.sum_up("finished", [] if failures else [Scored(name)], failures)
+        assert [f["name"] for f in noted(tmp_path)["failed"]] == ["b"]
+        assert note in (tmp_path / "table.csv").read_text()
+    run = run_in(tmp_path)
+    with run.work(["b"]):
+        run.sum_up("finished", [Scored("b")], [])
+    assert noted(tmp_path)["failed"] == []
+    assert note not in (tmp_path / "table.csv").read_text()
+
+
 def test_tables_are_noted_with_their_hashes(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     with run.work(["a"]):

@@ -98,6 +98,9 @@ class TestFlow:
         native = score(red_square, tmp_path / "b", mpp=0.5, cfg=ScoreConfig(native=True))
         assert len(native.lesions) == 1
         assert native.confidence is None  # what the model has not learned to read gets no word
+        finer = score(red_square, tmp_path / "c", mpp=0.15, cfg=ScoreConfig(native=True))
+        assert finer.confidence is None
+        assert "read at 0.15 um/px by --native, but the model was trained at 0.25" in finer.note
         assert "it has not learned to read this slide" in native.note
 
 

@@ -232,7 +232,7 @@ class TestPatchFolder:
         path.write_bytes(path.read_bytes()[:cut])
         found = read_patches(folder)
         assert len(found.files) == 5
-        assert found.left_out == (f"{path} is not a whole picture",)
+        assert found.left_out == (f"{path} is not a whole picture; save it again",)
 
     def test_one_picture_twice_is_taken_once(self, folder: Path) -> None:
         (folder / "normal" / "9.jpg").write_bytes((folder / "normal" / "1.jpg").read_bytes())

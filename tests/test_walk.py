@@ -116,6 +116,15 @@ class TestOneFolder:
 
 
 class TestSentences:
+    def test_a_text_called_tif(self, tmp_path: Path, wsi: Run) -> None:
+        (tmp_path / "notes.tif").write_text("no slide")
+        code, _, err = wsi("info", tmp_path / "notes.tif")
+        assert (code, "notes.tif is no TIFF inside, whatever its name says; check" in err) == (1, True)
+
+    def test_errors_into_no_detector(self, tmp_path: Path, wsi: Run) -> None:
+        code, _, err = wsi("renal", "evaluate", tmp_path, "--truth", tmp_path, "--into", "renal-ptc-demo")
+        assert (code, "renal-ptc-demo is not a detector's folder; give one of your own" in err) == (2, True)
+
     def test_masks(self, red_square: Path, tmp_path: Path, wsi: Run) -> None:
         code, _, err = wsi("score", red_square, "--out", tmp_path / "o", "--mask", tmp_path / "no.png")
         assert (code, err) == (2, f"wsi: {tmp_path / 'no.png'} does not exist; check --mask\n")

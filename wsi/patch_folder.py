@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from wsi.arrays import RgbImage
-from wsi.errors import ConfigError
+from wsi.errors import ConfigError, SlideError
+from wsi.user_mask import BROKEN_PICTURE
 
 NORMAL, TUMOUR = 0, 1
 LABELS = {
@@ -86,19 +87,45 @@ def read_patches(folder: Path) -> PatchFolder:
             _check_label(first, file)
             left_out.append(f"{file.path} is the same picture as {first.path}")
             continue
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-        if image is None or (data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]):
-            left_out.append(
-                f"{file.path} is not a whole picture"
-            )  # libjpeg paints the rest of a cut file grey
+        try:
+            pixels.append(decode_patch(file.path, data))
+        except SlideError as error:
+            left_out.append(str(error))
             continue
         kept.append(file)
-        pixels.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
     for label, name in ((NORMAL, "normal"), (TUMOUR, "tumour")):
         if not any(file.label == label for file in kept):
             raise ConfigError(f"{folder} has no {name} patch that can be read; add some, or check the labels")
     _check_sizes(kept, pixels)
     return PatchFolder(tuple(kept), tuple(pixels), tuple(left_out))
+
+
+def decode_patch(path: Path, data: bytes) -> RgbImage:
+    """A picture's bytes as RGB; grey becomes three equal channels, what is transparent lies on white.
+
+    Raises:
+        SlideError: it is cut short, no picture, or not of 8 bits.
+    """
+    cut = (
+        data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]
+    )  # libjpeg paints the rest of a cut file grey
+    try:
+        image = (
+            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data and not cut else None
+        )
+    except BROKEN_PICTURE:
+        image = None
+    if image is None:
+        raise SlideError(f"{path} is not a whole picture; save it again")
+    if image.dtype != np.uint8:
+        bits = 8 * image.dtype.itemsize
+        raise SlideError(f"{path} holds pixels of {bits} bits; only 8-bit pictures are read: convert it")
+    if image.ndim == 2:
+        return np.repeat(image[:, :, None], 3, axis=2)
+    if image.shape[2] == 4:
+        share = image[:, :, 3:] / 255
+        image = np.round(image[:, :, :3] * share + 255 * (1 - share)).astype(np.uint8)
+    return np.ascontiguousarray(image[:, :, ::-1])
 
 
 def _check_label(first: PatchFile, file: PatchFile) -> None:

@@ -8,13 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from wsi.arrays import RgbImage
 from wsi.errors import ConfigError, SlideError
-from wsi.patch_folder import LABELS, SUFFIXES
-from wsi.user_mask import BROKEN_PICTURE
+from wsi.patch_folder import LABELS, SUFFIXES, decode_patch
 
 LIST = "patches.csv"
 
@@ -85,24 +81,7 @@ def read_patch(path: Path) -> RgbImage:
         data = path.read_bytes()
     except OSError as error:
         raise SlideError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    whole = data and not (
-        data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]
-    )  # libjpeg paints the rest grey
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if whole else None
-    except BROKEN_PICTURE:
-        image = None
-    if image is None:
-        raise SlideError(f"{path} is not a whole picture; save it again")
-    if image.dtype != np.uint8:
-        bits = 8 * image.dtype.itemsize
-        raise SlideError(f"{path} holds pixels of {bits} bits; only 8-bit pictures are read: convert it")
-    if image.ndim == 2:
-        return np.repeat(image[:, :, None], 3, axis=2)
-    if image.shape[2] == 4:
-        share = image[:, :, 3:] / 255
-        image = np.round(image[:, :, :3] * share + 255 * (1 - share)).astype(np.uint8)
-    return np.ascontiguousarray(image[:, :, ::-1])
+    return decode_patch(path, data)
 
 
 def sizes_text(sizes: Sequence[tuple[int, int]], side: int) -> str:

@@ -67,8 +67,12 @@ def refuse_tumour(path: Path, slide: Slide, grid: TileGrid, *, label: int | None
     Raises:
         AnnotationError: it marks tumour.
     """
-    if _read(path, slide, grid, label).tumour.any():
-        raise AnnotationError(f"{path} marks tumour, though the slide is labelled normal; mend one of them")
+    truth = _read(path, slide, grid, label)
+    if truth.tumour.any():
+        value = " (truth_label says which value of masks is tumour)" if truth.mask_value else ""
+        raise AnnotationError(
+            f"{path} marks tumour, though the slide is labelled normal; mend one of them{value}"
+        )
 
 
 def _read(path: Path, slide: Slide, grid: TileGrid, label: int | None) -> Truth:

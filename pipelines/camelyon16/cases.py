@@ -129,11 +129,13 @@ def join(predictions: Predictions, truth: Path, selection: Selection) -> Cases:
 
 def _case(p: Prediction, table: TruthTable, rules: Dataset, selection: Selection) -> Case:
     key = p.name.casefold()
-    said = "its name" if rules.is_normal(p.name) else ""
+    says_normal = "its name" if rules.is_normal(p.name) else ""
     if key in table.normal:
-        said = REFERENCE if table.by_name else table.origin
+        says_normal = REFERENCE if table.by_name else table.origin
     unmarked = key in table.unmarked
-    return Case(p, table.files.get(key), rules.is_partial(p.name), said, selection.others_normal, unmarked)
+    return Case(
+        p, table.files.get(key), rules.is_partial(p.name), says_normal, selection.others_normal, unmarked
+    )
 
 
 def _left_out(
@@ -235,9 +237,8 @@ def _from_manifest(path: Path) -> TruthTable:
         key = row.source.name.casefold()
         if key in files:
             raise ConfigError(f"{path} names {row.source.name} twice; keep one line for each slide")
-        files[key] = (
-            row.truth if row.said_normal else row.checked_truth
-        )  # a contradiction is found when it is read
+        # the truth of a normal slide is read, too: it must mark nothing
+        files[key] = row.truth if row.said_normal else row.checked_truth
         names[key] = row.source.name
         if row.said_normal:
             normal.add(key)

@@ -236,6 +236,7 @@ def read_case(case: Case, label: int | None) -> TumourRaster | None:
         if case.said_normal:
             raise AnnotationError(
                 f"{case.truth} marks tumour, though {case.said_normal} says that the slide is normal; mend one of them"
+                f"{' (--truth-label says which value of masks is tumour)' if raster.value else ''}"
             )
         return raster
     if case.said_normal or case.others_normal:

@@ -210,7 +210,7 @@ def _write_results(
         score=None if np.isnan(score) else round(score, 6),
         confidence=(
             confidence_level(score, cfg.lesions, engine.models.confidence, missing=len(missing))
-            if card.finds_tumour and not _too_coarse(slide, card)
+            if card.finds_tumour and not _not_learned(slide, card, cfg)
             else None
         ),
         lesions=tuple(lesions),
@@ -219,7 +219,7 @@ def _write_results(
         unreadable_cells=tuple(_corners(missing, plan.grid)),
         mpp=slide.mpp,
         size=slide.size,
-        note=_note(plan, missing, own_mask) or _spacing_note(slide, card),
+        note=_note(plan, missing, own_mask) or _spacing_note(slide, card, cfg),
     )
     for stale in EXPORTS:  # of what is replaced now
         (out / stale).unlink(missing_ok=True)
@@ -249,14 +249,16 @@ def _write_results(
     return result
 
 
-def _too_coarse(slide: Slide, card: ModelCard) -> bool:
-    """Whether the slide was read at a spacing that the model has not learned: its score gets no word then."""
-    return card.spacing_um is not None and slide.mpp > card.spacing_um * (1 + card.spacing_tolerance)
+def _not_learned(slide: Slide, card: ModelCard, cfg: ScoreConfig) -> bool:
+    """Whether --native read the slide at a spacing that the model has not learned: its score gets no word then."""
+    if not cfg.native or card.spacing_um is None:
+        return False
+    return abs(slide.mpp / card.spacing_um - 1) > card.spacing_tolerance
 
 
-def _spacing_note(slide: Slide, card: ModelCard) -> str:
+def _spacing_note(slide: Slide, card: ModelCard, cfg: ScoreConfig) -> str:
     """What a reader of the score must know of the spacing."""
-    if _too_coarse(slide, card):
+    if _not_learned(slide, card, cfg):
         return (
             f"read at {slide.mpp:.4g} um/px by --native, but the model was trained at {card.spacing_um:.4g}: "
             f"it has not learned to read this slide"

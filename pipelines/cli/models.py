@@ -10,7 +10,8 @@ import typer
 from models.card import ModelCard, card_json, is_detector
 from models.engines import find_models
 from models.engines.contract import find_folder, shipped
-from pipelines.cli.console import out, progress
+from pipelines.cli.console import err, out, progress
+from pipelines.cli.options import PatchMpp, check_patch_spacing
 from wsi.errors import StoreError
 from wsi.patch_pictures import list_patches
 
@@ -115,6 +116,7 @@ def calibrate(
             "--out", "-o", help="The folder for the calibrated model; it is made if it is not there."
         ),
     ],
+    mpp: PatchMpp = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in OUT.")] = False,
 ) -> None:
     """Write a copy of a model whose scores mean what they say: of these patches with 0.9, nine in ten are tumour.
@@ -129,8 +131,14 @@ def calibrate(
 
     if (folder / "card.json").exists() and not overwrite:
         raise StoreError(f"{folder} holds a model already; choose another --out, or pass --overwrite")
+    source = find_folder(model)
+    check_patch_spacing(mpp, find_models([model]).card)
+
+    def say(sentence: str) -> None:
+        err.print(sentence, markup=False)
+
     with progress("patches") as tick:
-        card = calibrate_model(find_folder(model), list_patches(patches), folder, tick=tick)
+        card = calibrate_model(source, list_patches(patches), folder, mpp=mpp, say=say, tick=tick)
     figures = card.metrics["calibration"]
     out.print(
         f"AUC {figures['auc']:.4f} ({figures['interval'][0]:.4f} to {figures['interval'][1]:.4f}), with 8 orientations "

@@ -206,6 +206,10 @@ def evaluate_command(
     """
     if reviewed and into is not None:
         raise ConfigError("--into takes the machine's errors; leave out --reviewed")
+    if into is not None and not (into / "card.json").is_file():
+        raise ConfigError(
+            f"{into} is not a detector's folder; give one of your own, such as runs/capillaries/model"
+        )
     cohort = read_cohort(folder, truth, reviewed=reviewed)
     for name in cohort.without_truth:
         err.print(f"{name} has no truth and is left out", markup=False)

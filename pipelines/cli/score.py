@@ -14,7 +14,16 @@ from pipelines.camelyon16.preview import count_text
 from pipelines.camelyon16.results import SlideResult, earlier_results
 from pipelines.camelyon16.score import ScoreConfig, run_fingerprint, score_slide
 from pipelines.cli.console import CohortProgress, cohort_progress, err, out
-from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp, Out
+from pipelines.cli.options import (
+    DEFAULT_MODEL,
+    Anisotropic,
+    EngineName,
+    ModelNames,
+    Mpp,
+    Orientations,
+    Out,
+    Precision,
+)
 from pipelines.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
 from pipelines.config import load_config, parse_config
 from pipelines.provenance import run_record
@@ -63,23 +72,9 @@ def score(
         Literal["64", "128", "256"] | None,
         typer.Option(help="Pixels from one cell to the next.", show_default="the model's own, 128"),
     ] = None,
-    orientations: Annotated[
-        Literal["1", "8"] | None,
-        typer.Option(help="With 8, scores are the mean over all flips and turns.", show_default="1"),
-    ] = None,
-    engine: Annotated[
-        Literal["auto", "openvino", "torch"] | None,
-        typer.Option(
-            help="The library that runs the model.", show_default="auto: torch on a GPU, else openvino"
-        ),
-    ] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"] | None,
-        typer.Option(
-            help="The numbers that the network computes in.",
-            show_default="auto: fp16 on a GPU, bf16 on a CPU that has it",
-        ),
-    ] = None,
+    orientations: Orientations = None,
+    engine: EngineName = None,
+    precision: Precision = None,
     tissue: Annotated[
         Literal["otsu-saturation", "liu2017", "ncrf", "density"] | None,
         typer.Option(

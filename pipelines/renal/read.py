@@ -195,6 +195,8 @@ def read_slide(
     count = len(fields.feasible)
     errors = readers.errors
     grade = grade_slide(marks.counts(count), cfg.grading, errors)
+    if eosin > MOST_EOSIN:
+        grade = replace(grade, grade=None, grades_in_interval=(), why_not="not a DAB stain")
     usable = ~out
     columns = (marks.scores[usable], marks.positive[usable], marks.field[usable])
     without = replace(marks, counted=marks.counted & ~marks.flagged)

@@ -99,6 +99,10 @@ def open_handle(path: str) -> openslide.OpenSlide:
     except openslide.OpenSlideUnsupportedFormatError as error:
         if not Path(path).exists():
             raise gone(path) from error
+        if path.lower().endswith((".tif", ".tiff", ".svs")) and not _begins_as_tiff(path):
+            raise SlideError(
+                f"{path} is no TIFF inside, whatever its name says; check that it is the slide's own file"
+            ) from error
         raise UnknownFormatError(
             f"{path} is not a slide that OpenSlide can read; convert it to a pyramidal TIFF"
         ) from error
@@ -139,6 +143,15 @@ def stored_bounds(properties: Mapping[str, str]) -> tuple[int, int, int, int] | 
     except KeyError:
         return None
     return x, y, width, height
+
+
+def _begins_as_tiff(path: str) -> bool:
+    """Whether the first bytes are those of a TIFF or BigTIFF of either byte order."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    except OSError:
+        return True  # what cannot be read gets its own sentence
 
 
 def dicom_series(path: str) -> str | None:
