@@ -44,6 +44,8 @@ class TrainConfig(Config):
         learning_rate: None is 0.05, or 0.002 when started from weights (Liu et al. 2017).
         schedule: ``halve`` after every ``halve_every`` examples, or ``cosine`` down to 0 after a short rise.
         optimiser: ``rmsprop`` is TensorFlow's, as published; ``adamw`` suits short runs from weights.
+        average: examples over which weights are averaged, newer ones counting more (Polyak and Juditsky 1992, with
+            exponential weights); the average is validated and kept, and is steadier than the last weights. 0 is none.
         focal_gamma: focal loss instead of cross-entropy; Lin et al. 2017 use 2. 0 is cross-entropy.
         hard_negatives: a list from ``wsi train mine``; its places get ``hard_share`` of the normal draws.
         second_phase: examples after which everything but the output layer is fixed, drawn at the true class
@@ -85,6 +87,7 @@ class TrainConfig(Config):
     decay: float = 0.9
     epsilon: float = 1.0
     weight_decay: float = Field(default=0.0, ge=0)
+    average: int = Field(default=0, ge=0)
     focal_gamma: float = Field(default=0.0, ge=0)
     aux_weight: float = 0.4
     dropout: float = Field(default=0.5, ge=0, lt=1)

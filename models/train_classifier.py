@@ -30,7 +30,7 @@ from models.progress import NOBODY, Clock, Listeners, Progress, crossed, metrics
 from models.recipe import TrainConfig
 from models.sampling import Sampler
 from models.training_data import TrainingData, stride_of
-from models.training_state import TrainingState
+from models.training_state import TrainingState, average_of
 from wsi.errors import ConfigError, ModelError, SlideError
 from wsi.files import write_text
 from wsi.metrics import auc
@@ -151,7 +151,8 @@ def begin(
     torch.manual_seed(cfg.seed + team.rank)  # dropout differs between processes
     network = network.to(device).to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(cfg.seed)
-    return TrainingState(network, _optimiser(network, cfg), data.sampler, generator)
+    average = average_of(network, min(1.0, cfg.batch / cfg.average)) if cfg.average else None
+    return TrainingState(network, _optimiser(network, cfg), data.sampler, generator, average=average)
 
 
 def _optimiser(network: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
@@ -233,7 +234,7 @@ def _validate(state: TrainingState, run: _Run, now: Progress) -> None:
         return
     score, threshold = None, None
     if run.data.held_out:
-        tumour, scores = score_batches(state.network, run.data.held_out)
+        tumour, scores = score_batches(state.judged, run.data.held_out)
         if np.isnan(scores).any():
             raise ModelError(
                 f"after {state.seen} examples the network gives scores that are not numbers; lower learning_rate "
@@ -248,7 +249,7 @@ def _validate(state: TrainingState, run: _Run, now: Progress) -> None:
     run.listeners.metrics(state.rows)
     if score is None or state.best is None or score > state.best:
         state.best = score
-        _save(state.network, run, now, score, threshold)
+        _save(state.judged, run, now, score, threshold)
 
 
 def score_batches(

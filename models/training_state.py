@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wsi.errors import ModelError
 from wsi.files import replacing
@@ -36,7 +37,7 @@ class Resumable(Protocol):
 
 @dataclass
 class TrainingState:
-    """Everything that changes during a run."""
+    """Everything that changes during a run; ``average`` is the mean of the latest networks, where one is kept."""
 
     network: nn.Module
     optimiser: torch.optim.Optimizer
@@ -49,17 +50,27 @@ class TrainingState:
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     drawn: Any = None
+    average: AveragedModel | None = None
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept."""
+        return self.network if self.average is None else self.average.module
 
     def count(self, examples: int, loss: float, drawn: Any, seconds: float) -> None:
         """Note one batch; ``drawn`` is the sampler's state after it, which has drawn ahead meanwhile."""
         self.seen += examples
         self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
         self.drawn, self.seconds = drawn, seconds
+        if self.average is not None:
+            self.average.update_parameters(self.network)
 
     def save(self, folder: Path, recipe: dict[str, Any]) -> None:
         """Write ``checkpoint.safetensors``, replacing the one before."""
         parameters = list(self.network.parameters())
         arrays = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        if self.average is not None:
+            arrays |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for i, parameter in enumerate(parameters):
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 arrays[f"optimiser.{i}.{key}"] = value
@@ -98,20 +109,14 @@ class TrainingState:
             raise ModelError(f"{path} is not a checkpoint of a training run; start again without --resume")
         _check_recipe(path, facts["recipe"], recipe)
         try:
-            own = {k.removeprefix("network."): v for k, v in arrays.items() if k.startswith("network.")}
-            self.network.load_state_dict(own)
+            self.network.load_state_dict(_below(arrays, "network."))
+            if self.average is not None:
+                self.average.load_state_dict(_below(arrays, "average."))
         except RuntimeError as error:
             raise ModelError(
                 f"{path} holds a network of another architecture; start again without --resume"
             ) from error
-        for i, parameter in enumerate(self.network.parameters()):
-            start = f"optimiser.{i}."
-            found = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
-            if found:
-                # AdamW keeps its count of steps on the CPU
-                self.optimiser.state[parameter] = {
-                    k: v if v.dim() == 0 else v.to(parameter.device) for k, v in found.items()
-                }
+        self._load_optimiser(arrays)
         for key in ("seen", "phase", "loss", "best", "seconds", "rows"):
             setattr(self, key, facts[key])
         self.sampler.exclude_all(facts["excluded"])
@@ -122,6 +127,25 @@ class TrainingState:
             torch.cuda.set_rng_state(arrays["random.cuda"])
         if rank:
             torch.manual_seed(1_000_003 * rank + self.seen)  # processes must not drop the same
+
+    def _load_optimiser(self, arrays: dict[str, Tensor]) -> None:
+        for i, parameter in enumerate(self.network.parameters()):
+            found = _below(arrays, f"optimiser.{i}.")
+            if found:
+                # AdamW keeps its count of steps on the CPU
+                self.optimiser.state[parameter] = {
+                    k: v if v.dim() == 0 else v.to(parameter.device) for k, v in found.items()
+                }
+
+
+def average_of(network: nn.Module, share: float) -> AveragedModel:
+    """A running mean of a network's weights and batch statistics, in which each batch's has this share."""
+    mean = get_ema_multi_avg_fn(1 - share)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=mean, use_buffers=True)
+
+
+def _below(arrays: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
 
 
 def _check_recipe(path: Path, earlier: dict[str, Any], recipe: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ from models.sampling import (
 from models.train_classifier import classification_loss, step, train, use_bf16
 from models.training_data import fold_parts, slide_data
 from models.training_slides import PatchFrame, prepare_slide
-from models.training_state import CHECKPOINT, TrainingState
+from models.training_state import CHECKPOINT, TrainingState, average_of
 from wsi.annotations import Annotation, read_annotations, tumour_regions, write_asap
 from wsi.errors import ConfigError, ModelError, RegionError
 from wsi.manifest import SlideRow, read_manifest
@@ -438,6 +438,18 @@ def test_bf16_is_used_where_the_processor_has_it() -> None:
     assert not use_bf16("fp32", torch.device("cpu"))
 
 
+def test_the_average_of_weights_by_hand() -> None:
+    """Each network counts a quarter: 1, then 0.75 * 1 + 0.25 * 5 = 2, then 0.75 * 2 + 0.25 * 10 = 4."""
+    network = torch.nn.BatchNorm1d(1)
+    average = average_of(network, 0.25)
+    for weight, mean, kept, kept_mean in ((1.0, 2.0, 1.0, 2.0), (5.0, 4.0, 2.0, 2.5), (10.0, 8.5, 4.0, 4.0)):
+        network.weight.data.fill_(weight)
+        network.running_mean.fill_(mean)  # type: ignore[union-attr]
+        average.update_parameters(network)
+        assert float(average.module.weight.detach()) == pytest.approx(kept)
+        assert float(average.module.running_mean) == pytest.approx(kept_mean)  # type: ignore[arg-type]
+
+
 class _StopError(Exception):
     """A run that dies in the middle."""
 
@@ -466,10 +478,11 @@ class TestRun:
     def test_a_run_writes_model_and_metrics_and_is_the_same_after_stops(
         self, cohort: Path, tmp_path: Path
     ) -> None:
+        cfg = self.CFG.model_copy(update={"average": 24})  # the average goes on after a stop, too
         seen: list[Progress] = []
         shown: list[np.ndarray] = []
         listeners = Listeners(report=seen.append, show=lambda patches, labels: shown.append(patches))
-        best = self.run(cohort, tmp_path / "a", listeners=listeners)
+        best = self.run(cohort, tmp_path / "a", cfg, listeners=listeners)
         assert [p.examples for p in seen if p.auc is None] == [8, 16, 24, 32, 40, 48]
         assert shown[0].shape == (32, 299, 299, 3)
         card = read_card(tmp_path / "a" / "model")
@@ -484,17 +497,18 @@ class TestRun:
         count = iter(range(100))
         polite = Listeners(stop=lambda: next(count) == 2)
         with pytest.raises(KeyboardInterrupt):
-            self.run(cohort, tmp_path / "b", listeners=polite)
+            self.run(cohort, tmp_path / "b", cfg, listeners=polite)
 
         def die(p: Progress) -> None:
             if p.examples == 40:
                 raise _StopError
 
         with pytest.raises(_StopError):
-            self.run(cohort, tmp_path / "b", listeners=Listeners(report=die), resume=True)
-        assert self.run(cohort, tmp_path / "b", resume=True) == best
+            self.run(cohort, tmp_path / "b", cfg, listeners=Listeners(report=die), resume=True)
+        assert self.run(cohort, tmp_path / "b", cfg, resume=True) == best
         a, b = (load_file(tmp_path / x / CHECKPOINT) for x in "ab")
         assert a.keys() == b.keys()
+        assert any(key.startswith("average.") for key in a)
         assert all(torch.equal(a[key], b[key]) for key in a)
         assert read_card(tmp_path / "b" / "model").sha256 == card.sha256
         tables = []
