@@ -15,6 +15,7 @@ from wsi.stain import StainMethod
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+DOMAIN = "domain.safetensors"
 TUMOUR_CLASSES = ("tumor", "tumour", "metastasis", "metastases")  # names of the class that lesions are of
 ZOO = Path(__file__).resolve().parent / "zoo"
 
@@ -48,6 +49,8 @@ class ModelCard(Config):
             checked for this model; None: nobody checked, and slides get a score without a word.
         calibration: scale and offset of the log-odds of the positive one of two classes, which make a score of 0.9 mean
             nine in ten on the patches it was fitted on (Platt 1999); None: scores are the network's own.
+        domain: sha256 of ``domain.safetensors``, by which tissue that the model does not know is noticed; None: nothing
+            is noticed.
         demonstration: trained on phantoms; not for real tissue.
         sha256: of the weight file.
     """
@@ -65,6 +68,7 @@ class ModelCard(Config):
     threshold: float | None = None
     confidence: tuple[float, float, float, float] | None = None
     calibration: tuple[float, float] | None = None
+    domain: str | None = None
     demonstration: bool = False
     intended_use: str = "Research use only; not for diagnosis."
     limits: str = ""

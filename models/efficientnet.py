@@ -23,6 +23,7 @@ STAGES = (
     (6, 320, 1, 1, 3),
 )
 STEM, HEAD = 32, 1280  # channels; the lite form does not scale them
+MIDDLE = 9  # blocks up to the first of 112 channels: of blocks 3 to 16 these tell foreign tissue best (docs/models.md)
 DROP_PATH = 0.2  # share of the last block's outputs that are dropped in training; earlier blocks have less
 
 
@@ -124,12 +125,22 @@ class EfficientNetLite0(nn.Module):
         nn.init.normal_(self._fc.weight, std=0.01)
         nn.init.zeros_(self._fc.bias)
 
-    def features(self, x: Tensor) -> Tensor:
-        """What the class layer sees: (n, 1280)."""
+    def _enter(self, x: Tensor) -> Tensor:
         if self.input_px is not None and x.shape[-1] != self.input_px:
             size = (self.input_px, self.input_px)
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=False)
-        x = F.relu6(self._bn0(self._conv_stem(x)))
+        return F.relu6(self._bn0(self._conv_stem(x)))
+
+    def middle(self, x: Tensor) -> Tensor:
+        """Mean and standard deviation of each channel half-way: (n, 224)."""
+        x = self._enter(x)
+        for block in self._blocks[:MIDDLE]:
+            x = block(x)
+        return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the class layer sees: (n, 1280)."""
+        x = self._enter(x)
         for block in self._blocks:
             x = block(x)
         x = F.relu6(self._bn1(self._conv_head(x)))

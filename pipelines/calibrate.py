@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from models.card import ModelCard, read_card
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.domain import fit_domain, middle_features, read_domain, write_domain
 from models.engines import EngineConfig, Models, load_engine
-from pipelines.patches import ScoredPatches, score_patches
+from pipelines.patches import ScoredPatches, read_fitted, score_patches
 from wsi.calibration import calibrated, calibration_error, fit_calibration
 from wsi.errors import ConfigError
 from wsi.metrics import auc, auc_interval
@@ -21,6 +22,7 @@ from wsi.patch_folder import TUMOUR
 from wsi.patch_pictures import PatchPicture
 
 Scores = npt.NDArray[np.float32]
+FEATURES_OF = 5_000  # training patches are looked at, or fewer
 FEWEST = 50  # patches of each class: two numbers are fitted
 
 
@@ -29,6 +31,7 @@ def calibrate_model(
     patches: Sequence[PatchPicture],
     out: Path,
     *,
+    training: Sequence[PatchPicture] = (),
     mpp: float | None = None,
     say: Callable[[str], None] = lambda text: None,
     tick: Callable[[int, int], None] = lambda done, total: None,
@@ -39,6 +42,8 @@ def calibrate_model(
         source: a model's folder.
         patches: labelled, of both classes, and not trained on.
         out: the new model's folder.
+        training: patches that the model was trained on, at its spacing, by which it notices tissue that it does not
+            know; none keeps the model's earlier record, if it has one.
         mpp: um per pixel of the patches; None: they have the model's.
         say: called with a sentence for each patch that cannot be read.
         tick: called with (patches scored, patches to be scored).
@@ -52,7 +57,11 @@ def calibrate_model(
     if len(card.classes) != 2:
         raise ConfigError(f"{source} has {len(card.classes)} classes; only models of two are calibrated")
     known = [p for p in patches if p.label is not None]
-    plain = card.model_dump(exclude={"sha256"}) | {"calibration": None, "architecture": card.architecture}
+    plain = card.model_dump(exclude={"sha256"}) | {
+        "calibration": None,
+        "domain": None,
+        "architecture": card.architecture,
+    }
     total = 3 * len(known)
     with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:
         trial = Path(folder) / "half"
@@ -75,6 +84,10 @@ def calibrate_model(
         plain |= {"calibration": tuple(round(v, 4) for v in calibration)}
         save_checkpoint(trial, network, **plain)
         eight = _scores(trial, known, 8, mpp, lambda done: tick(len(known) + 2 * done, total))
+        if training:
+            plain["domain"] = _record_domain(trial, training, known, mpp, out)
+        elif (earlier := read_domain(source, card)) is not None:
+            plain["domain"] = write_domain(out, earlier)
     low, high = auc_interval(tumour, first.scores)
     figures = {
         "patches": {"normal": int((~tumour).sum()), "tumour": int(tumour.sum())},
@@ -87,6 +100,28 @@ def calibrate_model(
     }
     plain["metrics"] = card.metrics | {"calibration": figures}
     return save_checkpoint(out, network, **plain)
+
+
+def _record_domain(
+    model: Path,
+    training: Sequence[PatchPicture],
+    others: Sequence[PatchPicture],
+    mpp: float | None,
+    out: Path,
+) -> str:
+    """Write the record of what a model knows into ``out``; its sha256."""
+    network, card = load_checkpoint(model)
+    some = training[:: max(1, len(training) // FEATURES_OF)]
+    features = [
+        middle_features(network, read_fitted(part, card, spacing))
+        for part, spacing in ((some, None), (others, mpp))
+    ]
+    if len(features[0]) <= 2 * features[0].shape[1]:
+        raise ConfigError(
+            f"what a model knows takes {2 * features[0].shape[1]} training patches or more, and there are "
+            f"{len(features[0])}; add patches, or leave out --training"
+        )
+    return write_domain(out, fit_domain(*features))
 
 
 def _scores(

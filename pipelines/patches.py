@@ -15,8 +15,10 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
+from models.card import ModelCard
 from models.engines import Engine
 from models.sampling import fit_square
+from pipelines.likeness import LOOKED_AT, unlike_note, unlike_patches
 from pipelines.training_pictures import write_contact_sheet, write_roc
 from wsi.arrays import RgbImage
 from wsi.blocks import PatchBlock
@@ -49,12 +51,14 @@ class ScoredPatches:
         scores: (n,) of the model's positive class.
         left_out: a sentence for each that could not be read.
         note: what was done to patches of another side than the model's; may be empty.
+        warning: that they look unlike what the model was trained on; mostly empty.
     """
 
     patches: tuple[PatchPicture, ...]
     scores: npt.NDArray[np.float32]
     left_out: tuple[str, ...]
     note: str
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ def score_patches(
     kept: list[PatchPicture] = []
     left_out: list[str] = []
     sizes: list[tuple[int, int]] = []
+    looked_at: list[RgbImage] = []
+    every = max(1, len(patches) // LOOKED_AT)
     engine.expect(len(patches))
 
     def blocks() -> Iterator[PatchBlock]:
@@ -107,6 +113,8 @@ def score_patches(
                     pixels = at_spacing(pixels, mpp, card.spacing_um, card.spacing_tolerance)
                     sizes.append((pixels.shape[1], pixels.shape[0]))
                     fitted.append(fit_square(pixels, card.patch_px))
+                    if len(kept) % every == 0:
+                        looked_at.append(fitted[-1])
                 if fitted:
                     yield _block(fitted, card.patch_px)
 
@@ -120,7 +128,15 @@ def score_patches(
         raise ModelError(
             f"{card.name} gives a score that is not a number; use --precision fp32, or another model"
         )
-    return ScoredPatches(tuple(kept), all_scores, tuple(left_out), sizes_text(sizes, card.patch_px))
+    warning = unlike_note(unlike_patches(looked_at, engine.models), card, "the patches")
+    return ScoredPatches(tuple(kept), all_scores, tuple(left_out), sizes_text(sizes, card.patch_px), warning)
+
+
+def read_fitted(patches: Sequence[PatchPicture], card: ModelCard, mpp: float | None) -> list[RgbImage]:
+    """Pixels of the patches that can be read, as the model sees them."""
+    found = [pixels for pixels in map(_read, patches) if not isinstance(pixels, str)]
+    brought = (at_spacing(pixels, mpp, card.spacing_um, card.spacing_tolerance) for pixels in found)
+    return [fit_square(pixels, card.patch_px) for pixels in brought]
 
 
 def at_spacing(pixels: RgbImage, mpp: float | None, wanted: float | None, tolerance: float) -> RgbImage:
@@ -187,7 +203,12 @@ def write_patch_results(out: Path, scored: ScoredPatches, record: dict[str, Any]
             "tumour": quality.tumour,
             "normal": quality.normal,
         }
-    more = {"patches": len(scored.patches), "left_out": list(scored.left_out), "quality": figures}
+    more = {
+        "patches": len(scored.patches),
+        "left_out": list(scored.left_out),
+        "warning": scored.warning,
+        "quality": figures,
+    }
     write_json(out / "run.json", record | more)
     return quality
 

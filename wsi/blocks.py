@@ -102,6 +102,11 @@ def _block(cells: CellsRC, chunk: tuple[int, int], plan: ReadPlan) -> Block:
     return Block(chunk, cells, (int(low[0]), int(low[1])), (int(width), int(height)), corners - low, plan)
 
 
+def plan_cells(cells: CellsRC, plan: ReadPlan) -> list[Block]:
+    """One block for each of these cells, to look at a few of many; they belong to no chunk."""
+    return [_block(cells[i : i + 1], (0, 0), plan) for i in range(len(cells))]
+
+
 def read_block(slide: Slide, block: Block, recolour: StainTransform | None = None) -> ReadBlock:
     """Read a block's region once, and recolour it; what cannot be decoded costs the cells whose patch touches it."""
     plan = block.plan

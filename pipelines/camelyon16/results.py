@@ -46,6 +46,7 @@ class SlideResult:
         cells: cells with tissue.
         unreadable_cells: of those, level-0 (x, y) of the corners of the cells that could not be decoded.
         note: a sentence for the user, or empty.
+        unlike: share of the cells looked at that look unlike what the model was trained on; None where nobody can tell.
     """
 
     name: str
@@ -59,6 +60,7 @@ class SlideResult:
     mpp: float
     size: tuple[int, int]
     note: str = ""
+    unlike: float | None = None
 
     @property
     def unreadable(self) -> int:

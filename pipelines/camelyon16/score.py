@@ -23,6 +23,7 @@ from pipelines.camelyon16.lesions import (
 )
 from pipelines.camelyon16.preview import write_preview
 from pipelines.camelyon16.results import EXPORTS, FILES, SlideResult, finished_result, lesion_features
+from pipelines.likeness import UNLIKE_FROM, unlike_note, unlike_share
 from pipelines.provenance import code_hash, fingerprint
 from pipelines.scoring import score_chunks
 from wsi.arrays import CellsRC
@@ -204,13 +205,16 @@ def _write_results(
     lesions = [on_slide(lesion, slide.size) for lesion in find_lesions(heatmap, cfg.lesions)]
     areas = outlines(heatmap, cfg.lesions)
     missing = plan.grid.cells[np.isnan(heatmap.scores[tuple(plan.grid.cells.T)])]
+    unlike = unlike_share(slide, plan.grid, engine.models, recolour=plan.recolour, threads=cfg.threads)
+    learned = not _not_learned(slide, card, cfg) and (unlike is None or unlike < UNLIKE_FROM)
+    notes = (_note(plan, missing, own_mask), _spacing_note(slide, card, cfg), unlike_note(unlike, card))
     result = SlideResult(
         name=name,
         path=path,
         score=None if np.isnan(score) else round(score, 6),
         confidence=(
             confidence_level(score, cfg.lesions, engine.models.confidence, missing=len(missing))
-            if card.finds_tumour and not _not_learned(slide, card, cfg)
+            if card.finds_tumour and learned
             else None
         ),
         lesions=tuple(lesions),
@@ -219,7 +223,8 @@ def _write_results(
         unreadable_cells=tuple(_corners(missing, plan.grid)),
         mpp=slide.mpp,
         size=slide.size,
-        note=_note(plan, missing, own_mask) or _spacing_note(slide, card, cfg),
+        note="; ".join(note for note in notes if note),
+        unlike=None if unlike is None else round(unlike, 4),
     )
     for stale in EXPORTS:  # of what is replaced now
         (out / stale).unlink(missing_ok=True)

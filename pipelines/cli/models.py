@@ -116,6 +116,12 @@ def calibrate(
             "--out", "-o", help="The folder for the calibrated model; it is made if it is not there."
         ),
     ],
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of patches that it was trained on: with it the model notices tissue it does not know."
+        ),
+    ] = None,
     mpp: PatchMpp = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in OUT.")] = False,
 ) -> None:
@@ -125,7 +131,7 @@ def calibrate(
     that were calibrated on the other half of them.
 
     Examples:
-    wsi models calibrate runs/lymph-node-10x/model --patches PCAM/valid -o lymph-node-10x
+    wsi models calibrate runs/lymph-node-10x/model --patches PCAM/valid --training PCAM/train -o lymph-node-10x
     """
     from pipelines.calibrate import calibrate_model
 
@@ -138,7 +144,10 @@ def calibrate(
         err.print(sentence, markup=False)
 
     with progress("patches") as tick:
-        card = calibrate_model(source, list_patches(patches), folder, mpp=mpp, say=say, tick=tick)
+        learned = list_patches(training) if training is not None else ()
+        card = calibrate_model(
+            source, list_patches(patches), folder, training=learned, mpp=mpp, say=say, tick=tick
+        )
     figures = card.metrics["calibration"]
     out.print(
         f"AUC {figures['auc']:.4f} ({figures['interval'][0]:.4f} to {figures['interval'][1]:.4f}), with 8 orientations "

@@ -78,6 +78,8 @@ def patches_command(
     settings = cfg.model_dump(mode="json") | {"mpp": mpp or cards[0].spacing_um}
     record = run_record(settings, models, runner.description, made_by)
     quality = write_patch_results(folder, scored, record)
+    if scored.warning:
+        err.print(scored.warning, markup=False)
     if scored.note:
         out.print(scored.note, markup=False)
     if quality is not None:

@@ -1,0 +1,220 @@
+"""Tissue that a model was not trained on is noticed: the distance, its limit, and what users are told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import mahalanobis
+
+from models.card import CARD, DOMAIN, card_json, read_card
+from models.checkpoint import load_imagenet, save_checkpoint
+from models.domain import RIDGE, Domain, fit_domain, look_unlike, read_domain, write_domain
+from models.efficientnet import EfficientNetLite0
+from models.engines import find_models
+from models.families import make_network
+from pipelines.likeness import FEWEST, unlike_note, unlike_patches
+from tests.slides import real_data
+from tests.test_efficientnet import CARD as SMALL
+from tests.test_efficientnet import LITE0
+from wsi.errors import ModelError
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+class TestDistance:
+    def test_as_scipy_measures_it(self) -> None:
+        rng = np.random.default_rng(0)
+        training = (rng.normal(size=(300, 4)) @ rng.normal(size=(4, 4)) + [1, 2, 3, 4]).astype(np.float32)
+        others = (training[:50] + 0.7).astype(np.float32)
+        domain = fit_domain(training, others)
+        covariance = np.cov(training, rowvar=False)
+        ridge = RIDGE * np.trace(covariance) / 4 * np.eye(4)
+        inverse = np.linalg.inv(covariance + ridge)
+        wanted = [mahalanobis(row, training.mean(axis=0), inverse) ** 2 / 4 for row in others]
+        np.testing.assert_allclose(domain.distances(others), wanted, rtol=1e-4)
+
+    def test_one_in_twenty_of_the_others_lies_beyond_the_limit(self) -> None:
+        rng = np.random.default_rng(1)
+        training, others = (rng.normal(size=(400, 3)).astype(np.float32) for _ in range(2))
+        domain = fit_domain(training, others)
+        assert domain.unlike(others).sum() == 20
+        far = others + np.float32(10)
+        assert domain.unlike(far).all()
+
+    def test_it_comes_back_and_damage_is_told(self, tmp_path: Path) -> None:
+        domain = Domain(np.ones(2, np.float32), np.eye(2, dtype=np.float32), 1.5)
+        sha256 = write_domain(tmp_path, domain)
+        save_checkpoint(tmp_path, make_network(LITE0, 2), **SMALL, domain=sha256)
+        card = read_card(tmp_path)
+        found = read_domain(tmp_path, card)
+        assert found is not None
+        assert (found.limit, found.mean.tolist()) == (1.5, [1, 1])
+        assert read_domain(tmp_path, card.model_copy(update={"domain": None})) is None
+        data = bytearray((tmp_path / DOMAIN).read_bytes())
+        data[-1] ^= 1
+        (tmp_path / DOMAIN).write_bytes(data)
+        with pytest.raises(ModelError, match=r"domain.safetensors has sha256 .* copy the model again"):
+            read_domain(tmp_path, card)
+        (tmp_path / DOMAIN).unlink()
+        with pytest.raises(ModelError, match="cannot be read"):
+            read_domain(tmp_path, card)
+
+
+def striped(rng: np.random.Generator, tint: tuple[int, int, int], side: int = 48) -> np.ndarray:
+    """Noise of one colour with a stripe."""
+    image = rng.integers(40, 120, (side, side, 3)) + np.array(tint)
+    image[:, int(rng.integers(side - 8)) :][:, :8] += 20
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Patches of violet tissue, ``train`` and ``valid``, and of brown tissue, ``brown``; file colours are BGR."""
+    root, rng = tmp_path_factory.mktemp("domain"), np.random.default_rng(5)
+    for split, count, tint in (
+        ("train", 240, (110, 40, 90)),
+        ("valid", 60, (110, 40, 90)),
+        ("brown", 15, (10, 60, 110)),
+    ):
+        for label, more in (("normal", 0), ("tumor", 15)):
+            (root / split / label).mkdir(parents=True)
+            for i in range(count):
+                image = striped(rng, (tint[0], tint[1], tint[2] + more))
+                cv2.imwrite(str(root / split / label / f"{i}.png"), image)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that scores the redder patches of ``train`` higher, not calibrated."""
+    torch.manual_seed(0)
+    network = make_network(LITE0, 2)
+    assert isinstance(network, EfficientNetLite0)
+    load_imagenet(network, "efficientnet_lite0", Path("imagenet"))
+    means = []
+    for label in ("normal", "tumor"):
+        images = [
+            cv2.imread(str(p))[..., ::-1] for p in sorted((patches / "train" / label).glob("*.png"))[:60]
+        ]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.inference_mode():
+            means.append(network.eval().features(pixels).mean(dim=0))
+    network._fc.weight.data = torch.stack([means[0] - means[1], means[1] - means[0]]).clone()
+    network._fc.bias.data = -network._fc.weight.data @ ((means[0] + means[1]) / 2)
+    folder = tmp_path_factory.mktemp("known") / "m"
+    save_checkpoint(folder, network, **SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def knowing(model: Path, patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with a record of what it knows."""
+    from pipelines.calibrate import calibrate_model
+    from wsi.patch_pictures import list_patches
+
+    folder = tmp_path_factory.mktemp("knowing") / "m"
+    calibrate_model(model, list_patches(patches / "valid"), folder, training=list_patches(patches / "train"))
+    return folder
+
+
+@pytest.mark.slow
+class TestWarning:
+    def test_patches_of_other_tissue_are_warned_of(
+        self, knowing: Path, patches: Path, tmp_path: Path, wsi: Run
+    ) -> None:
+        said = {}
+        for split in ("valid", "brown"):
+            out = tmp_path / split
+            code, _, err = wsi("score-patches", patches / split, "-m", knowing, "-o", out)
+            assert code == 0
+            said[split] = "looks unlike what small was trained on" in err
+            record = json.loads((out / "run.json").read_text())
+            assert bool(record["warning"]) == said[split]
+            assert ("unlike what small" in (out / "index.html").read_text()) == said[split]
+        assert said == {"valid": False, "brown": True}
+
+    def test_a_slide_of_other_tissue_is_warned_of(
+        self, knowing: Path, patches: Path, tmp_path: Path, wsi: Run
+    ) -> None:
+        """The word goes, although the card brings cuts; share and note stand in slide.json, on the page, in the table."""
+        shutil.copytree(knowing, tmp_path / "m")
+        card = read_card(knowing).model_copy(update={"confidence": (0.1, 0.2, 0.3, 0.4)})
+        (tmp_path / "m" / CARD).write_text(card_json(card))
+        rng = np.random.default_rng(1)
+        found = {}
+        for name, tint in (("violet", (110, 40, 90)), ("brown", (10, 60, 110))):
+            rows = [np.hstack([striped(rng, tint) for _ in range(12)]) for _ in range(9)]
+            cv2.imwrite(str(tmp_path / f"{name}.png"), np.vstack(rows))
+            out = tmp_path / f"{name}_out"
+            args = ("--mpp", "0.97", "-m", tmp_path / "m", "-o", out)
+            code, _, err = wsi("score", tmp_path / f"{name}.png", *args)
+            assert code == 0, err
+            value = json.loads((out / name / "slide.json").read_text())
+            found[name] = (value["unlike"], value["confidence"])
+            told = ("looks unlike" in err, "looks unlike" in value["note"])
+            page, table = (
+                "looks unlike" in (out / f).read_text() for f in ("index.html", "slide_scores.csv")
+            )
+            assert {*told, page, table} == {name == "brown"}
+        assert found["violet"][0] < 0.5 < found["brown"][0]
+        assert found["violet"][1] is not None
+        assert found["brown"][1] is None
+
+    def test_a_second_calibration_keeps_the_record(
+        self, knowing: Path, patches: Path, tmp_path: Path, wsi: Run
+    ) -> None:
+        args = ("models", "calibrate", knowing, "--patches", patches / "valid")
+        code, _, err = wsi(*args, "-o", tmp_path / "again")
+        assert code == 0, err
+        assert (tmp_path / "again" / DOMAIN).read_bytes() == (knowing / DOMAIN).read_bytes()
+        assert read_card(tmp_path / "again").domain == read_card(knowing).domain
+        code, _, err = wsi(*args, "--training", patches / "brown", "-o", tmp_path / "few")
+        assert (code, "takes 448 training patches or more, and there are 30" in err) == (2, True), err
+
+    def test_few_patches_say_nothing(self, knowing: Path, patches: Path) -> None:
+        brown = [cv2.imread(str(p)) for p in sorted((patches / "brown").rglob("*.png"))]
+        models = find_models([str(knowing)])
+        assert unlike_patches(brown[: FEWEST - 1], models) is None
+        assert unlike_patches(brown[:FEWEST], models) is not None
+        assert look_unlike(knowing, brown[:3]).shape == (3,)
+
+
+def test_the_note_begins_at_a_half() -> None:
+    from tests.slides import card
+
+    assert unlike_note(0.49, card()) == ""
+    assert unlike_note(None, card()) == ""
+    assert unlike_note(0.5, card(name="x")).startswith("50 % of its tissue looks unlike what x was trained")
+
+
+@pytest.mark.slow
+class TestTheModelThatShips:
+    @pytest.mark.parametrize(
+        ("folder", "mpp", "warned"),
+        [("lymph_node_patches", 0.243, False), ("kidney_pas_tiles", 0.5, True)],
+    )
+    def test_real_patches(self, folder: str, mpp: float, warned: bool, tmp_path: Path, wsi: Run) -> None:
+        args = ("-m", "lymph-node-10x", "--mpp", mpp, "-o", tmp_path / "out")
+        code, _, err = wsi("score-patches", real_data(folder), *args)
+        assert code == 0, err
+        assert ("looks unlike" in err) == warned
+
+    @pytest.mark.parametrize(
+        ("parts", "mpp"), [(("slides", "cmu-1-small-region.svs"), None), (("kidney_stains", "he.png"), 0.5)]
+    )
+    def test_skin_and_kidney_are_warned_of(
+        self, parts: tuple[str, ...], mpp: float | None, tmp_path: Path, wsi: Run
+    ) -> None:
+        spacing = () if mpp is None else ("--mpp", mpp)
+        code, _, err = wsi(
+            "score", real_data(*parts), *spacing, "-m", "lymph-node-10x", "-o", tmp_path / "out"
+        )
+        assert code == 0, err
+        assert "looks unlike what lymph-node-10x was trained on" in err
