@@ -86,6 +86,17 @@ def load_start(network: nn.Module, architecture: Architecture, path: Path) -> No
     network.load_state_dict(network.state_dict() | state)
 
 
+def _fetched() -> dict[str, Tensor]:
+    """Torchvision's ImageNet weights of Inception-v3: all that is ever fetched without a URL given."""
+    try:
+        return dict(Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True))
+    except OSError as error:
+        raise ModelError(
+            f"{Inception_V3_Weights.IMAGENET1K_V1.url} cannot be fetched ({error}); fetch it on another machine, and "
+            f"pass the file with --init"
+        ) from error
+
+
 def load_imagenet(network: nn.Module, name: str, path: Path) -> None:
     """Start from ImageNet weights except the class layers.
 
@@ -103,7 +114,7 @@ def load_imagenet(network: nn.Module, name: str, path: Path) -> None:
         if str(path) == "imagenet":
             path = imagenet_file(network) or path
         if str(path) == "imagenet":
-            state = Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+            state = _fetched()
         elif path.suffix == ".safetensors":
             state = load_file(path)
         else:

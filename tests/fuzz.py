@@ -429,7 +429,10 @@ def main() -> None:
     print(
         f"{sum(counts.values())} inputs of seed {args.seed} in {time.monotonic() - start:.0f} s, {len(defects)} defects"
     )
-    sys.exit(1 if defects else 0)
+    short = sum(counts.values()) < args.count
+    if short:
+        print(f"the time of {args.seconds:.0f} s was over before all {args.count} had run; raise --seconds")
+    sys.exit(1 if defects or short else 0)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,10 @@ class TestScore:
         path = write_pyramid(tmp_path / "glass.tif", np.full((1024, 1024, 3), 245, np.uint8))
         code, _, err = wsi("score", path, "--out", tmp_path / "out")
         assert code == 1
-        assert "no tissue found (no stain at all: the slide is glass throughout, or too pale)" in err
+        assert (
+            "no tissue found (no stain, or only in specks of some tens of um: the slide is glass, or too pale; immunostains need --tissue density)"
+            in err
+        )
         assert "glass,,not scored,0,0," in (tmp_path / "out" / "slide_scores.csv").read_text()
         assert "0 of 1 slide scored" in (tmp_path / "out" / "index.html").read_text()
 
@@ -453,7 +456,7 @@ class TestLazyCommands:
         text = " ".join(out.replace("│", " ").split())
         assert code == 0
         for words in (
-            "default: (lymph-node-demo)",
+            "default: (lymph-node-10x)",
             "default: (0.5)",
             "Examples:",
             "-m first -m second",

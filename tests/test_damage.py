@@ -56,6 +56,24 @@ class TestTruncated:
             SlideSource(str(path)).open()
         SlideSource(str(whole)).open().close()
 
+    @pytest.mark.parametrize("form", [{"bigtiff": False}, {"bigtiff": True}, {"byteorder": ">"}])
+    def test_a_tiff_whose_pages_were_written_last(self, tmp_path: Path, form: dict[str, object]) -> None:
+        """The file's head points beyond its end, as of many scanners' files at nearly any cut."""
+        path = tmp_path / "s.tif"
+        with tifffile.TiffWriter(path, **form) as tif:  # type: ignore[arg-type]
+            tif.write(coordinates(320, 256), tile=(64, 64), photometric="rgb", metadata=None)
+        data = bytearray(path.read_bytes())
+        big, order = form.get("bigtiff", False), "big" if form.get("byteorder") == ">" else "little"
+        start, size = (8, 8) if big else (4, 4)
+        data[start : start + size] = (len(data) - 100).to_bytes(size, order)  # type: ignore[arg-type]
+        path.write_bytes(data[:-200])
+        said = rf"s.tif is cut short: its first page begins at byte {len(data) - 100:,}, and it ends at {len(data) - 200:,}"
+        with pytest.raises(SlideError, match=said):
+            SlideSource(str(path)).open()
+        path.write_bytes(data[:6])
+        with pytest.raises(SlideError, match="cut short"):
+            SlideSource(str(path)).open()
+
     def test_a_tiff_whose_first_level_comes_last(self, tmp_path: Path) -> None:
         """Levels in rising order: what is cut off is the finest, and the others read well."""
         path = tmp_path / "s.tif"

@@ -57,7 +57,7 @@ def test_too_little_is_not_graded() -> None:
     few = grade_slide(counts(*[(5, 45)] * 4), CFG)
     assert few.grade is None
     assert few.percent == 10  # what was seen is still said
-    assert few.why_not == "4 feasible fields, at least 5 are needed"
+    assert few.why_not == "4 evaluated fields, at least 5 are needed"
     assert grade_slide(counts(*[(1, 9)] * 6), CFG).why_not == "60 capillaries, at least 100 are needed"
     nothing = grade_slide(counts(), CFG)
     assert (nothing.percent, nothing.interval, nothing.grade) == (None, None, None)

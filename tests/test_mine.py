@@ -168,7 +168,7 @@ class TestCommands:
         assert lines[1].startswith("ok  slide: train; 4608 x 3072 px, 0.25 um/px; ")
         assert "and 25 tumour cells" in lines[1]
         assert "truth of another slide" in lines[2]
-        assert lines[-1].startswith("NO  split validation: 1 slides, ")
+        assert lines[-1].startswith("NO  split validation: 1 slide, ")
 
     def test_patches_from_a_folder_to_pictures_and_back_on(self, wsi: Run, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)

@@ -242,7 +242,7 @@ class TestHead:
             (
                 2,
                 1,
-                "C4d1 rests on 2 positive capillaries, 1 of them flagged (no lumen 1); without those: C4d0, ",
+                "C4d1 rests on 2 positive capillaries, 1 of them flagged (no lumen 1); without it: C4d0, ",
             ),
         ],
     )
@@ -259,6 +259,12 @@ class TestHead:
     def test_none_flagged(self) -> None:
         assert basis_sentences(self.report()) == (
             "C4d1 rests on 8 positive capillaries, none of them flagged.",
+            "No other threshold up to 0.98 would change it.",
+        )
+        beyond = [{"counts": "positive", "threshold": 0.9991, "grade": "C4d0"}]
+        assert (
+            basis_sentences(self.report(changes=beyond))[-1]
+            == "No other threshold up to 0.98 would change it."
         )
 
 

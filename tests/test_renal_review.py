@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,29 @@ class TestReview:
         assert report.warnings == (
             "1 marked outline is longer than 100 um, at (300, 300): is it one capillary",
         )
+
+    def test_the_summary_is_the_first_printed_page(self, made: Path, tmp_path: Path, wsi: Run) -> None:
+        """Of the machine's report, and of the reviewed one, which has a result more."""
+        pytest.importorskip("weasyprint", reason="needs WeasyPrint and Pango")
+        from weasyprint import HTML
+
+        shutil.copytree(made / "s", tmp_path / "s")
+        Editor(made).save(tmp_path / "c.geojson")
+        comment = "Two doubtful rings beside a vein were left out after looking at the next section."
+        code, _, err = wsi(
+            "renal",
+            "review",
+            tmp_path / "s",
+            tmp_path / "c.geojson",
+            "--by",
+            "A. Smith",
+            "--comment",
+            comment,
+        )
+        assert code == 0, err
+        for page in (tmp_path / "s" / "report.html", tmp_path / "s" / "reviewed" / "report.html"):
+            pages = HTML(str(page)).render().pages
+            assert ["appendix" in p.anchors for p in pages[:2]] == [False, True], page
 
     def test_an_earlier_review_is_kept(self, made: Path, tmp_path: Path, wsi: Run) -> None:
         self.run(made, tmp_path, Editor(made), wsi)

@@ -251,6 +251,18 @@ class TestBadSlides:
         assert np.abs(broken[both] - good[both]).max() < 0.03  # JPEG against lossless
         assert (np.isfinite(good) & ~both).sum() == result.unreadable
 
+    def test_a_slide_that_was_not_wholly_read_is_never_called_normal(
+        self, broken_tile: Path, red_square: Path, tmp_path: Path
+    ) -> None:
+        """Cuts by which the whole slide is definitely normal; the word in slide.json, with cells missing and without."""
+        calm = RednessEngine(card(confidence=(0.96, 0.97, 0.98, 0.99)))
+        words = []
+        for name, path in (("whole", red_square), ("broken", broken_tile)):
+            row = SlideRow(SlideSource(str(path)))
+            score_slide(row, name, calm, tmp_path / name, ScoreConfig())
+            words.append(json.loads((tmp_path / name / "slide.json").read_text())["confidence"])
+        assert words == ["definitely normal", "equivocal"]
+
     def test_all_glass_is_not_scored_which_is_not_healthy(self, tmp_path: Path) -> None:
         path = write_pyramid(tmp_path / "glass.tif", np.full((2048, 2048, 3), 245, np.uint8), tile=256)
         result = score(path, tmp_path / "out")

@@ -187,6 +187,22 @@ class TestPicturesAreWhereTheyMustBe:
         )  # the cross
         assert not like(picture, (SIDE / 2 * scale, 2.5 * SIDE * scale), COLOURS[NOT_FEASIBLE], reach=3)
 
+    def test_the_frame_of_one_field_is_not_where_x_and_y_are_swapped(self, tmp_path: Path) -> None:
+        from pipelines.renal.fields import FieldSet, KidneyField
+        from pipelines.renal.marks import Marks
+
+        path = slide_of(tmp_path / "s.tif", [], cols=5, rows=3)
+        fields = FieldSet((KidneyField(2 * SIDE, 0, 1.0, 0.9, ""),), SIDE, (6 * SIDE, 3 * SIDE))
+        none, numbers = np.empty(0, np.bool_), np.empty(0)
+        marks = Marks(
+            (), np.empty((0, 4)), none, numbers, numbers.astype(np.int64), none, numbers, numbers, (), ()
+        )
+        with SlideSource(str(path)).open() as slide:
+            picture = picture_of(overview_picture(slide, fields, marks))
+            scale = picture.shape[1] / slide.size[0]
+        assert like(picture, (2.5 * SIDE * scale, (SIDE - 1) * scale), COLOURS[FEASIBLE], reach=3)
+        assert not like(picture, ((SIDE - 1) * scale, 2.5 * SIDE * scale), COLOURS[FEASIBLE], reach=3)
+
     def test_circles_and_heat_of_the_preview(self, tmp_path: Path) -> None:
         """A red square far to the right and near the top of a wide slide; the right panel is the heatmap's."""
         image = painted(6144, 2048, (256, 256, 5888, 1792), (190, 150, 185))

@@ -16,6 +16,7 @@ from wsi.overview import Overview, read_overview
 from wsi.placement import Placement
 from wsi.slide import Slide
 
+IMMUNO = "immunostains need --tissue density"
 MethodName = Literal["otsu-saturation", "liu2017", "ncrf", "density"]
 
 
@@ -74,14 +75,14 @@ def tissue_of(overview: Overview, cfg: TissueConfig) -> Mask:
 def _why_empty(stained: BoolRaster, ink: BoolRaster, pixel_um2: float, cfg: TissueConfig) -> str:
     """What there was instead of tissue."""
     if not (stained | ink).any():
-        return "no stain at all: the slide is glass throughout, or too pale"
+        return f"no stain, or only in specks of some tens of um: the slide is glass, or too pale; {IMMUNO}"
     if not (stained & ~ink).any():
         return "only pen ink, or pixels without light as around fluorescence"
     _, _, stats, _ = cv2.connectedComponentsWithStats((stained & ~ink).astype(np.uint8), connectivity=8)
     largest = float(stats[1:, cv2.CC_STAT_AREA].max()) * pixel_um2
     return (
         f"every piece is smaller than tissue.min_speck_um2, {cfg.min_speck_um2:,.0f} um2 (the largest has "
-        f"{largest:,.0f}); lower it in a --config"
+        f"{largest:,.0f}); lower it in a --config; {IMMUNO}"
     )
 
 

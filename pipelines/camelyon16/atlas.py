@@ -23,6 +23,7 @@ from wsi.errors import WsiError
 from wsi.files import write_text
 from wsi.slide import Slide
 from wsi.source import SlideSource
+from wsi.text import number_of
 
 VIEW_PX = 260  # side of a thumbnail
 WIDE_UM, CLOSE_UM = 1600.0, 200.0  # what the two thumbnails show; the wide one grows with the lesion
@@ -222,6 +223,7 @@ def write_atlas(
         record=record,
         figures=record["figures"],
         text=interval_text,
+        number_of=number_of,
         meaning=VARIANTS[variant],
         side=VIEW_PX,
         demonstration=[m["name"] for m in (record["scored by"].get("models") or []) if m["demonstration"]],

@@ -232,7 +232,7 @@ def compare_command(
     draws: Annotated[
         int, typer.Option(min=100, max=100_000, help="The number of bootstrap draws and of permutations.")
     ] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="The seed of both.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the bootstrap and of the permutations.")] = 0,
     file: Annotated[
         Path | None, typer.Option("--out", "-o", help="A JSON file to write the comparison to.")
     ] = None,

@@ -53,7 +53,7 @@ Precision = Annotated[
         show_default="auto: fp16 on a GPU, bf16 on a CPU that has it",
     ),
 ]
-DEFAULT_MODEL = "lymph-node-demo"
+DEFAULT_MODEL = "lymph-node-10x"
 ModelNames = Annotated[
     list[str] | None,
     typer.Option(

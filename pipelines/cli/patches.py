@@ -23,6 +23,7 @@ from pipelines.patches import score_patches, write_patch_results
 from pipelines.provenance import fingerprint, run_record
 from pipelines.run_folder import refuse_other_run
 from wsi.patch_pictures import list_patches
+from wsi.text import number_of
 
 
 def patches_command(
@@ -63,7 +64,9 @@ def patches_command(
     if not overwrite:
         refuse_other_run(folder, made_by)
     names = " and ".join(card.name for card in cards)
-    out.print(f"{len(listed)} patches; model {names}; {runner.description}", markup=False)
+    out.print(
+        f"{number_of(len(listed), 'patch', 'patches')}; model {names}; {runner.description}", markup=False
+    )
     if any(card.demonstration for card in cards):
         out.print("a demonstration model, trained on phantoms: its scores on real tissue mean nothing")
     check_patch_spacing(mpp, cards[0])

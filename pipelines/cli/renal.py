@@ -28,6 +28,7 @@ from wsi.errors import ConfigError, StoreError
 from wsi.export import Origin, origin_offset, write_geojson
 from wsi.manifest import SlideRow
 from wsi.source import SlideSource
+from wsi.text import number_of
 from wsi.tissue import TissueConfig, detect_tissue
 
 DETECTOR, FIELDS = "renal-ptc-demo", "renal-fields-demo"
@@ -212,7 +213,7 @@ def _say(result: RenalResult | Failure) -> None:
         err.print(f"{result.name}: failed: {result.reason}", markup=False)
         return
     g = result.report.result
-    counted = f"{g.positive} positive and {g.negative} negative in {g.fields} fields"
+    counted = f"{g.positive} positive and {g.negative} negative in {number_of(g.fields, 'field')}"
     if g.percent is not None and g.interval is not None:
         percent = percent_text(g.percent, grading_of(result.report))
         counted = f"{percent} % ({g.interval[0]:.1f} to {g.interval[1]:.1f}), {counted}"

@@ -20,6 +20,7 @@ from pipelines.renal.run import REVIEWED
 from pipelines.renal.summary import refresh_summary
 from pipelines.renal.truth import read_cohort
 from wsi.errors import ConfigError, WsiError
+from wsi.text import number_of
 
 SUFFIXES = (".geojson", ".json", ".geojson.gz")
 
@@ -173,7 +174,7 @@ def _say(new: RenalReport, folder: Path) -> None:
 def _sentence(g: GradeFacts, grading: GradingConfig) -> str:
     percent = "no capillary" if g.percent is None else f"{percent_text(g.percent, grading)} %"
     grade = grade_word(g.grade, grading) if g.grade else f"not assessable ({g.not_assessable})"
-    return f"{grade}, {percent}, {g.positive} positive and {g.negative} negative in {g.fields} fields"
+    return f"{grade}, {percent}, {g.positive} positive and {g.negative} negative in {number_of(g.fields, 'field')}"
 
 
 def evaluate_command(

@@ -25,6 +25,7 @@ from wsi.dataset import apply_dataset, rows_of_folder
 from wsi.errors import WsiError
 from wsi.manifest import SlideRow, read_manifest
 from wsi.slide import Slide
+from wsi.text import number_of
 from wsi.tissue import Mask
 
 SAFE_OPENSLIDE = (4, 0, 1)  # 4.0.0 has two published vulnerabilities in its readers
@@ -199,7 +200,7 @@ def check_training(manifest: Path, recipe: Path | None) -> list[Check]:
                 checks.append(Check(row.source.name, normal + tumour > 0, said))
     for split in ("train", "validation"):
         count, normal, tumour = totals.get(split, [0, 0, 0])
-        said = f"{count} slides, {normal} normal and {tumour} tumour cells"
+        said = f"{number_of(count, 'slide')}, {normal} normal and {tumour} tumour cells"
         checks.append(Check(f"split {split}", min(normal, tumour) > 0, said))
     return checks
 

@@ -23,6 +23,7 @@ from wsi.files import csv_text, write_json, write_text
 from wsi.manifest import SlideRow, read_manifest
 from wsi.metrics import auc, auc_interval, roc
 from wsi.patch_folder import PatchFolder, read_patches
+from wsi.text import number_of
 
 if TYPE_CHECKING:
     from models.cross_validation import OutOfFold
@@ -357,4 +358,5 @@ def mine(
             tick=tick,
         )
     picture = write_list(listing, found)
-    say(f"{len(found)} hard negatives of {len(rows)} slides are in {listing}; {picture} shows the highest")
+    total = f"{number_of(len(found), 'hard negative')} of {number_of(len(rows), 'slide')}"
+    say(f"{listing} lists {total}; {picture} shows the highest")

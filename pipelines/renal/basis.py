@@ -22,7 +22,7 @@ def basis_sentences(report: RenalReport) -> tuple[str, ...]:
     )
     if b.flagged:
         rests += f", {_flagged_text(r.positive, b.flagged)} ({counts_text(b.flagged_by)}); without "
-        rests += "it: " if r.positive == 1 else "those: "
+        rests += "it: " if b.flagged == 1 else "those: "
         percent = b.percent_without_flagged
         if b.grade_without_flagged is None or percent is None:
             rests += "not assessable"
@@ -37,12 +37,13 @@ def basis_sentences(report: RenalReport) -> tuple[str, ...]:
         sentences.append(f"{what} found and left out by the checks: {counts_text(b.left_out_by)}.")
     limits = report.models["capillaries"].threshold
     now = {"positive": limits["C4d positive"], "negative": limits["C4d negative"]}
-    sentences += [
+    told = [
         f"It would be {c.grade} if {c.counts} ones counted from a score of {c.threshold:.2f} on, instead of "
         f"{now[c.counts]:.2f}."
         for c in b.changes
         if c.threshold <= HIGHEST_TOLD
     ]
+    sentences += told or [f"No other threshold up to {HIGHEST_TOLD} would change it."]
     return tuple(sentences)
 
 

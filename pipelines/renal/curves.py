@@ -43,7 +43,7 @@ def write_agreement(
         for value, text in ((limits.bias, "mean"), (limits.low, "-1.96 s.d."), (limits.high, "+1.96 s.d.")):
             right.axhline(value, color="#40608a", linewidth=1.0, linestyle="-" if text == "mean" else "--")
             right.annotate(f"{text} {value:+.1f}", (101, value), fontsize=8, va="bottom", ha="right")
-    right.set(xlabel="mean of both (%)", ylabel="counted less true (points)", xlim=(-2, 102))
+    right.set(xlabel="mean of both (%)", ylabel="counted minus true (percentage points)", xlim=(-2, 102))
     _save(figure, path, f"C4d percentage, {len(known)} slides", demonstration)
 
 
@@ -52,14 +52,14 @@ def write_froc(
     curves: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
     demonstration: bool,
 ) -> None:
-    """Sensitivity against false detections per mm2 of tissue in feasible fields, for each class."""
+    """Sensitivity against false detections per mm2 of tissue in evaluated fields, for each class."""
     figure = _figure(6.0)
     axes = figure.subplots()
     for name, (false, hit) in curves.items():
         colour = tuple(v / 255 for v in COLOURS[name])
         axes.plot(false, hit, drawstyle="steps-post", color=colour, label=name)
     axes.set(
-        xlabel="false detections per mm² of tissue in feasible fields", ylabel="sensitivity", ylim=(0, 1.02)
+        xlabel="false detections per mm² of tissue in evaluated fields", ylabel="sensitivity", ylim=(0, 1.02)
     )
     axes.set_xlim(left=0)
     axes.legend(loc="lower right", frameon=False, fontsize=9)

@@ -24,6 +24,7 @@ from wsi.detections import Detections
 from wsi.errors import ModelError
 from wsi.files import write_json
 from wsi.metrics import auc
+from wsi.text import number_of
 
 FALSE_PER_MM2 = (1, 2, 4, 8, 16)  # where the FROC curve is read
 
@@ -64,7 +65,7 @@ class RenalEvaluation:
 
     def lines(self) -> Iterator[str]:
         """For the terminal."""
-        yield f"{len(self.slides)} slides" + (
+        yield number_of(len(self.slides), "slide") + (
             "; demonstration models, trained on phantoms" if self.demonstration else ""
         )
         if all(a.hits == 0 and a.false + a.missed for a in self.agreement.values()):
@@ -80,7 +81,8 @@ class RenalEvaluation:
         yield f"percentage: mean absolute error {self.mean_error:.2f} points{self._limits()}"
         inside, known = self.intervals
         yield f"interval: holds the slide's true percentage on {inside} of {known} slides"
-        yield f"grade: right on {self.grades_right} of {self.graded} slides, weighted kappa {self.kappa:.3f}"
+        kappa = "" if np.isnan(self.kappa) else f", weighted kappa {self.kappa:.3f}"
+        yield f"grade: right on {self.grades_right} of {number_of(self.graded, 'slide')}{kappa}"
         if not math.isnan(self.field_auc):
             yield (
                 f"fields: AUC {self.field_auc:.4f}, sensitivity {self.field_sensitivity:.3f}, "

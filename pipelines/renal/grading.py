@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from scipy.stats import beta
 
 from wsi.config import Config
+from wsi.text import number_of
 
 COVERS_SAMPLING = "which fields were seen; not the detector's errors"
 COVERS_ERRORS = "which fields were seen, and the detector's errors on validation slides"
@@ -209,9 +210,11 @@ def grade_slide(counts: FieldCounts, cfg: GradingConfig, errors: CountingErrors 
 def _why_not(fields: int, capillaries: int, cfg: GradingConfig) -> str:
     """Why no grade may be given."""
     if fields < cfg.min_fields:
-        return f"{fields} feasible fields, at least {cfg.min_fields} are needed"
+        return f"{number_of(fields, 'evaluated field')}, at least {cfg.min_fields} are needed"
     if capillaries < cfg.min_capillaries:
-        return f"{capillaries} capillaries, at least {cfg.min_capillaries} are needed"
+        return (
+            f"{number_of(capillaries, 'capillary', 'capillaries')}, at least {cfg.min_capillaries} are needed"
+        )
     return ""
 
 

@@ -185,7 +185,7 @@ def read_slide(
         readers.card,
         lowest_score=min(LOWEST_SHOWN, *limits, *cfg.stability),
         limits=tuple(limits[(NEGATIVE, POSITIVE).index(name)] for name in readers.card.detector.classes),
-        tick=lambda done, total: tick(done, total, "tiles with feasible fields"),
+        tick=lambda done, total: tick(done, total, "tiles that hold evaluated fields"),
     )
     found = marks_of(name, result.found, fields, readers.card.detector.classes, limits)
     marks = checked(slide, fields, found, cfg.checks)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import tifffile
 
@@ -21,6 +22,7 @@ def check_tiff(path: str) -> None:
     Raises:
         SlideError: the file is cut short, or holds another kind of pixels.
     """
+    _check_first_page(path)
     try:
         with tifffile.TiffFile(path) as tif:
             problem = tiff_problem(tif)
@@ -30,6 +32,29 @@ def check_tiff(path: str) -> None:
         return
     if problem:
         raise SlideError(f"{path} {problem}")
+
+
+def _check_first_page(path: str) -> None:
+    """Refuse a TIFF whose first page would begin beyond the file's end: programs write it last.
+
+    Raises:
+        SlideError: it is cut short.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(16)
+            size = file.seek(0, 2)
+    except OSError:
+        return  # the readers have their own word
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+    start = {b"II*\0": (4, 8), b"MM\0*": (4, 8), b"II+\0": (8, 16), b"MM\0+": (8, 16)}.get(head[:4])
+    if start is None:
+        return
+    first = int.from_bytes(head[slice(*start)], order)
+    if len(head) < start[1] or first >= size:
+        raise SlideError(
+            f"{path} is cut short: its first page begins at byte {first:,}, and it ends at {size:,}; copy it again"
+        )
 
 
 def tiff_problem(tif: tifffile.TiffFile) -> str:
