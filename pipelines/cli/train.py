@@ -71,6 +71,14 @@ def classifier(
     hard: Annotated[
         Path | None, typer.Option(help="A list of hard negatives that 'wsi train mine' wrote.")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Cross-validate on --patches by so many parts; with 0 one model is trained on all of them.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     examples: Annotated[
         int | None, typer.Option(help="The number of patches to train on.", show_default="the recipe's")
     ] = None,
@@ -93,7 +101,7 @@ def classifier(
     from models.recipe import TrainConfig
 
     overrides: dict[str, Any] = {"init": init, "hard_negatives": hard, "examples": examples, "seed": seed}
-    overrides |= {"slides": slides, "patches": patches, "validation": validation}
+    overrides |= {"slides": slides, "patches": patches, "validation": validation, "folds": folds}
     cfg = load_config(config, TrainConfig, overrides, reset=("slides", "patches"))
     if str(cfg.init) == "none":
         cfg = cfg.model_copy(update={"init": None})
