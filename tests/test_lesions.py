@@ -69,9 +69,12 @@ def test_the_circle_is_not_a_square() -> None:
 def test_radius_is_on_the_slide_whatever_the_stride() -> None:
     row = [0.0] * 20
     row[0], row[12] = 0.9, 0.8
-    assert len(find_lesions(heatmap([row], step=64), LesionConfig())) == 1  # 768 px
+    cfg = LesionConfig().of_model(128)
+    assert cfg.radius_px == 768
+    assert len(find_lesions(heatmap([row], step=64), cfg)) == 1
     row[12], row[13] = 0.0, 0.8
-    assert len(find_lesions(heatmap([row], step=64), LesionConfig())) == 2
+    assert len(find_lesions(heatmap([row], step=64), cfg)) == 2
+    assert LesionConfig(radius_px=100).of_model(128).radius_px == 100
 
 
 def test_radius_is_in_the_model_s_pixels_whatever_the_slide_s() -> None:

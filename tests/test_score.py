@@ -15,7 +15,7 @@ from shapely import box, geometry
 from pipelines.camelyon16.results import SlideResult
 from pipelines.camelyon16.score import ScoreConfig, score_slide
 from pipelines.cohort import gather, slides_in, unique_names
-from tests.slides import RednessEngine, card, painted, write_pyramid
+from tests.slides import MPP, RednessEngine, card, painted, write_pyramid
 from wsi.annotations import Annotation, write_asap
 from wsi.errors import (
     AnnotationError,
@@ -232,6 +232,19 @@ class TestResume:
             StoreError, match=r"cannot write .*heatmap.zarr \(No space left on device\); free space"
         ):
             score(red_square, tmp_path / "out")
+
+
+def test_peaks_of_a_coarse_model_lie_as_far_apart_on_the_slide(tmp_path: Path) -> None:
+    """Cells of 32 px of 1 um are 128 level-0 px: six of them are blanked, not 24; squares 10 cells apart stay two."""
+    image = painted(4096, 2048, (256, 256, 3840, 1792), (190, 150, 185))
+    for x in (1024, 1024 + 10 * 128):
+        image[768:1152, x : x + 384] = (200, 80, 90)
+    path = write_pyramid(tmp_path / "s.tif", image, levels=4, tile=256)
+    engine = RednessEngine(card(patch_px=96, stride_px=32, spacing_um=4 * MPP))
+    result = score_slide(SlideRow(SlideSource(str(path))), "s", engine, tmp_path / "out", ScoreConfig())
+    assert len(result.lesions) == 2
+    settings = json.loads((tmp_path / "out" / "slide.json").read_text())["lesion_settings"]
+    assert settings["radius_px"] == 192
 
 
 class TestBadSlides:

@@ -15,6 +15,7 @@ from wsi.arrays import BoolRaster, CellsRC
 from wsi.config import Config
 from wsi.heatmap import Heatmap
 
+RADIUS_CELLS = 6  # Liu et al. 2017: 768 px of 0.243 um, 187 um
 ConfidenceLevel = Literal[
     "definitely normal", "probably normal", "equivocal", "probably tumour", "definitely tumour"
 ]
@@ -32,14 +33,15 @@ class LesionConfig(Config):
 
     Attributes:
         threshold: lowest score of a lesion; 0.5 in Liu et al. 2017.
-        radius_px: what is blanked around a maximum, in pixels the model sees: 6 cells of 128 in Liu et al. 2017.
+        radius_px: what is blanked around a maximum, in pixels the model sees; None is `RADIUS_CELLS` of the model's own
+            cells.
         confidence: scores from which a slide is probably normal, equivocal, probably and definitely
             tumour; the five words are those of Camelyon16's pathologists. None takes the bounds that the model's card
             brings; a model whose card brings none gives no words, as nobody has checked any.
     """
 
     threshold: float = Field(default=0.5, gt=0, le=1)
-    radius_px: float = Field(default=768.0, gt=0)
+    radius_px: float | None = Field(default=None, gt=0)
     confidence: tuple[float, float, float, float] | None = None
 
     @model_validator(mode="after")
@@ -47,6 +49,11 @@ class LesionConfig(Config):
         if self.confidence is not None and list(self.confidence) != sorted(self.confidence):
             raise ValueError(f"confidence bounds must ascend, got {list(self.confidence)}")
         return self
+
+    def of_model(self, stride_px: int) -> LesionConfig:
+        """The same with the radius as a number, for a model whose own cells have this side."""
+        radius_px = self.radius_px or RADIUS_CELLS * float(stride_px)
+        return self.model_copy(update={"radius_px": radius_px})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ def find_lesions(heatmap: Heatmap, cfg: LesionConfig) -> list[Lesion]:
     scores = heatmap.scores
     candidates = np.argwhere(scores >= cfg.threshold)  # NaN compares false
     order = np.argsort(-scores[tuple(candidates.T)], kind="stable")
-    reach = cfg.radius_px / heatmap.cell_px  # cells
+    reach = (cfg.radius_px or RADIUS_CELLS * heatmap.cell_px) / heatmap.cell_px  # cells
     blanked = np.zeros(scores.shape, np.bool_)
     disc = _disc(reach)
     found = []

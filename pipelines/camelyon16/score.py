@@ -47,18 +47,22 @@ class ScoreConfig(Config):
     """How a slide is scored.
 
     Attributes:
-        stride: level-0 pixels (at the model's spacing) from cell to cell; None is the model's own.
+        stride: pixels that the model sees from cell to cell; None is the model's own.
         native: read level 0 as it is, whatever its spacing.
         min_tissue: share of a cell that must be tissue.
         threads: that read slides.
     """
 
-    stride: Literal[64, 128, 256] | None = None
+    stride: Literal[16, 32, 64, 128, 256] | None = None
     native: bool = False
     tissue: TissueConfig = TissueConfig()
     min_tissue: float = Field(default=MIN_TISSUE, gt=0, le=1)
     lesions: LesionConfig = LesionConfig()
     threads: int = Field(default=1, gt=0)
+
+    def of_model(self, card: ModelCard) -> ScoreConfig:
+        """The same, with what depends on the model filled in."""
+        return self.model_copy(update={"lesions": self.lesions.of_model(card.stride_px)})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -122,6 +126,7 @@ def settings_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
 
 def run_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
     """Hash of what is the same for every slide of a run, with how lesions are found: one table holds one kind only."""
+    cfg = cfg.of_model(engine.models.card)
     return fingerprint(
         heatmaps=settings_fingerprint(engine, cfg), lesions=cfg.lesions.model_dump(mode="json")
     )
@@ -160,6 +165,7 @@ def score_slide(
     Raises:
         WsiError: the slide cannot be scored, or the folder belongs to another run.
     """
+    cfg = cfg.of_model(engine.models.card)
     with row.source.open() as slide:
         before = row.source.state()
         identity = row.source.identity(lambda done, total: progress(done, total, "bytes"))

@@ -69,8 +69,10 @@ def score(
     ] = None,
     mpp: Mpp = None,
     stride: Annotated[
-        Literal["64", "128", "256"] | None,
-        typer.Option(help="Pixels from one cell to the next.", show_default="the model's own, 128"),
+        Literal["16", "32", "64", "128", "256"] | None,
+        typer.Option(
+            help="Pixels that the model sees from one cell to the next.", show_default="the model's own"
+        ),
     ] = None,
     orientations: Orientations = None,
     engine: EngineName = None,
