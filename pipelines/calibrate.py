@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from models.card import ModelCard, read_card
+from models.card import ModelCard
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.domain import fit_domain, middle_features, read_domain, write_domain
-from models.engines import EngineConfig, Models, load_engine
-from pipelines.patches import ScoredPatches, read_fitted, score_patches
+from pipelines.model_figures import scores_of
+from pipelines.patches import read_fitted
 from wsi.calibration import calibrated, calibration_error, fit_calibration
 from wsi.errors import ConfigError
 from wsi.metrics import auc, auc_interval
@@ -66,7 +66,7 @@ def calibrate_model(
     with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:
         trial = Path(folder) / "half"
         save_checkpoint(trial, network.half(), **plain)
-        first = _scores(trial, known, 1, mpp, lambda done: tick(done, total))
+        first = scores_of(trial, known, 1, mpp, lambda done, _: tick(done, total))
         for sentence in first.left_out:
             say(f"left out: {sentence}")
         tumour = np.array([p.label == TUMOUR for p in first.patches])
@@ -83,14 +83,15 @@ def calibrate_model(
             )
         plain |= {"calibration": tuple(round(v, 4) for v in calibration)}
         save_checkpoint(trial, network, **plain)
-        eight = _scores(trial, known, 8, mpp, lambda done: tick(len(known) + 2 * done, total))
+        eight = scores_of(trial, known, 8, mpp, lambda done, _: tick(len(known) + 2 * done, total))
         if training:
             plain["domain"] = _record_domain(trial, training, known, mpp, out)
         elif (earlier := read_domain(source, card)) is not None:
             plain["domain"] = write_domain(out, earlier)
     low, high = auc_interval(tumour, first.scores)
+    counts = {"normal": int((~tumour).sum()), "tumour": int(tumour.sum())}
     figures = {
-        "patches": {"normal": int((~tumour).sum()), "tumour": int(tumour.sum())},
+        "patches": counts,
         "auc": round(auc(tumour, first.scores), 4),
         "interval": [round(low, 4), round(high, 4)],
         "auc_8_orientations": round(auc(tumour, eight.scores), 4),
@@ -98,7 +99,18 @@ def calibrate_model(
         "error": round(calibration_error(tumour, _by_halves(tumour, first.scores)), 4),
         "error_8_orientations": round(calibration_error(tumour, eight.scores), 4),
     }
-    plain["metrics"] = card.metrics | {"calibration": figures}
+    row = {
+        "data": "the patches that it is calibrated on; if they chose it, too, expect less on others",
+        **counts,
+        "auc": figures["auc"],
+        "interval": figures["interval"],
+        "auc_8_orientations": figures["auc_8_orientations"],
+        "calibration_error": figures["error"],
+        "calibration_error_8_orientations": figures["error_8_orientations"],
+        "date": datetime.date.today().isoformat(),
+        "warning": "",
+    }
+    plain["metrics"] = card.metrics | {"calibration": figures, "figures": [row]}
     return save_checkpoint(out, network, **plain)
 
 
@@ -122,19 +134,6 @@ def _record_domain(
             f"{len(features[0])}; add patches, or leave out --training"
         )
     return write_domain(out, fit_domain(*features))
-
-
-def _scores(
-    folder: Path,
-    patches: Sequence[PatchPicture],
-    orientations: Literal[1, 8],
-    mpp: float | None,
-    done: Callable[[int], None],
-) -> ScoredPatches:
-    """Scores of the labelled patches, in fp32: the same on every machine to the last digits."""
-    cfg = EngineConfig(precision="fp32", orientations=orientations)
-    engine = load_engine(Models((folder,), (read_card(folder),)), cfg)
-    return score_patches(patches, engine, mpp=mpp, tick=lambda count, _: done(count))
 
 
 def _by_halves(tumour: npt.NDArray[np.bool_], scores: Scores) -> npt.NDArray[np.float64]:

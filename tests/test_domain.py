@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
+from sklearn.metrics import roc_auc_score
 
 from models.card import CARD, DOMAIN, card_json, read_card
 from models.checkpoint import load_imagenet, save_checkpoint
@@ -192,6 +194,46 @@ def test_the_note_begins_at_a_half() -> None:
     assert unlike_note(0.49, card()) == ""
     assert unlike_note(None, card()) == ""
     assert unlike_note(0.5, card(name="x")).startswith("50 % of its tissue looks unlike what x was trained")
+
+
+@pytest.mark.slow
+class TestFigures:
+    def test_figures_are_those_of_the_scores_and_go_into_the_card(
+        self, knowing: Path, patches: Path, tmp_path: Path, wsi: Run
+    ) -> None:
+        shutil.copytree(knowing, tmp_path / "m")
+        code, _, err = wsi(
+            "score-patches", patches / "brown", "-m", knowing, "-o", tmp_path / "o", "--precision", "fp32"
+        )
+        assert code == 0, err
+        with (tmp_path / "o" / "scores.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        wanted = roc_auc_score([r["label"] == "tumor" for r in rows], [float(r["score"]) for r in rows])
+        words = ("models", "test", tmp_path / "m", "--patches", patches / "brown")
+        code, out, err = wsi(*words)
+        assert code == 0, err
+        lines = out.splitlines()
+        assert "the patches that it is calibrated on" in lines[0]
+        assert lines[2].startswith("brown (20")
+        assert lines[2].endswith("; 15 tumour, 15 normal):")
+        assert lines[3].startswith(f"  AUC {wanted:.4f} (")
+        assert "looks unlike" in lines[4]
+        assert len(read_card(tmp_path / "m").metrics["figures"]) == 1
+        for _ in range(2):  # the second replaces the first
+            assert wsi(*words, "--write", "--called", "brown tissue")[0] == 0
+        found = read_card(tmp_path / "m").metrics["figures"]
+        assert [(r["data"], r["auc"]) for r in found][1:] == [("brown tissue", round(wanted, 4))]
+        code, out, _ = wsi("models", "show", tmp_path / "m")
+        assert "brown tissue (20" in out
+        assert "Calibration: log-odds times " in out
+        assert json.loads(wsi("models", "show", tmp_path / "m", "--json")[1])["name"] == "small"
+
+    def test_what_cannot_be_measured(self, patches: Path, wsi: Run) -> None:
+        words = ("models", "test", "lymph-node-10x", "--patches")
+        code, _, err = wsi(*words, patches / "brown", "--write")
+        assert (code, "lymph-node-10x is none; give its folder" in err) == (2, True), err
+        code, _, err = wsi(*words, patches / "brown" / "tumor")
+        assert (code, "0 of tumour and 0 normal ones; put them into folders" in err) == (2, True), err
 
 
 @pytest.mark.slow

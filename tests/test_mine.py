@@ -137,7 +137,7 @@ class TestCommands:
         code, out, _ = wsi("models", "list")
         assert code == 0
         assert "lymph-node-demo  width 0.1875, 0.243 um/px; demonstration weights" in out
-        code, out, _ = wsi("models", "show", "lymph-node-demo")
+        code, out, _ = wsi("models", "show", "lymph-node-demo", "--json")
         assert json.loads(out)["demonstration"] is True
 
     def test_a_folder_that_is_not_empty_is_kept(self, wsi: Run, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ class TestModelsThatShip:
         lines = {line.split()[0]: line for line in said.splitlines()}
         assert "detector, small, 0.5 um/px; demonstration weights" in lines["renal-ptc-demo"]
         assert "demonstration weights, not for real tissue" in lines["renal-fields-demo"]
-        code, said, _ = wsi("models", "show", "renal-ptc-demo")
+        code, said, _ = wsi("models", "show", "renal-ptc-demo", "--json")
         assert json.loads(said)["demonstration"] is True
 
     def test_what_the_card_says(self) -> None:

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from models.card import ModelCard, card_json, is_detector
+from models.card import CARD, ModelCard, card_json, is_detector
 from models.engines import find_models
 from models.engines.contract import find_folder, shipped
 from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import PatchMpp, check_patch_spacing
-from wsi.errors import StoreError
+from wsi.errors import ConfigError, StoreError
+from wsi.files import write_text
 from wsi.patch_pictures import list_patches
 
 if TYPE_CHECKING:
     from models.detector_card import DetectorCard
 
-app = typer.Typer(no_args_is_help=True, help="List, show, calibrate and export models.")
+app = typer.Typer(no_args_is_help=True, help="List, show, test, calibrate and export models.")
 
 
 @app.command("list")
@@ -58,14 +59,72 @@ def show(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="The name of a model that ships, or a model's folder.")
     ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the card as it is stored, with the whole recipe.")
+    ] = False,
 ) -> None:
-    """Print a model's card: data, split, recipe, metrics, intended use, limits.
+    """Print a model's card in words: what it is for, what it has seen and what not, how good it was on what.
 
     Examples:
-    wsi models show lymph-node-demo
+    wsi models show lymph-node-10x
     """
+    from pipelines.model_figures import card_lines, detector_lines
+
     card = _detector_card(model) if is_detector(find_folder(model)) else find_models([model]).card
-    out.print(card_json(card), end="", markup=False)
+    if as_json:
+        out.print(card_json(card), end="", markup=False)
+        return
+    lines = card_lines(card) if isinstance(card, ModelCard) else detector_lines(card)
+    out.print("\n".join(lines), markup=False)
+
+
+@app.command("test")
+def measure(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The name of a model that ships, or a model's folder.")
+    ],
+    patches: Annotated[
+        Path,
+        typer.Option(help="A folder of labelled patches: subfolders normal and tumor, or a patches.csv."),
+    ],
+    mpp: PatchMpp = None,
+    called: Annotated[
+        str | None, typer.Option(help="What the patches are.", show_default="the folder's name")
+    ] = None,
+    write: Annotated[
+        bool,
+        typer.Option("--write", help="Add the figures to the card of the model, which must be a folder."),
+    ] = False,
+) -> None:
+    """Measure a model on your own labelled patches, and print the figures below those of its card.
+
+    For pictures of the mistakes: wsi score-patches.
+
+    Examples:
+    wsi models test lymph-node-10x --patches our_patches/ --mpp 0.25
+    """
+    from pipelines.model_figures import figures_lines, measure_model
+
+    card = find_models([model]).card
+    own = Path(model)
+    if write and not own.is_dir():
+        raise ConfigError(
+            f"--write changes the card of a model's folder, and {model} is none; give its folder"
+        )
+    check_patch_spacing(mpp, card)
+    with progress("patches") as tick:
+        row, scored = measure_model(
+            find_folder(model), list_patches(patches), called or patches.resolve().name, mpp=mpp, tick=tick
+        )
+    for sentence in scored.left_out:
+        err.print(f"left out: {sentence}", markup=False)
+    before = card.metrics.get("figures", [])
+    out.print("\n".join(figures_lines([*before, row])), markup=False)
+    if write:
+        kept = [r for r in before if r["data"] != row["data"]]
+        changed = card.model_copy(update={"metrics": card.metrics | {"figures": [*kept, row]}})
+        write_text(own / CARD, card_json(changed))
+    raise typer.Exit(1 if scored.left_out else 0)
 
 
 @app.command("export")
