@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -19,10 +20,12 @@ from sklearn.ensemble import RandomForestClassifier
 
 from pipelines.camelyon16 import atlas
 from pipelines.camelyon16.comparison import Evaluated, common_scale, compare, read_evaluation
-from pipelines.camelyon16.features import FEATURES, heatmap_features
+from pipelines.camelyon16.features import FEATURES, heatmap_features, read_heatmap
 from pipelines.camelyon16.forest import ForestConfig, cross_validate, grow, read_forest
 from pipelines.camelyon16.froc import TARGETS, SlideHits, Variant, froc
+from pipelines.camelyon16.predictions import read_predictions
 from pipelines.camelyon16.score import ScoreConfig, score_slide
+from pipelines.camelyon16.slide_scores import largest_area_score
 from tests.slides import RednessEngine, painted, write_pyramid
 from tests.test_evaluation import submission
 from tests.test_froc import VARIANTS, usual
@@ -312,6 +315,55 @@ class TestSubmission:
         write_json(run / "tumor_002" / "slide.json", facts | {"settings_fingerprint": "other"})
         code, _, said = wsi("camelyon16", "evaluate", run, "--truth", scored)
         assert (code, "tumor_002 was scored with another model or other settings" in said) == (2, True)
+
+
+class TestSlideScore:
+    def test_the_largest_area_by_hand(self) -> None:
+        """Cells of 50 x 20 um: three that touch by sides and a corner make 3,000 um2; a pair elsewhere is smaller."""
+        scores = np.full((6, 8), 0.89, np.float32)
+        scores[0, 0] = np.nan
+        scores[1, 1] = scores[1, 2] = scores[2, 3] = 0.9
+        scores[5, 6] = scores[5, 7] = 0.99
+        heatmap = Heatmap(scores, Placement(100, 40))
+        assert largest_area_score(heatmap, 0.5) == pytest.approx(0.003 / 1.003)
+        assert largest_area_score(Heatmap(np.full((2, 2), 0.5, np.float32), Placement(9, 9)), 1) == 0
+        big = Heatmap(np.ones((10, 10), np.float32), Placement(100, 100))
+        assert largest_area_score(big, 1.0) == pytest.approx(0.5)  # 1 mm2
+
+    def test_evaluate_and_submit_take_it(self, scored: Path, tmp_path: Path, wsi: Run) -> None:
+        run = scored / "results"
+        words = (
+            "camelyon16",
+            "evaluate",
+            run,
+            "--truth",
+            scored,
+            "--draws",
+            "0",
+            "--slide-score",
+            "largest-area",
+        )
+        assert wsi(*words, "-o", tmp_path / "e")[0] == 0
+        value = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+        assert value["slide score"].startswith("the largest connected area of cells at or above 0.9")
+        with (tmp_path / "e" / "slides.csv").open() as file:
+            shown = {row["slide"]: float(row["score"]) for row in csv.DictReader(file)}
+        for p in read_predictions(run).slides:
+            assert p.folder is not None
+            assert p.mpp is not None
+            assert shown[p.name] == pytest.approx(largest_area_score(read_heatmap(p.folder), p.mpp), abs=1e-5)
+        assert len(set(shown.values())) > 1
+        assert wsi("camelyon16", "submit", run, "-o", tmp_path / "s", "--slide-score", "largest-area")[0] == 0
+        assert "largest connected area" in (tmp_path / "s" / "made_by.txt").read_text()
+        code, _, err = wsi(*words, "-o", tmp_path / "f", "--slide-model", tmp_path)
+        assert (code, "both score slides; give one of them" in err) == (2, True)
+        code, _, err = wsi(
+            *("camelyon16", "evaluate", tmp_path / "s", "--truth", scored, "--slide-score", "largest-area")
+        )
+        assert (code, "has no heatmap; --slide-score largest-area needs results of wsi score" in err) == (
+            2,
+            True,
+        )
 
 
 class TestForest:

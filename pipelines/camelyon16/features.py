@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -89,11 +90,19 @@ def features_of(slides: Sequence[Prediction]) -> npt.NDArray[np.float64]:
     for p in slides:
         if p.folder is None or p.mpp is None:
             raise StoreError(f"{p.name} has no heatmap; the slide-level model needs results of wsi score")
-        try:
-            positive = json.loads((p.folder / "slide.json").read_bytes())["positive"]
-            store = HeatmapStore.open(p.folder / "heatmap.zarr")
-            heatmap = store.read(store.attributes["classes"].index(positive))
-        except (OSError, ValueError, KeyError) as error:
-            raise StoreError(f"{p.folder} is broken ({error!r}); score the slide again") from error
-        found.append(heatmap_features(heatmap, p.mpp))
+        found.append(heatmap_features(read_heatmap(p.folder), p.mpp))
     return np.array(found).reshape(-1, len(FEATURES))
+
+
+def read_heatmap(folder: Path) -> Heatmap:
+    """The heatmap of the positive class in a slide's folder of ``wsi score``.
+
+    Raises:
+        StoreError: it is broken.
+    """
+    try:
+        positive = json.loads((folder / "slide.json").read_bytes())["positive"]
+        store = HeatmapStore.open(folder / "heatmap.zarr")
+        return store.read(store.attributes["classes"].index(positive))
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{folder} is broken ({error!r}); score the slide again") from error

@@ -23,6 +23,7 @@ from pipelines.camelyon16.forest import (
 from pipelines.camelyon16.predictions import Predictions, read_predictions, with_slides
 from pipelines.camelyon16.report import record, write_report
 from pipelines.camelyon16.roc import KINDS
+from pipelines.camelyon16.slide_scores import SlideScore, with_slide_score
 from pipelines.cli.console import err, out, progress
 from pipelines.cohort import gather
 from pipelines.provenance import code_hash, version
@@ -67,6 +68,13 @@ OthersNormal = Annotated[
 SlideModel = Annotated[
     Path | None,
     typer.Option(help="Score slides by this forest (wsi camelyon16 forest), not by their maximum."),
+]
+ScoreRule = Annotated[
+    Literal["maximum", "largest-area"],
+    typer.Option(
+        "--slide-score",
+        help="A slide's score: its highest cell, or its largest area of cells of 0.9 and more.",
+    ),
 ]
 TruthLabel = Annotated[int | None, typer.Option(min=1, help="The value of masks that means tumour.")]
 
@@ -113,6 +121,7 @@ def evaluate_command(
     truth_label: TruthLabel = None,
     slides: Slides = None,
     atlas: Annotated[bool, typer.Option(help="Write the page of mistakes.")] = True,
+    slide_score: ScoreRule = "maximum",
     slide_model: SlideModel = None,
     published: Annotated[
         bool | None,
@@ -134,7 +143,7 @@ def evaluate_command(
     )
     folder = folder or results / ("evaluation" if variant == "official" else f"evaluation-{variant}")
     selection = Selection(rules(dataset), tuple(exclude or ()), subset, others_normal)
-    predictions = with_slide_model(_predictions(results, slides), slide_model, test=True)
+    predictions = rescored(_predictions(results, slides), slide_score, slide_model, test=True)
     cases = join(predictions, truth, selection)
     with progress("slides", transient=True) as tick:
         result = evaluate(cases.cases, cfg, tick)
@@ -156,6 +165,19 @@ def rules(name: str) -> Dataset:
 def _predictions(results: Path, slides: list[str] | None) -> Predictions:
     found = read_predictions(results)
     return with_slides(found, gather(slides, mpp=None, allow_anisotropic=False)) if slides else found
+
+
+def rescored(
+    predictions: Predictions, rule: SlideScore, forest: Path | None, *, test: bool = False
+) -> Predictions:
+    """The same detections, slides scored by a rule or by a forest.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if forest is not None and rule != "maximum":
+        raise ConfigError(f"--slide-score {rule} and --slide-model both score slides; give one of them")
+    return with_slide_model(with_slide_score(predictions, rule), forest, test=test)
 
 
 def with_slide_model(predictions: Predictions, folder: Path | None, *, test: bool = False) -> Predictions:

@@ -14,10 +14,11 @@ from pipelines.cli.camelyon16 import (
     DatasetName,
     Exclude,
     OthersNormal,
+    ScoreRule,
     SlideModel,
     Slides,
+    rescored,
     rules,
-    with_slide_model,
 )
 from pipelines.cli.console import err, out
 from pipelines.cohort import gather
@@ -29,6 +30,7 @@ def submit_command(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score.")],
     folder: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
     subset: Annotated[bool, typer.Option("--subset", help="Leave out slides that failed.")] = False,
+    slide_score: ScoreRule = "maximum",
     slide_model: SlideModel = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier submission in OUT.")
@@ -39,7 +41,7 @@ def submit_command(
     Examples:
     wsi camelyon16 submit results -o submission
     """
-    predictions = with_slide_model(read_predictions(results), slide_model)
+    predictions = rescored(read_predictions(results), slide_score, slide_model)
     made_by = f"slidewright {version()}, code {code_hash()}; slide score: {predictions.score_rule}"
     models = ", ".join(m["name"] for m in predictions.made_by.get("models", []))
     count = write_submission(
