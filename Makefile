@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 
 help:
 	@echo "make demo    set everything up, make phantom slides, score and evaluate them, report on kidneys, write pages"
+	@echo "             PATCHES=folder POLYGONS=folder: also mosaics of real patches, read by the model that has seen real tissue"
 	@echo "make test    set up and pass every check"
 	@echo "make check   the checks that take seconds: style, types, layers"
 	@echo "make fuzz    1,000 damaged inputs: each must run, or be refused by one sentence"
@@ -23,14 +24,22 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/wsi doctor
 	$(BIN)/wsi phantom lymph-node --seed 101 --count 4 --out demo/slides
-	$(BIN)/wsi score demo/slides/slides.csv --out demo/results --overwrite
+	$(BIN)/wsi score demo/slides/slides.csv --model lymph-node-demo --out demo/results --overwrite
 	$(BIN)/wsi camelyon16 evaluate demo/results --truth demo/slides
 	$(BIN)/wsi phantom kidney --seed 102 --count 2 --size 8192x6144 --c4d 8,45 --out demo/kidneys
 	$(BIN)/wsi renal report demo/kidneys --out demo/reports --overwrite
 	$(BIN)/wsi renal evaluate demo/reports --truth demo/kidneys
+	$(BIN)/wsi score demo/slides/normal_001.tif --out demo/unlike --overwrite
+ifneq ($(and $(PATCHES),$(POLYGONS)),)
+	$(BIN)/wsi phantom lymph-node --patches $(PATCHES) --polygons $(POLYGONS) --seed 103 --count 2 --size 6144x6144 --out demo/mosaics
+	$(BIN)/wsi score demo/mosaics/slides.csv --out demo/mosaic-results --overwrite
+	$(BIN)/wsi camelyon16 evaluate demo/mosaic-results --truth demo/mosaics
+	@echo "Open demo/mosaic-results/index.html for real tissue, read by the model that has seen such."
+endif
 	@echo
 	@echo "Open demo/results/index.html in a browser, and demo/results/evaluation/atlas.html for the mistakes;"
-	@echo "demo/reports/index.html for C4d in kidneys."
+	@echo "demo/reports/index.html for C4d in kidneys; demo/unlike/index.html is a drawing shown to the model that has seen real"
+	@echo "tissue, which warns of it."
 	@echo "Phantoms are drawings; for research use only."
 
 check: $(READY)

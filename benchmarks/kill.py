@@ -19,6 +19,9 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
+MODEL = ("--model", "lymph-node-demo")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10)
@@ -28,11 +31,11 @@ def main() -> None:
     with scratch() as folder:
         wsi("phantom", "lymph-node", "--count", 1, "--seed", 903, "--size", "10240x8192", "--out", folder)
         slide = next(folder.glob("*_001.tif"))
-        wsi("score", slide, "--out", folder / "warm")
+        wsi("score", slide, *MODEL, "--out", folder / "warm")
         start = time.monotonic()
-        wsi("score", slide, "--out", folder / "whole")
+        wsi("score", slide, *MODEL, "--out", folder / "whole")
         took = time.monotonic() - start
-        command = [sys.executable, "-m", "pipelines.cli", "score", str(slide), "--out"]
+        command = [sys.executable, "-m", "pipelines.cli", "score", str(slide), *MODEL, "--out"]
         equal = 0
         for number in range(kills):
             out = folder / f"killed{number}"
@@ -48,7 +51,7 @@ def main() -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
             chunks = len([p for p in out.rglob("c/0/*/*") if p.is_file()])
-            wsi("score", slide, "--out", out)
+            wsi("score", slide, *MODEL, "--out", out)
             same = outputs(out) == outputs(folder / "whole")
             equal += same
             print(

@@ -24,8 +24,15 @@ def main() -> None:
                 folder / f"{side}",
             )
         slides = {side: next((folder / f"{side}").glob("*_001.tif")) for side in SIDES}
-        wsi("score", slides[SIDES[0]], "--out", folder / "warm")  # converts the model once
-        peaks = {side: wsi_peak_mb("score", slides[side], "--out", folder / f"out{side}") for side in SIDES}
+        wsi(
+            "score", slides[SIDES[0]], "--model", "lymph-node-demo", "--out", folder / "warm"
+        )  # converts the model once
+        peaks = {
+            side: wsi_peak_mb(
+                "score", slides[side], "--model", "lymph-node-demo", "--out", folder / f"out{side}"
+            )
+            for side in SIDES
+        }
     for side, peak in peaks.items():
         print(f"  {side} x {side} px: {peak:.0f} MB")
     print(f"  ratio {peaks[SIDES[1]] / peaks[SIDES[0]]:.2f}")
