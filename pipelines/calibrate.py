@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,16 +12,17 @@ import numpy.typing as npt
 from models.card import ModelCard
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.domain import fit_domain, middle_features, read_domain, write_domain
-from pipelines.model_figures import scores_of
+from pipelines.model_figures import figures_row, scores_of
 from pipelines.patches import read_fitted
 from wsi.calibration import calibrated, calibration_error, fit_calibration
 from wsi.errors import ConfigError
-from wsi.metrics import auc, auc_interval
+from wsi.metrics import auc
 from wsi.patch_folder import TUMOUR
 from wsi.patch_pictures import PatchPicture
 
 Scores = npt.NDArray[np.float32]
 FEATURES_OF = 5_000  # training patches are looked at, or fewer
+CALLED = "the patches that it is calibrated on; if they chose it, too, expect less on others"
 FEWEST = 50  # patches of each class: two numbers are fitted
 
 
@@ -69,49 +69,39 @@ def calibrate_model(
         first = scores_of(trial, known, 1, mpp, lambda done, _: tick(done, total))
         for sentence in first.left_out:
             say(f"left out: {sentence}")
-        tumour = np.array([p.label == TUMOUR for p in first.patches])
-        if min(tumour.sum(), (~tumour).sum()) < FEWEST:
-            raise ConfigError(
-                f"calibration needs {FEWEST} patches of each class, and there are {int(tumour.sum())} of tumour and "
-                f"{int((~tumour).sum())} normal ones; add patches"
-            )
-        calibration = fit_calibration(tumour, first.scores)
-        if calibration[0] <= 0 or auc(tumour, first.scores) <= 0.5:
-            raise ConfigError(
-                f"{card.name} scores tumour no higher than normal patches (AUC {auc(tumour, first.scores):.3f}); "
-                f"check the labels, and the spacing of the patches with --mpp"
-            )
-        plain |= {"calibration": tuple(round(v, 4) for v in calibration)}
+        tumour = np.array([p.label == TUMOUR for p in first.patches], np.bool_)
+        plain |= {"calibration": _fit(tumour, first.scores, card.name)}
         save_checkpoint(trial, network, **plain)
         eight = scores_of(trial, known, 8, mpp, lambda done, _: tick(len(known) + 2 * done, total))
         if training:
             plain["domain"] = _record_domain(trial, training, known, mpp, out)
         elif (earlier := read_domain(source, card)) is not None:
             plain["domain"] = write_domain(out, earlier)
-    low, high = auc_interval(tumour, first.scores)
-    counts = {"normal": int((~tumour).sum()), "tumour": int(tumour.sum())}
-    figures = {
-        "patches": counts,
-        "auc": round(auc(tumour, first.scores), 4),
-        "interval": [round(low, 4), round(high, 4)],
-        "auc_8_orientations": round(auc(tumour, eight.scores), 4),
-        "error_before": round(calibration_error(tumour, first.scores), 4),
-        "error": round(calibration_error(tumour, _by_halves(tumour, first.scores)), 4),
-        "error_8_orientations": round(calibration_error(tumour, eight.scores), 4),
-    }
-    row = {
-        "data": "the patches that it is calibrated on; if they chose it, too, expect less on others",
-        **counts,
-        "auc": figures["auc"],
-        "interval": figures["interval"],
-        "auc_8_orientations": figures["auc_8_orientations"],
-        "calibration_error": figures["error"],
-        "calibration_error_8_orientations": figures["error_8_orientations"],
-        "date": datetime.date.today().isoformat(),
-        "warning": "",
-    }
-    plain["metrics"] = card.metrics | {"calibration": figures, "figures": [row]}
+    error = calibration_error(tumour, _by_halves(tumour, first.scores))
+    row = figures_row(CALLED, tumour, first.scores, eight.scores) | {"calibration_error": round(error, 4)}
+    before = round(calibration_error(tumour, first.scores), 4)
+    plain["metrics"] = card.metrics | {"calibration_error_before": before, "figures": [row]}
     return save_checkpoint(out, network, **plain)
+
+
+def _fit(tumour: npt.NDArray[np.bool_], scores: Scores, name: str) -> tuple[float, float]:
+    """Scale and offset of the log-odds.
+
+    Raises:
+        ConfigError: a class has too few patches, or tumour does not score higher.
+    """
+    if min(tumour.sum(), (~tumour).sum()) < FEWEST:
+        raise ConfigError(
+            f"calibration needs {FEWEST} patches of each class, and there are {int(tumour.sum())} of tumour and "
+            f"{int((~tumour).sum())} normal ones; add patches"
+        )
+    scale, offset = fit_calibration(tumour, scores)
+    if scale <= 0 or auc(tumour, scores) <= 0.5:
+        raise ConfigError(
+            f"{name} scores tumour no higher than normal patches (AUC {auc(tumour, scores):.3f}); "
+            f"check the labels, and the spacing of the patches with --mpp"
+        )
+    return round(scale, 4), round(offset, 4)
 
 
 def _record_domain(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from models.card import ModelCard, read_card
 from models.engines import EngineConfig, Models, load_engine
@@ -71,20 +72,26 @@ def measure_model(
             f"{int((~tumour).sum())} normal ones; put them into folders called normal and tumor"
         )
     eight = scores_of(folder, known, 8, mpp, lambda done, _: tick(len(known) + done, total))
-    low, high = auc_interval(tumour, one.scores)
-    row = {
+    return figures_row(called, tumour, one.scores, eight.scores) | {"warning": one.warning}, one
+
+
+def figures_row(
+    called: str, tumour: npt.NDArray[np.bool_], one: npt.NDArray[np.float32], eight: npt.NDArray[np.float32]
+) -> dict[str, Any]:
+    """Figures as a card has them, of scores by one orientation and by the mean of eight."""
+    low, high = auc_interval(tumour, one)
+    return {
         "data": called,
         "normal": int((~tumour).sum()),
         "tumour": int(tumour.sum()),
-        "auc": round(auc(tumour, one.scores), 4),
+        "auc": round(auc(tumour, one), 4),
         "interval": [round(low, 4), round(high, 4)],
-        "auc_8_orientations": round(auc(tumour, eight.scores), 4),
-        "calibration_error": round(calibration_error(tumour, one.scores), 4),
-        "calibration_error_8_orientations": round(calibration_error(tumour, eight.scores), 4),
+        "auc_8_orientations": round(auc(tumour, eight), 4),
+        "calibration_error": round(calibration_error(tumour, one), 4),
+        "calibration_error_8_orientations": round(calibration_error(tumour, eight), 4),
         "date": datetime.date.today().isoformat(),
-        "warning": one.warning,
+        "warning": "",
     }
-    return row, one
 
 
 def figures_lines(rows: Sequence[dict[str, Any]]) -> list[str]:

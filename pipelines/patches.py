@@ -93,50 +93,70 @@ def score_patches(
         ModelError: a score is not a number.
     """
     card = engine.models.card
-    kept: list[PatchPicture] = []
-    left_out: list[str] = []
-    sizes: list[tuple[int, int]] = []
-    looked_at: list[RgbImage] = []
-    every = max(1, len(patches) // LOOKED_AT)
+    reading = _Reading(patches, card, mpp)
     engine.expect(len(patches))
-
-    def blocks() -> Iterator[PatchBlock]:
-        with ThreadPoolExecutor(threads) as pool:
-            for start in range(0, len(patches), AT_ONCE):
-                part = patches[start : start + AT_ONCE]
-                fitted = []
-                for patch, pixels in zip(part, pool.map(_read, part), strict=True):
-                    if isinstance(pixels, str):
-                        left_out.append(pixels)
-                        continue
-                    kept.append(patch)
-                    pixels = at_spacing(pixels, mpp, card.spacing_um, card.spacing_tolerance)
-                    sizes.append((pixels.shape[1], pixels.shape[0]))
-                    fitted.append(fit_square(pixels, card.patch_px))
-                    if len(kept) % every == 0:
-                        looked_at.append(fitted[-1])
-                if fitted:
-                    yield _block(fitted, card.patch_px)
-
     parts, done = [np.empty(0, np.float32)], 0
-    for scores in engine.score(blocks()):
-        parts.append(scores[:, card.positive_index])
-        done += len(scores)
-        tick(done + len(left_out), len(patches))
+    with ThreadPoolExecutor(threads) as pool:
+        for scores in engine.score(reading.blocks(pool)):
+            parts.append(scores[:, card.positive_index])
+            done += len(scores)
+            tick(done + len(reading.left_out), len(patches))
     all_scores = np.concatenate(parts)
     if np.isnan(all_scores).any():
         raise ModelError(
             f"{card.name} gives a score that is not a number; use --precision fp32, or another model"
         )
-    warning = unlike_note(unlike_patches(looked_at, engine.models), card, "the patches")
-    return ScoredPatches(tuple(kept), all_scores, tuple(left_out), sizes_text(sizes, card.patch_px), warning)
+    return ScoredPatches(
+        tuple(reading.kept),
+        all_scores,
+        tuple(reading.left_out),
+        sizes_text(reading.sizes, card.patch_px),
+        unlike_note(unlike_patches(reading.looked_at, engine.models), card, "the patches"),
+    )
+
+
+class _Reading:
+    """Patches on their way to an engine; what is known of them when all have been read."""
+
+    def __init__(self, patches: Sequence[PatchPicture], card: ModelCard, mpp: float | None) -> None:
+        self.kept: list[PatchPicture] = []
+        self.left_out: list[str] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.looked_at: list[RgbImage] = []  # some, evenly over all: does the model know such tissue
+        self._patches, self._card, self._mpp = patches, card, mpp
+        self._every = max(1, len(patches) // LOOKED_AT)
+
+    def blocks(self, pool: ThreadPoolExecutor) -> Iterator[PatchBlock]:
+        """All that can be read, `AT_ONCE` together."""
+        for start in range(0, len(self._patches), AT_ONCE):
+            part = self._patches[start : start + AT_ONCE]
+            read = zip(part, pool.map(_read, part), strict=True)
+            fitted = [pixels for pixels in (self._take(*one) for one in read) if pixels is not None]
+            if fitted:
+                yield _block(fitted, self._card.patch_px)
+
+    def _take(self, patch: PatchPicture, pixels: RgbImage | str) -> RgbImage | None:
+        if isinstance(pixels, str):
+            self.left_out.append(pixels)
+            return None
+        self.kept.append(patch)
+        fitted, size = _as_seen(pixels, self._card, self._mpp)
+        self.sizes.append(size)
+        if len(self.kept) % self._every == 0:
+            self.looked_at.append(fitted)
+        return fitted
+
+
+def _as_seen(pixels: RgbImage, card: ModelCard, mpp: float | None) -> tuple[RgbImage, tuple[int, int]]:
+    """A patch as the model sees it, and its size (width, height) at the model's spacing before it was fitted."""
+    pixels = at_spacing(pixels, mpp, card.spacing_um, card.spacing_tolerance)
+    return fit_square(pixels, card.patch_px), (pixels.shape[1], pixels.shape[0])
 
 
 def read_fitted(patches: Sequence[PatchPicture], card: ModelCard, mpp: float | None) -> list[RgbImage]:
     """Pixels of the patches that can be read, as the model sees them."""
-    found = [pixels for pixels in map(_read, patches) if not isinstance(pixels, str)]
-    brought = (at_spacing(pixels, mpp, card.spacing_um, card.spacing_tolerance) for pixels in found)
-    return [fit_square(pixels, card.patch_px) for pixels in brought]
+    read = map(_read, patches)
+    return [_as_seen(pixels, card, mpp)[0] for pixels in read if not isinstance(pixels, str)]
 
 
 def at_spacing(pixels: RgbImage, mpp: float | None, wanted: float | None, tolerance: float) -> RgbImage:

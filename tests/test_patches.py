@@ -100,7 +100,10 @@ class TestScorePatches:
         picture(tmp_path / "p" / "b.png", 200, (400, 310))
         picture(tmp_path / "p" / "c.png", 200)
         _, out, _ = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out")
-        assert "patches: 3; 1 smaller than 299 px were mirrored at their border, 1 larger were cropped" in out
+        assert (
+            "patches: 3; 1 smaller than 299 px, mirrored at the border; 1 larger, cropped to the middle"
+            in out
+        )
         scores = {
             line.rsplit(",", 1)[1] for line in (tmp_path / "out" / "scores.csv").read_text().splitlines()[1:]
         }
@@ -229,7 +232,9 @@ class TestCalibration:
         assert code == 0, err
         body, card = load_checkpoint(tmp_path / "c")
         assert card.calibration is not None
-        assert card.metrics["calibration"]["patches"] == {"normal": 60, "tumour": 60}
+        (row,) = card.metrics["figures"]
+        assert (row["normal"], row["tumour"]) == (60, 60)
+        assert card.metrics["calibration_error_before"] > row["calibration_error"]
         assert (tmp_path / "c" / "model.safetensors").stat().st_size < 0.51 * (
             tmp_path / "m" / "model.safetensors"
         ).stat().st_size

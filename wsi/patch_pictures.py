@@ -90,11 +90,7 @@ def sizes_text(sizes: Sequence[tuple[int, int]], side: int) -> str:
     larger = sum(max(size) > side and min(size) >= side for size in sizes)
     said = []
     if smaller:
-        said.append(f"{smaller} smaller than {side} px {_were(smaller)} mirrored at their border")
+        said.append(f"{smaller} smaller than {side} px, mirrored at the border")
     if larger:
-        said.append(f"{larger} larger {_were(larger)} cropped to their middle")
+        said.append(f"{larger} larger, cropped to the middle")
     return f"patches: {len(sizes)}; " + ", ".join(said) if said else ""
-
-
-def _were(number: int) -> str:
-    return "was" if number == 1 else "were"

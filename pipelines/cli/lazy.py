@@ -52,10 +52,18 @@ SOURCES: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
         },
     ),
 }
-METAVARS = {int: "NUMBER", float: "NUMBER", Path: "PATH", str: "TEXT", bool: ""}  # what a value is, in a user's words
+METAVARS = {
+    int: "NUMBER",
+    float: "NUMBER",
+    Path: "PATH",
+    str: "TEXT",
+    bool: "",
+}  # what a value is, in a user's words
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print warnings and errors only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", metavar="", help="Print more of what the program does.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", metavar="", help="Print more of what the program does.")
+]
 
 
 class LazyGroup(TyperGroup):

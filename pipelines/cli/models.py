@@ -193,6 +193,7 @@ def calibrate(
     wsi models calibrate runs/lymph-node-10x/model --patches PCAM/valid --training PCAM/train -o lymph-node-10x
     """
     from pipelines.calibrate import calibrate_model
+    from pipelines.model_figures import figures_lines
 
     if (folder / "card.json").exists() and not overwrite:
         raise StoreError(f"{folder} holds a model already; choose another --out, or pass --overwrite")
@@ -207,11 +208,8 @@ def calibrate(
         card = calibrate_model(
             source, list_patches(patches), folder, training=learned, mpp=mpp, say=say, tick=tick
         )
-    figures = card.metrics["calibration"]
-    out.print(
-        f"AUC {figures['auc']:.4f} ({figures['interval'][0]:.4f} to {figures['interval'][1]:.4f}), with 8 orientations "
-        f"{figures['auc_8_orientations']:.4f}; expected calibration error {figures['error_before']:.3f}, "
-        f"now {figures['error']:.3f}, with 8 orientations {figures['error_8_orientations']:.3f}",
-        markup=False,
-    )
+    row = card.metrics["figures"][0]
+    before = card.metrics["calibration_error_before"]
+    out.print("\n".join(figures_lines([row])), markup=False)
+    out.print(f"  before, the calibration error was {before:.3f}", markup=False)
     out.print(f"{folder} holds the model; for research use only", markup=False)
