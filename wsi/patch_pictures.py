@@ -93,4 +93,4 @@ def sizes_text(sizes: Sequence[tuple[int, int]], side: int) -> str:
         said.append(f"{smaller} smaller than {side} px, mirrored at the border")
     if larger:
         said.append(f"{larger} larger, cropped to the middle")
-    return f"patches: {len(sizes)}; " + ", ".join(said) if said else ""
+    return f"patches: {len(sizes)}; " + "; ".join(said) if said else ""
