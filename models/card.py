@@ -102,10 +102,10 @@ class ModelCard(Config):
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Read ``card.json`` and check the weights' hash against it.
+    """Read ``card.json`` and check the other files' hashes against it.
 
     Raises:
-        ModelError: a file is missing, the card is not valid, or a byte of the weights changed.
+        ModelError: a file is missing, the card is not valid, or a byte of the others changed.
     """
     path = folder / CARD
     try:
@@ -117,11 +117,11 @@ def read_card(folder: Path) -> ModelCard:
         ) from error
     except ValidationError as error:
         raise ModelError(f"{path} is not a valid card: {first_mistake(error)}") from error
-    found = hash_file(folder / WEIGHTS)
-    if found != card.sha256:
-        raise ModelError(
-            f"{folder / WEIGHTS} has sha256 {found[:12]}..., its card says {card.sha256[:12]}...; copy the model again"
-        )
+    for name, stated in ((WEIGHTS, card.sha256), (DOMAIN, card.domain)):
+        if stated is not None and (found := hash_file(folder / name)) != stated:
+            raise ModelError(
+                f"{folder / name} has sha256 {found[:12]}..., its card says {stated[:12]}...; copy the model again"
+            )
     return card
 
 

@@ -63,9 +63,12 @@ class TestDistance:
         data[-1] ^= 1
         (tmp_path / DOMAIN).write_bytes(data)
         with pytest.raises(ModelError, match=r"domain.safetensors has sha256 .* copy the model again"):
-            read_domain(tmp_path, card)
+            find_models([str(tmp_path)])  # before a slide is read
         (tmp_path / DOMAIN).unlink()
         with pytest.raises(ModelError, match="cannot be read"):
+            find_models([str(tmp_path)])
+        (tmp_path / DOMAIN).write_bytes(b"no arrays")
+        with pytest.raises(ModelError, match="is not the record of a model's domain"):
             read_domain(tmp_path, card)
 
 
