@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
+from models.card import ModelCard, common_card
 from models.checkpoint import load_checkpoint
-from models.network import MeanOf, Oriented, PatchNetwork
+from models.network import MeanOf, Oriented, PatchNetwork, Window
 from models.wsinfer import is_wsinfer, load_wsinfer
 
 
@@ -18,14 +19,25 @@ def build_network(folders: Sequence[Path], orientations: int = 1) -> nn.Module:
     Raises:
         ModelError: a folder is not a model.
     """
+    found = [load_wsinfer(folder) if is_wsinfer(folder) else _own(folder) for folder in folders]
+    frame = common_card([card for _, card in found])
     networks: list[nn.Module] = []
-    for folder in folders:
-        network = load_wsinfer(folder)[0] if is_wsinfer(folder) else _own(folder)
+    for network, card in found:
+        network = shown(network, card, frame)
         networks.append(Oriented(network) if orientations > 1 else network)
     whole = networks[0] if len(networks) == 1 else MeanOf(networks)
     return whole.eval()
 
 
-def _own(folder: Path) -> nn.Module:
+def _own(folder: Path) -> tuple[nn.Module, ModelCard]:
     body, card = load_checkpoint(folder)
-    return PatchNetwork(body, card.calibration, card.positive_index)
+    return PatchNetwork(body, card.calibration, card.positive_index), card
+
+
+def shown(network: nn.Module, card: ModelCard, frame: ModelCard) -> nn.Module:
+    """A model that takes the patches of several: those of ``frame``."""
+    if (card.patch_px, card.spacing_um) == (frame.patch_px, frame.spacing_um):
+        return network
+    assert card.spacing_um is not None  # models of any spacing are averaged only with their like
+    assert frame.spacing_um is not None
+    return Window(network, card.patch_px, card.spacing_um / frame.spacing_um)

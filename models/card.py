@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,20 @@ class ModelCard(Config):
     def positive_index(self) -> int:
         """Index of the positive class."""
         return self.classes.index(self.positive)
+
+
+def common_card(cards: Sequence[ModelCard]) -> ModelCard:
+    """The card by which several models are fed together: the finest one's, its patch large enough for all of them.
+
+    A coarser model's patch is cut out of the middle and made smaller inside the network: all speak for the same cell.
+    """
+    finest = min(cards, key=lambda card: card.spacing_um or 0.0)
+    if finest.spacing_um is None:
+        return finest
+    side = max(round(card.patch_px * ((card.spacing_um or 0.0) / finest.spacing_um)) for card in cards)
+    if (side - finest.patch_px) % 2:  # the middle of a patch stays the middle of its cell
+        side += 1
+    return finest.model_copy(update={"patch_px": side})
 
 
 def read_card(folder: Path) -> ModelCard:

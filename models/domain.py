@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from models.build import shown
 from models.card import CARD, DOMAIN, ModelCard, hash_file
 from models.checkpoint import load_checkpoint
 from models.network import normalise
@@ -72,12 +73,15 @@ def fit_domain(training: Features, others: Features) -> Domain:
     return Domain(domain.mean, whiten, float(np.quantile(domain.distances(others), USUAL)))
 
 
-def middle_features(network: nn.Module, patches: Sequence[RgbImage]) -> Features:
-    """Features half-way through the network of patches of the model's side, (n, d)."""
+def middle_features(
+    network: nn.Module, patches: Sequence[RgbImage], window: nn.Module | None = None
+) -> Features:
+    """Features half-way through the network, (n, d), of patches of its side or that ``window`` brings to it."""
     parts = []
     with torch.inference_mode():
         for start in range(0, len(patches), BATCH):
-            pixels = normalise(torch.from_numpy(np.stack(patches[start : start + BATCH])))
+            pixels = torch.from_numpy(np.stack(patches[start : start + BATCH]))
+            pixels = normalise(pixels if window is None else window(pixels))
             parts.append(network.middle(pixels).numpy())  # type: ignore[operator]
     return np.concatenate(parts)
 
@@ -113,23 +117,28 @@ def read_domain(folder: Path, card: ModelCard) -> Domain | None:
         raise ModelError(f"{path} is not the record of a model's domain; copy the model again") from error
 
 
-def look_unlike(folder: Path, patches: Sequence[RgbImage]) -> npt.NDArray[np.bool_]:
-    """Which patches, RGB uint8 of the model's side, look unlike what the model in ``folder`` knows; (n,).
+def look_unlike(folder: Path, patches: Sequence[RgbImage], frame: ModelCard) -> npt.NDArray[np.bool_]:
+    """Which patches look unlike what the model in ``folder`` knows; (n,).
+
+    Args:
+        folder: the model's.
+        patches: RGB uint8, of the side and spacing of ``frame``.
+        frame: the model's own card, or the common one of several.
 
     Raises:
         ModelError: the model has no record of what it knows, or a file of it is damaged.
     """
-    network, domain = _known(folder, (folder / CARD).stat().st_mtime_ns)
-    return domain.unlike(middle_features(network, patches))
+    network, domain, card = _known(folder, (folder / CARD).stat().st_mtime_ns)
+    return domain.unlike(middle_features(network, patches, shown(nn.Identity(), card, frame)))
 
 
 @lru_cache(maxsize=1)
-def _known(folder: Path, _written: int) -> tuple[nn.Module, Domain]:
-    """Network and domain, kept from slide to slide until the model is written anew."""
+def _known(folder: Path, _written: int) -> tuple[nn.Module, Domain, ModelCard]:
+    """Network, domain and card, kept from slide to slide until the model is written anew."""
     network, card = load_checkpoint(folder)
     domain = read_domain(folder, card)
     if domain is None:
         raise ModelError(
             f"{folder} has no record of what its model knows; make one: wsi models calibrate --training"
         )
-    return network, domain
+    return network, domain, card

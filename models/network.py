@@ -70,6 +70,38 @@ class Oriented(nn.Module):
         return scores.reshape(ORIENTATIONS, -1, scores.shape[1]).mean(dim=0)
 
 
+class Window(nn.Module):
+    """A model that is shown larger patches of a finer spacing: it sees their middle, as small as it was trained on."""
+
+    def __init__(self, network: nn.Module, side: int, factor: float) -> None:
+        """Take the model, the side of its patch, and how many pixels that are shown make one of its own, 1 or more."""
+        super().__init__()
+        self.network = network
+        self.seen = round(side * factor)
+        self.register_buffer(
+            "weights", area_weights(self.seen, side) if self.seen != side else None, persistent=False
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Scores of uint8 (n, shown, shown, 3)."""
+        start = (patches.shape[1] - self.seen) // 2
+        middle = patches[:, start : start + self.seen, start : start + self.seen]
+        if self.weights is not None:
+            weights = self.weights.to(patches.device)
+            middle = torch.einsum("ri,nijc,sj->nrsc", weights, middle.float(), weights)
+        scores: Tensor = self.network(middle)
+        return scores
+
+
+def area_weights(before: int, after: int) -> Tensor:
+    """(after, before) shares by which pixels are averaged into fewer, each by the length that lies in the new one."""
+    edges = torch.arange(after + 1, dtype=torch.float64) * before / after
+    starts = torch.arange(before, dtype=torch.float64)
+    high = torch.minimum(edges[1:, None], starts + 1)
+    low = torch.maximum(edges[:-1, None], starts)
+    return ((high - low).clamp_min(0) * after / before).float()  # (after, before)
+
+
 class MeanOf(nn.Module):
     """Mean score of several networks of the same patches and classes."""
 

@@ -40,13 +40,13 @@ def unlike_share(
 
 
 def unlike_patches(patches: Sequence[RgbImage], models: Models) -> float | None:
-    """The same of patches of the model's side, RGB uint8."""
+    """The same of patches as the engine of these models takes them, RGB uint8."""
     known = _with_domain(models)
     if known is None or len(patches) < FEWEST:
         return None
     from models.domain import look_unlike  # loads torch, which takes seconds
 
-    return float(look_unlike(known, patches).mean())
+    return float(look_unlike(known, patches, models.card).mean())
 
 
 def unlike_note(share: float | None, card: ModelCard, of: str = "its tissue") -> str:

@@ -188,7 +188,13 @@ class TestWarning:
         models = find_models([str(knowing)])
         assert unlike_patches(brown[: FEWEST - 1], models) is None
         assert unlike_patches(brown[:FEWEST], models) is not None
-        assert look_unlike(knowing, brown[:3]).shape == (3,)
+        own = look_unlike(knowing, brown[:3], models.card)
+        assert own.all()
+        finer = models.card.model_copy(
+            update={"patch_px": 112, "spacing_um": 0.485}
+        )  # as beside a finer model
+        large = [np.pad(p.repeat(2, 0).repeat(2, 1), ((8, 8), (8, 8), (0, 0))) for p in brown[:3]]
+        assert look_unlike(knowing, large, finer).tolist() == own.tolist()
 
 
 def test_the_note_begins_at_a_half() -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,14 +20,16 @@ from models.card import ZOO, Architecture, ModelCard
 from models.checkpoint import load_checkpoint, load_imagenet, save_checkpoint
 from models.engines import EngineConfig, Models, find_models, load_engine
 from models.engines.torch import TorchEngine, cut, fold_batch_norm
+from models.families import make_network
 from models.inception import InceptionV3
-from models.network import Oriented, PatchNetwork, orient
+from models.network import Oriented, PatchNetwork, area_weights, orient
 from models.wsinfer import weights_digest
 from tests.slides import card as model_card
 from wsi.blocks import PatchBlock
 from wsi.errors import ConfigError, ModelError
 
 DEMO = ZOO / "lymph-node-demo"
+LITE0 = Architecture(name="efficientnet_lite0", input_px=64)
 
 
 def block(count: int = 11, seed: int = 0) -> PatchBlock:
@@ -276,11 +279,52 @@ class TestEngines:
         assert np.abs(scores - np.mean(parts, axis=0)).max() < 1e-5
         assert np.abs(parts[0] - parts[1]).max() > 1e-3
 
-    def test_models_of_other_patches_are_not_averaged(self, tmp_path: Path) -> None:
+    def test_models_of_other_cells_or_questions_are_not_averaged(self, tmp_path: Path) -> None:
         tiny(tmp_path / "a")
         tiny(tmp_path / "b", spacing_um=0.5)
-        with pytest.raises(ModelError, match="differ in spacing_um"):
+        said = r"speak for different cells \(\d+\.\d um and 64.0 um\); only models of the same cells"
+        with pytest.raises(ModelError, match=said):
             find_models([str(tmp_path / "a"), str(tmp_path / "b")])
+        tiny(tmp_path / "c", positive="normal")
+        with pytest.raises(ModelError, match="differ in positive .* answer the same question"):
+            find_models([str(tmp_path / "a"), str(tmp_path / "c")])
+
+    @pytest.mark.parametrize("name", ["torch", "openvino"])
+    def test_models_of_two_spacings_see_the_same_cells(self, tmp_path: Path, name: str) -> None:
+        """A fine model of 299 px and a coarse one of 96 px of four times the spacing, on one patch that holds both.
+
+        The coarse one must see what OpenCV makes of the whole patch by area, the fine one its middle 299 px.
+        """
+        tiny(tmp_path / "fine", stride_px=128, spacing_um=0.25)
+        coarse = {"name": "c", "classes": ("normal", "tumor"), "positive": "tumor", "architecture": LITE0}
+        torch.manual_seed(5)
+        body = make_network(LITE0, 2).eval()
+        load_imagenet(body, "efficientnet_lite0", Path("imagenet"))
+        torch.nn.init.normal_(body._fc.weight, std=0.3)  # type: ignore[operator, union-attr]
+        save_checkpoint(tmp_path / "coarse", body, **coarse, patch_px=96, stride_px=32, spacing_um=1.0)  # type: ignore[arg-type]
+        models = find_models([str(tmp_path / "coarse"), str(tmp_path / "fine")])
+        card = models.card
+        assert (card.patch_px, card.stride_px, card.spacing_um) == (385, 128, 0.25)  # 384, and odd as 299 is
+        pixels = cv2.GaussianBlur(
+            np.random.default_rng(2).integers(0, 256, (385, 385, 3), np.uint8), (0, 0), 4
+        )
+        engine = load_engine(models, EngineConfig(engine=name, precision="fp32"))  # type: ignore[arg-type]
+        (scores,) = engine.score([PatchBlock(pixels, np.array([[0, 0]]), 385)])
+        small = cv2.resize(pixels[:384, :384].astype(np.float32), (96, 96), interpolation=cv2.INTER_AREA)
+        fine = load_checkpoint(tmp_path / "fine")[0]
+        with torch.inference_mode():
+            first = PatchNetwork(body)(torch.from_numpy(small[None]))
+            second = PatchNetwork(fine)(torch.from_numpy(pixels[None, 43:342, 43:342]))
+            other = PatchNetwork(body)(torch.from_numpy(small[None, ::-1].copy()))
+        np.testing.assert_allclose(scores, (first + second) / 2, atol=2e-4)
+        assert float((first - second).abs().max()) > 0.01
+        assert float((first - other).abs().max()) > 0.01  # what is shown matters
+
+    def test_area_weights_are_those_of_opencv(self) -> None:
+        row = np.random.default_rng(0).random((1, 383)).astype(np.float32)
+        wanted = cv2.resize(row, (96, 1), interpolation=cv2.INTER_AREA)
+        found = torch.from_numpy(row) @ area_weights(383, 96).T
+        np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
 
     def test_fp16_needs_a_gpu(self, tmp_path: Path) -> None:
         tiny(tmp_path / "m")

@@ -9,11 +9,13 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from models.card import ZOO, ModelCard, is_detector, read_card
+from models.card import ZOO, ModelCard, common_card, is_detector, read_card
 from wsi.arrays import Scores
 from wsi.blocks import PatchBlock
 from wsi.config import Config
 from wsi.errors import ModelError
+
+CELL_TOLERANCE = 0.05  # 32 px of 0.97 um and 128 px of 0.243 um differ by 0.2 %
 
 
 class EngineConfig(Config):
@@ -34,15 +36,15 @@ class EngineConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """One model, or several whose scores are averaged."""
+    """One model, or several whose scores are averaged, perhaps each at a spacing of its own."""
 
     folders: tuple[Path, ...]
     cards: tuple[ModelCard, ...]
 
     @property
     def card(self) -> ModelCard:
-        """The first card: classes, patch and spacing are those of all."""
-        return self.cards[0]
+        """The card that says what the engine is fed with: that of one model, or `common_card` of several."""
+        return self.cards[0] if len(self.cards) == 1 else common_card(self.cards)
 
     @property
     def confidence(self) -> tuple[float, float, float, float] | None:
@@ -96,14 +98,37 @@ def find_models(names: Sequence[str]) -> Models:
     folders = tuple(find_folder(name) for name in names)
     cards = tuple(_card(folder) for folder in folders)
     for name, card in zip(names, cards, strict=True):
-        for field in ("classes", "positive", "patch_px", "stride_px", "spacing_um", "stain_normalisation"):
+        for field in ("classes", "positive", "stain_normalisation"):
             first, this = getattr(cards[0], field), getattr(card, field)
             if first != this:
                 raise ModelError(
                     f"models {names[0]} and {name} differ in {field} ({first} and {this}); "
-                    f"only models of the same patches can be averaged"
+                    f"only models that answer the same question can be averaged"
                 )
+        if not _same_cells(cards[0], card):
+            raise ModelError(
+                f"models {names[0]} and {name} speak for different cells ({_cell_text(cards[0])} and "
+                f"{_cell_text(card)}); only models of the same cells can be averaged"
+            )
     return Models(folders, cards)
+
+
+def _same_cells(first: ModelCard, second: ModelCard) -> bool:
+    """Whether both speak for squares of the same size on the slide, within a twentieth."""
+    if first.spacing_um is None or second.spacing_um is None:
+        return (first.spacing_um, first.patch_px, first.stride_px) == (
+            second.spacing_um,
+            second.patch_px,
+            second.stride_px,
+        )
+    ratio = first.stride_px * first.spacing_um / (second.stride_px * second.spacing_um)
+    return abs(ratio - 1) <= CELL_TOLERANCE
+
+
+def _cell_text(card: ModelCard) -> str:
+    if card.spacing_um is None:
+        return f"{card.stride_px} px of any spacing"
+    return f"{card.stride_px * card.spacing_um:.1f} um"
 
 
 def _card(folder: Path) -> ModelCard:
