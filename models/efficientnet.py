@@ -23,7 +23,7 @@ STAGES = (
     (6, 320, 1, 1, 3),
 )
 STEM, HEAD = 32, 1280  # channels; the lite form does not scale them
-MIDDLE = 9  # blocks up to the first of 112 channels: of blocks 3 to 16 these tell foreign tissue best (docs/models.md)
+MIDDLE = 11  # blocks up to the last of 112 channels: they tell foreign tissue best (docs/models.md)
 DROP_PATH = 0.2  # share of the last block's outputs that are dropped in training; earlier blocks have less
 
 
