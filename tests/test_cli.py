@@ -173,7 +173,7 @@ class TestScore:
         ("text", "message"),
         [
             ("score: {strid: 128}", r"c.yaml: score.strid: extra inputs are not permitted"),
-            ("score: {stride: 100}", r"c.yaml: score.stride: input should be 64, 128 or 256"),
+            ("score: {stride: 100}", r"c.yaml: score.stride: input should be 16, 32, 64, 128 or 256"),
             ("engine: {precision: half}", "engine.precision"),
             ("score: {min_tissue: '0.5'}", "score.min_tissue: input should be a valid number"),
             ("- a", "must hold keys and values"),

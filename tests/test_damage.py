@@ -634,6 +634,12 @@ class TestNoNameIsLookedUp:
             import openvino_telemetry  # noqa: F401
 
 
+def _heeds_signals() -> None:
+    """Tests that run in the background, or under nohup, must not pass on that SIGINT and SIGHUP are ignored."""
+    for name in ("SIGINT", "SIGHUP", "SIGTERM"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 class TestSignals:
     @pytest.mark.slow
     @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
@@ -660,6 +666,7 @@ class TestSignals:
             stdout=subprocess.PIPE,
             text=True,
             cwd=root,
+            preexec_fn=_heeds_signals,
         )
         chunk = tmp_path / "out" / "wide" / "heatmap.zarr" / "c" / "0" / "0" / "0"
         end = time.monotonic() + 60
