@@ -222,6 +222,18 @@ class TestExport:
             assert out.strip() == str(scored / "red square" / name)
             assert (scored / "red square" / name).stat().st_size > 0
 
+    @pytest.mark.parametrize(
+        "key", ["classes", "positive", "lesion_settings", "fingerprint", "bounds", "model"]
+    )
+    def test_a_fact_that_is_gone_is_told(self, wsi: Run, scored: Path, key: str) -> None:
+        path = scored / "red square" / "slide.json"
+        facts = json.loads(path.read_text())
+        del facts[key]
+        path.write_text(json.dumps(facts))
+        for kind in ("geojson", "asap", "csv", "ome-tiff"):
+            code, _, err = wsi("export", kind, scored)
+            assert (code, "slide.json is broken" in err) == (2, True), (kind, err)
+
     def test_tiles_and_gz(self, wsi: Run, scored: Path) -> None:
         import gzip
 

@@ -73,6 +73,13 @@ def read_scored(folder: Path) -> list[Scored]:
         try:
             facts = json.loads(path.read_bytes())
             result = result_of(facts)
+            _ = (
+                facts["fingerprint"],
+                facts["bounds"],
+                facts["model"],
+                facts["classes"].index(facts["positive"]),
+            )
+            LesionConfig.model_validate_json(json.dumps(facts["lesion_settings"]))
         except (
             OSError,
             ValueError,
