@@ -111,7 +111,7 @@ def score_patches(
         all_scores,
         tuple(reading.left_out),
         sizes_text(reading.sizes, card.patch_px),
-        unlike_note(unlike_patches(reading.looked_at, engine.models), card, "the patches"),
+        unlike_note(unlike_patches(reading.looked_at, engine.models), engine.models, "the patches look"),
     )
 
 

@@ -19,7 +19,7 @@ from models.card import CARD, DOMAIN, card_json, read_card
 from models.checkpoint import load_imagenet, save_checkpoint
 from models.domain import RIDGE, Domain, fit_domain, look_unlike, read_domain, write_domain
 from models.efficientnet import EfficientNetLite0
-from models.engines import find_models
+from models.engines import Models, find_models
 from models.families import make_network
 from pipelines.likeness import FEWEST, UNLIKE_FROM, unlike_note, unlike_patches
 from tests.slides import real_data
@@ -139,7 +139,7 @@ class TestWarning:
             out = tmp_path / split
             code, _, err = wsi("score-patches", patches / split, "-m", knowing, "-o", out)
             assert code == 0
-            said[split] = "looks unlike what small was trained on" in err
+            said[split] = "look unlike what small was trained on" in err
             record = json.loads((out / "run.json").read_text())
             assert bool(record["warning"]) == said[split]
             assert ("unlike what small" in (out / "index.html").read_text()) == said[split]
@@ -200,9 +200,11 @@ class TestWarning:
 def test_the_note_begins_at_seven_tenths() -> None:
     from tests.slides import card
 
-    assert unlike_note(0.69, card()) == ""
-    assert unlike_note(None, card()) == ""
-    assert unlike_note(0.7, card(name="x")).startswith("70 % of its tissue looks unlike what x was trained")
+    cards = (card(name="blind"), card(name="x", domain="0" * 64))  # it names the one that can tell
+    known = Models((Path("blind"), Path("x")), cards)
+    assert unlike_note(0.69, known) == ""
+    assert unlike_note(None, known) == ""
+    assert unlike_note(0.7, known).startswith("70 % of its tissue looks unlike what x was trained")
 
 
 @pytest.mark.slow
@@ -226,7 +228,7 @@ class TestFigures:
         assert lines[2].startswith("brown (20")
         assert lines[2].endswith("; 15 tumour, 15 normal):")
         assert lines[3].startswith(f"  AUC {wanted:.4f} (")
-        assert "looks unlike" in lines[4]
+        assert "look unlike" in lines[4]
         assert len(read_card(tmp_path / "m").metrics["figures"]) == 1
         for _ in range(2):  # the second replaces the first
             assert wsi(*words, "--write", "--called", "brown tissue")[0] == 0
@@ -255,7 +257,7 @@ class TestTheModelThatShips:
         args = ("-m", "lymph-node-10x", "--mpp", mpp, "-o", tmp_path / "out")
         code, _, err = wsi("score-patches", real_data(folder), *args)
         assert code == 0, err
-        assert ("looks unlike" in err) == warned
+        assert ("look unlike what lymph-node-10x" in err) == warned
 
     @pytest.mark.parametrize(
         ("parts", "mpp"), [(("slides", "cmu-1-small-region.svs"), None), (("kidney_stains", "he.png"), 0.5)]

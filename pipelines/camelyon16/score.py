@@ -213,7 +213,11 @@ def _write_results(
     missing = plan.grid.cells[np.isnan(heatmap.scores[tuple(plan.grid.cells.T)])]
     unlike = unlike_share(slide, plan.grid, engine.models, recolour=plan.recolour, threads=cfg.threads)
     learned = not _not_learned(slide, card, cfg) and (unlike is None or unlike < UNLIKE_FROM)
-    notes = (_note(plan, missing, own_mask), _spacing_note(slide, card, cfg), unlike_note(unlike, card))
+    notes = (
+        _note(plan, missing, own_mask),
+        _spacing_note(slide, card, cfg),
+        unlike_note(unlike, engine.models),
+    )
     result = SlideResult(
         name=name,
         path=path,
