@@ -19,10 +19,10 @@ def build_network(folders: Sequence[Path], orientations: int = 1) -> nn.Module:
     Raises:
         ModelError: a folder is not a model.
     """
-    found = [load_wsinfer(folder) if is_wsinfer(folder) else _own(folder) for folder in folders]
-    frame = common_card([card for _, card in found])
+    loaded = [load_wsinfer(folder) if is_wsinfer(folder) else _own(folder) for folder in folders]
+    frame = common_card([card for _, card in loaded])
     networks: list[nn.Module] = []
-    for network, card in found:
+    for network, card in loaded:
         network = shown(network, card, frame)
         networks.append(Oriented(network) if orientations > 1 else network)
     whole = networks[0] if len(networks) == 1 else MeanOf(networks)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.card import ModelCard, read_card
-from models.engines import EngineConfig, Models, load_engine
+from models.card import ModelCard
+from models.engines import EngineConfig, find_models, load_engine
 from pipelines.patches import ScoredPatches, score_patches
 from wsi.calibration import calibration_error
 from wsi.errors import ConfigError
@@ -35,7 +35,7 @@ def scores_of(
 ) -> ScoredPatches:
     """Scores of labelled patches in fp32: the same on every machine to the last digits."""
     cfg = EngineConfig(precision="fp32", orientations=orientations)
-    engine = load_engine(Models((folder,), (read_card(folder),)), cfg)
+    engine = load_engine(find_models([str(folder)]), cfg)
     return score_patches(patches, engine, mpp=mpp, tick=tick)
 
 

@@ -242,7 +242,7 @@ class TestFigures:
     def test_what_cannot_be_measured(self, patches: Path, wsi: Run) -> None:
         words = ("models", "test", "lymph-node-10x", "--patches")
         code, _, err = wsi(*words, patches / "brown", "--write")
-        assert (code, "lymph-node-10x is none; give its folder" in err) == (2, True), err
+        assert (code, "lymph-node-10x is none of ours; give its folder" in err) == (2, True), err
         code, _, err = wsi(*words, patches / "brown" / "tumor")
         assert (code, "0 of tumour and 0 normal ones; put them into folders" in err) == (2, True), err
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from models.card import CARD, ModelCard, card_json, is_detector
+from models.card import CARD, WEIGHTS, ModelCard, card_json, is_detector
 from models.engines import find_models
 from models.engines.contract import find_folder, shipped
 from pipelines.cli.console import err, out, progress
@@ -106,10 +106,10 @@ def measure(
     from pipelines.model_figures import figures_lines, measure_model
 
     card = find_models([model]).card
-    own = Path(model)
-    if write and not own.is_dir():
+    folder = Path(model)
+    if write and not (folder / WEIGHTS).is_file():
         raise ConfigError(
-            f"--write changes the card of a model's folder, and {model} is none; give its folder"
+            f"--write changes the card of a model's folder, and {model} is none of ours; give its folder"
         )
     check_patch_spacing(mpp, card)
     with progress("patches") as tick:
@@ -123,7 +123,7 @@ def measure(
     if write:
         kept = [r for r in before if r["data"] != row["data"]]
         changed = card.model_copy(update={"metrics": card.metrics | {"figures": [*kept, row]}})
-        write_text(own / CARD, card_json(changed))
+        write_text(folder / CARD, card_json(changed))
     raise typer.Exit(1 if scored.left_out else 0)
 
 
