@@ -15,12 +15,13 @@ import numpy as np
 
 from benchmarks.common import header, scratch, wsi
 from models.detect_slide import detect_slide
-from models.detector_card import load_detector
+from models.detector import CapillaryDetector
+from models.detector_card import DetectorCard, load_detector
 from models.engines import EngineConfig, find_models, load_engine
 from models.engines.contract import find_folder
-from pipelines.renal.basis import counts_text
-from pipelines.renal.checks import ChecksConfig, checked, doubt_counts
+from pipelines.renal.checks import ChecksConfig, checked, left_out
 from pipelines.renal.fields import FieldSet, KidneyField, choose_fields
+from pipelines.renal.marks import Marks
 from pipelines.renal.read import RenalConfig, marks_of
 from wsi.c4d import NEGATIVE, POSITIVE
 from wsi.source import SlideSource
@@ -32,7 +33,12 @@ STAINS = ("dab_tubular_a", "dab_tubular_b", "dab_weak", "cd68_dab", "cd34_red_ca
 # Unit densities of haematoxylin, DAB (Ruifrok and Johnston 2001), and the red chromogen of the CD34 picture, as its most
 # saturated pixels have it
 HAEMATOXYLIN, DAB, RED = (0.650, 0.704, 0.286), (0.268, 0.570, 0.776), (0.19, 0.78, 0.60)
-STAINS_UM = 0.5  # assumed: the pictures state none; nuclei of 12 px would be 6 um
+STAINS_UM = 0.5  # assumed: the pictures state none
+BROWN_UM = 0.25  # of data/ihc_dab_negatives, as far as the size of nuclei tells
+CD34_UM = (0.25, 0.35, 0.5)  # nuclei of tubules are 18 px wide: about 0.35, and a factor of 1.4 either way
+CD34 = Path(__file__).with_name(
+    "cd34_capillaries.csv"
+)  # boxes in the picture's pixels, marked by eye by one of us
 
 
 def main() -> None:
@@ -67,30 +73,63 @@ def phantoms(args: argparse.Namespace) -> None:
 
 
 def stains(folder: Path, model: str) -> None:
-    """What the detector calls positive where no C4d is: brown tubules, macrophages, and endothelium turned to brown."""
+    """What the detector counts where no C4d is: brown tubules, nuclei, macrophages; and endothelium turned to brown."""
     network, card = load_detector(find_folder(model))
-    header(f"{card.name} on real stains at {STAINS_UM} um/px (assumed), counted at its thresholds")
+    brown = cv2.imread(str(folder / "cd34_red_capillaries.png"))[..., ::-1]
     with scratch() as out:
-        for name in (*STAINS, "cd34 turned to brown"):
-            image = cv2.imread(str(folder / f"{'cd34_red_capillaries' if 'turned' in name else name}.png"))[
-                ..., ::-1
+        header(
+            f"{card.name} on real stains without C4d, counted at its thresholds, before the checks and after them"
+        )
+        others = sorted((folder.parent / "ihc_dab_negatives").glob("*.jpg"))
+        for path in [folder / f"{name}.png" for name in STAINS] + others:
+            mpp = BROWN_UM if path in others else STAINS_UM
+            marks, _ = counted(cv2.imread(str(path))[..., ::-1], mpp, network, card, out)
+            after = marks.counted & ~left_out(marks, ChecksConfig())
+            parts = [
+                f"{int((marks.counted & chosen).sum())} {what} ({int((after & chosen).sum())})"
+                for what, chosen in ((POSITIVE, marks.positive), (NEGATIVE, ~marks.positive))
             ]
-            if "turned" in name:
-                image = turned_brown(image)
-            path = out / f"{name}.png"
-            cv2.imwrite(str(path), image[..., ::-1])
-            with SlideSource(str(path), STAINS_UM).open() as slide:
-                mask = detect_tissue(slide, RenalConfig().tissue)
-                found = detect_slide(slide, mask, network, card, lowest_score=0.05).found
-                whole = FieldSet((KidneyField(0, 0, 1.0, 1.0, ""),), max(slide.size), slide.size)
-                classes = card.detector.classes
-                limits = np.array([card.thresholds[classes.index(c)] for c in (NEGATIVE, POSITIVE)])
-                marks = checked(slide, whole, marks_of(name, found, whole, classes, limits), ChecksConfig())
-            parts = [f"  {name}:"]
-            for what, chosen in ((POSITIVE, marks.positive), (NEGATIVE, ~marks.positive)):
-                flags = counts_text(doubt_counts(marks, marks.counted & chosen)) or "none"
-                parts.append(f"{int((marks.counted & chosen).sum())} {what} (flagged: {flags})")
-            print(" ".join(parts), flush=True)
+            print(f"  {path.name} at {mpp} um/px: {', '.join(parts)}", flush=True)
+        truth = np.genfromtxt(CD34, delimiter=",", names=True, dtype=None, encoding="utf-8")
+        header(f"CD34 turned to brown: {int((truth['kind'] == 'capillary').sum())} capillaries marked by eye")
+        for mpp in CD34_UM:
+            marks, scale = counted(turned_brown(brown), mpp, network, card, out)
+            for what, chosen in (
+                ("at its thresholds", marks.counted & marks.positive),
+                ("after the checks", marks.counted & marks.positive & ~left_out(marks, ChecksConfig())),
+            ):
+                found, false, doubtful = agreement(marks.boxes[chosen] / scale, truth)
+                print(f"  {mpp} um/px, {what}: {found} found, {false} false, {doubtful} where it is doubtful")
+
+
+def counted(
+    image: np.ndarray, mpp: float, network: CapillaryDetector, card: DetectorCard, out: Path
+) -> tuple[Marks, float]:
+    """Capillaries of a whole picture, as one feasible field, and the slide's pixels per pixel of the picture."""
+    path = out / "picture.png"
+    cv2.imwrite(str(path), image[..., ::-1])
+    with SlideSource(str(path), mpp).open() as slide:
+        mask = detect_tissue(slide, RenalConfig().tissue)
+        found = detect_slide(slide, mask, network, card, lowest_score=0.05).found
+        whole = FieldSet((KidneyField(0, 0, 1.0, 1.0, ""),), max(slide.size), slide.size)
+        classes = card.detector.classes
+        limits = np.array([card.thresholds[classes.index(c)] for c in (NEGATIVE, POSITIVE)])
+        marks = checked(slide, whole, marks_of("picture", found, whole, classes, limits), ChecksConfig())
+        return marks, slide.size[0] / image.shape[1]
+
+
+def agreement(boxes: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
+    """How many marked capillaries hold the middle of a box; how many boxes lie on nothing marked; on what is doubtful."""
+    middles = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2  # (n, 1, 2)
+    low, high = (np.stack([truth[x], truth[y]], -1) for x, y in (("x0", "y0"), ("x1", "y1")))
+    inside = ((middles >= low) & (middles <= high)).all(axis=2)
+    sure = truth["kind"] == "capillary"
+    on, near = inside[:, sure], inside[:, ~sure].any(axis=1)
+    return (
+        int(on.any(axis=0).sum()),
+        int((~on.any(axis=1) & ~near).sum()),
+        int((~on.any(axis=1) & near).sum()),
+    )
 
 
 def turned_brown(image: np.ndarray) -> np.ndarray:

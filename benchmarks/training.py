@@ -19,8 +19,9 @@ from models.augment import augment, draw_changes
 from models.feed import Feed
 from models.parallel import Team
 from models.recipe import TrainConfig
-from models.train_classifier import begin, choose_device, step, use_bf16
+from models.train_classifier import begin, choose_device, step
 from models.training_data import TrainingData, slide_data
+from models.training_state import use_bf16
 from wsi.manifest import read_manifest
 
 ROUNDS = 3

@@ -30,7 +30,7 @@ from models.progress import NOBODY, Clock, Listeners, Progress, crossed, metrics
 from models.recipe import TrainConfig
 from models.sampling import Sampler
 from models.training_data import TrainingData, stride_of
-from models.training_state import TrainingState, average_of
+from models.training_state import TrainingState, average_of, use_bf16
 from wsi.errors import ConfigError, ModelError, SlideError
 from wsi.files import write_text
 from wsi.metrics import auc
@@ -287,18 +287,6 @@ def _first_patches(
     pixels = augment(torch.from_numpy(worn), cfg.augment, changes)
     shown = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return shown, np.array(labels, np.int64)
-
-
-def use_bf16(wanted: str, device: torch.device) -> bool:
-    """Whether to run in bf16: where asked for, or by ``auto`` where the processor multiplies it faster than fp32.
-
-    A CPU without AVX512-bf16 or AMX is far slower in bf16 than in fp32.
-    """
-    if wanted != "auto":
-        return wanted == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False) is True
-    return torch.cpu._is_avx512_bf16_supported() is True
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,10 @@ from torch import Tensor
 from models.augment import AugmentConfig, draw_changes, recolour, restain
 from models.detection_data import TRAP, Example, MarkedSlide, draw_corner, read_example, read_marked, turned
 from models.detector import CapillaryDetector, DetectorConfig
-from models.detector_card import save_detector
+from models.detector_card import load_detector, save_detector
+from models.engines.contract import find_folder
 from models.progress import NOBODY, Clock, Listeners, Progress, crossed, metrics_csv, progress_row
-from models.training_state import TrainingState
+from models.training_state import TrainingState, use_bf16
 from wsi.config import Config
 from wsi.detection_metrics import Marked, average_precision
 from wsi.detections import Detections, joined, suppress
@@ -38,30 +39,37 @@ class DetectorTrainConfig(Config):
     """The recipe.
 
     Attributes:
-        slides: a manifest with truth (GeoJSON or ASAP XML) and split.
+        slides: a manifest with truth (GeoJSON or ASAP XML) and split, or several.
         enlarge_um: for each class, by how much its boxes grow on each side. Kim et al. 2019: 40 px for negative and 50
             for positive capillaries, at a spacing they do not state.
         examples: tiles to train on, drawn around an object of each class in turn, then around a trap if any is marked.
         validation_tiles: drawn once from the validation slides.
         validate_every, checkpoint_every: in examples.
         augment: its orientations and colours; tiles are drawn anywhere, so its jitter means nothing here.
+        scale: tiles are read at spacings up to so many times finer or coarser, boxes and enlargement with them: the
+            spacing of a slide is not always what its file says.
+        precision: of the forward pass of training; ``auto`` is bf16 where it is fast. Validation is in fp32.
+        init: a detector to start from, by name or folder; from random weights without it.
     """
 
     name: str
-    slides: Path | None = None
+    slides: Path | tuple[Path, ...] | None = None
     detector: DetectorConfig = DetectorConfig()
     enlarge_um: tuple[float, ...] = (4.0, 4.0)
     seed: int = Field(default=0, ge=0)
     batch: int = Field(default=2, gt=0)
-    examples: int = Field(default=6000, gt=0)
+    examples: int = Field(default=9000, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    validate_every: int = Field(default=1000, gt=0)
-    validation_tiles: int = Field(default=60, gt=0)
+    validate_every: int = Field(default=1500, gt=0)
+    validation_tiles: int = Field(default=90, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
     augment: AugmentConfig = AugmentConfig(
         brightness=0.1, saturation=0.2, hue=0.03, contrast=0.25, stain=0.15
     )
+    scale: float = Field(default=1.0, ge=1, le=2)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    init: str | None = None
     demonstration: bool = False
     training_data: str = ""
     limits: str = ""
@@ -73,6 +81,13 @@ class DetectorTrainConfig(Config):
                 f"enlarge_um must hold one number for each of {', '.join(self.detector.classes)}"
             )
         return self
+
+    @property
+    def manifests(self) -> tuple[Path, ...]:
+        """The manifests, however many there are."""
+        if self.slides is None:
+            return ()
+        return (self.slides,) if isinstance(self.slides, Path) else self.slides
 
     def rate(self, seen: int) -> float:
         """The learning rate after ``seen`` examples: a short rise, then a cosine down to 0."""
@@ -124,21 +139,23 @@ class TileSampler:
         for _ in range(TRIES):
             i = int(self.rng.integers(len(self.slides)))
             slide, marked = self.slides[i], self.marked[i]
-            side_l0 = self.cfg.detector.tile_px * self.cfg.detector.spacing_um / slide.mpp
+            scale = 1.0 if self.cfg.scale == 1 else self.cfg.scale ** self.rng.uniform(-1, 1)
+            side_l0 = self.cfg.detector.tile_px * self.cfg.detector.spacing_um * scale / slide.mpp
             corner = draw_corner(marked, side_l0, self.rng, label)
             orientation = int(self.rng.integers(self.cfg.augment.orientations))
             try:
-                return turned(self._read(i, corner), orientation)
+                return turned(self._read(i, corner, scale), orientation)
             except SlideError:
                 self.lost.append([i, *corner])
         raise ConfigError(
             f"none of {TRIES} places in turn could be read, the last on {slide.path}; check the slides"
         )
 
-    def _read(self, i: int, corner: tuple[int, int]) -> Example:
+    def _read(self, i: int, corner: tuple[int, int], scale: float) -> Example:
         d = self.cfg.detector
+        enlarge_um = [um * scale for um in self.cfg.enlarge_um]  # as many pixels of the tile
         return read_example(
-            self.slides[i], self.marked[i], corner, d.tile_px, d.spacing_um, self.cfg.enlarge_um
+            self.slides[i], self.marked[i], corner, d.tile_px, d.spacing_um * scale, enlarge_um
         )
 
 
@@ -169,7 +186,7 @@ def train_detector(
         ModelError: the loss is not finite, or there is nothing to resume.
     """
     torch.manual_seed(cfg.seed)
-    network = CapillaryDetector(cfg.detector)
+    network = _start(cfg).to(memory_format=torch.channels_last)
     with ExitStack() as stack:
         train_on = _sampler(training_rows(rows), cfg, cfg.seed, stack)
         if train_on is None:
@@ -205,6 +222,22 @@ def train_detector(
             if stop:
                 raise KeyboardInterrupt
     return math.nan if state.best is None else state.best
+
+
+def _start(cfg: DetectorTrainConfig) -> CapillaryDetector:
+    """A network of random weights, or of those of the detector that the recipe names.
+
+    Raises:
+        ConfigError: that detector has another shape.
+    """
+    if cfg.init is None:
+        return CapillaryDetector(cfg.detector)
+    network, card = load_detector(find_folder(cfg.init))
+    if card.detector != cfg.detector:
+        raise ConfigError(
+            f"init: {cfg.init} has another shape than detector: in the recipe; make them the same"
+        )
+    return network
 
 
 def training_rows(rows: Sequence[SlideRow]) -> list[SlideRow]:
@@ -259,7 +292,8 @@ def validation_tiles(rows: Sequence[SlideRow], cfg: DetectorTrainConfig, stack: 
         cfg: the recipe.
         stack: closes the slides.
     """
-    sampler = _sampler([r for r in rows if r.split == "validation"], cfg, cfg.seed + 1, stack)
+    as_stated = cfg.model_copy(update={"scale": 1.0})
+    sampler = _sampler([r for r in rows if r.split == "validation"], as_stated, cfg.seed + 1, stack)
     if sampler is None:
         return []
     return [sampler.draw(i) for i in range(cfg.validation_tiles)]
@@ -274,7 +308,8 @@ def _step(state: TrainingState, examples: Sequence[Example], rate: float, cfg: D
         group["lr"] = rate
     tiles = _recoloured(np.stack([e.pixels for e in examples]), cfg.augment, state.generator)
     boxes = [torch.from_numpy(e.boxes) for e in examples]
-    losses = network.losses(tiles, boxes, [torch.from_numpy(e.labels) for e in examples])
+    with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16(cfg.precision, torch.device("cpu"))):
+        losses = network.losses(tiles, boxes, [torch.from_numpy(e.labels) for e in examples])
     loss = torch.stack(list(losses.values())).sum()
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -290,7 +325,8 @@ def _recoloured(pixels: npt.NDArray[np.uint8], cfg: AugmentConfig, generator: to
     found = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     if cfg.stain:
         found = restain(found, 1 + cfg.stain * draws[:, 4:7], 0.1 * cfg.stain * draws[:, 7:10])
-    return (recolour(found, cfg, draws[:, :4]) + 1) / 2
+    found = (recolour(found, cfg, draws[:, :4]) + 1) / 2
+    return found.contiguous(memory_format=torch.channels_last)
 
 
 def detect_tiles(network: CapillaryDetector, tiles: Sequence[Example]) -> list[Detections]:

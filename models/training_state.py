@@ -155,3 +155,15 @@ def _check_recipe(path: Path, earlier: dict[str, Any], recipe: dict[str, Any]) -
                 f"{path} was written with {key} {earlier.get(key)!r}, the recipe now says {recipe.get(key)!r}; "
                 f"resume with the same recipe, or start again in another --out"
             )
+
+
+def use_bf16(wanted: str, device: torch.device) -> bool:
+    """Whether to run in bf16: where asked for, or by ``auto`` where the processor multiplies it faster than fp32.
+
+    A CPU without AVX512-bf16 or AMX is far slower in bf16 than in fp32.
+    """
+    if wanted != "auto":
+        return wanted == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False) is True
+    return torch.cpu._is_avx512_bf16_supported() is True

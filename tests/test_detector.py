@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from models.train_detector import (
     train_detector,
     training_rows,
     used_rows,
+    validation_tiles,
 )
 from pipelines.config import load_config
 from tests.slides import coordinates, painted, write_pyramid
@@ -488,6 +490,71 @@ class TestTraining:
         with pytest.raises(ValueError, match="one number for each of C4d negative, C4d positive"):
             small_recipe(enlarge_um=(1.0,))
 
+    def test_tiles_at_other_spacings(self, cohort: Path) -> None:
+        """Squares of 40 px of 0.5 um, read up to twice as coarse or fine: from 20 to 80 px, and each lies in its box."""
+        rows = read_manifest(cohort / "slides.csv")[:2]
+        with rows[0].source.open() as a, rows[1].source.open() as b:
+            marked = [read_marked(row.truth, TINY.classes) for row in rows if row.truth]
+            cfg = small_recipe(scale=2.0, enlarge_um=(1.0, 1.0))
+            sampler = TileSampler([a, b], marked, cfg, np.random.default_rng(0))
+            examples = [sampler.draw(i) for i in range(60)]
+        sides = []
+        for example in examples:
+            whole = (example.boxes > 0).all(axis=1) & (example.boxes < 128).all(axis=1)
+            for x0, y0, x1, y1 in example.boxes[whole]:
+                assert x1 - x0 == pytest.approx(y1 - y0)
+                sides.append(x1 - x0 - 4)  # 1 um of 0.5 um on each side, whatever the scale
+                core = example.pixels[round(y0) + 4 : round(y1) - 4, round(x0) + 4 : round(x1) - 4]
+                assert (
+                    np.ptp(core.reshape(-1, 3).astype(int), axis=0) < 60
+                ).all()  # the square, without its ground
+        assert 19 < min(sides) < 27
+        assert 60 < max(sides) < 81
+
+    def test_spacing_is_as_stated_without_scale_and_in_validation(self, cohort: Path) -> None:
+        rows = read_manifest(cohort / "slides.csv")
+        for cfg in (small_recipe(), small_recipe(scale=2.0)):
+            with contextlib.ExitStack() as stack:
+                for tile in validation_tiles(rows, cfg, stack):
+                    sides = tile.boxes[:, 2:] - tile.boxes[:, :2]
+                    assert sides.max() == pytest.approx(40, abs=0.01)
+
+    def test_a_start_from_another_detector(self, cohort: Path, tmp_path: Path) -> None:
+        rows = read_manifest(cohort / "slides.csv")
+        train_detector(rows, small_recipe(), tmp_path / "a", code_version="t")
+        begun = load_file(tmp_path / "a" / "model" / "model.safetensors")
+        cfg = small_recipe(init=str(tmp_path / "a" / "model"), examples=2, learning_rate=1e-9)
+        train_detector(rows, cfg, tmp_path / "b", code_version="t")
+        after = load_file(tmp_path / "b" / "model" / "model.safetensors")
+        weights = [k for k in begun if "running" not in k and "num_batches" not in k]
+        assert all(torch.allclose(begun[k], after[k], atol=1e-6) for k in weights)
+        with pytest.raises(
+            ConfigError, match="has another shape than detector: in the recipe; make them the same"
+        ):
+            train_detector(rows, small_recipe(init="renal-ptc-demo"), tmp_path / "c", code_version="t")
+
+    def test_precision_is_that_of_the_forward_pass(self, cohort: Path, tmp_path: Path) -> None:
+        rows = read_manifest(cohort / "slides.csv")
+        losses = {}
+        for precision in ("fp32", "bf16"):
+            cfg = small_recipe(precision=precision, examples=2)
+            train_detector(rows, cfg, tmp_path / precision, code_version="t")
+            with (tmp_path / precision / "metrics.csv").open() as file:
+                losses[precision] = float(next(csv.DictReader(file))["loss"])
+        assert losses["fp32"] != losses["bf16"]
+        assert losses["fp32"] == pytest.approx(losses["bf16"], rel=0.02)
+
+    def test_several_manifests(self, cohort: Path, tmp_path: Path) -> None:
+        several = tmp_path / "r.yaml"
+        several.write_text(f"name: r\nslides: [{cohort / 'slides.csv'}, other.csv]\n")
+        assert load_config(several, DetectorTrainConfig).manifests == (
+            cohort / "slides.csv",
+            Path("other.csv"),
+        )
+        several.write_text(f"name: r\nslides: {cohort / 'slides.csv'}\n")
+        assert load_config(several, DetectorTrainConfig).manifests == (cohort / "slides.csv",)
+        assert small_recipe().manifests == ()
+
     def test_what_cannot_be_trained_on(self, cohort: Path, tmp_path: Path) -> None:
         rows = read_manifest(cohort / "slides.csv")
         with pytest.raises(ConfigError, match="none of the split 'train' has anything marked on it"):
@@ -497,7 +564,7 @@ class TestTraining:
 
     def test_the_recipe_that_ships(self) -> None:
         cfg = load_config(Path(__file__).parents[1] / "configs" / "renal_ptc.yaml", DetectorTrainConfig)
-        free = {"name", "demonstration", "training_data", "limits"}
+        free = {"name", "demonstration", "training_data", "limits", "scale"}
         assert cfg.model_dump(exclude=free) == DetectorTrainConfig(name="x").model_dump(exclude=free)
         assert cfg.demonstration
 
@@ -516,6 +583,10 @@ class TestTraining:
         code, _, said = wsi(*words)
         assert (code, "holds a run already; pass --resume or --overwrite" in said) == (2, True)
         weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+        more = tmp_path / "more.csv"  # only to hold out: with the first alone it is not read
+        more.write_text(f"path,truth,split\n{cohort / 's0.tif'},{cohort / 's0.xml'},validation\n")
+        code, _, said = wsi(*words, "--slides", more, "--overwrite")
+        assert (code, "is in both splits" in said) == (2, True)
         bad = tmp_path / "bad.csv"
         (tmp_path / "bad.xml").write_text("no XML")
         bad.write_text(f"path,truth\n{cohort / 's0.tif'},bad.xml\n")

@@ -38,10 +38,10 @@ from models.sampling import (
     fit_square,
     read_hard_negatives,
 )
-from models.train_classifier import classification_loss, step, train, use_bf16
+from models.train_classifier import classification_loss, step, train
 from models.training_data import fold_parts, slide_data
 from models.training_slides import PatchFrame, prepare_slide
-from models.training_state import CHECKPOINT, TrainingState, average_of
+from models.training_state import CHECKPOINT, TrainingState, average_of, use_bf16
 from wsi.annotations import Annotation, read_annotations, tumour_regions, write_asap
 from wsi.errors import ConfigError, ModelError, RegionError
 from wsi.manifest import SlideRow, read_manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,9 @@ from pipelines.provenance import code_hash, version
 from wsi.errors import ConfigError, StoreError
 from wsi.files import write_json
 from wsi.patch_folder import read_patches
-from wsi.phantom.kidney import plan_kidneys, write_kidney, write_kidney_manifest
+from wsi.phantom.kidney import KidneyPhantom, plan_kidneys, write_kidney, write_kidney_manifest
+from wsi.phantom.kidney_mosaic import write_kidney_mosaic
+from wsi.phantom.kidney_pictures import MPP, Picture, read_pictures
 from wsi.phantom.lymph_node import plan_cohort, validation_split, write_manifest, write_phantom
 from wsi.phantom.mosaic import Material, load_material, read_outlines
 
@@ -108,11 +111,19 @@ def kidney(
             min=0, max=1, help="The share of slides marked 'validation' in slides.csv, the last ones."
         ),
     ] = 0.2,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of pictures of real kidney: slides become mosaics of them, with C4d painted."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other phantoms in OUT.")] = False,
 ) -> None:
     """Draw kidney transplants stained for C4d: slides, and the true capillaries and fields as GeoJSON.
 
     Brown tubules, glomeruli and arteries, partial rings and serum are on them, too: they are no positive capillaries.
+    With --pictures the tissue is real, of other stains, and only the brown is painted (docs/renal.md); there are no
+    fields then, and slides marked 'validation' share no picture with the others.
 
     Examples:
     wsi phantom kidney --count 2 --c4d 0,20 -o kidneys
@@ -120,20 +131,46 @@ def kidney(
     percents = _percents(c4d)
     settings: dict[str, object] = {"kind": "kidney", "seed": seed, "count": count, "size": size, "c4d": c4d}
     settings |= {"validation_share": validation_share}
+    if pictures:
+        settings |= {"pictures": str(pictures)}
     _check_folder(folder, settings, overwrite)
     slides = plan_kidneys(count, seed, _size(size), percents)
-    for i, slide in enumerate(slides, start=1):
-        with progress(f"{slide.name} ({i} of {count})", transient=True) as tick:
-            layout = write_kidney(slide, folder, lambda done, total: tick(done, total, ""))
-        held = sum(c.positive for c in layout.capillaries)
-        share = f"{layout.c4d_percent:.1f} %" if layout.capillaries else "none"
-        found = f"{len(layout.capillaries)} capillaries, {held} of them C4d-positive ({share})"
-        out.print(f"{folder / slide.name}.tif  {layout.mpp} um/px  {found}", markup=False)
     first = count - round(count * validation_share)
-    write_kidney_manifest(folder, slides, ["train" if i < first else "validation" for i in range(count)])
+    splits = ["train" if i < first else "validation" for i in range(count)]
+    material = _pictures(pictures, validation_share)
+    for i, (slide, split) in enumerate(zip(slides, splits, strict=True), start=1):
+        with progress(f"{slide.name} ({i} of {count})", transient=True) as tick:
+            counts, mpp = _write_kidney(
+                slide, folder, material.get(split), lambda done, total: tick(done, total, "")
+            )
+        whole = sum(counts.values())
+        share = f"{100 * counts['positive'] / whole:.1f} %" if whole else "none"
+        found = f"{whole} capillaries, {counts['positive']} of them C4d-positive ({share})"
+        out.print(f"{folder / slide.name}.tif  {mpp} um/px  {found}", markup=False)
+    write_kidney_manifest(folder, slides, splits, fields=not material)
     made_by = {"program": f"slidewright {version()}", "code": code_hash(), "command": "wsi phantom kidney"}
     write_json(folder / "phantoms.json", made_by | {"settings": settings, "note": "synthetic; not tissue"})
     out.print(f"{folder / 'slides.csv'} lists them", markup=False)
+
+
+def _pictures(folder: Path | None, validation_share: float) -> dict[str, list[Picture]]:
+    """What slides of each split are made of; empty for drawings."""
+    if folder is None:
+        return {}
+    border = 1 - validation_share
+    shares = {"train": (0.0, border), "validation": (border, 1.0)}
+    return {split: read_pictures(folder, low, high) for split, (low, high) in shares.items() if high > low}
+
+
+def _write_kidney(
+    slide: KidneyPhantom, folder: Path, pictures: list[Picture] | None, tick: Callable[[int, int], None]
+) -> tuple[dict[str, int], float]:
+    """Write one slide; its capillaries of each class, and its um per pixel."""
+    if pictures is not None:
+        return write_kidney_mosaic(slide, folder, pictures, tick), MPP
+    layout = write_kidney(slide, folder, tick)
+    positive = sum(c.positive for c in layout.capillaries)
+    return {"positive": positive, "negative": len(layout.capillaries) - positive}, layout.mpp
 
 
 def _percents(text: str) -> list[float]:

@@ -71,7 +71,10 @@ def fields(
 def capillaries(
     config: Recipe,
     folder: Folder,
-    slides: Annotated[Path | None, typer.Option(help="A slides.csv with path, truth and split.")] = None,
+    slides: Annotated[
+        list[Path] | None,
+        typer.Option(help="A slides.csv with path, truth and split; give it again for more of them."),
+    ] = None,
     corrected: Annotated[
         Path | None,
         typer.Option(
@@ -102,12 +105,14 @@ def capillaries(
     from models.detector_trials import corrected_trials, sweep_trials
     from models.train_detector import DetectorTrainConfig, read_truths, used_rows
 
-    cfg = load_config(config, DetectorTrainConfig, {"slides": slides, "examples": examples, "seed": seed})
-    if cfg.slides is None:
+    cfg = load_config(
+        config, DetectorTrainConfig, {"slides": slides or None, "examples": examples, "seed": seed}
+    )
+    if not cfg.manifests:
         raise ConfigError(f"{config} names no slides; pass --slides slides.csv")
     if sweep and corrected:
         raise ConfigError("--sweep-enlargement and --corrected are two experiments; give one at a time")
-    rows = read_manifest(cfg.slides)
+    rows = [row for path in cfg.manifests for row in read_manifest(path)]
     read_truths(used_rows(rows), cfg)  # bad input must not cost what is there
     if not (sweep or corrected):
         _train(cfg, rows, folder, resume=resume, overwrite=overwrite)

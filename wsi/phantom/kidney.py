@@ -142,8 +142,11 @@ def field_features(name: str, fields: Sequence[KidneyField]) -> list[Feature]:
     return found
 
 
-def write_kidney_manifest(out: Path, slides: Sequence[KidneyPhantom], splits: Sequence[str]) -> None:
-    """Write ``slides.csv`` and ``fields.csv`` with path, truth (capillaries; fields) and split."""
-    for table, ending in (("slides.csv", ".geojson"), ("fields.csv", "_fields.geojson")):
+def write_kidney_manifest(
+    out: Path, slides: Sequence[KidneyPhantom], splits: Sequence[str], *, fields: bool = True
+) -> None:
+    """Write ``slides.csv`` and, for drawings, ``fields.csv`` with path, truth (capillaries; fields) and split."""
+    tables = [("slides.csv", ".geojson"), ("fields.csv", "_fields.geojson")]
+    for table, ending in tables if fields else tables[:1]:
         rows = [(f"{s.name}.tif", s.name + ending, split) for s, split in zip(slides, splits, strict=True)]
         write_text(out / table, csv_text(("path", "truth", "split"), rows))
