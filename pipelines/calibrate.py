@@ -84,6 +84,19 @@ def calibrate_model(
     return save_checkpoint(out, network, **plain)
 
 
+def halve_model(source: Path, out: Path) -> ModelCard:
+    """Write the model with weights in half precision and scores as they are; its card.
+
+    Raises:
+        ModelError: the folder holds no model of ours.
+    """
+    network, card = load_checkpoint(source)
+    plain = card.model_dump(exclude={"sha256"}) | {"architecture": card.architecture}
+    if (domain := read_domain(source, card)) is not None:
+        plain["domain"] = write_domain(out, domain)
+    return save_checkpoint(out, network.half(), **plain)
+
+
 def _fit(tumour: npt.NDArray[np.bool_], scores: Scores, name: str) -> tuple[float, float]:
     """Scale and offset of the log-odds.
 

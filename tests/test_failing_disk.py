@@ -12,6 +12,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import wsi.files
@@ -21,7 +22,7 @@ from models.engines.openvino import OpenVinoEngine
 from pipelines.camelyon16.results import discard_changed
 from tests.slides import card, coordinates, write_pyramid
 from wsi.errors import ConfigError, ForeignStoreError, ModelError
-from wsi.files import discard_partials, file_sha256, flush, partial_of
+from wsi.files import discard_partials, file_sha256, flush, partial_of, replacing, write_text
 from wsi.source import SlideSource
 from wsi.store import HeatmapSpec, HeatmapStore
 
@@ -236,3 +237,18 @@ def test_a_waiting_block_is_not_left_alone_when_telling_fails() -> None:
     with pytest.raises(BrokenPipeError):
         answer.put(0, np.ones((2, 2), np.float32))
     assert answer.result().tolist() == [[1, 1], [1, 1]]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_new_file_is_for_whom_the_mask_says(tmp_path: Path) -> None:
+    """safetensors makes files of mode 600: a model that a colleague cannot read."""
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "a") as partial:
+            save_file({"x": torch.zeros(1)}, partial)
+            assert partial.stat().st_mode & 0o777 == 0o600
+        write_text(tmp_path / "b", "")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == [0o640, 0o640]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]

@@ -230,7 +230,13 @@ class TestCalibration:
             "models", "calibrate", tmp_path / "m", "--patches", tmp_path / "p", "-o", tmp_path / "c"
         )
         assert code == 0, err
+        assert wsi("models", "calibrate", tmp_path / "m", "-o", tmp_path / "h")[0] == 0  # half precision only
+        half, plain = load_checkpoint(tmp_path / "h")
+        assert (plain.calibration, plain.metrics) == (None, {})
         body, card = load_checkpoint(tmp_path / "c")
+        assert all(torch.equal(half.state_dict()[k], v) for k, v in body.state_dict().items())
+        code, _, err = wsi("models", "calibrate", tmp_path / "m", "--mpp", 0.5, "-o", tmp_path / "x")
+        assert (code, "--training and --mpp speak of --patches" in err) == (2, True)
         assert card.calibration is not None
         (row,) = card.metrics["figures"]
         assert (row["normal"], row["tumour"]) == (60, 60)

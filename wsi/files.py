@@ -56,7 +56,9 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = _usual_mode(partial)
         yield partial
+        os.chmod(partial, mode)  # safetensors makes files that only their owner can read
         if durable:
             flush(partial)
         os.replace(partial, path)
@@ -66,6 +68,14 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise cannot_write(path, error) from error
     finally:
         remove(partial)
+
+
+def _usual_mode(path: Path) -> int:
+    """Who may read and write a new file here: what the user's mask says; nothing is left at the path."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    path.unlink()
+    return mode
 
 
 def flush(path: Path) -> None:

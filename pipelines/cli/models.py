@@ -166,15 +166,18 @@ def calibrate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="The name of a model that ships, or a model's folder.")
     ],
-    patches: Annotated[
-        Path, typer.Option(help="A folder of labelled patches that the model was not trained on.")
-    ],
     folder: Annotated[
         Path,
         typer.Option(
             "--out", "-o", help="The folder for the calibrated model; it is made if it is not there."
         ),
     ],
+    patches: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of labelled patches that the model was not trained on; without it only the weights change."
+        ),
+    ] = None,
     training: Annotated[
         Path | None,
         typer.Option(
@@ -186,18 +189,24 @@ def calibrate(
 ) -> None:
     """Write a copy of a model whose scores mean what they say: of these patches with 0.9, nine in ten are tumour.
 
-    Weights are stored in half precision. The card states AUC and calibration error on the patches, the error of scores
-    that were calibrated on the other half of them.
+    Weights are stored in half precision; without --patches that is all that changes. The card states AUC and
+    calibration error on the patches, the error of scores that were calibrated on the other half of them.
 
     Examples:
     wsi models calibrate runs/lymph-node-10x/model --patches PCAM/valid --training PCAM/train -o lymph-node-10x
     """
-    from pipelines.calibrate import calibrate_model
+    from pipelines.calibrate import calibrate_model, halve_model
     from pipelines.model_figures import figures_lines
 
     if (folder / "card.json").exists() and not overwrite:
         raise StoreError(f"{folder} holds a model already; choose another --out, or pass --overwrite")
     source = find_folder(model)
+    if patches is None:
+        if training is not None or mpp is not None:
+            raise ConfigError("--training and --mpp speak of --patches; give these, too")
+        halve_model(source, folder)
+        out.print(f"{folder} holds the model, not calibrated; for research use only", markup=False)
+        return
     check_patch_spacing(mpp, find_models([model]).card)
 
     def say(sentence: str) -> None:
