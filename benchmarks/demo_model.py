@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--seed", type=int, default=500)
-    parser.add_argument("--model", action="append", help="several are compared, not averaged")
+    parser.add_argument("--model", action="append", help="several are compared; a + b are averaged")
     parser.add_argument("--slides", type=Path, help="folder with slides.csv and ASAP XML")
     parser.add_argument("--orientations", default="1")
     parser.add_argument("--precision", default="auto")
@@ -44,9 +44,16 @@ def main() -> None:
             made = ("--count", args.count, "--seed", args.seed, "--size", "12288x10240", "--out", folder)
             wsi("phantom", "lymph-node", *made)
         for k, model in enumerate(args.model or ["lymph-node-demo"]):
-            header(f"{Path(model).name} on {on}, orientations {args.orientations}, {args.precision}")
-            name = Path(model).resolve() if Path(model).is_dir() else model
-            options = ["--model", name, "--orientations", args.orientations, "--precision", args.precision]
+            parts = [part.strip() for part in model.split("+")]
+            header(
+                f"{' + '.join(Path(part).name for part in parts)} on {on}, orientations {args.orientations}, {args.precision}"
+            )
+            options = [
+                word
+                for part in parts
+                for word in ("--model", Path(part).resolve() if Path(part).is_dir() else part)
+            ]
+            options += ["--orientations", args.orientations, "--precision", args.precision]
             wsi("score", slides / "slides.csv", "--out", folder / f"out{k}", *options)
             report(slides, folder / f"out{k}")
 

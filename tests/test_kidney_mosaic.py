@@ -219,7 +219,7 @@ class TestPictures:
         assert not (tmp_path / "out" / "fields.csv").exists()
         assert (tmp_path / "out" / "slides.csv").read_text().splitlines()[1:] == [
             "kidney_001.tif,kidney_001.geojson,train",
-            "kidney_002.tif,kidney_002.geojson,validation",
+            "kidney_002.tif,kidney_002.geojson,test",
         ]
         truth = json.loads((tmp_path / "out" / "kidney_001_truth.json").read_bytes())
         assert truth["positive"] / (truth["positive"] + truth["negative"]) == pytest.approx(0.7, abs=0.1)

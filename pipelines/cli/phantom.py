@@ -108,7 +108,7 @@ def kidney(
     validation_share: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="The share of slides marked 'validation' in slides.csv, the last ones."
+            min=0, max=1, help="The share of slides that slides.csv marks as held out, the last ones."
         ),
     ] = 0.2,
     pictures: Annotated[
@@ -122,8 +122,9 @@ def kidney(
     """Draw kidney transplants stained for C4d: slides, and the true capillaries and fields as GeoJSON.
 
     Brown tubules, glomeruli and arteries, partial rings and serum are on them, too: they are no positive capillaries.
-    With --pictures the tissue is real, of other stains, and only the brown is painted (docs/renal.md); there are no
-    fields then, and slides marked 'validation' share no picture with the others.
+    With --pictures the tissue is real, of other stains, and only the brown is painted (docs/renal.md). There are no
+    fields then. The last slides are marked 'test' and share no picture with the others: not every unstained capillary
+    is marked on mosaics, so they must choose no thresholds.
 
     Examples:
     wsi phantom kidney --count 2 --c4d 0,20 -o kidneys
@@ -136,7 +137,8 @@ def kidney(
     _check_folder(folder, settings, overwrite)
     slides = plan_kidneys(count, seed, _size(size), percents)
     first = count - round(count * validation_share)
-    splits = ["train" if i < first else "validation" for i in range(count)]
+    held_out = "validation" if pictures is None else "test"
+    splits = ["train" if i < first else held_out for i in range(count)]
     material = _pictures(pictures, validation_share)
     for i, (slide, split) in enumerate(zip(slides, splits, strict=True), start=1):
         with progress(f"{slide.name} ({i} of {count})", transient=True) as tick:
@@ -158,7 +160,7 @@ def _pictures(folder: Path | None, validation_share: float) -> dict[str, list[Pi
     if folder is None:
         return {}
     border = 1 - validation_share
-    shares = {"train": (0.0, border), "validation": (border, 1.0)}
+    shares = {"train": (0.0, border), "test": (border, 1.0)}
     return {split: read_pictures(folder, low, high) for split, (low, high) in shares.items() if high > low}
 
 
