@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 
 from benchmarks.common import header, wsi
-from pipelines.camelyon16.curves import interval_text
-from pipelines.camelyon16.published import PUBLISHED
+from pipelines.camelyon16.benchmark.curves import interval_text
+from pipelines.camelyon16.benchmark.published import PUBLISHED
 
 # 24 tumour slides (macro- and micrometastases, isolated cells) and 24 normal ones; the shipped model has seen none of
 # this seed

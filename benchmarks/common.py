@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.provenance import commit, machine, version
+from pipelines.runs.made_by import commit, machine, version
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL_WIDTH = "inception-width-1"
@@ -67,7 +67,7 @@ def full_width_model(folder: Path) -> Path:
 
     from models.card import Architecture
     from models.checkpoint import save_checkpoint
-    from models.inception import InceptionV3
+    from models.networks.inception import InceptionV3
 
     torch.manual_seed(0)
     save_checkpoint(

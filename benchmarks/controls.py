@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks.common import header, scratch, wsi
 from wsi.arrays import RgbImage
-from wsi.manifest import read_manifest
-from wsi.phantom.pyramid import write_pyramid
-from wsi.store import HeatmapStore
+from wsi.phantoms.pyramid import write_pyramid
+from wsi.results.store import HeatmapStore
+from wsi.slides.manifest import read_manifest
 
 BLUR_UM = 2.0  # sigma: nuclei are seen, chromatin is not
 GAINS, GAMMA = (1.0, 0.9, 0.97), 1.2  # pinker and darker

@@ -14,9 +14,9 @@ import numpy as np
 import shapely
 
 from benchmarks.common import header, scratch, wsi
-from wsi.annotations import read_annotations, tumour_regions
-from wsi.metrics import auc
-from wsi.store import HeatmapStore
+from wsi.marks.annotations import read_annotations, tumour_regions
+from wsi.metrics.ranking import auc
+from wsi.results.store import HeatmapStore
 
 
 def cell_labels(area: shapely.MultiPolygon, heatmap: Path) -> tuple[np.ndarray, np.ndarray]:

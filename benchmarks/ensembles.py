@@ -15,8 +15,8 @@ from pathlib import Path
 from benchmarks.common import header, wsi
 from benchmarks.demo_model import patch_auc
 from models.engines import find_models
-from pipelines.camelyon16.comparison import compare, read_evaluation
-from pipelines.camelyon16.curves import interval_text
+from pipelines.camelyon16.benchmark.comparison import compare, read_evaluation
+from pipelines.camelyon16.benchmark.curves import interval_text
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ from scipy import ndimage
 from skimage.measure import regionprops
 
 from benchmarks.common import header, wsi_peak_mb
-from pipelines.camelyon16.cases import Case, Selection, join
-from pipelines.camelyon16.evaluation import EvaluationConfig, evaluate
-from pipelines.camelyon16.froc import TARGETS
-from pipelines.camelyon16.predictions import read_predictions
-from pipelines.camelyon16.truth import ROOM_PX, read_raster
+from pipelines.camelyon16.benchmark.cases import Case, Selection, join
+from pipelines.camelyon16.benchmark.evaluation import EvaluationConfig, evaluate
+from pipelines.camelyon16.benchmark.froc import TARGETS
+from pipelines.camelyon16.benchmark.predictions import read_predictions
+from pipelines.camelyon16.benchmark.truth import ROOM_PX, read_raster
 
 TUMOUR, NORMAL, DETECTIONS = 49, 80, 200  # as many slides as Camelyon16's test set
 

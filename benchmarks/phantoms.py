@@ -6,7 +6,7 @@ import argparse
 import time
 
 from benchmarks.common import header, own_peak_mb, scratch
-from wsi.phantom.lymph_node import PhantomSlide, write_phantom
+from wsi.phantoms.lymph_node.slide import PhantomSlide, write_phantom
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ import time
 import numpy as np
 
 from benchmarks.common import header
-from wsi.blocks import plan_blocks
-from wsi.grid import make_grid
 from wsi.placement import Placement
-from wsi.slide import ReadPlan
-from wsi.tissue import Mask
+from wsi.slides.blocks import plan_blocks
+from wsi.slides.grid import make_grid
+from wsi.slides.slide import ReadPlan
+from wsi.slides.tissue import Mask
 
 SIDE = 100_000
 

@@ -14,19 +14,19 @@ import cv2
 import numpy as np
 
 from benchmarks.common import header, scratch, wsi
-from models.detect_slide import detect_slide
-from models.detector import CapillaryDetector
 from models.detector_card import DetectorCard, load_detector
 from models.engines import EngineConfig, find_models, load_engine
 from models.engines.contract import find_folder
-from pipelines.renal.checks import ChecksConfig, checked, left_out
-from pipelines.renal.fields import FieldSet, KidneyField, choose_fields
-from pipelines.renal.marks import Marks
-from pipelines.renal.read import RenalConfig, marks_of
-from wsi.c4d import NEGATIVE, POSITIVE
-from wsi.source import SlideSource
-from wsi.stain import eosin_share, tissue_pixels
-from wsi.tissue import detect_tissue
+from models.engines.detect_slide import detect_slide
+from models.networks.faster_rcnn import CapillaryDetector
+from pipelines.renal.read.checks import ChecksConfig, checked, left_out
+from pipelines.renal.read.fields import FieldSet, KidneyField, choose_fields
+from pipelines.renal.read.marks import Marks
+from pipelines.renal.read.reading import RenalConfig, marks_of
+from wsi.marks.c4d import NEGATIVE, POSITIVE
+from wsi.slides.source import SlideSource
+from wsi.slides.stain import eosin_share, tissue_pixels
+from wsi.slides.tissue import detect_tissue
 
 PERCENTS = "0,2,4,7,12,18,25,35,45,58,70,80"
 STAINS = ("dab_tubular_a", "dab_tubular_b", "dab_weak", "cd68_dab", "cd34_red_capillaries")

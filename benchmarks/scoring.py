@@ -18,14 +18,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import full_width_model, header, scratch, wsi
-from models.build import build_network
 from models.engines import EngineConfig, Models, find_models, load_engine
 from models.engines.contract import ZOO
-from wsi.blocks import plan_blocks, read_ahead
-from wsi.grid import TileGrid, make_grid
-from wsi.slide import plan_read
-from wsi.source import SlideSource
-from wsi.tissue import TissueConfig, detect_tissue
+from models.forms.build import build_network
+from wsi.slides.blocks import plan_blocks, read_ahead
+from wsi.slides.grid import TileGrid, make_grid
+from wsi.slides.slide import plan_read
+from wsi.slides.source import SlideSource
+from wsi.slides.tissue import TissueConfig, detect_tissue
 
 BATCH = 32
 

@@ -15,14 +15,14 @@ from statistics import median
 import torch
 
 from benchmarks.common import header, scratch, wsi
-from models.augment import augment, draw_changes
-from models.feed import Feed
-from models.parallel import Team
-from models.recipe import TrainConfig
-from models.train_classifier import begin, choose_device, step
-from models.training_data import TrainingData, slide_data
-from models.training_state import use_bf16
-from wsi.manifest import read_manifest
+from models.training.classify import begin, choose_device, step
+from models.training.data.augment import augment, draw_changes
+from models.training.data.feed import Feed
+from models.training.data.splits import TrainingData, slide_data
+from models.training.recipe import TrainConfig
+from models.training.state import use_bf16
+from models.training.team import Team
+from wsi.slides.manifest import read_manifest
 
 ROUNDS = 3
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from wsi.config import Config, first_mistake
 from wsi.errors import ModelError
 from wsi.files import file_sha256
-from wsi.stain import StainMethod
+from wsi.slides.stain import StainMethod
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"

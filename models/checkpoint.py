@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights
 
 from models.card import CARD, WEIGHTS, ZOO, Architecture, ModelCard, card_json, hash_file, read_card
-from models.families import HEADS, imagenet_file, make_network
+from models.registry import HEADS, imagenet_file, make_network
 from wsi.errors import ModelError
 from wsi.files import replacing, write_text
 

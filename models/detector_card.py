@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models.card import CARD, WEIGHTS, hash_file
-from models.detector import CapillaryDetector, DetectorConfig
+from models.networks.faster_rcnn import CapillaryDetector, DetectorConfig
 from wsi.config import Config, first_mistake
 from wsi.errors import ModelError
 from wsi.files import replacing, write_json

@@ -30,28 +30,28 @@ from PIL import Image
 
 from models.detector_card import load_detector
 from models.engines import find_models
-from models.recipe import TrainConfig
-from pipelines.camelyon16.cases import read_truth_table
-from pipelines.camelyon16.comparison import read_evaluation
-from pipelines.camelyon16.predictions import read_predictions
-from pipelines.camelyon16.score import ScoreConfig, score_slide
+from models.training.recipe import TrainConfig
+from pipelines.camelyon16.benchmark.cases import read_truth_table
+from pipelines.camelyon16.benchmark.comparison import read_evaluation
+from pipelines.camelyon16.benchmark.predictions import read_predictions
+from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from pipelines.cli.export import read_scored
 from pipelines.cli.score import RunConfig
-from pipelines.cohort import gather
-from pipelines.config import load_config
-from pipelines.renal.read import RenalConfig
-from pipelines.renal.review import review
-from pipelines.renal.run import read_report
-from pipelines.renal.truth import read_found
-from pipelines.run_folder import refuse_other_run
+from pipelines.renal.evaluate.truth import read_found
+from pipelines.renal.read.reading import RenalConfig
+from pipelines.renal.read.review import review
+from pipelines.renal.read.run import read_report
+from pipelines.runs.cohort import gather
+from pipelines.runs.config import load_config
+from pipelines.runs.run_folder import refuse_other_run
 from tests.renal_slides import scattered, slide_of
 from tests.slides import RednessEngine, painted, write_pyramid
-from wsi.annotations import marked_regions, read_outlines, tumour_regions
 from wsi.errors import WsiError
-from wsi.manifest import SlideRow, read_manifest
-from wsi.source import SlideSource
-from wsi.store import HeatmapStore
-from wsi.user_mask import read_user_mask
+from wsi.marks.annotations import marked_regions, read_outlines, tumour_regions
+from wsi.marks.own_mask import read_user_mask
+from wsi.results.store import HeatmapStore
+from wsi.slides.manifest import SlideRow, read_manifest
+from wsi.slides.source import SlideSource
 
 LONGEST_S = 20
 CORPUS = Path(__file__).with_name("corpus")
@@ -234,7 +234,7 @@ class Workshop:
             return read_user_mask(path, slide, 8.0)
 
     def _renal(self) -> None:
-        from pipelines.renal.run import report_slide
+        from pipelines.renal.read.run import report_slide
         from tests.renal_slides import readers
         from tests.test_renal_report import LOOSE
 

@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 import torch
 
-from models.detector import DetectorConfig
 from models.detector_card import DetectorCard
 from models.engines import Models
-from pipelines.renal.read import Readers
+from models.networks.faster_rcnn import DetectorConfig
+from pipelines.renal.read.reading import Readers
 from tests.slides import card, write_pyramid
 from wsi.arrays import Scores
-from wsi.blocks import PatchBlock
-from wsi.detections import Detections, no_detections
+from wsi.marks.boxes import Detections, no_detections
+from wsi.slides.blocks import PatchBlock
 
 TISSUE, BROWN, PALE_BROWN, BLUE, SCAR = (
     (205, 208, 226),

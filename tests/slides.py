@@ -13,7 +13,7 @@ import tifffile
 from models.card import Architecture, ModelCard
 from models.engines import Models
 from wsi.arrays import RgbImage, Scores
-from wsi.blocks import PatchBlock
+from wsi.slides.blocks import PatchBlock
 
 MPP = 0.25
 

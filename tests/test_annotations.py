@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from shapely import LineString, Polygon, box
 
 from tests.slides import real_data
-from wsi.annotations import (
+from wsi.datasets.rules import rows_of_folder
+from wsi.errors import AnnotationError
+from wsi.marks.annotations import (
     Annotation,
     marked_regions,
     read_annotations,
@@ -20,10 +22,8 @@ from wsi.annotations import (
     tumour_regions,
     write_asap,
 )
-from wsi.dataset import rows_of_folder
-from wsi.errors import AnnotationError
-from wsi.geojson import read_objects
-from wsi.rings import crossings_exceed
+from wsi.marks.geojson import read_objects
+from wsi.marks.rings import crossings_exceed
 
 
 def write(path: Path, text: str) -> Path:
@@ -303,7 +303,7 @@ class TestWhatEnclosesNothing:
 
     def test_a_truth_of_dots_says_that_they_are_dots(self, tmp_path: Path) -> None:
         from tests.test_truth import grid, slide
-        from wsi.truth import read_truth
+        from wsi.datasets.truth import read_truth
 
         text = asap([("Tumor", SQUARE)]).replace('Type="Polygon"', 'Type="Dot"')
         (tmp_path / "a.xml").write_text(text)
@@ -346,7 +346,7 @@ class TestHostile:
     def test_a_small_file_that_unpacks_to_more_than_memory_holds(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from wsi import geojson
+        from wsi.marks import geojson
 
         monkeypatch.setattr(geojson, "MOST_BYTES", 10_000)
         self.write(tmp_path / "a.geojson.gz", gzip.compress(b" " * 10_001 + b"[]"))

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.slides import coordinates
-from wsi.blocks import Block, chunk_side, plan_blocks, read_ahead, read_block
-from wsi.grid import make_grid
-from wsi.readers.array import ArraySlide
-from wsi.slide import ReadPlan, plan_read
-from wsi.source import SlideSource
+from wsi.slides.blocks import Block, chunk_side, plan_blocks, read_ahead, read_block
+from wsi.slides.grid import make_grid
+from wsi.slides.readers.array import ArraySlide
+from wsi.slides.slide import ReadPlan, plan_read
+from wsi.slides.source import SlideSource
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(10, 60), st.integers(0, 80), st.integers(1, 7))

@@ -551,9 +551,9 @@ class TestProgress:
         assert shown[-1] == ("slide 2 of 3, b: 10 of 30 cells", 2 / 8, pytest.approx(60))
 
     def test_it_moves_inside_a_chunk(self, red_square: Path, tmp_path: Path) -> None:
-        from pipelines.camelyon16.score import ScoreConfig, score_slide
-        from wsi.manifest import SlideRow
-        from wsi.source import SlideSource
+        from pipelines.camelyon16.read.score import ScoreConfig, score_slide
+        from wsi.slides.manifest import SlideRow
+        from wsi.slides.source import SlideSource
 
         class Slow(RednessEngine):
             def score(self, blocks, *, scored=lambda patches: None):  # type: ignore[no-untyped-def]

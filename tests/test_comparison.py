@@ -18,24 +18,24 @@ from hypothesis import strategies as st
 from shapely import box
 from sklearn.ensemble import RandomForestClassifier
 
-from pipelines.camelyon16 import atlas
-from pipelines.camelyon16.comparison import Evaluated, common_scale, compare, read_evaluation
-from pipelines.camelyon16.features import FEATURES, heatmap_features, read_heatmap
-from pipelines.camelyon16.forest import ForestConfig, cross_validate, grow, read_forest
-from pipelines.camelyon16.froc import TARGETS, SlideHits, Variant, froc
-from pipelines.camelyon16.predictions import read_predictions
-from pipelines.camelyon16.score import ScoreConfig, score_slide
-from pipelines.camelyon16.slide_scores import largest_area_score
+from pipelines.camelyon16.benchmark import atlas
+from pipelines.camelyon16.benchmark.comparison import Evaluated, common_scale, compare, read_evaluation
+from pipelines.camelyon16.benchmark.froc import TARGETS, SlideHits, Variant, froc
+from pipelines.camelyon16.benchmark.predictions import read_predictions
+from pipelines.camelyon16.read.score import ScoreConfig, score_slide
+from pipelines.camelyon16.slide_model.features import FEATURES, heatmap_features, read_heatmap
+from pipelines.camelyon16.slide_model.forest import ForestConfig, cross_validate, grow, read_forest
+from pipelines.camelyon16.slide_model.slide_scores import largest_area_score
 from tests.slides import RednessEngine, painted, write_pyramid
 from tests.test_evaluation import submission
 from tests.test_froc import VARIANTS, usual
-from wsi.annotations import Annotation, write_asap
 from wsi.errors import ConfigError, ModelError, StoreError
 from wsi.files import write_json
-from wsi.heatmap import Heatmap
-from wsi.manifest import SlideRow
+from wsi.marks.annotations import Annotation, write_asap
 from wsi.placement import Placement
-from wsi.source import SlideSource
+from wsi.results.heatmap import Heatmap
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
 
 Run = Callable[..., tuple[int, str, str]]
 

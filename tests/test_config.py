@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models.recipe import TrainConfig
+from models.training.recipe import TrainConfig
 from pipelines.cli.score import RunConfig
-from pipelines.config import load_config
-from pipelines.provenance import code_hash, fingerprint
+from pipelines.runs.config import load_config
+from pipelines.runs.made_by import code_hash, fingerprint
 from wsi.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

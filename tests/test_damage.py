@@ -21,17 +21,17 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pipelines.camelyon16.lesions import LesionConfig, confidence_level
-from pipelines.camelyon16.score import ScoreConfig, score_slide
+from pipelines.camelyon16.read.lesions import LesionConfig, confidence_level
+from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from pipelines.cli import score as score_command
-from pipelines.cohort import unique_names
+from pipelines.runs.cohort import unique_names
 from tests.slides import RednessEngine, coordinates, painted, write_pyramid
 from wsi.errors import AnnotationError, ConfigError, ForeignStoreError, SlideError
 from wsi.files import changed_files, discard_partials, record_files, write_json
-from wsi.manifest import SlideRow, read_manifest
-from wsi.source import SlideSource, safe_name
-from wsi.store import HeatmapStore
-from wsi.user_mask import read_user_mask
+from wsi.marks.own_mask import read_user_mask
+from wsi.results.store import HeatmapStore
+from wsi.slides.manifest import SlideRow, read_manifest
+from wsi.slides.source import SlideSource, safe_name
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -98,8 +98,8 @@ class TestTruncated:
     def test_a_file_the_first_reader_calls_broken_is_not_given_to_a_second(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from wsi import source
         from wsi.errors import UnknownFormatError
+        from wsi.slides import source
 
         path = write_pyramid(tmp_path / "s.tif", coordinates())
 
@@ -425,7 +425,7 @@ class TestBitRot:
     def test_the_hash_is_kept_so_that_a_slide_is_read_for_it_once(
         self, red_square: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from wsi import source
+        from wsi.slides import source
 
         first = SlideSource(str(red_square)).identity()
         monkeypatch.setattr(source, "file_sha256", lambda path: pytest.fail("read again"))
@@ -806,7 +806,7 @@ def test_sockets_are_what_the_telemetry_test_thinks() -> None:
 
 @pytest.mark.parametrize("name", ["../victim", "/victim", "a/../../victim"])
 def test_a_record_never_removes_a_file_outside_its_folder(tmp_path: Path, name: str) -> None:
-    from pipelines.camelyon16.results import discard_changed
+    from pipelines.camelyon16.read.results import discard_changed
 
     out = tmp_path / "out"
     out.mkdir()
@@ -821,7 +821,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(
 ) -> None:
     """A network disk that fails for a minute must not cost the results."""
     import wsi.files
-    from pipelines.camelyon16.results import discard_changed
+    from pipelines.camelyon16.read.results import discard_changed
     from wsi.errors import StoreError
 
     def fails(_path: Path) -> str:

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.detect_slide import detect_slide, shrunk
-from models.detector import CapillaryDetector, DetectorConfig
 from models.detector_card import DetectorCard, save_detector
+from models.engines.detect_slide import detect_slide, shrunk
+from models.networks.faster_rcnn import CapillaryDetector, DetectorConfig
 from tests.slides import painted, write_pyramid
-from wsi.annotations import read_annotations
-from wsi.detections import Detections, no_detections
 from wsi.errors import SpacingError
+from wsi.marks.annotations import read_annotations
+from wsi.marks.boxes import Detections, no_detections
 from wsi.placement import Placement
-from wsi.source import SlideSource
-from wsi.tissue import Mask
+from wsi.slides.source import SlideSource
+from wsi.slides.tissue import Mask
 
 Run = Callable[..., tuple[int, str, str]]
 BROWN, BLUE, GREY = (120, 70, 30), (40, 70, 190), (205, 205, 205)

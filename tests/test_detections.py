@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms, nms
 
-from wsi.detections import (
+from wsi.marks.boxes import (
     Detections,
     joined,
     no_detections,

@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from shapely import box
 
-from models.detection_data import (
+from models.detector_card import load_detector, save_detector
+from models.networks.contract import orient
+from models.networks.faster_rcnn import MOST_BOXES, CapillaryDetector, DetectorConfig, _target
+from models.training.data.detection import (
     TRAP,
     Example,
     MarkedSlide,
@@ -25,12 +28,7 @@ from models.detection_data import (
     read_marked,
     turned,
 )
-from models.detector import MOST_BOXES, CapillaryDetector, DetectorConfig, _target
-from models.detector_card import load_detector, save_detector
-from models.detector_trials import Trial, score_trial
-from models.network import orient
-from models.progress import Listeners
-from models.train_detector import (
+from models.training.detect import (
     DetectorTrainConfig,
     TileSampler,
     count_thresholds,
@@ -39,15 +37,17 @@ from models.train_detector import (
     used_rows,
     validation_tiles,
 )
-from pipelines.config import load_config
+from models.training.progress import Listeners
+from models.training.trials import Trial, score_trial
+from pipelines.runs.config import load_config
 from tests.slides import coordinates, painted, write_pyramid
 from tests.test_networks import DEMO
-from wsi.annotations import Annotation, write_asap
-from wsi.detection_metrics import Marked
-from wsi.detections import Detections
 from wsi.errors import AnnotationError, ConfigError, ModelError
-from wsi.manifest import SlideRow, read_manifest
-from wsi.source import SlideSource
+from wsi.marks.annotations import Annotation, write_asap
+from wsi.marks.boxes import Detections
+from wsi.metrics.detection import Marked
+from wsi.slides.manifest import SlideRow, read_manifest
+from wsi.slides.source import SlideSource
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = DetectorConfig(tile_px=128, anchors_px=(16.0, 24.0, 40.0))
@@ -425,7 +425,7 @@ class TestTrials:
         def perfect(network: object, tiles: list[Example]) -> list[Detections]:
             return [Detections(t.boxes, np.full(len(t.labels), 0.9, np.float32), t.labels) for t in tiles]
 
-        monkeypatch.setattr("models.detector_trials.detect_tiles", perfect)
+        monkeypatch.setattr("models.training.trials.detect_tiles", perfect)
         for score in score_trial(Trial("t", cfg, rows), tmp_path):
             assert score.ap50_learned == 1.0
             assert score.ap50_capillary > 0.7  # what a tile's border cuts is told with its enlargement

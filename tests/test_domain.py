@@ -17,11 +17,11 @@ from sklearn.metrics import roc_auc_score
 
 from models.card import CARD, DOMAIN, card_json, read_card
 from models.checkpoint import load_imagenet, save_checkpoint
-from models.domain import RIDGE, Domain, fit_domain, look_unlike, read_domain, write_domain
-from models.efficientnet import EfficientNetLite0
 from models.engines import Models, find_models
-from models.families import make_network
-from pipelines.likeness import FEWEST, UNLIKE_FROM, unlike_note, unlike_patches
+from models.engines.domain import RIDGE, Domain, fit_domain, look_unlike, read_domain, write_domain
+from models.networks.efficientnet import EfficientNetLite0
+from models.registry import make_network
+from pipelines.runs.likeness import FEWEST, UNLIKE_FROM, unlike_note, unlike_patches
 from tests.slides import real_data
 from tests.test_efficientnet import CARD as SMALL
 from tests.test_efficientnet import LITE0
@@ -121,8 +121,8 @@ def model(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def knowing(model: Path, patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model with a record of what it knows."""
-    from pipelines.calibrate import calibrate_model
-    from wsi.patch_pictures import list_patches
+    from pipelines.runs.calibrate import calibrate_model
+    from wsi.datasets.patch_pictures import list_patches
 
     folder = tmp_path_factory.mktemp("knowing") / "m"
     calibrate_model(model, list_patches(patches / "valid"), folder, training=list_patches(patches / "train"))

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from models.augment import AugmentConfig, draw_changes, wear
 from models.card import Architecture
 from models.checkpoint import load_checkpoint, load_imagenet, load_start, save_checkpoint
-from models.efficientnet import EfficientNetLite0, same_padding
 from models.engines import EngineConfig, find_models, load_engine
-from models.families import imagenet_file, make_network
-from models.inception import InceptionV3
-from models.progress import Listeners
-from models.recipe import TrainConfig
-from models.train_classifier import train
-from models.training_data import patch_data
-from wsi.blocks import PatchBlock
+from models.networks.efficientnet import EfficientNetLite0, same_padding
+from models.networks.inception import InceptionV3
+from models.registry import imagenet_file, make_network
+from models.training.classify import train
+from models.training.data.augment import AugmentConfig, draw_changes, wear
+from models.training.data.splits import patch_data
+from models.training.progress import Listeners
+from models.training.recipe import TrainConfig
+from wsi.datasets.patch_folder import read_patches
 from wsi.errors import ConfigError, ModelError
-from wsi.patch_folder import read_patches
+from wsi.slides.blocks import PatchBlock
 
 LITE0 = Architecture(name="efficientnet_lite0", input_px=64)
 CARD = {

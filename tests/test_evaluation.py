@@ -15,18 +15,18 @@ from scipy import ndimage
 from shapely import MultiPolygon, Point, box
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from pipelines.camelyon16.cases import Selection, join, read_truth_table
-from pipelines.camelyon16.evaluation import EvaluationConfig, _draw, evaluate
-from pipelines.camelyon16.froc import froc
-from pipelines.camelyon16.predictions import Prediction, read_lesions, read_predictions
-from pipelines.camelyon16.report import lesion_mistake
-from pipelines.camelyon16.roc import operating_points, roc_figures
-from pipelines.camelyon16.truth import LEVEL5_UM, TumourRaster, lesion_truth, read_raster
+from pipelines.camelyon16.benchmark.cases import Selection, join, read_truth_table
+from pipelines.camelyon16.benchmark.evaluation import EvaluationConfig, _draw, evaluate
+from pipelines.camelyon16.benchmark.froc import froc
+from pipelines.camelyon16.benchmark.predictions import Prediction, read_lesions, read_predictions
+from pipelines.camelyon16.benchmark.report import lesion_mistake
+from pipelines.camelyon16.benchmark.roc import operating_points, roc_figures
+from pipelines.camelyon16.benchmark.truth import LEVEL5_UM, TumourRaster, lesion_truth, read_raster
 from tests.slides import real_data
-from wsi.annotations import Annotation, write_asap
-from wsi.dataset import Dataset, read_dataset
+from wsi.datasets.rules import Dataset, read_dataset
 from wsi.errors import AnnotationError, ConfigError, WsiError
-from wsi.metrics import auc, auc_draws, delong_interval
+from wsi.marks.annotations import Annotation, write_asap
+from wsi.metrics.ranking import auc, auc_draws, delong_interval
 
 Run = Callable[..., tuple[int, str, str]]
 SIZE = (12800, 9600)  # level 5: 400 x 300

@@ -12,7 +12,8 @@ import pytest
 import tifffile
 from shapely import Polygon, box
 
-from wsi.export import (
+from wsi.placement import Placement
+from wsi.results.export import (
     Feature,
     geojson,
     origin_offset,
@@ -21,8 +22,7 @@ from wsi.export import (
     write_geojson,
     write_ome_tiff,
 )
-from wsi.heatmap import Heatmap
-from wsi.placement import Placement
+from wsi.results.heatmap import Heatmap
 
 RING = Polygon([(100, 100), (400, 100), (400, 400), (100, 400)], [[(200, 200), (300, 200), (300, 300)]])
 

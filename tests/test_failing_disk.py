@@ -19,12 +19,12 @@ import wsi.files
 from models.engines import EngineConfig, Models
 from models.engines import openvino as engine_module
 from models.engines.openvino import OpenVinoEngine
-from pipelines.camelyon16.results import discard_changed
+from pipelines.camelyon16.read.results import discard_changed
 from tests.slides import card, coordinates, write_pyramid
 from wsi.errors import ConfigError, ForeignStoreError, ModelError
 from wsi.files import discard_partials, file_sha256, flush, partial_of, replacing, write_text
-from wsi.source import SlideSource
-from wsi.store import HeatmapSpec, HeatmapStore
+from wsi.results.store import HeatmapSpec, HeatmapStore
+from wsi.slides.source import SlideSource
 
 SPEC = HeatmapSpec(("normal", "tumor"), (5, 7), 4, 128, 128, 299, 0.25, "f")
 
@@ -168,13 +168,13 @@ class Mean(nn.Module):
 class TestConvertedModel:
     @pytest.fixture
     def models(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Models:
-        import models.build
+        import models.forms.build
 
-        monkeypatch.setattr(models.build, "build_network", lambda folders, orientations: Mean())
+        monkeypatch.setattr(models.forms.build, "build_network", lambda folders, orientations: Mean())
         return Models((tmp_path,), (card(),))
 
     def scores(self, models: Models) -> float:
-        from wsi.blocks import PatchBlock
+        from wsi.slides.blocks import PatchBlock
 
         size = models.card.patch_px
         pixels = np.full((size, size, 3), 51, np.uint8)

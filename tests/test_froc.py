@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.camelyon16.froc import TARGETS, FrocTable, SlideHits, Variant, froc, slide_hits
-from pipelines.camelyon16.truth import LesionTruth
+from pipelines.camelyon16.benchmark.froc import TARGETS, FrocTable, SlideHits, Variant, froc, slide_hits
+from pipelines.camelyon16.benchmark.truth import LesionTruth
 from wsi.errors import WsiError
 
 VARIANTS: tuple[Variant, ...] = ("official", "dataset", "negatives")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from pipelines.renal.grading import (
+from pipelines.renal.read.grading import (
     CountingErrors,
     FieldCounts,
     GradingConfig,

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi.grid import make_grid, tissue_share
 from wsi.placement import Placement
-from wsi.slide import ReadPlan
-from wsi.tissue import Mask
+from wsi.slides.grid import make_grid, tissue_share
+from wsi.slides.slide import ReadPlan
+from wsi.slides.tissue import Mask
 
 sides = st.integers(1, 700)
 

@@ -16,13 +16,13 @@ from shapely import STRtree
 from shapely.geometry.base import BaseGeometry
 
 from tests.slides import real_data
-from wsi.annotations import read_annotations
-from wsi.c4d import NOT_COUNTED, field_side
-from wsi.phantom.kidney import KidneyPhantom, plan_kidneys, write_kidney
-from wsi.phantom.kidney_fields import fields_of
-from wsi.phantom.kidney_layout import KidneyLayout, KidneyPlanner
-from wsi.phantom.kidney_paint import KIDNEY_SCANNERS, KidneyPainter
-from wsi.source import SlideSource
+from wsi.marks.annotations import read_annotations
+from wsi.marks.c4d import NOT_COUNTED, field_side
+from wsi.phantoms.kidney.fields import fields_of
+from wsi.phantoms.kidney.layout import KidneyLayout, KidneyPlanner
+from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS, KidneyPainter
+from wsi.phantoms.kidney.slide import KidneyPhantom, plan_kidneys, write_kidney
+from wsi.slides.source import SlideSource
 
 Run = Callable[..., tuple[int, str, str]]
 SIZE = (6144, 5120)
@@ -44,7 +44,7 @@ def plain(layout: KidneyLayout, **changes: object) -> KidneyPainter:
 
 
 def test_painting_prepares_no_shape_that_threads_share(layout: KidneyLayout) -> None:
-    """A prepared shape that two threads ask at once damages memory; see `wsi.phantom.kidney_paint._inside`."""
+    """A prepared shape that two threads ask at once damages memory; see `wsi.phantoms.kidney.paint._inside`."""
     shapes = [shape for _, shape in every_shape(layout)]
     before = shapely.is_prepared(shapes)
     painter = plain(layout)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
-from pipelines.camelyon16.lesions import (
+from pipelines.camelyon16.read.lesions import (
     Lesion,
     LesionConfig,
     confidence_level,
@@ -16,8 +16,8 @@ from pipelines.camelyon16.lesions import (
     outlines,
     slide_score,
 )
-from wsi.heatmap import Heatmap
 from wsi.placement import Placement
+from wsi.results.heatmap import Heatmap
 
 WORDS = (0.5, 0.8, 0.95, 0.99)  # bounds of the five words, as a model's card brings them
 NAN = np.nan

@@ -14,19 +14,19 @@ from shapely import box
 
 from models.card import read_card
 from models.engines import EngineConfig, find_models, load_engine
-from models.portable import export_onnx, export_wsinfer
-from models.recipe import TrainConfig
-from pipelines.camelyon16.mine import hard_negatives, write_list
-from pipelines.camelyon16.score import ScoreConfig, score_slide
+from models.forms.portable import export_onnx, export_wsinfer
+from models.training.recipe import TrainConfig
+from pipelines.camelyon16.read.mine import hard_negatives, write_list
+from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from tests.slides import RednessEngine, card, painted, real_data, write_pyramid
 from tests.test_networks import DEMO, tiny
-from wsi.annotations import Annotation, write_asap
-from wsi.blocks import PatchBlock
 from wsi.errors import ConfigError, ModelError, StoreError
-from wsi.manifest import SlideRow
-from wsi.phantom.textures import SCANNERS, Staining, Texturer, lymphocytes
-from wsi.source import SlideSource
-from wsi.stain import StainError
+from wsi.marks.annotations import Annotation, write_asap
+from wsi.phantoms.textures import SCANNERS, Staining, Texturer, lymphocytes
+from wsi.slides.blocks import PatchBlock
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
+from wsi.slides.stain import StainError
 
 Run = Callable[..., tuple[int, str, str]]
 CFG = TrainConfig(name="mine", spacing_um=0.25)
@@ -124,7 +124,7 @@ class TestPortable:
 
     def test_answers_that_differ_are_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tiny(tmp_path / "m")
-        monkeypatch.setattr("models.portable.LARGEST_DIFFERENCE", -1.0)
+        monkeypatch.setattr("models.forms.portable.LARGEST_DIFFERENCE", -1.0)
         for export, out in ((export_onnx, "o"), (export_wsinfer, "w")):
             with pytest.raises(ModelError, match="it was not kept"):
                 export(tmp_path / "m", tmp_path / out)

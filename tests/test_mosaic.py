@@ -11,12 +11,11 @@ import pytest
 import shapely
 from shapely import Polygon
 
-from wsi.annotations import read_annotations, tumour_regions
+from wsi.datasets.patch_folder import read_patches
 from wsi.errors import ConfigError
-from wsi.patch_folder import read_patches
-from wsi.phantom.layout import Planner, longest
-from wsi.phantom.lymph_node import Painter, PhantomSlide, write_phantom
-from wsi.phantom.mosaic import (
+from wsi.marks.annotations import read_annotations, tumour_regions
+from wsi.phantoms.layout import Planner, longest
+from wsi.phantoms.lymph_node.mosaic import (
     Material,
     MosaicTissue,
     _apart,
@@ -25,6 +24,7 @@ from wsi.phantom.mosaic import (
     match_chroma,
     read_outlines,
 )
+from wsi.phantoms.lymph_node.slide import Painter, PhantomSlide, write_phantom
 
 SIZE = (4608, 4096)
 LEAF = Polygon([(-0.5, 0), (-0.1, 0.22), (0.5, 0.03), (0.1, -0.2)])

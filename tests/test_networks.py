@@ -15,18 +15,18 @@ import torchvision
 from pydantic import ValidationError
 from torch import nn
 
-from models.build import build_network
 from models.card import ZOO, Architecture, ModelCard
 from models.checkpoint import load_checkpoint, load_imagenet, save_checkpoint
 from models.engines import EngineConfig, Models, find_models, load_engine
 from models.engines.torch import TorchEngine, cut, fold_batch_norm
-from models.families import make_network
-from models.inception import InceptionV3
-from models.network import Oriented, PatchNetwork, area_weights, orient
-from models.wsinfer import weights_digest
+from models.forms.build import build_network
+from models.forms.wsinfer import weights_digest
+from models.networks.contract import Oriented, PatchNetwork, area_weights, orient
+from models.networks.inception import InceptionV3
+from models.registry import make_network
 from tests.slides import card as model_card
-from wsi.blocks import PatchBlock
 from wsi.errors import ConfigError, ModelError
+from wsi.slides.blocks import PatchBlock
 
 DEMO = ZOO / "lymph-node-demo"
 LITE0 = Architecture(name="efficientnet_lite0", input_px=64)
@@ -501,7 +501,7 @@ class TestDemonstrationWarning:
     @pytest.fixture(scope="class")
     @classmethod
     def exported(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        from models.portable import export_wsinfer
+        from models.forms.portable import export_wsinfer
 
         out = tmp_path_factory.mktemp("exported") / "ts"
         export_wsinfer(ZOO / "lymph-node-demo", out)

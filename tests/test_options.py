@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import typer
 
-from models.recipe import TrainConfig
-from models.train_detector import DetectorTrainConfig
+from models.training.detect import DetectorTrainConfig
+from models.training.recipe import TrainConfig
 from pipelines.cli import app, train, train_renal
 from tests.test_evaluation import benchmark  # noqa: F401  (a fixture)
-from wsi.manifest import read_manifest
+from wsi.slides.manifest import read_manifest
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -83,8 +83,8 @@ class TestTraining:
         (tmp_path / "s.csv").write_text("path,truth,split\n")
         (tmp_path / "r.yaml").write_text(f"name: r\nslides: {tmp_path / 's.csv'}\nexamples: 50\n")
         monkeypatch.setattr(train_renal, "read_manifest", lambda path: [])
-        monkeypatch.setattr("models.train_detector.used_rows", lambda rows: rows)
-        monkeypatch.setattr("models.train_detector.read_truths", lambda rows, cfg: None)
+        monkeypatch.setattr("models.training.detect.used_rows", lambda rows: rows)
+        monkeypatch.setattr("models.training.detect.read_truths", lambda rows, cfg: None)
         code, _, err = wsi(
             "train", "capillaries", tmp_path / "r.yaml", "-o", tmp_path / "o", "--examples", "70"
         )
@@ -92,8 +92,8 @@ class TestTraining:
         assert found[0].examples == 70
 
     def test_mine(self, tmp_path: Path, wsi: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        from wsi.manifest import SlideRow
-        from wsi.source import SlideSource
+        from wsi.slides.manifest import SlideRow
+        from wsi.slides.source import SlideSource
 
         found: list[dict[str, Any]] = []
         monkeypatch.setattr(train, "_rows", lambda cfg: [SlideRow(SlideSource("s.tif"))])
@@ -120,7 +120,7 @@ def test_the_form_of_an_export(tmp_path: Path, wsi: Run, monkeypatch: pytest.Mon
     made: list[str] = []
     for form in ("onnx", "wsinfer"):
         monkeypatch.setattr(
-            f"models.portable.export_{form}", lambda model, folder, form=form: made.append(form) or 0.0
+            f"models.forms.portable.export_{form}", lambda model, folder, form=form: made.append(form) or 0.0
         )
     for words in ((), ("--form", "wsinfer")):
         assert wsi("models", "export", "lymph-node-demo", "-o", tmp_path / "o", *words)[0] == 0

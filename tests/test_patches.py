@@ -14,14 +14,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from models.build import build_network
-from models.network import PatchNetwork
+from models.forms.build import build_network
+from models.networks.contract import PatchNetwork
 from pipelines.cli import patches as patches_command
 from tests.slides import RednessEngine
 from tests.slides import card as model_card
-from wsi.calibration import calibrated, calibration_error, fit_calibration, reliability
+from wsi.datasets.patch_pictures import list_patches, read_patch
 from wsi.errors import ConfigError, SlideError
-from wsi.patch_pictures import list_patches, read_patch
+from wsi.metrics.calibration import calibrated, calibration_error, fit_calibration, reliability
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -205,8 +205,8 @@ class TestCalibration:
     def test_a_calibrated_model(self, tmp_path: Path, wsi: Run) -> None:
         """The network's last layer is moved by 1.5: calibration on labelled patches moves it back, in the graph too."""
         from models.checkpoint import load_checkpoint, load_imagenet, save_checkpoint
-        from models.efficientnet import EfficientNetLite0
-        from models.families import make_network
+        from models.networks.efficientnet import EfficientNetLite0
+        from models.registry import make_network
         from tests.test_efficientnet import CARD, LITE0
 
         torch.manual_seed(0)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import shapely
 
-from wsi.annotations import read_annotations, tumour_regions
-from wsi.phantom.drawn import DrawnTissue
-from wsi.phantom.layout import ARTEFACTS, Layout, Planner, longest
-from wsi.phantom.lymph_node import (
+from wsi.marks.annotations import read_annotations, tumour_regions
+from wsi.marks.raster import fill_polygon
+from wsi.phantoms.layout import ARTEFACTS, Layout, Planner, longest
+from wsi.phantoms.lymph_node.drawn import DrawnTissue
+from wsi.phantoms.lymph_node.slide import (
     Painter,
     PhantomSlide,
     plan_cohort,
@@ -18,11 +19,10 @@ from wsi.phantom.lymph_node import (
     write_manifest,
     write_phantom,
 )
-from wsi.phantom.pyramid import TILE_PX, write_pyramid
-from wsi.phantom.textures import SCANNERS, TISSUES, Texturer, wrap_crop
-from wsi.raster import fill_polygon
-from wsi.readers.openslide import OpenSlideReader
-from wsi.readers.tiffslide import TiffSlideReader
+from wsi.phantoms.pyramid import TILE_PX, write_pyramid
+from wsi.phantoms.textures import SCANNERS, TISSUES, Texturer, wrap_crop
+from wsi.slides.readers.openslide import OpenSlideReader
+from wsi.slides.readers.tiffslide import TiffSlideReader
 
 SIZE = (4608, 4096)
 

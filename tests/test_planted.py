@@ -13,30 +13,30 @@ import tifffile
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from models.wsinfer import WSInferNetwork
-from pipelines.camelyon16 import preview
-from pipelines.cohort import gather
-from pipelines.config import load_config
-from pipelines.renal.checks import around
-from pipelines.renal.fields import FieldSet, KidneyField
-from pipelines.renal.grading import CountingErrors, GradingConfig
-from pipelines.renal.marks import Marks
-from pipelines.renal.pictures import excluded_pictures
-from pipelines.renal.review import _large
+from models.forms.wsinfer import WSInferNetwork
+from pipelines.camelyon16.read import preview
+from pipelines.renal.read.checks import around
+from pipelines.renal.read.fields import FieldSet, KidneyField
+from pipelines.renal.read.grading import CountingErrors, GradingConfig
+from pipelines.renal.read.marks import Marks
+from pipelines.renal.read.pictures import excluded_pictures
+from pipelines.renal.read.review import _large
+from pipelines.runs.cohort import gather
+from pipelines.runs.config import load_config
 from tests.renal_slides import scattered, slide_of
 from tests.slides import coordinates, write_pyramid
 from tests.test_renal_report import LOOSE, reported
-from wsi.annotations import Annotation, marked_regions
 from wsi.config import Config
 from wsi.errors import MissingMppError
-from wsi.grid import make_grid
-from wsi.overview import Overview
+from wsi.marks.annotations import Annotation, marked_regions
 from wsi.placement import Placement
-from wsi.readers.array import ArraySlide
-from wsi.slide import ReadPlan, Spacing
-from wsi.source import SlideSource
-from wsi.store import HeatmapSpec, HeatmapStore
-from wsi.tissue import density
+from wsi.results.store import HeatmapSpec, HeatmapStore
+from wsi.slides.grid import make_grid
+from wsi.slides.overview import Overview
+from wsi.slides.readers.array import ArraySlide
+from wsi.slides.slide import ReadPlan, Spacing
+from wsi.slides.source import SlideSource
+from wsi.slides.tissue import density
 
 
 class TestReaders:
@@ -242,7 +242,7 @@ def test_a_review_grades_as_its_report_did(tmp_path: Path, wsi: Any) -> None:
 def test_fields_nearest_to_being_taken_are_shown_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.renal import pictures
+    from pipelines.renal.read import pictures
 
     slide = ArraySlide([coordinates(900, 700)], mpp=0.5)
     scores = (0.1, None, 0.4, 0.9)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from pipelines.renal.agreement import bland_altman, weighted_kappa
-from wsi.detection_metrics import Agreement, Marked, average_precision, by_distance
-from wsi.detections import Detections, no_detections
+from pipelines.renal.evaluate.agreement import bland_altman, weighted_kappa
+from wsi.marks.boxes import Detections, no_detections
+from wsi.metrics.detection import Agreement, Marked, average_precision, by_distance
 
 
 def picture(seed: int) -> tuple[Detections, Marked]:

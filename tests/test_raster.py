@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapely import MultiPolygon, Point, box, contains_xy
 
-from wsi.raster import cells_inside, fill_polygon
+from wsi.marks.raster import cells_inside, fill_polygon
 
 
 def test_a_square_sets_the_cells_whose_centre_it_holds() -> None:

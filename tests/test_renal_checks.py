@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.renal.basis import basis_sentences
-from pipelines.renal.checks import (
+from pipelines.renal.read.basis import basis_sentences
+from pipelines.renal.read.checks import (
     ChecksConfig,
     as_dense_as_the_wall,
     brown_around,
@@ -23,16 +23,16 @@ from pipelines.renal.checks import (
     left_out,
     pen_mask,
 )
-from pipelines.renal.marks import Marks
-from pipelines.renal.page import ON_A_PAGE, SHOWN, more_pages
-from pipelines.renal.report import RenalReport
-from pipelines.renal.run import report_slide
+from pipelines.renal.read.marks import Marks
+from pipelines.renal.read.page import ON_A_PAGE, SHOWN, more_pages
+from pipelines.renal.read.report import RenalReport
+from pipelines.renal.read.run import report_slide
 from tests.renal_slides import BROWN, SIDE, TISSUE, Square, readers, scattered, slide_of
 from tests.slides import write_pyramid
 from tests.test_renal_report import LOOSE, reported
 from wsi.arrays import RgbImage
-from wsi.manifest import SlideRow
-from wsi.source import SlideSource
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
 
 BOX = (20.0, 30.0, 80.0, 60.0)  # x0, y0, x1, y1: twice as wide as high, in a picture of 110 x 84
 
@@ -278,7 +278,7 @@ class TestManyPictures:
     def test_the_report_shows_the_first_and_links_to_the_others(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from pipelines.renal import page
+        from pipelines.renal.read import page
 
         monkeypatch.setattr(page, "SHOWN", 10)
         monkeypatch.setattr(page, "ON_A_PAGE", 12)

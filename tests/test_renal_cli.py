@@ -12,16 +12,16 @@ import pytest
 from models.card import ZOO
 from models.detector_card import load_detector
 from pipelines.cli.renal import RenalRun
-from pipelines.renal.evaluation import evaluate
-from pipelines.renal.read import RenalConfig
-from pipelines.renal.report import RenalReport
-from pipelines.renal.summary import refresh_summary
-from pipelines.renal.truth import read_cohort
+from pipelines.renal.evaluate.evaluation import evaluate
+from pipelines.renal.evaluate.truth import read_cohort
+from pipelines.renal.read.reading import RenalConfig
+from pipelines.renal.read.report import RenalReport
+from pipelines.renal.read.summary import refresh_summary
 from tests.renal_slides import readers, scattered, slide_of
 from tests.slides import painted, write_pyramid
-from wsi.geojson import read_objects
-from wsi.manifest import SlideRow
-from wsi.source import SlideSource
+from wsi.marks.geojson import read_objects
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -29,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small phantom of some two hundred capillaries, 40 % of them positive, of a seed that nothing was trained on."""
-    from wsi.phantom.kidney import KidneyPhantom, write_kidney
+    from wsi.phantoms.kidney.slide import KidneyPhantom, write_kidney
 
     folder = tmp_path_factory.mktemp("phantom")
     write_kidney(KidneyPhantom("kidney_001", 990_003, 40.0, (5632, 5120), 0), folder)

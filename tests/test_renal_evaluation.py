@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.detection_data import MarkedSlide
-from pipelines.renal.evaluation import evaluate
-from pipelines.renal.report import RenalReport
-from pipelines.renal.truth import CLASSES, Case, Cohort
+from models.training.data.detection import MarkedSlide
+from pipelines.renal.evaluate.evaluation import evaluate
+from pipelines.renal.evaluate.truth import CLASSES, Case, Cohort
+from pipelines.renal.read.report import RenalReport
 from tests.renal_slides import BROWN, SQUARE, Square, scattered, slide_of
 from tests.test_renal_report import LOOSE, reported
-from wsi.detections import Detections
-from wsi.export import Feature, write_geojson
+from wsi.marks.boxes import Detections
+from wsi.results.export import Feature, write_geojson
 
 Run = Callable[..., tuple[int, str, str]]
 

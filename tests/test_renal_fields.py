@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapely import box
 
-from models.field_data import labelled_cells
-from models.recipe import TrainConfig
-from models.train_classifier import sensitive_threshold
-from models.training_data import slide_data
-from pipelines.config import load_config
-from pipelines.renal.fields import (
+from models.training.classify import sensitive_threshold
+from models.training.data.fields import labelled_cells
+from models.training.data.splits import slide_data
+from models.training.recipe import TrainConfig
+from pipelines.renal.read.fields import (
     FieldsConfig,
     FieldSet,
     KidneyField,
@@ -26,16 +25,17 @@ from pipelines.renal.fields import (
     place_fields,
     units_of,
 )
+from pipelines.runs.config import load_config
 from tests.slides import RednessEngine, card, painted, write_pyramid
-from wsi.annotations import Annotation, write_asap
-from wsi.c4d import FIELD_UM, field_side
 from wsi.errors import AnnotationError, ConfigError, ModelError
-from wsi.grid import make_grid
-from wsi.manifest import read_manifest
+from wsi.marks.annotations import Annotation, write_asap
+from wsi.marks.c4d import FIELD_UM, field_side
 from wsi.placement import Placement
-from wsi.slide import ReadPlan
-from wsi.source import SlideSource
-from wsi.tissue import Mask
+from wsi.slides.grid import make_grid
+from wsi.slides.manifest import read_manifest
+from wsi.slides.slide import ReadPlan
+from wsi.slides.source import SlideSource
+from wsi.slides.tissue import Mask
 
 Run = Callable[..., tuple[int, str, str]]
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -211,8 +211,8 @@ class TestPlacing:
 
     def test_the_truth_of_a_field_is_what_most_of_it_is(self, tmp_path: Path) -> None:
         """Labels on squares of 100 px; the report's field at (30, 20) lies on four of them."""
-        from pipelines.renal.report import RenalReport
-        from pipelines.renal.truth import true_fields
+        from pipelines.renal.evaluate.truth import true_fields
+        from pipelines.renal.read.report import RenalReport
         from tests.test_renal_checks import REPORT
 
         corners = {(0, 0): "feasible", (100, 0): "feasible", (0, 100): "feasible", (100, 100): "not feasible"}

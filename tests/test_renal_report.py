@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipelines.config import load_config
-from pipelines.renal.checks import brown_around
-from pipelines.renal.page import _share_text, check_pdf
-from pipelines.renal.read import RenalConfig
-from pipelines.renal.report import RenalReport
-from pipelines.renal.run import RenalResult, report_slide
+from pipelines.renal.read.checks import brown_around
+from pipelines.renal.read.page import _share_text, check_pdf
+from pipelines.renal.read.reading import RenalConfig
+from pipelines.renal.read.report import RenalReport
+from pipelines.renal.read.run import RenalResult, report_slide
+from pipelines.runs.config import load_config
 from tests.renal_slides import BLUE, BROWN, PALE_BROWN, SIDE, Square, readers, scattered, slide_of
 from tests.slides import painted, real_data, write_pyramid
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, SpacingError
-from wsi.geojson import read_objects
-from wsi.manifest import SlideRow
-from wsi.phantom.kidney_layout import KidneyPlanner
-from wsi.phantom.kidney_paint import KIDNEY_SCANNERS, KidneyPainter
-from wsi.source import SlideSource
+from wsi.marks.geojson import read_objects
+from wsi.phantoms.kidney.layout import KidneyPlanner
+from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS, KidneyPainter
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
 
 Run = Callable[..., tuple[int, str, str]]
 SCHEMA = Path(__file__).parents[1] / "docs" / "renal_report.schema.json"
@@ -129,7 +129,7 @@ class TestCounting:
         assert (result.positive, result.negative) == (2, 0)
 
     def test_a_detector_of_something_else(self, tmp_path: Path) -> None:
-        from models.detector import DetectorConfig
+        from models.networks.faster_rcnn import DetectorConfig
 
         other = readers(detector=DetectorConfig(classes=("nucleus", "mitosis")))
         with pytest.raises(

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import shapely
 
-from models.detection_data import read_marked
-from models.field_data import labelled_cells
-from pipelines.renal.report import RenalReport
+from models.training.data.detection import read_marked
+from models.training.data.fields import labelled_cells
+from pipelines.renal.read.report import RenalReport
 from tests.renal_slides import SIDE, SQUARE, scattered, slide_of
 from tests.test_renal_report import reported
-from wsi.grid import make_grid
-from wsi.slide import ReadPlan
+from wsi.slides.grid import make_grid
+from wsi.slides.slide import ReadPlan
 
 Run = Callable[..., tuple[int, str, str]]
 SQUARES = scattered(160, 0.25, 3)  # 40 positive
@@ -450,10 +450,10 @@ class TestMany:
     @pytest.fixture
     def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         from pipelines.cli.renal import RenalRun
-        from pipelines.renal.read import RenalConfig
+        from pipelines.renal.read.reading import RenalConfig
         from tests.renal_slides import readers
-        from wsi.manifest import SlideRow
-        from wsi.source import SlideSource
+        from wsi.slides.manifest import SlideRow
+        from wsi.slides.source import SlideSource
 
         rows = []
         for name, seed in (("s", 3), ("t", 4)):
@@ -604,8 +604,8 @@ class TestMany:
         self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from models import detector_card
-        from pipelines.renal.evaluation import evaluate, write_counting_errors
-        from pipelines.renal.truth import read_cohort
+        from pipelines.renal.evaluate.evaluation import evaluate, write_counting_errors
+        from pipelines.renal.evaluate.truth import read_cohort
         from tests.renal_slides import readers
 
         truth = tmp_path / "truth"

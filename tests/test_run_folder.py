@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.cohort import Failure
-from pipelines.run_folder import RunFolder, note_tables
+from pipelines.runs.cohort import Failure
+from pipelines.runs.run_folder import RunFolder, note_tables
 from wsi.errors import StoreError
 from wsi.files import AtWork, alone_in, file_sha256
 

@@ -12,11 +12,10 @@ import tifffile
 from PIL import Image
 from shapely import box, geometry
 
-from pipelines.camelyon16.results import SlideResult
-from pipelines.camelyon16.score import ScoreConfig, score_slide
-from pipelines.cohort import gather, slides_in, unique_names
+from pipelines.camelyon16.read.results import SlideResult
+from pipelines.camelyon16.read.score import ScoreConfig, score_slide
+from pipelines.runs.cohort import gather, slides_in, unique_names
 from tests.slides import MPP, RednessEngine, card, painted, write_pyramid
-from wsi.annotations import Annotation, write_asap
 from wsi.errors import (
     AnnotationError,
     ConfigError,
@@ -26,9 +25,10 @@ from wsi.errors import (
     SpacingError,
     StoreError,
 )
-from wsi.manifest import SlideRow
-from wsi.source import SlideSource
-from wsi.store import HeatmapStore
+from wsi.marks.annotations import Annotation, write_asap
+from wsi.results.store import HeatmapStore
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
 
 CFG = ScoreConfig()
 SQUARE = box(1280, 1024, 1920, 1664)
@@ -146,7 +146,7 @@ class TestResume:
 
     @pytest.fixture(autouse=True)
     def _small_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("wsi.blocks.BLOCK_PX", 1024)
+        monkeypatch.setattr("wsi.slides.blocks.BLOCK_PX", 1024)
 
     @pytest.mark.parametrize("blocks", [0, 1, 7])
     def test_an_interrupted_run_goes_on_to_the_same_bytes(

@@ -19,36 +19,36 @@ import tifffile
 import torch
 from PIL import Image
 
-from models.augment import AugmentConfig, augment, draw_changes, restain
-from models.sampling import PatchSampler, SlideSampler
-from models.training_slides import TrainingSlide
-from pipelines.camelyon16.lesions import LesionConfig
-from pipelines.camelyon16.score import ScoreConfig, score_slide
+from models.training.data.augment import AugmentConfig, augment, draw_changes, restain
+from models.training.data.places import PatchSampler, SlideSampler
+from models.training.data.slides import TrainingSlide
+from pipelines.camelyon16.read.lesions import LesionConfig
+from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from pipelines.cli import score as score_command
-from pipelines.renal.checks import brown_around
-from pipelines.renal.pictures import overview_picture
-from pipelines.renal.report import RenalReport
-from pipelines.renal.summary import COLUMNS, grades_csv
-from pipelines.scoring import score_chunks
+from pipelines.renal.read.checks import brown_around
+from pipelines.renal.read.pictures import overview_picture
+from pipelines.renal.read.report import RenalReport
+from pipelines.renal.read.summary import COLUMNS, grades_csv
+from pipelines.runs.scoring import score_chunks
 from tests.renal_slides import BROWN, SIDE, TISSUE, Square, scattered, slide_of
 from tests.slides import MPP, RednessEngine, card, coordinates, painted, write_pyramid
 from tests.test_renal_checks import REPORT
 from tests.test_renal_report import LOOSE, reported
 from wsi.arrays import RgbImage
-from wsi.blocks import plan_blocks, read_block
-from wsi.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
+from wsi.datasets.patch_folder import read_patches
 from wsi.errors import RegionError
-from wsi.grid import make_grid
-from wsi.manifest import SlideRow
-from wsi.overview import read_overview
-from wsi.patch_folder import read_patches
+from wsi.marks.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.placement import Placement
-from wsi.readers.array import ArraySlide
-from wsi.slide import ReadPlan, plan_read
-from wsi.source import SlideSource
-from wsi.stain import tissue_pixels
-from wsi.store import HeatmapSpec, HeatmapStore
-from wsi.tissue import Mask
+from wsi.results.store import HeatmapSpec, HeatmapStore
+from wsi.slides.blocks import plan_blocks, read_block
+from wsi.slides.grid import make_grid
+from wsi.slides.manifest import SlideRow
+from wsi.slides.overview import read_overview
+from wsi.slides.readers.array import ArraySlide
+from wsi.slides.slide import ReadPlan, plan_read
+from wsi.slides.source import SlideSource
+from wsi.slides.stain import tissue_pixels
+from wsi.slides.tissue import Mask
 
 
 class Torn(ArraySlide):
@@ -149,8 +149,8 @@ class TestPicturesAreWhereTheyMustBe:
     def test_frames_and_dots_of_the_overview(self, tmp_path: Path) -> None:
         squares = [Square(2 * SIDE + 100, 300, BROWN), Square(200, 2 * SIDE + 60, (60, 80, 190))]
         path = slide_of(tmp_path / "s.tif", squares, cols=5, rows=3)
-        from pipelines.renal.fields import FieldSet, KidneyField
-        from pipelines.renal.marks import Marks
+        from pipelines.renal.read.fields import FieldSet, KidneyField
+        from pipelines.renal.read.marks import Marks
 
         fields = FieldSet(
             (
@@ -188,8 +188,8 @@ class TestPicturesAreWhereTheyMustBe:
         assert not like(picture, (SIDE / 2 * scale, 2.5 * SIDE * scale), COLOURS[NOT_FEASIBLE], reach=3)
 
     def test_the_frame_of_one_field_is_not_where_x_and_y_are_swapped(self, tmp_path: Path) -> None:
-        from pipelines.renal.fields import FieldSet, KidneyField
-        from pipelines.renal.marks import Marks
+        from pipelines.renal.read.fields import FieldSet, KidneyField
+        from pipelines.renal.read.marks import Marks
 
         path = slide_of(tmp_path / "s.tif", [], cols=5, rows=3)
         fields = FieldSet((KidneyField(2 * SIDE, 0, 1.0, 0.9, ""),), SIDE, (6 * SIDE, 3 * SIDE))
@@ -531,7 +531,7 @@ def test_a_chunk_s_place_is_row_then_column(tmp_path: Path) -> None:
 
 def test_words_depend_on_the_bounds_one_by_one() -> None:
     """Each bound moves the word of one score between two others."""
-    from pipelines.camelyon16.lesions import LEVELS, confidence_level
+    from pipelines.camelyon16.read.lesions import LEVELS, confidence_level
 
     bounds = (0.2, 0.4, 0.6, 0.8)
     assert [confidence_level(v, LesionConfig(), bounds) for v in (0.1, 0.3, 0.5, 0.7, 0.9)] == list(LEVELS)

@@ -14,11 +14,11 @@ from PIL import Image
 
 from tests.slides import MPP, coordinates, real_data, write_pyramid
 from wsi.errors import MissingMppError, SlideError, SpacingError
-from wsi.readers.array import ArraySlide
-from wsi.readers.openslide import OpenSlideReader
-from wsi.readers.tiffslide import TiffSlideReader
-from wsi.slide import Level, ReadPlan, Slide, Spacing, over_white, plan_read
-from wsi.source import SlideSource
+from wsi.slides.readers.array import ArraySlide
+from wsi.slides.readers.openslide import OpenSlideReader
+from wsi.slides.readers.tiffslide import TiffSlideReader
+from wsi.slides.slide import Level, ReadPlan, Slide, Spacing, over_white, plan_read
+from wsi.slides.source import SlideSource
 
 
 class SlideContract:
@@ -201,7 +201,7 @@ def test_whatever_a_reader_gives_off_the_slide_is_white() -> None:
 def test_bands_are_the_region(coordinate_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with SlideSource(str(coordinate_slide)).open() as slide:
         whole = [slide.read_region((-30, 41), level, (300, 433)) for level in range(3)]
-        monkeypatch.setattr("wsi.slide.BAND_PX", 64)
+        monkeypatch.setattr("wsi.slides.slide.BAND_PX", 64)
         for level in range(3):
             assert len(slide._bands(level, 433)) == 7
             np.testing.assert_array_equal(slide.read_region((-30, 41), level, (300, 433)), whole[level])

@@ -10,8 +10,8 @@ import pytest
 
 from tests.slides import real_data
 from wsi.arrays import RgbImage
-from wsi.phantom.textures import SCANNERS, Staining, Texturer, lymphocytes, sinus
-from wsi.stain import HE, LAB_MEAN, StainError, StainTransform, fit_stain, stain_vectors
+from wsi.phantoms.textures import SCANNERS, Staining, Texturer, lymphocytes, sinus
+from wsi.slides.stain import HE, LAB_MEAN, StainError, StainTransform, fit_stain, stain_vectors
 
 
 def tissue(scanner: int, strength: float = 1.0) -> RgbImage:

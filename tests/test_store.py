@@ -8,9 +8,9 @@ import pytest
 import zarr
 
 from wsi.errors import StoreError
-from wsi.heatmap import Heatmap
 from wsi.placement import Placement
-from wsi.store import HeatmapSpec, HeatmapStore
+from wsi.results.heatmap import Heatmap
+from wsi.results.store import HeatmapSpec, HeatmapStore
 
 SPEC = HeatmapSpec(("normal", "tumor"), (5, 7), 3, 128, 128, 299, 0.25, "abc")
 CELLS = np.array([[3, 4], [4, 5]])

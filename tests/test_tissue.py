@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.slides import real_data
-from wsi.overview import Overview, read_overview
 from wsi.placement import Placement
-from wsi.readers.array import ArraySlide
-from wsi.source import SlideSource
-from wsi.tissue import METHODS, TissueConfig, detect_tissue, tissue_of
+from wsi.slides.overview import Overview, read_overview
+from wsi.slides.readers.array import ArraySlide
+from wsi.slides.source import SlideSource
+from wsi.slides.tissue import METHODS, TissueConfig, detect_tissue, tissue_of
 
 MPP = 8.0
 PINK = (200, 120, 180)
@@ -123,8 +123,8 @@ class TestDensity:
 
     def test_a_kidney_phantom(self) -> None:
         """Area within 5 % of the drawn outlines; pen is left out."""
-        from wsi.phantom.kidney_layout import KidneyPlanner
-        from wsi.phantom.kidney_paint import KIDNEY_SCANNERS, KidneyPainter
+        from wsi.phantoms.kidney.layout import KidneyPlanner
+        from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS, KidneyPainter
 
         layout = KidneyPlanner(np.random.default_rng(2), (6144, 5120), 0.25).kidney(20)
         layout = dataclasses.replace(layout, artefacts=())

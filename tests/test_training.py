@@ -20,35 +20,43 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from shapely import box
 
-from models.augment import AugmentConfig, Changes, augment, draw_changes, recolour, restain, turn
 from models.card import ZOO, Architecture, read_card
 from models.checkpoint import load_checkpoint, load_start
-from models.cross_validation import cross_validate
-from models.feed import Feed
-from models.inception import InceptionV3
-from models.network import normalise
-from models.optimiser import TensorFlowRMSprop
-from models.parallel import Team
-from models.progress import Listeners, Progress
-from models.recipe import TrainConfig
-from models.sampling import (
+from models.networks.contract import normalise
+from models.networks.inception import InceptionV3
+from models.training.classify import classification_loss, step, train
+from models.training.cross_validation import cross_validate
+from models.training.data.augment import (
+    AugmentConfig,
+    Changes,
+    augment,
+    draw_changes,
+    recolour,
+    restain,
+    turn,
+)
+from models.training.data.feed import Feed
+from models.training.data.places import (
     GIVE_UP_AFTER,
     PatchSampler,
     SlideSampler,
     fit_square,
     read_hard_negatives,
 )
-from models.train_classifier import classification_loss, step, train
-from models.training_data import fold_parts, slide_data
-from models.training_slides import PatchFrame, prepare_slide
-from models.training_state import CHECKPOINT, TrainingState, average_of, use_bf16
-from wsi.annotations import Annotation, read_annotations, tumour_regions, write_asap
+from models.training.data.slides import PatchFrame, prepare_slide
+from models.training.data.splits import fold_parts, slide_data
+from models.training.optimiser import TensorFlowRMSprop
+from models.training.progress import Listeners, Progress
+from models.training.recipe import TrainConfig
+from models.training.state import CHECKPOINT, TrainingState, average_of, use_bf16
+from models.training.team import Team
+from wsi.datasets.patch_folder import NORMAL, TUMOUR, read_patches
 from wsi.errors import ConfigError, ModelError, RegionError
-from wsi.manifest import SlideRow, read_manifest
-from wsi.metrics import auc, auc_interval, roc
-from wsi.patch_folder import NORMAL, TUMOUR, read_patches
-from wsi.phantom.lymph_node import plan_cohort, write_manifest, write_phantom
-from wsi.source import SlideSource
+from wsi.marks.annotations import Annotation, read_annotations, tumour_regions, write_asap
+from wsi.metrics.ranking import auc, auc_interval, roc
+from wsi.phantoms.lymph_node.slide import plan_cohort, write_manifest, write_phantom
+from wsi.slides.manifest import SlideRow, read_manifest
+from wsi.slides.source import SlideSource
 
 OFF = AugmentConfig(orientations=1, brightness=0, saturation=0, hue=0, contrast=0, jitter_px=0)
 

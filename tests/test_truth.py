@@ -10,19 +10,19 @@ import pytest
 import tifffile
 from shapely import Polygon, box
 
-from models.recipe import TrainConfig
-from pipelines.config import load_config
+from models.training.recipe import TrainConfig
+from pipelines.runs.config import load_config
 from tests.slides import real_data
-from wsi.annotations import Annotation, read_annotations, tumour_regions, write_asap
-from wsi.dataset import Dataset, apply_dataset, rows_of_folder
+from wsi.datasets.patch_folder import NORMAL, TUMOUR, read_patches
+from wsi.datasets.rules import Dataset, apply_dataset, rows_of_folder
+from wsi.datasets.truth import read_truth
 from wsi.errors import AnnotationError, ConfigError
-from wsi.grid import TileGrid, make_grid
-from wsi.manifest import SlideRow, read_manifest
-from wsi.patch_folder import NORMAL, TUMOUR, read_patches
-from wsi.readers.array import ArraySlide
-from wsi.slide import Slide, plan_read
-from wsi.source import SlideSource
-from wsi.truth import read_truth
+from wsi.marks.annotations import Annotation, read_annotations, tumour_regions, write_asap
+from wsi.slides.grid import TileGrid, make_grid
+from wsi.slides.manifest import SlideRow, read_manifest
+from wsi.slides.readers.array import ArraySlide
+from wsi.slides.slide import Slide, plan_read
+from wsi.slides.source import SlideSource
 
 
 def slide(width: int = 1300, height: int = 900) -> Slide:

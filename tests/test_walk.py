@@ -14,16 +14,16 @@ import pytest
 import shapely
 from PIL import Image
 
-from pipelines.camelyon16.cases import read_truth_table
+from pipelines.camelyon16.benchmark.cases import read_truth_table
 from pipelines.cli import score as score_command
 from tests.slides import RednessEngine
-from wsi.annotations import Annotation, write_asap
+from wsi.datasets.truth import refuse_tumour
 from wsi.errors import AnnotationError
 from wsi.files import cannot_write
-from wsi.grid import make_grid
-from wsi.slide import ReadPlan
-from wsi.source import SlideSource
-from wsi.truth import refuse_tumour
+from wsi.marks.annotations import Annotation, write_asap
+from wsi.slides.grid import make_grid
+from wsi.slides.slide import ReadPlan
+from wsi.slides.source import SlideSource
 
 Run = Callable[..., tuple[int, str, str]]
 

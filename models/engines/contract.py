@@ -11,9 +11,9 @@ from pydantic import Field
 
 from models.card import ZOO, ModelCard, common_card, is_detector, read_card
 from wsi.arrays import Scores
-from wsi.blocks import PatchBlock
 from wsi.config import Config
 from wsi.errors import ModelError
+from wsi.slides.blocks import PatchBlock
 
 CELL_TOLERANCE = 0.05  # 32 px of 0.97 um and 128 px of 0.243 um differ by 0.2 %
 
@@ -132,7 +132,7 @@ def _cell_text(card: ModelCard) -> str:
 
 
 def _card(folder: Path) -> ModelCard:
-    from models.wsinfer import is_wsinfer, read_wsinfer
+    from models.forms.wsinfer import is_wsinfer, read_wsinfer
 
     if is_detector(folder):
         raise ModelError(

@@ -19,9 +19,9 @@ import openvino as ov
 
 from models.engines.contract import EngineConfig, Models
 from wsi.arrays import Scores
-from wsi.blocks import PatchBlock
 from wsi.errors import ConfigError, ModelError
 from wsi.files import cache_folder
+from wsi.slides.blocks import PatchBlock
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def _convert(models: Models, orientations: int) -> ov.Model:
     """
     import torch
 
-    from models.build import build_network
+    from models.forms.build import build_network
 
     size = models.card.patch_px
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)

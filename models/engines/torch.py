@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.build import build_network
 from models.engines.contract import EngineConfig, Models
-from models.inception import BasicConv2d
+from models.forms.build import build_network
+from models.networks.inception import BasicConv2d
 from wsi.arrays import Scores
-from wsi.blocks import PatchBlock
 from wsi.errors import ConfigError, ModelError
+from wsi.slides.blocks import PatchBlock
 
 log = logging.getLogger(__name__)
 

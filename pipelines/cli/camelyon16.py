@@ -9,25 +9,25 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from pipelines.camelyon16.atlas import mistakes, with_views, write_atlas
-from pipelines.camelyon16.cases import Cases, Selection, join
-from pipelines.camelyon16.comparison import compare, read_evaluation
-from pipelines.camelyon16.curves import interval_text
-from pipelines.camelyon16.evaluation import Evaluation, EvaluationConfig, evaluate
-from pipelines.camelyon16.features import features_of
-from pipelines.camelyon16.forest import (
+from pipelines.camelyon16.benchmark.atlas import mistakes, with_views, write_atlas
+from pipelines.camelyon16.benchmark.cases import Cases, Selection, join
+from pipelines.camelyon16.benchmark.comparison import compare, read_evaluation
+from pipelines.camelyon16.benchmark.curves import interval_text
+from pipelines.camelyon16.benchmark.evaluation import Evaluation, EvaluationConfig, evaluate
+from pipelines.camelyon16.benchmark.predictions import Predictions, read_predictions, with_slides
+from pipelines.camelyon16.benchmark.report import record, write_report
+from pipelines.camelyon16.benchmark.roc import KINDS
+from pipelines.camelyon16.slide_model.features import features_of
+from pipelines.camelyon16.slide_model.forest import (
     CARD,
     read_forest,
     slide_key,
 )
-from pipelines.camelyon16.predictions import Predictions, read_predictions, with_slides
-from pipelines.camelyon16.report import record, write_report
-from pipelines.camelyon16.roc import KINDS
-from pipelines.camelyon16.slide_scores import SlideScore, with_slide_score
+from pipelines.camelyon16.slide_model.slide_scores import SlideScore, with_slide_score
 from pipelines.cli.console import err, out, progress
-from pipelines.cohort import gather
-from pipelines.provenance import code_hash, version
-from wsi.dataset import Dataset, read_dataset
+from pipelines.runs.cohort import gather
+from pipelines.runs.made_by import code_hash, version
+from wsi.datasets.rules import Dataset, read_dataset
 from wsi.errors import ConfigError
 from wsi.files import write_json
 

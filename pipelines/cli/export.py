@@ -11,14 +11,15 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from pipelines.camelyon16.lesions import LesionConfig, outlines
-from pipelines.camelyon16.predictions import unusable
-from pipelines.camelyon16.results import SlideResult, group_of, lesion_features, result_of, update_record
+from pipelines.camelyon16.benchmark.predictions import unusable
+from pipelines.camelyon16.read.lesions import LesionConfig, outlines
+from pipelines.camelyon16.read.results import SlideResult, group_of, lesion_features, result_of, update_record
 from pipelines.cli.console import out
-from pipelines.run_folder import note_tables
-from wsi.annotations import Annotation, write_asap
+from pipelines.runs.run_folder import note_tables
 from wsi.errors import StoreError
-from wsi.export import (
+from wsi.files import alone_in
+from wsi.marks.annotations import Annotation, write_asap
+from wsi.results.export import (
     Feature,
     Origin,
     origin_offset,
@@ -27,9 +28,8 @@ from wsi.export import (
     write_geojson,
     write_ome_tiff,
 )
-from wsi.files import alone_in
-from wsi.heatmap import Heatmap
-from wsi.store import HeatmapStore
+from wsi.results.heatmap import Heatmap
+from wsi.results.store import HeatmapStore
 
 app = typer.Typer(no_args_is_help=True, help="Write results for QuPath, ASAP and others.")
 Folder = Annotated[

@@ -7,11 +7,18 @@ from typing import Annotated
 
 import typer
 
-from pipelines.camelyon16.cases import Selection, join
-from pipelines.camelyon16.curves import interval_text
-from pipelines.camelyon16.features import FEATURES
-from pipelines.camelyon16.forest import Fitted, ForestCard, ForestConfig, fit, slide_key, write_forest
-from pipelines.camelyon16.predictions import read_predictions
+from pipelines.camelyon16.benchmark.cases import Selection, join
+from pipelines.camelyon16.benchmark.curves import interval_text
+from pipelines.camelyon16.benchmark.predictions import read_predictions
+from pipelines.camelyon16.slide_model.features import FEATURES
+from pipelines.camelyon16.slide_model.forest import (
+    Fitted,
+    ForestCard,
+    ForestConfig,
+    fit,
+    slide_key,
+    write_forest,
+)
 from pipelines.cli.camelyon16 import (
     DatasetName,
     Exclude,
@@ -23,10 +30,10 @@ from pipelines.cli.camelyon16 import (
     rules,
 )
 from pipelines.cli.console import out
-from pipelines.provenance import code_hash, version
-from pipelines.training_pictures import write_roc
+from pipelines.runs.made_by import code_hash, version
+from pipelines.runs.training_pictures import write_roc
 from wsi.files import csv_text, write_text
-from wsi.metrics import roc
+from wsi.metrics.ranking import roc
 
 
 def forest_command(

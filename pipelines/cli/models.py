@@ -12,9 +12,9 @@ from models.engines import find_models
 from models.engines.contract import find_folder, shipped
 from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import PatchMpp, check_patch_spacing
+from wsi.datasets.patch_pictures import list_patches
 from wsi.errors import ConfigError, StoreError
 from wsi.files import write_text
-from wsi.patch_pictures import list_patches
 
 if TYPE_CHECKING:
     from models.detector_card import DetectorCard
@@ -68,7 +68,7 @@ def show(
     Examples:
     wsi models show lymph-node-10x
     """
-    from pipelines.model_figures import card_lines, detector_lines
+    from pipelines.runs.model_figures import card_lines, detector_lines
 
     card = _detector_card(model) if is_detector(find_folder(model)) else find_models([model]).card
     if as_json:
@@ -103,7 +103,7 @@ def measure(
     Examples:
     wsi models test lymph-node-10x --patches our_patches/ --mpp 0.25
     """
-    from pipelines.model_figures import figures_lines, measure_model
+    from pipelines.runs.model_figures import figures_lines, measure_model
 
     card = find_models([model]).card
     folder = Path(model)
@@ -148,7 +148,7 @@ def export(
     Examples:
     wsi models export lymph-node-demo --form onnx -o my_export
     """
-    from models.portable import export_onnx, export_wsinfer
+    from models.forms.portable import export_onnx, export_wsinfer
 
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise StoreError(f"{folder} is not empty; choose another --out, or pass --overwrite")
@@ -195,8 +195,8 @@ def calibrate(
     Examples:
     wsi models calibrate runs/lymph-node-10x/model --patches PCAM/valid --training PCAM/train -o lymph-node-10x
     """
-    from pipelines.calibrate import calibrate_model, halve_model
-    from pipelines.model_figures import figures_lines
+    from pipelines.runs.calibrate import calibrate_model, halve_model
+    from pipelines.runs.model_figures import figures_lines
 
     if (folder / "card.json").exists() and not overwrite:
         raise StoreError(f"{folder} holds a model already; choose another --out, or pass --overwrite")

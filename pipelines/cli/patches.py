@@ -19,10 +19,10 @@ from pipelines.cli.options import (
     Precision,
     check_patch_spacing,
 )
-from pipelines.patches import score_patches, write_patch_results
-from pipelines.provenance import fingerprint, run_record
-from pipelines.run_folder import refuse_other_run
-from wsi.patch_pictures import list_patches
+from pipelines.runs.made_by import fingerprint, run_record
+from pipelines.runs.patches import score_patches, write_patch_results
+from pipelines.runs.run_folder import refuse_other_run
+from wsi.datasets.patch_pictures import list_patches
 from wsi.text import number_of
 
 

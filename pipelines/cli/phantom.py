@@ -10,15 +10,15 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.console import err, out, progress
-from pipelines.provenance import code_hash, version
+from pipelines.runs.made_by import code_hash, version
+from wsi.datasets.patch_folder import read_patches
 from wsi.errors import ConfigError, StoreError
 from wsi.files import write_json
-from wsi.patch_folder import read_patches
-from wsi.phantom.kidney import KidneyPhantom, plan_kidneys, write_kidney, write_kidney_manifest
-from wsi.phantom.kidney_mosaic import write_kidney_mosaic
-from wsi.phantom.kidney_pictures import MPP, Picture, read_pictures
-from wsi.phantom.lymph_node import plan_cohort, validation_split, write_manifest, write_phantom
-from wsi.phantom.mosaic import Material, load_material, read_outlines
+from wsi.phantoms.kidney.mosaic import write_kidney_mosaic
+from wsi.phantoms.kidney.pictures import MPP, Picture, read_pictures
+from wsi.phantoms.kidney.slide import KidneyPhantom, plan_kidneys, write_kidney, write_kidney_manifest
+from wsi.phantoms.lymph_node.mosaic import Material, load_material, read_outlines
+from wsi.phantoms.lymph_node.slide import plan_cohort, validation_split, write_manifest, write_phantom
 
 app = typer.Typer(no_args_is_help=True, help="Make synthetic slides with known truth.")
 

@@ -11,25 +11,25 @@ import typer
 from models.engines import EngineConfig, find_models, load_engine
 from pipelines.cli.console import CohortProgress, cohort_progress, err, out, progress
 from pipelines.cli.options import Anisotropic, Mpp, Out
-from pipelines.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
-from pipelines.config import load_config
-from pipelines.provenance import code_hash, run_record, version
-from pipelines.renal.basis import basis_sentences
-from pipelines.renal.fields import field_threshold
-from pipelines.renal.grading import grade_word, percent_text
-from pipelines.renal.labels import proposed_labels
-from pipelines.renal.page import check_pdf
-from pipelines.renal.read import Readers, RenalConfig, run_fingerprint
-from pipelines.renal.report import grading_of
-from pipelines.renal.run import RenalResult, earlier_reports, report_slide
-from pipelines.renal.summary import write_results
-from pipelines.run_folder import RunFolder, refuse_other_run
+from pipelines.renal.read.basis import basis_sentences
+from pipelines.renal.read.fields import field_threshold
+from pipelines.renal.read.grading import grade_word, percent_text
+from pipelines.renal.read.labels import proposed_labels
+from pipelines.renal.read.page import check_pdf
+from pipelines.renal.read.reading import Readers, RenalConfig, run_fingerprint
+from pipelines.renal.read.report import grading_of
+from pipelines.renal.read.run import RenalResult, earlier_reports, report_slide
+from pipelines.renal.read.summary import write_results
+from pipelines.runs.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
+from pipelines.runs.config import load_config
+from pipelines.runs.made_by import code_hash, run_record, version
+from pipelines.runs.run_folder import RunFolder, refuse_other_run
 from wsi.errors import ConfigError, StoreError
-from wsi.export import Origin, origin_offset, write_geojson
-from wsi.manifest import SlideRow
-from wsi.source import SlideSource
+from wsi.results.export import Origin, origin_offset, write_geojson
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
+from wsi.slides.tissue import TissueConfig, detect_tissue
 from wsi.text import number_of
-from wsi.tissue import TissueConfig, detect_tissue
 
 DETECTOR, FIELDS = "renal-ptc-demo", "renal-fields-demo"
 Detector = Annotated[
@@ -69,9 +69,9 @@ def propose(
     Examples:
     wsi renal propose biopsy.svs -o capillaries.geojson
     """
-    from models.detect_slide import detect_slide
     from models.detector_card import load_detector
     from models.engines.contract import find_folder
+    from models.engines.detect_slide import detect_slide
 
     if file.suffix != ".geojson" and not file.name.endswith(".geojson.gz"):
         raise ConfigError(f"--out {file} must end in .geojson, so that QuPath reads it")

@@ -11,14 +11,14 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.console import err, out, progress
-from pipelines.renal.evaluation import evaluate, write_counting_errors, write_evaluation
-from pipelines.renal.grading import GradingConfig, grade_word, percent_text
-from pipelines.renal.page import check_pdf
-from pipelines.renal.report import GradeFacts, RenalReport, grading_of
-from pipelines.renal.review_run import Signature, review_slide
-from pipelines.renal.run import REVIEWED
-from pipelines.renal.summary import refresh_summary
-from pipelines.renal.truth import read_cohort
+from pipelines.renal.evaluate.evaluation import evaluate, write_counting_errors, write_evaluation
+from pipelines.renal.evaluate.truth import read_cohort
+from pipelines.renal.read.grading import GradingConfig, grade_word, percent_text
+from pipelines.renal.read.page import check_pdf
+from pipelines.renal.read.report import GradeFacts, RenalReport, grading_of
+from pipelines.renal.read.review_run import Signature, review_slide
+from pipelines.renal.read.run import REVIEWED
+from pipelines.renal.read.summary import refresh_summary
 from wsi.errors import ConfigError, WsiError
 from wsi.text import number_of
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from models.engines import Engine, EngineConfig, find_models, load_engine
-from pipelines.camelyon16.page import write_tables
-from pipelines.camelyon16.preview import count_text
-from pipelines.camelyon16.results import SlideResult, earlier_results
-from pipelines.camelyon16.score import ScoreConfig, run_fingerprint, score_slide
+from pipelines.camelyon16.read.page import write_tables
+from pipelines.camelyon16.read.preview import count_text
+from pipelines.camelyon16.read.results import SlideResult, earlier_results
+from pipelines.camelyon16.read.score import ScoreConfig, run_fingerprint, score_slide
 from pipelines.cli.console import CohortProgress, cohort_progress, err, out
 from pipelines.cli.options import (
     DEFAULT_MODEL,
@@ -24,14 +24,14 @@ from pipelines.cli.options import (
     Out,
     Precision,
 )
-from pipelines.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
-from pipelines.config import load_config, parse_config
-from pipelines.provenance import run_record
-from pipelines.run_folder import RunFolder, refuse_other_run
+from pipelines.runs.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
+from pipelines.runs.config import load_config, parse_config
+from pipelines.runs.made_by import run_record
+from pipelines.runs.run_folder import RunFolder, refuse_other_run
 from wsi.config import Config
 from wsi.errors import ConfigError
-from wsi.manifest import SlideRow
-from wsi.user_mask import PICTURES
+from wsi.marks.own_mask import PICTURES
+from wsi.slides.manifest import SlideRow
 
 
 class RunConfig(Config):

@@ -14,19 +14,19 @@ import openslide
 import typer
 
 from models.engines import Engine, EngineConfig, find_models, load_engine
-from pipelines.camelyon16.score import ScoreConfig, plan_slide
+from pipelines.camelyon16.read.score import ScoreConfig, plan_slide
 from pipelines.cli.console import duration, err, out, progress
 from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp
-from pipelines.cohort import gather
-from pipelines.config import load_config
-from pipelines.provenance import libraries, machine, version
-from wsi.blocks import PatchBlock
-from wsi.dataset import apply_dataset, rows_of_folder
+from pipelines.runs.cohort import gather
+from pipelines.runs.config import load_config
+from pipelines.runs.made_by import libraries, machine, version
+from wsi.datasets.rules import apply_dataset, rows_of_folder
 from wsi.errors import WsiError
-from wsi.manifest import SlideRow, read_manifest
-from wsi.slide import Slide
+from wsi.slides.blocks import PatchBlock
+from wsi.slides.manifest import SlideRow, read_manifest
+from wsi.slides.slide import Slide
+from wsi.slides.tissue import Mask
 from wsi.text import number_of
-from wsi.tissue import Mask
 
 SAFE_OPENSLIDE = (4, 0, 1)  # 4.0.0 has two published vulnerabilities in its readers
 MIN_FREE_GIB = 2
@@ -168,9 +168,9 @@ def _print_checks(checks: list[Check]) -> int:
 
 def check_training(manifest: Path, recipe: Path | None) -> list[Check]:
     """Every line of a manifest, every slide and its truth, as training will use them."""
-    from models.recipe import TrainConfig
-    from models.training_data import frame_of
-    from models.training_slides import prepare_slide
+    from models.training.data.slides import prepare_slide
+    from models.training.data.splits import frame_of
+    from models.training.recipe import TrainConfig
 
     cfg = load_config(recipe, TrainConfig) if recipe else TrainConfig(name="check")
     problems: list[str] = []

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from pipelines.camelyon16.cases import Selection, read_truth_table
-from pipelines.camelyon16.predictions import read_predictions
-from pipelines.camelyon16.submission import check_submission, write_submission
+from pipelines.camelyon16.benchmark.cases import Selection, read_truth_table
+from pipelines.camelyon16.benchmark.predictions import read_predictions
+from pipelines.camelyon16.benchmark.submission import check_submission, write_submission
 from pipelines.cli.camelyon16 import (
     DatasetName,
     Exclude,
@@ -21,8 +21,8 @@ from pipelines.cli.camelyon16 import (
     rules,
 )
 from pipelines.cli.console import err, out
-from pipelines.cohort import gather
-from pipelines.provenance import code_hash, version
+from pipelines.runs.cohort import gather
+from pipelines.runs.made_by import code_hash, version
 from wsi.errors import ConfigError
 
 

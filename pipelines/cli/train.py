@@ -11,24 +11,24 @@ import numpy as np
 import typer
 
 from models.engines.contract import shipped
-from pipelines.camelyon16.mine import hard_negatives, write_list
+from pipelines.camelyon16.read.mine import hard_negatives, write_list
 from pipelines.cli.console import Tick, interruptible, out, progress
-from pipelines.config import load_config
-from pipelines.provenance import code_hash, commit, libraries, machine, version
-from pipelines.training_pictures import write_contact_sheet, write_curves, write_roc
+from pipelines.runs.config import load_config
+from pipelines.runs.made_by import code_hash, commit, libraries, machine, version
+from pipelines.runs.training_pictures import write_contact_sheet, write_curves, write_roc
 from wsi.config import Config
-from wsi.dataset import apply_dataset, rows_of_folder
+from wsi.datasets.patch_folder import PatchFolder, read_patches
+from wsi.datasets.rules import apply_dataset, rows_of_folder
 from wsi.errors import ConfigError, StoreError
 from wsi.files import csv_text, write_json, write_text
-from wsi.manifest import SlideRow, read_manifest
-from wsi.metrics import auc, auc_interval, roc
-from wsi.patch_folder import PatchFolder, read_patches
+from wsi.metrics.ranking import auc, auc_interval, roc
+from wsi.slides.manifest import SlideRow, read_manifest
 from wsi.text import number_of
 
 if TYPE_CHECKING:
-    from models.cross_validation import OutOfFold
-    from models.progress import Listeners, Progress
-    from models.recipe import TrainConfig
+    from models.training.cross_validation import OutOfFold
+    from models.training.progress import Listeners, Progress
+    from models.training.recipe import TrainConfig
 
 MISTAKES = 24  # on the picture of the worst
 
@@ -98,7 +98,7 @@ def classifier(
 
     wsi train classifier configs/camelyon16.yaml --slides CAMELYON16 -o runs/camelyon16 --resume
     """
-    from models.recipe import TrainConfig
+    from models.training.recipe import TrainConfig
 
     overrides: dict[str, Any] = {"init": init, "hard_negatives": hard, "examples": examples, "seed": seed}
     overrides |= {"slides": slides, "patches": patches, "validation": validation, "folds": folds}
@@ -138,7 +138,7 @@ def has_checkpoint(folder: Path) -> bool:
     Raises:
         StoreError: there is no run at all.
     """
-    from models.training_state import CHECKPOINT
+    from models.training.state import CHECKPOINT
 
     if any(folder.glob(f"**/{CHECKPOINT}")):
         return True
@@ -163,8 +163,8 @@ def _discard_run(folder: Path) -> None:
 
 
 def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Callable[[], bool]) -> None:
-    from models.train_classifier import train
-    from models.training_data import patch_data, slide_data
+    from models.training.classify import train
+    from models.training.data.splits import patch_data, slide_data
 
     code = f"slidewright {version()}, code {code_hash()}"
     if cfg.patches is not None:
@@ -249,7 +249,7 @@ def say(text: str) -> None:
 def _listeners(
     cfg: TrainConfig, folder: Path, tick: Tick, stop: Callable[[], bool], title: str = ""
 ) -> Listeners:
-    from models.progress import Listeners
+    from models.training.progress import Listeners
 
     def report(p: Progress) -> None:
         note = f"loss {p.loss:.3f}, rate {p.learning_rate:.2g}, {p.examples_per_s:.0f} examples/s"
@@ -270,7 +270,7 @@ def _listeners(
 def _cross_validate(
     found: PatchFolder, cfg: TrainConfig, folder: Path, code: str, resume: bool, stop: Callable[[], bool]
 ) -> None:
-    from models.cross_validation import cross_validate
+    from models.training.cross_validation import cross_validate
 
     if not resume:
         write_training_run(cfg, folder)
@@ -348,7 +348,7 @@ def mine(
     Examples:
     wsi train mine runs/scored --slides slides.csv -o hard.csv
     """
-    from models.recipe import TrainConfig
+    from models.training.recipe import TrainConfig
 
     base = TrainConfig(name="mine") if config is None else load_config(config, TrainConfig)
     cfg = base.model_copy(update={"slides": slides})

@@ -12,17 +12,17 @@ from rich.table import Table
 
 from pipelines.cli.console import Tick, interruptible, out, progress
 from pipelines.cli.train import has_checkpoint, refuse_earlier, say, start, write_training_run
-from pipelines.config import load_config
-from pipelines.provenance import code_hash, version
-from pipelines.training_pictures import write_curves
+from pipelines.runs.config import load_config
+from pipelines.runs.made_by import code_hash, version
+from pipelines.runs.training_pictures import write_curves
 from wsi.errors import ConfigError
 from wsi.files import csv_text, write_text
-from wsi.manifest import SlideRow, read_manifest
+from wsi.slides.manifest import SlideRow, read_manifest
 
 if TYPE_CHECKING:
-    from models.detector_trials import Trial, TrialScore
-    from models.progress import Listeners, Progress
-    from models.train_detector import DetectorTrainConfig
+    from models.training.detect import DetectorTrainConfig
+    from models.training.progress import Listeners, Progress
+    from models.training.trials import Trial, TrialScore
 
 STEP_PX = 10  # between the enlargements of a sweep, as in the paper's table
 
@@ -58,7 +58,7 @@ def fields(
     Examples:
     wsi train fields configs/renal_fields.yaml --slides kidneys/fields.csv -o runs/fields
     """
-    from models.recipe import TrainConfig
+    from models.training.recipe import TrainConfig
 
     cfg = load_config(config, TrainConfig, {"slides": slides, "examples": examples, "seed": seed})
     if cfg.task != "fields":
@@ -102,8 +102,8 @@ def capillaries(
     Examples:
     wsi train capillaries configs/renal_ptc.yaml --slides kidneys/slides.csv -o runs/capillaries
     """
-    from models.detector_trials import corrected_trials, sweep_trials
-    from models.train_detector import DetectorTrainConfig, read_truths, used_rows
+    from models.training.detect import DetectorTrainConfig, read_truths, used_rows
+    from models.training.trials import corrected_trials, sweep_trials
 
     cfg = load_config(
         config, DetectorTrainConfig, {"slides": slides or None, "examples": examples, "seed": seed}
@@ -147,7 +147,7 @@ def _range(text: str) -> list[int]:
 def _train(
     cfg: DetectorTrainConfig, rows: Sequence[SlideRow], folder: Path, *, resume: bool, overwrite: bool
 ) -> None:
-    from models.train_detector import train_detector
+    from models.training.detect import train_detector
 
     refuse_earlier(folder, resume=resume, overwrite=overwrite)
     with interruptible("stopping; the same command with --resume goes on") as stop:
@@ -169,7 +169,7 @@ def _train(
 
 def _compare(trials: Sequence[Trial], folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Train trial after trial, then measure all; a trial that is complete is not trained again by --resume."""
-    from models.detector_trials import score_trial
+    from models.training.trials import score_trial
 
     if not resume:
         for trial in trials:
@@ -215,7 +215,7 @@ def _show_table(scores: Sequence[TrialScore]) -> None:
 
 
 def _listeners(name: str, folder: Path, tick: Tick, stop: Callable[[], bool]) -> Listeners:
-    from models.progress import Listeners
+    from models.training.progress import Listeners
 
     def report(p: Progress) -> None:
         tick(p.examples, p.total, f"loss {p.loss:.3f}, {p.examples_per_s:.1f} tiles/s")

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli.console import err, out, progress
-from pipelines.run_folder import KEPT, RUNNING
+from pipelines.runs.run_folder import KEPT, RUNNING
 from wsi.errors import StoreError, WsiError
 from wsi.files import changed_files, read_record
-from wsi.source import SlideSource
+from wsi.slides.source import SlideSource
 
 
 def verify(

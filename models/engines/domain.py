@@ -1,0 +1,144 @@
+"""What tissue a model knows: how far a patch's features lie from those of patches that it was trained on.
+
+A network gives a score to whatever it is shown: skin, a kidney, another stain. The features half-way through it tell
+such tissue from its own better than those at its end, which hold little but the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from models.card import CARD, DOMAIN, ModelCard, hash_file
+from models.checkpoint import load_checkpoint
+from models.forms.build import shown
+from models.networks.contract import normalise
+from wsi.arrays import RgbImage
+from wsi.errors import ModelError
+from wsi.files import replacing
+
+USUAL = 0.95  # share of patches like the model's own that lie within the limit
+RIDGE = 1e-3  # of the mean variance, added to all: features that hardly vary must not decide
+BATCH = 64
+
+Features = npt.NDArray[np.float32]  # (n, features)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Domain:
+    """The features of the patches that a model knows.
+
+    Attributes:
+        mean: (d,) of the training patches' features.
+        whiten: (d, d), which turns differences from the mean into ones of variance 1 that do not correlate.
+        limit: the distance that one in twenty patches of other slides of the same kind exceeds.
+    """
+
+    mean: Features
+    whiten: Features
+    limit: float
+
+    def distances(self, features: Features) -> npt.NDArray[np.float64]:
+        """Squared Mahalanobis distance by feature, (n,): about 1 for training patches."""
+        away = (features.astype(np.float64) - self.mean) @ self.whiten
+        distances: npt.NDArray[np.float64] = (away**2).mean(axis=1)
+        return distances
+
+    def unlike(self, features: Features) -> npt.NDArray[np.bool_]:
+        """Which patches lie beyond the limit, (n,)."""
+        return self.distances(features) > self.limit
+
+
+def fit_domain(training: Features, others: Features) -> Domain:
+    """The domain of ``training`` patches' features; the limit comes from ``others``, of slides not trained on.
+
+    Both are (n, d), and ``training`` needs more than d rows.
+    """
+    mean = training.mean(axis=0, dtype=np.float64)
+    covariance = np.cov(training.astype(np.float64), rowvar=False)
+    variances, axes = np.linalg.eigh(
+        covariance + RIDGE * np.trace(covariance) / len(mean) * np.eye(len(mean))
+    )
+    whiten = (axes / np.sqrt(variances)).astype(np.float32)
+    domain = Domain(mean.astype(np.float32), whiten, 0.0)
+    return Domain(domain.mean, whiten, float(np.quantile(domain.distances(others), USUAL)))
+
+
+def middle_features(
+    network: nn.Module, patches: Sequence[RgbImage], window: nn.Module | None = None
+) -> Features:
+    """Features half-way through the network, (n, d), of patches of its side or that ``window`` brings to it."""
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(patches), BATCH):
+            pixels = torch.from_numpy(np.stack(patches[start : start + BATCH]))
+            pixels = normalise(pixels if window is None else window(pixels))
+            parts.append(network.middle(pixels).numpy())  # type: ignore[operator]
+    return np.concatenate(parts)
+
+
+def write_domain(folder: Path, domain: Domain) -> str:
+    """Write ``domain.safetensors`` into a model's folder; its sha256."""
+    arrays = {
+        "mean": domain.mean,
+        "whiten": domain.whiten,
+        "limit": np.array([domain.limit], np.float64),
+    }
+    with replacing(folder / DOMAIN) as partial:
+        try:
+            save_file(arrays, partial)
+        except SafetensorError as error:  # its own wrapping of a full disk
+            raise OSError(str(error)) from error
+    return hash_file(folder / DOMAIN)
+
+
+def read_domain(folder: Path, card: ModelCard) -> Domain | None:
+    """What the model in ``folder`` knows; None where its card, as `read_card` checked it, has no such record.
+
+    Raises:
+        ModelError: the file is no such record.
+    """
+    if card.domain is None:
+        return None
+    path = folder / DOMAIN
+    try:
+        arrays = load_file(path)
+        return Domain(arrays["mean"], arrays["whiten"], float(arrays["limit"][0]))
+    except (SafetensorError, KeyError, IndexError, ValueError) as error:
+        raise ModelError(f"{path} is not the record of a model's domain; copy the model again") from error
+
+
+def look_unlike(folder: Path, patches: Sequence[RgbImage], frame: ModelCard) -> npt.NDArray[np.bool_]:
+    """Which patches look unlike what the model in ``folder`` knows; (n,).
+
+    Args:
+        folder: the model's.
+        patches: RGB uint8, of the side and spacing of ``frame``.
+        frame: the model's own card, or the common one of several.
+
+    Raises:
+        ModelError: the model has no record of what it knows, or a file of it is damaged.
+    """
+    network, domain, card = _known(folder, (folder / CARD).stat().st_mtime_ns)
+    return domain.unlike(middle_features(network, patches, shown(nn.Identity(), card, frame)))
+
+
+@lru_cache(maxsize=1)
+def _known(folder: Path, _written: int) -> tuple[nn.Module, Domain, ModelCard]:
+    """Network, domain and card, kept from slide to slide until the model is written anew."""
+    network, card = load_checkpoint(folder)
+    domain = read_domain(folder, card)
+    if domain is None:
+        raise ModelError(
+            f"{folder} has no record of what its model knows; make one: wsi models calibrate --training"
+        )
+    return network, domain, card

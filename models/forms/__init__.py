@@ -1,0 +1,1 @@
+"""Other programs' models: WSInfer's folder form, ONNX."""

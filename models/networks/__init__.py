@@ -1,0 +1,1 @@
+"""Networks: one file each, and the contract by which every engine runs them."""

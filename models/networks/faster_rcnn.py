@@ -1,0 +1,198 @@
+"""Faster R-CNN for capillaries, every borrowed default set (Ren et al. 2015; torchvision)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from wsi.arrays import BoxesXYXY
+from wsi.config import Config
+from wsi.marks.boxes import Detections, joined
+
+MOST_BOXES = 400  # in one tile of 256 um: far more than capillaries fit into it
+
+
+class DetectorConfig(Config):
+    """The network's shape.
+
+    Attributes:
+        classes: names, from 0 as they leave this module; inside torchvision 0 is the background.
+        backbone: ``resnet50`` (Kim et al. 2019 name Faster R-CNN only; this is torchvision's own), or ``small`` for
+            CPUs: three stages at 1/4, 1/8 and 1/16.
+        tile_px: side of the tiles it is trained on and looks at; nothing is resized inside.
+        spacing_um: um per pixel of the tiles.
+        anchors_px: side of the anchors, one for each level of the pyramid, fine to coarse.
+        iou: overlap above which a box suppresses another in its tile.
+        lowest_score: boxes below are not given at all.
+        separate: a whole network for each class, as Kim et al. 2019 have it, instead of one for all; twice the time.
+    """
+
+    classes: tuple[str, ...] = Field(default=("C4d negative", "C4d positive"), min_length=1)
+    backbone: Literal["small", "resnet50"] = "small"
+    tile_px: int = Field(default=512, gt=0, multiple_of=32)
+    spacing_um: float = Field(default=0.5, gt=0)
+    anchors_px: tuple[float, ...] = (32.0, 48.0, 80.0)
+    iou: float = Field(default=0.4, gt=0, lt=1)
+    lowest_score: float = Field(default=0.05, ge=0, lt=1)
+    separate: bool = False
+
+    @model_validator(mode="after")
+    def _one_anchor_a_level(self) -> DetectorConfig:
+        levels = 3 if self.backbone == "small" else 4
+        if len(self.anchors_px) != levels:
+            raise ValueError(f"{self.backbone} has {levels} levels, so it needs as many anchors_px")
+        return self
+
+
+class CapillaryDetector(nn.Module):
+    """RGB uint8 tiles in, boxes out; preprocessing is inside."""
+
+    def __init__(self, cfg: DetectorConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        every = tuple(range(len(cfg.classes)))
+        self.groups = tuple((i,) for i in every) if cfg.separate else (every,)  # classes of each network
+        self.networks = nn.ModuleList(_network(cfg, len(group)) for group in self.groups)
+
+    def losses(self, tiles: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The four losses of every network on a batch, in training mode.
+
+        Args:
+            tiles: (n, tile_px, tile_px, 3) RGB uint8, or float (n, 3, tile_px, tile_px) in 0..1 that was recoloured.
+            boxes: for each tile (k, 4) x0, y0, x1, y1 in its pixels; k may be 0.
+            labels: for each tile (k,) class numbers from 0.
+        """
+        pixels = list(self._pixels(tiles))
+        found: dict[str, Tensor] = {}
+        for i, (group, network) in enumerate(zip(self.groups, self.networks, strict=True)):
+            targets = [_target(b, n, group) for b, n in zip(boxes, labels, strict=True)]
+            found |= {f"{name}.{i}": loss for name, loss in network(pixels, targets).items()}
+        return found
+
+    @torch.inference_mode()
+    def detect(self, tiles: Tensor) -> list[Detections]:
+        """Boxes of every tile in its own pixels, in evaluation mode, at most `MOST_BOXES` each, best first."""
+        pixels = list(self._pixels(tiles))
+        parts = []
+        for group, network in zip(self.groups, self.networks, strict=True):
+            names = torch.tensor(group)
+            parts.append(
+                [
+                    _detections(one["boxes"], one["scores"], names[one["labels"] - 1])
+                    for one in network(pixels)
+                ]
+            )
+        return [_best_first(joined(of_tile)) for of_tile in zip(*parts, strict=True)]
+
+    def _pixels(self, tiles: Tensor) -> Tensor:
+        side = self.cfg.tile_px
+        whole = tiles.permute(0, 3, 1, 2).float() / 255 if tiles.dtype == torch.uint8 else tiles
+        if tuple(whole.shape[1:]) != (3, side, side):
+            raise ValueError(f"tiles must be {side} x {side} px, RGB, got {tuple(tiles.shape)}")
+        return whole
+
+
+def _target(boxes: Tensor, labels: Tensor, group: tuple[int, ...]) -> dict[str, Tensor]:
+    """What a network of some of the classes is to find: 0 is its background, 1 the first of its classes."""
+    mine = torch.isin(labels, torch.tensor(group))
+    return {"boxes": boxes[mine].float(), "labels": labels[mine] - group[0] + 1}
+
+
+def _best_first(found: Detections) -> Detections:
+    return found[np.argsort(-found.scores, kind="stable")]
+
+
+def _detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
+    """On the CPU in float64 from here on; boxes without an area are left out."""
+    found: BoxesXYXY = boxes.cpu().numpy().astype(np.float64)
+    whole = (found[:, 2:] > found[:, :2]).all(axis=1)
+    return Detections(
+        found[whole],
+        scores.float().cpu().numpy()[whole].astype(np.float32),
+        labels.cpu().numpy()[whole].astype(np.int64),
+    )
+
+
+def _network(cfg: DetectorConfig, classes: int) -> FasterRCNN:
+    backbone = _small() if cfg.backbone == "small" else _resnet50()
+    hidden = 256 if cfg.backbone == "small" else 1024  # torchvision's is 1024
+    outputs = classes + 1  # and the background
+    names = [str(i) for i in range(len(cfg.anchors_px))]
+    return FasterRCNN(
+        backbone,
+        box_head=TwoMLPHead(backbone.out_channels * 7**2, hidden),
+        box_predictor=FastRCNNPredictor(hidden, outputs),
+        min_size=cfg.tile_px,  # its default, 800, would be another spacing
+        max_size=cfg.tile_px,
+        image_mean=[0.5, 0.5, 0.5],  # trained from scratch: no ImageNet statistics
+        image_std=[0.5, 0.5, 0.5],
+        rpn_anchor_generator=AnchorGenerator(
+            tuple((side,) for side in cfg.anchors_px), ((0.5, 1.0, 2.0),) * len(cfg.anchors_px)
+        ),
+        rpn_pre_nms_top_n_train=1000,
+        rpn_pre_nms_top_n_test=1000,
+        rpn_post_nms_top_n_train=500,
+        rpn_post_nms_top_n_test=2 * MOST_BOXES,
+        rpn_batch_size_per_image=256,
+        rpn_nms_thresh=0.7,
+        box_roi_pool=MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
+        box_batch_size_per_image=128,
+        box_score_thresh=cfg.lowest_score,
+        box_nms_thresh=cfg.iou,
+        box_detections_per_img=MOST_BOXES,  # its default, 100, would cap a count
+    )
+
+
+def _small() -> BackboneWithFPN:
+    """Eight convolutions and the pyramid."""
+    body = nn.Sequential(
+        nn.Sequential(_block(3, 24, 2), _block(24, 32, 1), _block(32, 48, 2), _block(48, 48, 1)),
+        nn.Sequential(_block(48, 96, 2), _block(96, 96, 1)),
+        nn.Sequential(_block(96, 160, 2), _block(160, 160, 1)),
+    )
+    return BackboneWithFPN(
+        body,
+        return_layers={"0": "0", "1": "1", "2": "2"},
+        in_channels_list=[48, 96, 160],
+        out_channels=96,
+        extra_blocks=_NoMore(),
+    )
+
+
+def _block(before: int, after: int, stride: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+    )
+
+
+def _resnet50() -> BackboneWithFPN:
+    """All of it is trained, with batch normalisation: there are no weights to keep."""
+    return BackboneWithFPN(
+        resnet50(weights=None),
+        return_layers={"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"},
+        in_channels_list=[256, 512, 1024, 2048],
+        out_channels=256,
+        extra_blocks=_NoMore(),
+    )
+
+
+class _NoMore(ExtraFPNBlock):  # type: ignore[misc]
+    """In place of the further, coarser level that `BackboneWithFPN` would add."""
+
+    def forward(
+        self, results: list[Tensor], x: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        """The levels as they are."""
+        return results, names

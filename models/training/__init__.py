@@ -1,0 +1,1 @@
+"""Training: recipes, the loops, their state; `data` draws and reads the examples."""

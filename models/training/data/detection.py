@@ -1,0 +1,246 @@
+"""Examples for a detector: tiles of slides with the boxes that lie in them, enlarged and turned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsi.arrays import BoxesXYXY, RgbImage
+from wsi.errors import AnnotationError
+from wsi.marks.annotations import read_annotations
+from wsi.marks.c4d import FEASIBLE, NOT_COUNTED, NOT_FEASIBLE
+from wsi.marks.geojson import read_objects
+from wsi.slides.slide import LEVEL_TOLERANCE, Slide
+
+LEAST_SEEN = 0.4  # share of a box that must lie in the tile: less of a capillary cannot be told
+TRAP = -1  # in place of a class: what is marked as no object
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MarkedSlide:
+    """Boxes around a slide's marked objects.
+
+    Attributes:
+        boxes: (n, 4) around the outlines, in level-0 pixels, not enlarged.
+        labels: (n,) class numbers from 0.
+        traps: (m, 4) around what may be taken for an object and is none: tiles are drawn there, too.
+        fields: (k, 4) feasible fields; where there are any, nothing is known of what lies beyond them.
+    """
+
+    boxes: BoxesXYXY
+    labels: npt.NDArray[np.int64]
+    traps: BoxesXYXY = field(default_factory=lambda: np.empty((0, 4)))
+    fields: BoxesXYXY = field(default_factory=lambda: np.empty((0, 4)))
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to draw a tile around."""
+        return bool(len(self.boxes) or len(self.traps))
+
+
+def read_marked(path: Path, classes: Sequence[str]) -> MarkedSlide:
+    """Boxes of an annotation file.
+
+    Args:
+        path: GeoJSON or ASAP XML whose groups are the classes, ``not a capillary`` for traps, and ``feasible`` and
+            ``not feasible`` for fields: a corrected file of ``wsi renal report`` marks what is in feasible ones.
+        classes: their names, in order.
+
+    Raises:
+        AnnotationError: the file is broken, or holds another class, an object without one, or a point.
+    """
+    boxes, labels, traps, fields = [], [], [], []
+    known = (*classes, NOT_COUNTED)
+    for group, bounds in _marks(path):
+        if group == FEASIBLE:
+            fields.append(bounds)
+        elif group == NOT_COUNTED:
+            traps.append(bounds)
+        elif group in classes:
+            boxes.append(bounds)
+            labels.append(classes.index(group))
+        elif group != NOT_FEASIBLE:
+            what = (
+                f"the class {group!r}"
+                if group
+                else f"an object without a class at ({bounds[0]:.0f}, {bounds[1]:.0f})"
+            )
+            raise AnnotationError(f"{path} holds {what}; known are {', '.join(known)}: rename or remove it")
+    return MarkedSlide(_boxes(boxes), np.array(labels, np.int64), _boxes(traps), _boxes(fields))
+
+
+def _marks(path: Path) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Class and bounds of everything that is marked; the class is empty where an object has none."""
+    if path.suffix.lower() == ".xml":
+        yield from ((a.group, a.outline.bounds) for a in read_annotations(path))
+        return
+    for o in read_objects(path):
+        if o.shape.area == 0:
+            raise AnnotationError(
+                f"{path} holds a {o.shape.geom_type} ({o.group!r}): mark each capillary by an outline"
+            )
+        yield o.group, o.shape.bounds
+
+
+def _boxes(found: Sequence[tuple[float, ...]]) -> BoxesXYXY:
+    return np.array(found, np.float64).reshape(-1, 4)
+
+
+def enlarged(boxes: BoxesXYXY, labels: npt.NDArray[np.int64], by: Sequence[float]) -> BoxesXYXY:
+    """Boxes whose sides each move outward, so that a detector sees what lies around a capillary (Kim et al. 2019).
+
+    The paper says by how many pixels label masks were enlarged (50 for positive, 40 for negative capillaries), and not
+    whether in all or on each side; here it is each side.
+
+    Args:
+        boxes: (n, 4).
+        labels: (n,) class numbers.
+        by: for each class, in the unit of the boxes.
+    """
+    grow = np.asarray(by, np.float64)[labels][:, None]
+    return np.asarray(boxes + grow * np.array([-1, -1, 1, 1]))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Example:
+    """A tile and what is marked in it.
+
+    Attributes:
+        pixels: RGB uint8, (size, size, 3).
+        boxes: (k, 4) in the tile's pixels, cut at its border.
+        labels: (k,) class numbers from 0.
+    """
+
+    pixels: RgbImage
+    boxes: BoxesXYXY
+    labels: npt.NDArray[np.int64]
+
+
+def read_example(
+    slide: Slide,
+    marked: MarkedSlide,
+    corner: tuple[int, int],
+    size_px: int,
+    spacing_um: float,
+    enlarge_um: Sequence[float],
+) -> Example:
+    """The tile whose top-left corner is there, resampled to a spacing.
+
+    Args:
+        slide: what is read.
+        marked: its boxes; where it has fields, what lies beyond them is white and unmarked.
+        corner: level-0 (x, y); may lie off the slide, which is white there.
+        size_px: side of the tile.
+        spacing_um: um per pixel of the tile.
+        enlarge_um: for each class, see `enlarged`.
+
+    Raises:
+        RegionError: the place cannot be decoded.
+        MissingMppError: the slide has no spacing.
+    """
+    scale = slide.mpp / spacing_um  # tile pixels per level-0 pixel
+    pixels = read_tile(slide, corner, size_px / scale, size_px)
+    boxes, labels = marked.boxes, marked.labels
+    if len(marked.fields):
+        known = _in_any(boxes, marked.fields)
+        boxes, labels = boxes[known], labels[known]
+        pixels = _whitened(pixels, (marked.fields - np.array([*corner, *corner])) * scale)
+    boxes = enlarged(boxes, labels, [um / slide.mpp for um in enlarge_um])
+    return Example(pixels, *_inside((boxes - np.array([*corner, *corner])) * scale, labels, size_px))
+
+
+def _in_any(boxes: BoxesXYXY, fields: BoxesXYXY) -> npt.NDArray[np.bool_]:
+    """Whether the middle of each box (n, 4) lies in any field (k, 4)."""
+    x, y = (boxes[:, None, :2] + boxes[:, None, 2:]).transpose(2, 0, 1) / 2  # (n, 1) each
+    inside = (x >= fields[:, 0]) & (x < fields[:, 2]) & (y >= fields[:, 1]) & (y < fields[:, 3])
+    return np.asarray(inside.any(axis=1))
+
+
+def _whitened(pixels: RgbImage, fields: BoxesXYXY) -> RgbImage:
+    """The tile with all that lies in none of the fields painted white; fields in the tile's pixels."""
+    known = np.zeros(pixels.shape[:2], np.bool_)
+    for x0, y0, x1, y1 in np.round(fields).astype(np.int64):
+        known[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = True
+    return np.where(known[..., None], pixels, np.uint8(255))
+
+
+def read_tile(slide: Slide, corner: tuple[int, int], side_l0: float, size_px: int) -> RgbImage:
+    """A square of the slide, resampled to ``size_px``, from the coarsest level that needs no enlarging.
+
+    Args:
+        slide: what is read.
+        corner: level-0 (x, y); may lie off the slide, which is white there.
+        side_l0: side on the slide, in level-0 pixels.
+        size_px: side of what is given.
+
+    Raises:
+        RegionError: the place cannot be decoded.
+    """
+    wanted = max(1.0, side_l0 / size_px) * (1 + LEVEL_TOLERANCE)
+    level = max(i for i, lv in enumerate(slide.levels) if i == 0 or lv.downsample <= wanted)
+    side_level = max(1, round(side_l0 / slide.levels[level].downsample))
+    pixels = slide.read_region(corner, level, (side_level, side_level))
+    if side_level == size_px:
+        return pixels
+    method = cv2.INTER_AREA if side_level > size_px else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=method), np.uint8)
+
+
+def _inside(
+    boxes: BoxesXYXY, labels: npt.NDArray[np.int64], size: int
+) -> tuple[BoxesXYXY, npt.NDArray[np.int64]]:
+    """Boxes cut at the tile's border; those of which too little is left are left out."""
+    cut = np.clip(boxes, 0, size)
+    shown = np.clip(cut[:, 2:] - cut[:, :2], 0, None).prod(axis=1) / (boxes[:, 2:] - boxes[:, :2]).prod(
+        axis=1
+    )
+    keep = shown >= LEAST_SEEN
+    return cut[keep], labels[keep]
+
+
+def turned(example: Example, orientation: int) -> Example:
+    """The tile and its boxes in orientation 0..7, the same as `models.networks.contract.orient`: transpose, then flips.
+
+    Raises:
+        ValueError: there is no such orientation.
+    """
+    if not 0 <= orientation < 8:
+        raise ValueError(f"orientation must lie in 0..7, got {orientation}")
+    pixels, boxes, size = example.pixels, example.boxes, example.pixels.shape[0]
+    if orientation & 1:
+        pixels, boxes = pixels.transpose(1, 0, 2), boxes[:, [1, 0, 3, 2]]
+    if orientation & 2:
+        pixels = pixels[::-1]
+        boxes = np.stack([boxes[:, 0], size - boxes[:, 3], boxes[:, 2], size - boxes[:, 1]], axis=1)
+    if orientation & 4:
+        pixels = pixels[:, ::-1]
+        boxes = np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], axis=1)
+    return Example(np.ascontiguousarray(pixels), np.ascontiguousarray(boxes), example.labels)
+
+
+def draw_corner(
+    marked: MarkedSlide, size_l0: float, rng: np.random.Generator, label: int | None = None
+) -> tuple[int, int]:
+    """The corner of a tile that holds a random object somewhere in it.
+
+    Args:
+        marked: the slide.
+        size_l0: side of the tile.
+        rng: every draw comes from it.
+        label: the object's class, or `TRAP`; where there is none of it, any object, and without one any trap.
+
+    Raises:
+        ValueError: nothing is marked.
+    """
+    if not marked.usable:
+        raise ValueError("nothing is marked on this slide")
+    wanted = marked.traps if label == TRAP else marked.boxes[marked.labels == label]
+    choice = next(boxes for boxes in (wanted, marked.boxes, marked.traps) if len(boxes))
+    x0, y0, x1, y1 = choice[int(rng.integers(len(choice)))]
+    at = rng.uniform(0.15, 0.85, 2) * size_l0
+    return round((x0 + x1) / 2 - at[0]), round((y0 + y1) / 2 - at[1])

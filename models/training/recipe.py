@@ -1,0 +1,154 @@
+"""The recipe of a training run: one frozen configuration, and the rates that follow from it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from models.card import Architecture
+from models.networks.inception import PATCH_PX
+from models.training.data.augment import AugmentConfig
+from wsi.config import Config
+from wsi.datasets.rules import Dataset, read_dataset
+from wsi.marks.c4d import FEASIBLE, NOT_FEASIBLE
+from wsi.slides.stain import StainMethod
+
+STRIDE_PX = 128  # the centre square that a patch speaks for (Liu et al. 2017)
+FROM_SCRATCH, FROM_WEIGHTS = 0.05, 0.002  # first learning rates of Liu et al. 2017
+
+
+class TrainConfig(Config):
+    """The recipe; defaults are those of Liu et al. 2017 where they state one.
+
+    Attributes:
+        slides: a manifest, or a folder of slides and truth files of the same names.
+        patches: a folder of labelled patches, instead of slides.
+        task: ``tumour`` tells tumour from normal by the middle of a patch; ``fields`` tells feasible fields of kidneys,
+            each a whole patch (Kim et al. 2019).
+        sensitivity: share of the feasible validation fields that the model's threshold keeps.
+        folds: cross-validate on ``patches`` by as many parts, contiguous in their order within each class.
+        dataset: what is known of the slides by name, or the name of rules that ship: ``camelyon16``.
+        truth_label: value of truth masks that means tumour; None detects 0/1, 0/255 and 0/1/2.
+        validation: a further folder of labelled patches, by which the best network is chosen.
+        architecture: the network; ``efficientnet_lite0`` is small and starts from ImageNet's weights.
+        width: multiplier of the channels; 1 is the full Inception-v3.
+        input_px: side that patches are brought to inside ``efficientnet_lite0``; None leaves them.
+        patch_px, stride_px: side of the patch, and of its centre that the label speaks of, in the model's pixels.
+        init: weights to start from: a model's folder or shipped name, or ImageNet's file at width 1; ``imagenet``
+            downloads that.
+        stain_normalisation: recolour every slide first; Liu et al. found no gain.
+        examples: patches to train on.
+        learning_rate: None is 0.05, or 0.002 when started from weights (Liu et al. 2017).
+        schedule: ``halve`` after every ``halve_every`` examples, or ``cosine`` down to 0 after a short rise.
+        optimiser: ``rmsprop`` is TensorFlow's, as published; ``adamw`` suits short runs from weights.
+        average: examples over which weights are averaged, newer ones counting more (Polyak and Juditsky 1992, with
+            exponential weights); the average is validated and kept, and is steadier than the last weights. 0 is none.
+        focal_gamma: focal loss instead of cross-entropy; Lin et al. 2017 use 2. 0 is cross-entropy.
+        hard_negatives: a list from ``wsi train mine``; its places get ``hard_share`` of the normal draws.
+        second_phase: examples after which everything but the output layer is fixed, drawn at the true class
+            frequencies (Havaei et al. 2017); 0 is none. It starts from the last network, and its best one replaces
+            that of the first phase.
+        validate_every: examples between validations.
+        validation_patches: patches, half of each class, drawn once from the validation slides.
+        checkpoint_every: examples between checkpoints to resume from.
+        aux_weight: share of the auxiliary head's loss (Szegedy et al. 2015 use 0.3; REPATH 0.4).
+        precision: of the forward pass; weights and optimiser stay in fp32. ``auto`` is bf16 where it is fast.
+    """
+
+    name: str
+    slides: Path | None = None
+    patches: Path | None = None
+    validation: Path | None = None
+    task: Literal["tumour", "fields"] = "tumour"
+    sensitivity: float = Field(default=0.99, gt=0, le=1)
+    folds: int = Field(default=0, ge=0)
+    dataset: Dataset | str = Dataset()
+    truth_label: int | None = Field(default=None, gt=0)
+    architecture: Literal["inception_v3", "efficientnet_lite0"] = "inception_v3"
+    width: float = Field(default=1.0, gt=0, le=1)
+    input_px: int | None = Field(default=None, gt=0)
+    patch_px: int = Field(default=PATCH_PX, gt=0)
+    stride_px: int = Field(default=STRIDE_PX, gt=0)
+    init: Path | None = None
+    spacing_um: float | None = Field(default=0.243, gt=0)
+    spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
+    stain_normalisation: StainMethod = "none"
+    seed: int = Field(default=0, ge=0)
+    batch: int = Field(default=32, gt=1)
+    examples: int = Field(default=10_000_000, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    schedule: Literal["halve", "cosine"] = "halve"
+    halve_every: int = Field(default=2_000_000, gt=0)
+    optimiser: Literal["rmsprop", "adamw"] = "rmsprop"
+    momentum: float = 0.9
+    decay: float = 0.9
+    epsilon: float = 1.0
+    weight_decay: float = Field(default=0.0, ge=0)
+    average: int = Field(default=0, ge=0)
+    focal_gamma: float = Field(default=0.0, ge=0)
+    aux_weight: float = 0.4
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    hard_negatives: Path | None = None
+    hard_share: float = Field(default=0.25, ge=0, lt=1)
+    second_phase: int = Field(default=0, ge=0)
+    validate_every: int = Field(default=100_000, gt=0)
+    validation_patches: int = Field(default=4_000, gt=1)
+    checkpoint_every: int = Field(default=20_000, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, gt=0)
+    augment: AugmentConfig = AugmentConfig()
+    demonstration: bool = False
+    training_data: str = ""
+    limits: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.slides is not None and self.patches is not None:
+            raise ValueError("name slides or patches, not both")
+        if self.task == "fields" and self.patches is not None:
+            raise ValueError("fields are trained on slides, not on patches")
+        if self.validation is not None and (self.patches is None or self.folds):
+            raise ValueError("validation goes with patches and without folds")
+        if self.architecture == "inception_v3" and (self.patch_px < PATCH_PX or self.input_px is not None):
+            raise ValueError(f"inception_v3 takes patches of {PATCH_PX} px or more, and no input_px")
+        if self.folds == 1 or (self.folds and self.patches is None):
+            raise ValueError("folds must be 0, or 2 and more with patches")
+        _ = self.rules  # an unknown name is refused here
+        return self
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """Names of the two classes, the one that is looked for last."""
+        return (NOT_FEASIBLE, FEASIBLE) if self.task == "fields" else ("normal", "tumor")
+
+    @property
+    def network(self) -> Architecture:
+        """The network, as its card will state it."""
+        return Architecture(name=self.architecture, width=self.width, input_px=self.input_px)
+
+    @property
+    def rules(self) -> Dataset:
+        """What is known of the slides by name."""
+        return read_dataset(self.dataset) if isinstance(self.dataset, str) else self.dataset
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate at the start."""
+        return self.learning_rate or (FROM_SCRATCH if self.init is None else FROM_WEIGHTS)
+
+    @property
+    def total(self) -> int:
+        """Examples of both phases."""
+        return self.examples + self.second_phase
+
+    def rate(self, seen: int) -> float:
+        """The learning rate after ``seen`` examples; the second phase keeps the first's last."""
+        seen = min(seen, self.examples - 1)
+        if self.schedule == "halve":
+            return self.first_rate * 0.5 ** (seen // self.halve_every)
+        rise = min(1.0, (seen + self.batch) / (0.05 * self.examples))
+        return self.first_rate * rise * 0.5 * (1 + math.cos(math.pi * seen / self.examples))

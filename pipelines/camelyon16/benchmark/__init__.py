@@ -1,0 +1,1 @@
+"""The Camelyon16 benchmark: predictions beside truth, figures with their intervals, pages."""

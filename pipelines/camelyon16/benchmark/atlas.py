@@ -1,0 +1,235 @@
+"""The error atlas: one page with the curves, every missed lesion and the strongest false positives, to look at."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import shapely
+from shapely import Polygon
+
+from pipelines.camelyon16.benchmark.curves import interval_text
+from pipelines.camelyon16.benchmark.evaluation import Evaluation, FalsePositive, LesionOutcome
+from pipelines.camelyon16.benchmark.froc import VARIANTS, Variant
+from pipelines.camelyon16.benchmark.report import MARK_UM, lesion_mistake, mistakes_path
+from pipelines.camelyon16.read.page import TEMPLATES
+from wsi.errors import WsiError
+from wsi.files import write_text
+from wsi.slides.slide import Slide
+from wsi.slides.source import SlideSource
+from wsi.text import number_of
+
+VIEW_PX = 260  # side of a thumbnail
+WIDE_UM, CLOSE_UM = 1600.0, 200.0  # what the two thumbnails show; the wide one grows with the lesion
+JPEG_QUALITY = 80
+LARGEST_READ_PX = 8192  # side of what is read for a thumbnail
+FALSE_SHOWN = 100
+BUDGET = 18_000_000  # bytes of pictures: the page stays under 20 MB
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A thumbnail: JPEG as a data URI, outline as an SVG path in its pixels, side and scale bar in um."""
+
+    image: str
+    path: str
+    side_um: float
+    bar_um: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One card of the page.
+
+    Attributes:
+        kind: ``missed``, ``late`` (found beyond 8 false positives per slide only) or ``false positive``.
+        detail: class and length of a lesion; the slide's truth of a false positive.
+        false_per_slide: false positives per slide that come with its score; None for a missed lesion.
+        outline: in level-0 pixels; none: a ring is drawn around (x, y).
+        link: GeoJSON of the slide's mistakes, relative to the page.
+        why_blank: why there are no pictures.
+    """
+
+    kind: str
+    slide: str
+    detail: str
+    lesion_class: str
+    length_um: float
+    score: float
+    false_per_slide: float | None
+    x: float
+    y: float
+    outline: tuple[Polygon, ...]
+    link: str
+    source: SlideSource | None
+    views: tuple[View, ...] = ()
+    why_blank: str = ""
+
+
+def mistakes(result: Evaluation, folder: Path, shown: int = FALSE_SHOWN) -> list[Mistake]:
+    """Missed lesions, longest first; then those found late; then the strongest false positives."""
+    predictions = {s.name: s.case.prediction for s in result.slides}
+
+    def card(
+        kind: str, at: LesionOutcome | FalsePositive, detail: str, outline: tuple[Polygon, ...]
+    ) -> Mistake:
+        false = float(result.curve.false_at(at.score)) if at.score > 0 else None
+        x, y = at.x, at.y
+        if outline:  # the middle of a crescent is not on it
+            inside = max(outline, key=lambda part: part.area).representative_point()
+            x, y = inside.x, inside.y
+        link = quote(str(mistakes_path(folder, at.slide).relative_to(folder)))
+        lesion = at if isinstance(at, LesionOutcome) else None
+        return Mistake(
+            kind,
+            at.slide,
+            detail,
+            lesion.kind if lesion else "",
+            lesion.length_um if lesion else 0.0,
+            at.score,
+            false,
+            x,
+            y,
+            outline,
+            link,
+            predictions[at.slide].source,
+        )
+
+    cards = []
+    for kind in ("missed", "late"):
+        mine = [x for x in result.lesions if lesion_mistake(x, result.curve) == kind]
+        mine.sort(key=lambda x: (-x.length_um, x.slide, x.number))
+        cards += [card(kind, x, f"{x.kind}, {x.length_um:,.0f} µm", x.outline) for x in mine]
+    for f in result.false[:shown]:
+        cards.append(
+            card("false positive", f, "on a tumour slide" if f.tumour_slide else "on a normal slide", ())
+        )
+    return cards
+
+
+def with_views(
+    cards: Sequence[Mistake], tick: Callable[[int, int], None] = lambda done, total: None
+) -> list[Mistake]:
+    """Add thumbnails, opening each slide once; cards keep their order. What cannot be read is said on the card."""
+    done: dict[int, Mistake] = {}
+    spent = 0
+    first_of: dict[str, int] = {}
+    for i, card in enumerate(cards):
+        first_of.setdefault(card.slide, i)
+    # slide by slide, the slide of the first card first: the budget goes to the first cards as far as that allows
+    order = sorted(range(len(cards)), key=lambda i: (first_of[cards[i].slide], i))
+    opened: Slide | None = None
+    current, why = "", ""
+    try:
+        for count, i in enumerate(order):
+            tick(count, len(cards))
+            card = cards[i]
+            if card.slide != current:
+                if opened is not None:
+                    opened.close()
+                current = card.slide
+                opened, why = _open(card.source)
+            if opened is None:
+                done[i] = replace(card, why_blank=why)
+            elif spent > BUDGET:
+                done[i] = replace(card, why_blank="no picture: the page would grow over 20 MB")
+            else:
+                done[i] = _look(card, opened)
+                spent += sum(len(view.image) for view in done[i].views)
+    finally:
+        if opened is not None:
+            opened.close()
+    tick(len(cards), len(cards))
+    return [done[i] for i in range(len(cards))]
+
+
+def _open(source: SlideSource | None) -> tuple[Slide | None, str]:
+    if source is None:
+        return None, "no picture: the slide is not known; pass --slides"
+    try:
+        return source.open(), ""
+    except WsiError as error:
+        return None, f"no picture: {error}; or pass --slides"
+
+
+def _look(card: Mistake, slide: Slide) -> Mistake:
+    views = []
+    try:
+        extent = max(
+            (max(p.bounds[2] - p.bounds[0], p.bounds[3] - p.bounds[1]) for p in card.outline), default=0
+        )
+        for side_um in (max(WIDE_UM, 1.3 * extent * slide.mpp), CLOSE_UM):
+            views.append(_view(card, slide, side_um))
+    except WsiError as error:
+        return replace(card, why_blank=f"no picture: {error}")
+    return replace(card, views=tuple(views))
+
+
+def _view(card: Mistake, slide: Slide, side_um: float) -> View:
+    wanted = max(side_um / slide.mpp / VIEW_PX, 1.0)
+    level = max(i for i, lv in enumerate(slide.levels) if i == 0 or lv.downsample <= wanted)
+    downsample = slide.levels[level].downsample
+    side_um = min(side_um, LARGEST_READ_PX * downsample * slide.mpp)  # a slide of one level shows less
+    side_l0 = side_um / slide.mpp
+    size = max(1, round(side_l0 / downsample))
+    corner = round(card.x - side_l0 / 2), round(card.y - side_l0 / 2)
+    pixels = slide.read_region(corner, level, (size, size))
+    small = cv2.resize(pixels, (VIEW_PX, VIEW_PX), interpolation=cv2.INTER_AREA)
+    good, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    )
+    assert good  # a picture of this size always encodes
+    image = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
+    power = 10 ** math.floor(math.log10(side_um / 4))
+    bar = max(step * power for step in (1, 2, 5) if step * power <= side_um / 4)
+    return View(image, _path(card, corner, VIEW_PX / side_l0, slide.mpp), side_um, bar)
+
+
+def _path(card: Mistake, corner: tuple[int, int], scale: float, mpp: float) -> str:
+    """SVG path of the outline, or of a ring, in the thumbnail's pixels."""
+    if not card.outline:
+        x, y, r = (card.x - corner[0]) * scale, (card.y - corner[1]) * scale, max(6.0, MARK_UM / mpp * scale)
+        return (
+            f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0"
+        )
+    parts = []
+    for polygon in card.outline:
+        points = (shapely.get_coordinates(polygon.simplify(0.5 / scale)) - corner) * scale
+        parts.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + "Z")
+    return "".join(parts)
+
+
+def write_atlas(
+    path: Path,
+    cards: Sequence[Mistake],
+    result: Evaluation,
+    record: dict[str, Any],
+    variant: Variant,
+) -> None:
+    """Write the page; curves are read from ``froc.png`` and ``roc.png`` beside it and put into it."""
+    curves = [_data_uri(path.with_name(name)) for name in ("froc.png", "roc.png")]
+    counts = {kind: sum(card.kind == kind for card in cards) for kind in ("missed", "late", "false positive")}
+    page = TEMPLATES.get_template("atlas.html").render(
+        cards=cards,
+        counts=counts,
+        all_false=len(result.false),
+        curves=curves,
+        record=record,
+        figures=record["figures"],
+        text=interval_text,
+        number_of=number_of,
+        meaning=VARIANTS[variant],
+        side=VIEW_PX,
+        demonstration=[m["name"] for m in (record["scored by"].get("models") or []) if m["demonstration"]],
+    )
+    write_text(path, page)
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,312 @@
+"""Predictions and truth, slide by slide: nothing may be missing in silence."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.card import TUMOUR_CLASSES
+from pipelines.camelyon16.benchmark.predictions import Prediction, Predictions
+from wsi.datasets.rules import Dataset
+from wsi.errors import ConfigError
+from wsi.marks.own_mask import PICTURES
+from wsi.slides.manifest import NORMAL_LABELS, read_manifest
+
+OUTLINES = (".xml", ".geojson", ".json")
+MANIFEST, REFERENCE = "slides.csv", "reference.csv"  # ours; the one that came with Camelyon16
+SHOWN = 6  # names in an error
+NO_RULES = Dataset()
+
+
+@dataclass(frozen=True, slots=True)
+class TruthTable:
+    """What is known of the slides' truth, by name in lower case.
+
+    Attributes:
+        files: the annotation file or mask; None where the slide has no tumour.
+        names: as they are written.
+        normal: slides that ``reference.csv`` says to be normal, though there may be a file.
+        unmarked: slides that it says to have tumour, without a file: refused unless they are left out, or are known to
+            be marked in part, in which case their slide score counts.
+        origin: where it was read, for the report.
+        by_name: whether a data set's rules by name apply: not where a manifest says everything.
+    """
+
+    files: dict[str, Path | None]
+    names: dict[str, str]
+    origin: str
+    by_name: bool
+    normal: frozenset[str] = frozenset()
+    unmarked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Case:
+    """One slide to be evaluated.
+
+    Attributes:
+        truth: annotation file or mask, which may mark nothing where the slide is said to be normal; None: no tumour.
+        partial: its tumour is not marked exhaustively: it counts for slides, and not for lesions.
+        said_normal: what says that it is normal, for an error; may be empty.
+        others_normal: a file that marks nothing means no tumour, too.
+        tumour_unmarked: it has tumour, and no file says where; then it is partial.
+    """
+
+    prediction: Prediction
+    truth: Path | None
+    partial: bool = False
+    said_normal: str = ""
+    others_normal: bool = False
+    tumour_unmarked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """The slides to be evaluated, by name, and what is left out and why.
+
+    Attributes:
+        taken_as_normal: slides that nothing names, by ``--others-normal``.
+    """
+
+    cases: tuple[Case, ...]
+    left_out: dict[str, str]
+    truth_origin: str
+    taken_as_normal: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the user says of the slides.
+
+    Attributes:
+        dataset: rules by name, for truth that is a folder.
+        exclude: names to leave out.
+        subset: evaluate the slides that have results, though truth names more.
+        others_normal: slides without a truth file have no tumour, as the official code takes it.
+    """
+
+    dataset: Dataset = NO_RULES
+    exclude: tuple[str, ...] = ()
+    subset: bool = False
+    others_normal: bool = False
+
+
+def join(predictions: Predictions, truth: Path, selection: Selection) -> Cases:
+    """Pair every slide with its truth.
+
+    Raises:
+        ConfigError: a slide without truth, truth without a slide, a slide that was not scored, a run that did not
+            finish, or no slide is left.
+    """
+    table = read_truth_table(truth)
+    rules = selection.dataset if table.by_name else NO_RULES
+    left_out = _left_out(predictions, table, rules, selection)
+    dropped = {name.casefold() for name in left_out}
+    kept = [p for p in predictions.slides if p.name.casefold() not in dropped]
+    kept.sort(key=lambda p: p.name.casefold())
+    _refuse_unmarked([p.name for p in kept], table, rules)
+    normal = [rules.is_normal(p.name) or selection.others_normal for p in kept]
+    known = [p.name.casefold() in table.files or n for p, n in zip(kept, normal, strict=True)]
+    _refuse_unknown([p.name for p, k in zip(kept, known, strict=True) if not k], table)
+    unscored = {p.name: f"not scored: {p.note}" for p in kept if p.score is None}
+    if unscored and not selection.subset:
+        name, why = next(iter(unscored.items()))
+        raise ConfigError(
+            f"{_count(list(unscored))} no score, {name} among them ({why}); "
+            f"mend that, or pass --subset to leave them out"
+        )
+    left_out |= unscored
+    kept = [p for p in kept if p.name not in unscored]
+    if not kept:
+        raise ConfigError(f"no slide is left to evaluate: {truth} and the results share no name")
+    cases = tuple(_case(p, table, rules, selection) for p in kept)
+    named = set(table.files)
+    assumed = tuple(p.name for p in kept if p.name.casefold() not in named and not rules.is_normal(p.name))
+    return Cases(cases, left_out, table.origin, assumed)
+
+
+def _case(p: Prediction, table: TruthTable, rules: Dataset, selection: Selection) -> Case:
+    key = p.name.casefold()
+    says_normal = "its name" if rules.is_normal(p.name) else ""
+    if key in table.normal:
+        says_normal = REFERENCE if table.by_name else table.origin
+    unmarked = key in table.unmarked
+    return Case(
+        p, table.files.get(key), rules.is_partial(p.name), says_normal, selection.others_normal, unmarked
+    )
+
+
+def _left_out(
+    predictions: Predictions, table: TruthTable, rules: Dataset, selection: Selection
+) -> dict[str, str]:
+    """Slides that are not evaluated, and why; what is missing is refused unless the user wants a subset."""
+    have = {p.name.casefold(): p.name for p in predictions.slides}
+    names = table.names | have | {name.casefold(): name for name in predictions.failed}
+    for name in selection.exclude:
+        if name.casefold() not in names:
+            raise ConfigError(f"--exclude {name}: no slide has this name; check it")
+    out = {name: "--exclude" for name in selection.exclude}
+    done = {name.casefold() for name in out}
+    for key, name in sorted(names.items()):
+        reason = rules.why_excluded(name)
+        if reason is not None and key not in done:
+            done.add(key)
+            if key in have:
+                out[name] = reason
+    failed = {n: why for n, why in predictions.failed.items() if n.casefold() not in done | set(have)}
+    done |= {name.casefold() for name in failed}
+    missing = [table.names[key] for key in sorted(set(table.files) - set(have) - done)]
+    if not selection.subset:
+        strange = [
+            n for k, n in have.items() if k not in table.files and k not in done and not rules.is_normal(n)
+        ]
+        _refuse_missing(missing, failed, predictions.state, strange)
+    out |= {name: f"failed: {why}" for name, why in failed.items()}
+    return out | {name: "no results (--subset)" for name in missing}
+
+
+def _refuse_missing(
+    missing: Sequence[str], failed: dict[str, str], state: str, strange: Sequence[str]
+) -> None:
+    way_out = "score them, or pass --subset to evaluate the others"
+    if failed:
+        name, why = next(iter(failed.items()))
+        count = "1 slide" if len(failed) == 1 else f"{len(failed)} slides"
+        which = name if len(failed) == 1 else f"{name} among them"
+        raise ConfigError(f"{count} could not be scored, {which} ({why}); {way_out}")
+    if missing:
+        beside = f" (results that no truth names: {_list(strange)})" if strange else ""
+        raise ConfigError(f"{_count(missing)} truth but no results: {_list(missing)}{beside}; {way_out}")
+    if state != "finished":
+        raise ConfigError(
+            f"the run of wsi score did not finish ({state}), so slides may be missing; {way_out}"
+        )
+
+
+def _refuse_unmarked(names: Sequence[str], table: TruthTable, rules: Dataset) -> None:
+    """Slides with tumour need outlines, but for those that do not count for lesions anyhow."""
+    lacking = [n for n in names if n.casefold() in table.unmarked and not rules.is_partial(n)]
+    if lacking:
+        raise ConfigError(
+            f"{table.origin} says that {_list(lacking)} {'has' if len(lacking) == 1 else 'have'} tumour, and no "
+            f"outlines or mask of it are there; add them, or leave it out with --exclude"
+        )
+
+
+def _refuse_unknown(names: Sequence[str], table: TruthTable) -> None:
+    if names:
+        raise ConfigError(
+            f"{_count(names)} results but no truth in {table.origin}: {_list(names)}; add their truth, "
+            f"label them 'normal' in {MANIFEST}, or pass --others-normal if slides without truth have no tumour"
+        )
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} slide{' has' if len(names) == 1 else 's have'}"
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def read_truth_table(where: Path) -> TruthTable:
+    """Truth from a ``slides.csv``, or from a folder of annotation files and masks.
+
+    A folder that holds a ``slides.csv`` is read by it. Else ``NAME.xml``, ``.geojson``, ``.json`` or ``NAME_mask.*``
+    anywhere below it is the truth of NAME, and ``reference.csv`` (NAME,label,...) tells which slides are normal.
+
+    Raises:
+        ConfigError: nothing is there, a slide is there twice, or a tumour slide has no file.
+    """
+    if where.is_file() or (where / MANIFEST).is_file():
+        return _from_manifest(where if where.is_file() else where / MANIFEST)
+    if not where.is_dir():
+        raise ConfigError(
+            f"{where} does not exist; give a folder of annotation files or masks, or a {MANIFEST}"
+        )
+    return _from_folder(where)
+
+
+def _from_manifest(path: Path) -> TruthTable:
+    files: dict[str, Path | None] = {}
+    names: dict[str, str] = {}
+    normal = set()
+    for row in read_manifest(path, slides_needed=False):
+        key = row.source.name.casefold()
+        if key in files:
+            raise ConfigError(f"{path} names {row.source.name} twice; keep one line for each slide")
+        # the truth of a normal slide is read, too: it must mark nothing
+        files[key] = row.truth if row.said_normal else row.checked_truth
+        names[key] = row.source.name
+        if row.said_normal:
+            normal.add(key)
+    return TruthTable(files, names, str(path), by_name=False, normal=frozenset(normal))
+
+
+def _from_folder(folder: Path) -> TruthTable:
+    files: dict[str, Path | None] = {}
+    names: dict[str, str] = {}
+    every = _files_below(folder)
+    masks = [(p, p.stem[: -len("_mask")]) for p in every if _is_mask(p)]
+    outlines = [(p, p.stem) for p in every if p.suffix.lower() in OUTLINES]
+    for found in (masks, outlines):  # outlines are exact: they win over a mask of the same slide
+        seen: dict[str, Path] = {}
+        for path, name in found:
+            key = name.casefold()
+            if key in seen:
+                raise ConfigError(f"{path} and {seen[key]} are truth of the same slide; keep one")
+            seen[key] = files[key] = path
+            names[key] = name
+    references = [p for p in every if p.name == REFERENCE]
+    if len(references) > 1:
+        raise ConfigError(
+            f"{references[0]} and {references[1]} both tell labels; keep one, or give its folder"
+        )
+    labels = _read_reference(references[0]) if references else []
+    unmarked = frozenset(
+        name.casefold() for name, normal in labels if not normal and name.casefold() not in files
+    )
+    for name, _ in labels:
+        files.setdefault(name.casefold(), None)
+        names[name.casefold()] = name
+    if not files:
+        raise ConfigError(f"{folder} holds no annotation file, no mask and no {MANIFEST}; check the path")
+    origin = f"{folder} and {references[0]}" if references else str(folder)
+    said = frozenset(name.casefold() for name, normal in labels if normal)
+    return TruthTable(files, names, origin, by_name=True, normal=said, unmarked=unmarked)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Every file but hidden ones, and but results of ours, whose GeoJSON is no truth."""
+    every = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    ours = {p.parent for p in every if p.name in ("run.json", "evaluation.json")}
+    return [p for p in every if not ours.intersection(p.parents)]
+
+
+def _is_mask(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES and path.stem.casefold().endswith("_mask")
+
+
+def _read_reference(path: Path) -> list[tuple[str, bool]]:
+    """(name, whether it is normal) of each line ``name,label,...``; a header is passed over."""
+    found: list[tuple[str, bool]] = []
+    seen: set[str] = set()
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read as CSV ({error}); check the path") from error
+    for line, row in enumerate(rows, start=1):
+        label = row[1].strip().casefold() if len(row) > 1 else ""
+        if label not in (*NORMAL_LABELS, *TUMOUR_CLASSES):
+            if line == 1:
+                continue
+            raise ConfigError(f"{path}, line {line}: {label!r} is neither normal nor tumour; mend the line")
+        name = row[0].strip().removesuffix(".tif")
+        if name.casefold() in seen:
+            raise ConfigError(f"{path}, line {line}: {name} is there twice; keep one line for each slide")
+        seen.add(name.casefold())
+        found.append((name, label in NORMAL_LABELS))
+    return found

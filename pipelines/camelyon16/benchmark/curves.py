@@ -1,0 +1,114 @@
+"""Pictures of an evaluation: FROC and ROC with their intervals."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pipelines.camelyon16.benchmark.evaluation import CURVE_AT, Evaluation
+from pipelines.camelyon16.benchmark.froc import TARGETS, Variant
+from pipelines.camelyon16.benchmark.published import PATHOLOGIST_FOUND, PUBLISHED
+from wsi.files import replacing
+from wsi.metrics.ranking import roc
+
+BLUE, ORANGE = "#1565c0", "#d9480f"
+TICKS = (0, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
+
+
+def interval_text(figure: dict[str, object]) -> str:
+    """``0.667 (0.500 to 0.806)``, or ``not defined``."""
+    value, interval = figure["value"], figure["interval"]
+    if value is None:
+        return "not defined"
+    text = f"{value:.3f}"
+    return text if not isinstance(interval, list) else f"{text} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: bool) -> None:
+    """Draw sensitivity against false positives per slide, with the 95 % band; linear up to 1/8, then by powers of two.
+
+    Args:
+        path: PNG.
+        result: what to draw.
+        variant: named in the title.
+        published: draw the pathologist's point, too.
+    """
+    figure = Figure(figsize=(6.4, 5.8), layout="constrained")
+    axis = figure.subplots()
+    axis.set_xscale("symlog", base=2, linthresh=0.125, linscale=0.6)
+    if result.band is not None:
+        axis.fill_between(
+            CURVE_AT, *result.band.T, color=BLUE, alpha=0.15, linewidth=0, label="95 % interval"
+        )
+    label = f"FROC {interval_text(result.figures['FROC'])}"
+    false, found = result.curve.false_per_slide[::-1], result.curve.sensitivity[::-1]
+    style = "steps-pre" if result.curve.stepwise else "default"
+    if false[-1] < TICKS[-1]:  # beyond its last point the curve is read as that point
+        axis.plot([false[-1], TICKS[-1]], [found[-1]] * 2, ":", color=BLUE, linewidth=1.5)
+    axis.plot(false, found, color=BLUE, linewidth=2, label=label, drawstyle=style)
+    at = result.curve.at(TARGETS)
+    axis.plot(TARGETS, at, "o", color=BLUE, markersize=5, label="where sensitivity is read")
+    if published:
+        name = "pathologist, no time constraint, real slides (JAMA 2017)"
+        axis.plot(
+            [0], [PATHOLOGIST_FOUND], "D", color=ORANGE, markersize=7, label=name, clip_on=False, zorder=5
+        )
+    normal = "tumour-free slide" if variant == "negatives" else "slide"
+    axis.set_xlabel(f"false positives per {normal}")
+    axis.set_ylabel("share of lesions found")
+    axis.set_xticks(TICKS, [f"{t:g}" for t in TICKS])
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(0, 16)
+    axis.set_ylim(0, 1.03)
+    counted = [s for s in result.slides if s.counted]
+    lesions = result.figures["lesions to be found"]
+    axis.set_title(f"FROC, variant '{variant}': {lesions} lesions on {len(counted)} slides", fontsize=11)
+    axis.legend(loc="lower right" if at[0] > 0.5 else "upper left", fontsize=8.5)
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def write_roc(path: Path, result: Evaluation, *, published: bool) -> None:
+    """Draw the ROC curve over slides, and those of tumour slides by the class of their longest lesion."""
+    figure = Figure(figsize=(6.4, 5.8), layout="constrained")
+    axis = figure.subplots()
+    kinds = (("AUC", None), ("AUC, macrometastases", "macro"), ("AUC, micrometastases", "micro"))
+    for name, kind in kinds:
+        shown = result.figures[name]
+        if shown["value"] is None or (
+            kind and shown["tumour slides"] == result.figures["AUC"]["tumour slides"]
+        ):
+            continue
+        keep = [not s.hits.tumour or kind is None or s.kind == kind for s in result.slides]
+        false, true = roc(result.tumour[keep], result.scores[keep])
+        style = {"color": BLUE, "linewidth": 2.2, "zorder": 5} if kind is None else {"linewidth": 1.1}
+        text = f"{name} {interval_text(shown)}, {shown['tumour slides']} tumour slides"
+        axis.plot(false, true, label=text, **style)
+    fixed = [p for p in result.figures["operating points"] if p["at"].startswith("slide score")]
+    for point, marker in zip(fixed, cycle("osD^v"), strict=False):
+        at = 1 - point["specificity"]["value"], point["sensitivity"]["value"]
+        axis.plot(*at, marker, color=BLUE, markersize=6, zorder=6, label=point["at"])
+    if result.figures["AUC"]["value"] is None:
+        axis.text(0.5, 0.4, "not defined: slides of one class only", ha="center", fontsize=11)
+    axis.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
+    if published:
+        lines = [f"{p.name}: AUC {p.auc:.3f}" for p in PUBLISHED if p.name.startswith(("pathologist", "11 "))]
+        text = "published, on Camelyon16's test slides:\n" + "\n".join(lines)
+        axis.text(0.98, 0.34, text, fontsize=8, color=ORANGE, ha="right", transform=axis.transAxes)
+    axis.set_xlabel("share of normal slides called tumour (1 - specificity)")
+    axis.set_ylabel("share of tumour slides called tumour (sensitivity)")
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.03)
+    normal = result.figures["AUC"]["normal slides"]
+    axis.set_title(f"ROC over slides: {len(result.slides) - normal} tumour, {normal} normal", fontsize=11)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="lower right", fontsize=8)
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})

@@ -1,0 +1,304 @@
+"""What is to be evaluated: results of ``wsi score``, or a submission in the challenge's form."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi.arrays import PointsXY
+from wsi.errors import ConfigError, StoreError, WsiError
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SLIDE_SUFFIXES, SlideSource
+
+SCORES_FILE = "classification.csv"  # of a submission: name, probability of each slide
+LESIONS_FOLDER = "lesions"  # of a submission, beside it; other programs put the CSVs into one folder
+
+Attempt = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prediction:
+    """What a program says of one slide.
+
+    Attributes:
+        score: of the slide, 0..1; None where nothing was scored.
+        points: (n, 2) level-0 (x, y) of its detections.
+        scores: (n,) 0..1.
+        source: the slide, where it is known.
+        size: (width, height) of its level 0, where it is known.
+        mpp: um per level-0 pixel, where it is known.
+        folder: results of ``wsi score``, or None.
+        bounds: the scanned part as OpenSlide states it, to which QuPath crops; None where it does not.
+        note: what was wrong with the slide; may be empty.
+    """
+
+    name: str
+    score: float | None
+    points: PointsXY
+    scores: npt.NDArray[np.float64]
+    source: SlideSource | None = None
+    size: tuple[int, int] | None = None
+    mpp: float | None = None
+    folder: Path | None = None
+    bounds: tuple[int, int, int, int] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """All slides of a run, by name.
+
+    Attributes:
+        score_rule: what a slide's score is, for the report.
+        made_by: what made them: program, models, engine, settings; empty for a submission.
+        failed: slides that ``wsi score`` could not score, each with the reason.
+        state: how ``wsi score`` ended; anything but ``finished`` may lack slides.
+    """
+
+    slides: tuple[Prediction, ...]
+    score_rule: str
+    made_by: dict[str, Any] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    state: str = "finished"
+
+
+def read_predictions(folder: Path, problems: list[str] | None = None) -> Predictions:
+    """Results of ``wsi score``, or a submission: a CSV per slide, and perhaps ``classification.csv``.
+
+    Args:
+        folder: OUT of ``wsi score``, or of ``wsi camelyon16 submit``, or another program's folder of CSVs.
+        problems: takes a sentence for everything wrong in a submission; None raises the first.
+
+    Raises:
+        WsiError: nothing is there, or a file is broken.
+    """
+    if (folder / "run.json").is_file():
+        return _scored(folder)
+    if (folder / "slide.json").is_file():
+        raise StoreError(
+            f"{folder} holds one slide's results; give the folder above it, the --out of wsi score"
+        )
+
+    @contextmanager
+    def attempt() -> Iterator[None]:
+        try:
+            yield
+        except WsiError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+
+    return _submission(folder, attempt)
+
+
+def _scored(folder: Path) -> Predictions:
+    try:
+        record = json.loads((folder / "run.json").read_bytes())
+        settings, state = record["settings_fingerprint"], record["state"]
+        failed = {f["name"]: f["reason"] for f in record["failed"]}
+        listed = [row["name"] for row in record["slides"]]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise StoreError(f"{folder / 'run.json'} is broken ({error!r}); score the slides again") from error
+    slides: dict[str, Prediction] = {}
+    for path in sorted(folder.glob("*/slide.json")):
+        found = _scored_slide(path, settings)
+        key = found.name.casefold()
+        if key in slides:
+            raise StoreError(f"{path.parent} and {slides[key].folder} are of the same slide; remove one")
+        slides[key] = found
+    if not slides:
+        raise StoreError(f"{folder} holds no scored slide; run wsi score first, and give its --out here")
+    failed |= {name: f"{folder / name} is gone" for name in listed if name.casefold() not in slides}
+    keys = ("program", "models", "engine", "settings", "settings_fingerprint", "code")
+    made_by = {key: record.get(key) for key in keys}
+    return Predictions(tuple(slides.values()), "the heatmap's maximum", made_by, failed, state)
+
+
+def _scored_slide(path: Path, settings: str) -> Prediction:
+    try:
+        value = json.loads(path.read_bytes())
+        if value["settings_fingerprint"] != settings:
+            raise StoreError(
+                f"{path.parent} was scored with another model or other settings than run.json beside it says; "
+                f"score it again, or remove it"
+            )
+        score = None if value["score"] is None else float(value["score"])
+        if score is not None and not 0 <= score <= 1:
+            raise StoreError(
+                f"{path} states the score {score}, which must lie in 0..1; score the slide again"
+            )
+        points, scores = read_lesions(path.parent / "lesions.csv")
+        width, height = value["size"]
+        return Prediction(
+            name=value["name"],
+            score=score,
+            points=points,
+            scores=scores,
+            source=SlideSource(value["path"], mpp=value["mpp"], allow_anisotropic=True),
+            size=(width, height),
+            mpp=value["mpp"],
+            folder=path.parent,
+            bounds=value["bounds"] and tuple(value["bounds"]),
+            note=value["note"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise unusable(path, error) from error
+
+
+def unusable(path: Path, error: Exception) -> StoreError:
+    """Why a ``slide.json`` is no result of ``wsi score``."""
+    if (path.parent / "report.json").is_file():
+        return StoreError(
+            f"{path.parent} is a report of wsi renal report; this command takes results of wsi score"
+        )
+    return StoreError(f"{path} is broken ({error!r}); score the slide again")
+
+
+def with_slides(predictions: Predictions, rows: Sequence[SlideRow], *, every: bool = True) -> Predictions:
+    """Tell each prediction of its slide, which is opened for its size and spacing.
+
+    Args:
+        predictions: of which the slides are to be known.
+        rows: the slides.
+        every: refuse a prediction whose slide is not among them.
+
+    Raises:
+        SlideError: a slide cannot be opened.
+        ConfigError: a slide is not among them.
+    """
+    sources = {row.source.name.casefold(): row.source for row in rows}
+    found = []
+    for p in predictions.slides:
+        source = sources.get(p.name.casefold())
+        if source is None and every:
+            raise ConfigError(f"--slides has no slide called {p.name}; give all of them")
+        if source is not None:
+            with source.open() as slide:
+                size, mpp, bounds = slide.size, slide.mpp, slide.bounds
+            p = replace(p, source=source, size=size, mpp=mpp, bounds=bounds)
+        found.append(p)
+    return replace(predictions, slides=tuple(found))
+
+
+def _submission(folder: Path, attempt: Attempt) -> Predictions:
+    files = submitted_files(folder)
+    if not files:
+        raise StoreError(f"{folder} holds neither results of wsi score nor CSVs of lesions; check the path")
+    slides: dict[str, Prediction] = {}
+    for path in files:
+        with attempt():
+            name = slide_name(path.stem)
+            key = name.casefold()
+            if key in slides:
+                raise ConfigError(f"{path} and {slides[key].name}.csv are of the same slide; keep one")
+            points, scores = read_lesions(path)
+            slides[key] = Prediction(name, float(scores.max(initial=0.0)), points, scores)
+    rule = f"the highest detection, 0 without one: there is no {SCORES_FILE}"
+    if (folder / SCORES_FILE).is_file():
+        rule = f"as {SCORES_FILE} states it"
+        with attempt():
+            stated = read_slide_scores(folder / SCORES_FILE)
+            slides = {key: replace(slide, score=stated.get(key)) for key, slide in slides.items()}
+            _same_slides(folder, [slide_name(path.stem) for path in files], stated)
+    return Predictions(tuple(slides.values()), rule)
+
+
+def submitted_files(folder: Path) -> list[Path]:
+    """The CSVs of lesions of a submission."""
+    inner = folder / LESIONS_FOLDER
+    beside = [path for path in sorted(folder.glob("*.csv")) if path.name != SCORES_FILE]
+    if not inner.is_dir():
+        return beside
+    if beside:
+        raise ConfigError(f"{beside[0]} lies beside {inner}; keep all CSVs of lesions in one of the two")
+    return sorted(inner.glob("*.csv"))
+
+
+def slide_name(text: str) -> str:
+    """A slide's name, without the ending of its file."""
+    return next((text[: -len(s)] for s in SLIDE_SUFFIXES if text.lower().endswith(s)), text)
+
+
+def _same_slides(folder: Path, names: Sequence[str], scores: dict[str, float]) -> None:
+    missing = [name for name in names if name.casefold() not in scores]
+    extra = sorted(set(scores) - {name.casefold() for name in names})
+    if missing:
+        raise ConfigError(
+            f"{folder / SCORES_FILE} has no score of {', '.join(missing)}; a line for each slide is needed"
+        )
+    if extra:
+        raise ConfigError(
+            f"{folder} has no lesion file of {', '.join(extra)}; a slide without lesions needs an empty one"
+        )
+
+
+def read_lesions(path: Path) -> tuple[PointsXY, npt.NDArray[np.float64]]:
+    """Level-0 (x, y) and scores of a slide's detections; the file has no header: ``confidence,x,y``, x and y whole.
+
+    Raises:
+        WsiError: names the line.
+    """
+    points, scores = [], []
+    for line, row in _rows(path):
+        if len(row) != 3:
+            raise WsiError(
+                f"{path}, line {line}: {','.join(row)!r} is not confidence,x,y, separated by commas"
+            )
+        scores.append(_probability(path, line, row[0]))
+        try:
+            points.append((int(row[1]), int(row[2])))
+        except ValueError as error:
+            raise WsiError(
+                f"{path}, line {line}: x and y must be whole level-0 pixels (round them), got {row[1]!r} and {row[2]!r}"
+            ) from error
+    return np.array(points, np.float64).reshape(-1, 2), np.array(scores, np.float64)
+
+
+def read_slide_scores(path: Path) -> dict[str, float]:
+    """Score of each slide by its name in lower case: ``name,probability`` without a header.
+
+    Raises:
+        WsiError: names the line.
+    """
+    found: dict[str, float] = {}
+    for line, row in _rows(path):
+        if len(row) != 2:
+            raise WsiError(f"{path}, line {line}: {len(row)} values; each line must be name,probability")
+        name = row[0].strip()
+        stem = slide_name(name).casefold()
+        if stem in found:
+            raise WsiError(f"{path}, line {line}: {name} is there twice; keep one line for each slide")
+        found[stem] = _probability(path, line, row[1])
+    return found
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [(line, row) for line, row in enumerate(csv.reader(file), start=1) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise WsiError(f"{path} cannot be read as CSV ({why}); check the path") from error
+
+
+def _probability(path: Path, line: int, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        if line == 1:
+            raise WsiError(
+                f"{path}: {text!r} in line 1 is no probability; the challenge's form has no header, "
+                f"remove the line if it is one"
+            ) from error
+        raise WsiError(f"{path}, line {line}: {text!r} is no probability; it must lie in 0..1") from error
+    if not 0 <= value <= 1:  # NaN is neither
+        raise WsiError(f"{path}, line {line}: {text} is no probability; it must lie in 0..1")
+    return value

@@ -1,0 +1,1 @@
+"""One slide read: scores, lesions, files, pictures; and hard negatives out of slides that were read."""

@@ -1,0 +1,155 @@
+"""The picture of a scored slide: overview, heatmap over it, scale bar, colour bar, numbered lesions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
+from matplotlib.patheffects import withStroke
+
+from models.card import ModelCard
+from pipelines.camelyon16.read.lesions import Lesion
+from pipelines.camelyon16.read.results import SlideResult
+from wsi.files import replacing
+from wsi.results.heatmap import Heatmap
+from wsi.slides.overview import Overview, read_overview
+from wsi.slides.slide import Slide
+
+PANEL_PX = 1000  # longer side of the overview
+NUMBERED = 30  # lesions that get a number; more would hide the tissue
+LEFT, RIGHT, GAP = 0.02, 0.9, 0.03  # of the figure's width; the gap in panels
+HEAD_IN, FOOT_IN = 0.5, 0.4
+# the lower the score the more transparent: tissue that scores 0 looks as it is
+COLOURS = LinearSegmentedColormap.from_list(
+    "tumour",
+    [(1.0, 0.95, 0.4, 0.0), (1.0, 0.75, 0.1, 0.4), (0.9, 0.25, 0.05, 0.62), (0.62, 0.0, 0.1, 0.75)],
+)
+
+
+def write_preview(
+    path: Path,
+    slide: Slide,
+    heatmap: Heatmap,
+    lesions: Sequence[Lesion],
+    result: SlideResult,
+    card: ModelCard,
+) -> None:
+    """Draw the slide beside the slide with its heatmap, as PNG."""
+    overview = read_overview(slide, max(slide.size) * slide.mpp / PANEL_PX)
+    figure = Figure(figsize=_figure_size(slide.size), dpi=130)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        _show(axes, overview, slide)
+    right.imshow(
+        heatmap.scores, cmap=COLOURS, vmin=0, vmax=1, extent=_extent(heatmap), interpolation="nearest"
+    )
+    _mark_unreadable(right, overview)
+    _number(right, lesions, max(slide.size))
+    _scale_bar(left, slide)
+    figure.suptitle(_title(result), x=0.02, y=0.985, ha="left", va="top", fontsize=12, parse_math=False)
+    note = f"model {card.name}. For research use only."
+    if card.demonstration:
+        note = f"model {card.name}, trained on phantoms: its scores on real tissue mean nothing. For research use only."
+    if len(lesions) > NUMBERED:
+        note = f"The {NUMBERED} strongest of {len(lesions)} peaks are numbered. {note}"
+    figure.text(0.02, 0.012, note, fontsize=9.5, color="#8c0d18", parse_math=False)
+    bottom, top = FOOT_IN / figure.get_figheight(), 1 - HEAD_IN / figure.get_figheight()
+    figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=bottom, top=top, wspace=GAP)
+    box = right.get_position()
+    bar_axes = figure.add_axes((0.915, box.y0, 0.014, box.height))
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar_axes)
+    bar.set_label(f"score of {card.positive!r}", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    with replacing(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
+        figure.savefig(partial, format="png", metadata={"Software": None})
+
+
+def _figure_size(size: tuple[int, int]) -> tuple[float, float]:
+    """Inches, so that two panels of the slide's shape fill the figure."""
+    aspect = size[1] / size[0]
+    panel = min(5.8, 7.2 / aspect)
+    across = max(panel * (2 + GAP) / (RIGHT - LEFT), 6.5)  # the title needs 6.5
+    return across, panel * aspect + HEAD_IN + FOOT_IN
+
+
+def _title(result: SlideResult) -> str:
+    if result.score is None:
+        return f"{result.name}: not scored ({result.note})"
+    found = count_text(result)
+    lost = f", {result.unreadable} cells unreadable" if result.unreadable else ""
+    reading = f", {result.confidence}" if result.confidence else ""
+    return f"{result.name}: score {result.score:.3f}{reading}, {found}{lost}"
+
+
+def count_text(result: SlideResult) -> str:
+    """``1 area with 3 peaks``: what pathologists call a lesion is an area; peaks are maxima 6 cells apart, at least."""
+    peaks, areas = len(result.lesions), result.areas
+    if areas == 0:
+        return "no area above the threshold"
+    return f"{areas} area{'' if areas == 1 else 's'} with {peaks} peak{'' if peaks == 1 else 's'}"
+
+
+def _show(axes: Axes, overview: Overview, slide: Slide) -> None:
+    rows, cols = overview.pixels.shape[:2]
+    extent = (0, cols * overview.placement.step_x, rows * overview.placement.step_y, 0)
+    axes.imshow(overview.pixels, extent=extent, interpolation="antialiased")
+    axes.set_xlim(0, slide.size[0])
+    axes.set_ylim(slide.size[1], 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#bbbbbb")
+
+
+def _extent(heatmap: Heatmap) -> tuple[float, float, float, float]:
+    rows, cols = heatmap.scores.shape
+    return 0, cols * heatmap.placement.step_x, rows * heatmap.placement.step_y, 0
+
+
+def _mark_unreadable(axes: Axes, overview: Overview) -> None:
+    for row, col in np.argwhere(overview.broken)[:2000]:
+        corner = (col * overview.placement.step_x, row * overview.placement.step_y)
+        axes.add_patch(
+            Rectangle(corner, overview.placement.step_x, overview.placement.step_y, color="#777777")
+        )
+
+
+def _number(axes: Axes, lesions: Sequence[Lesion], side: int) -> None:
+    style: dict[str, Any] = {"fill": False, "edgecolor": "#00307a", "linewidth": 1.1}
+    style["path_effects"] = [withStroke(linewidth=2.6, foreground="white")]
+    for i, lesion in enumerate(lesions[:NUMBERED], start=1):
+        axes.add_patch(Circle((lesion.x, lesion.y), side / 90, **style))
+        axes.annotate(
+            str(i),
+            (lesion.x, lesion.y),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=8,
+            color="#00307a",
+            fontweight="bold",
+            path_effects=[withStroke(linewidth=2.2, foreground="white")],
+        )
+
+
+def _scale_bar(axes: Axes, slide: Slide) -> None:
+    """A bar of 1, 2 or 5 times a power of ten, about a fifth of the width."""
+    wanted_um = slide.size[0] * slide.mpp / 5
+    power = 10.0 ** np.floor(np.log10(wanted_um))
+    length_um = max(step * power for step in (1, 2, 5) if step * power <= wanted_um)
+    label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    x, y = slide.size[0] * 0.03, slide.size[1] * 0.97
+    height = slide.size[1] * 0.008
+    length = length_um / slide.mpp
+    axes.add_patch(Rectangle((x, y - height), length, height, color="black"))
+    axes.text(x + length / 2, y - 1.6 * height, label, ha="center", va="bottom", fontsize=9)

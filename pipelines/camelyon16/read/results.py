@@ -1,0 +1,219 @@
+"""What is known of a slide after scoring: in memory, in ``slide.json``, as features for QuPath."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import shapely
+
+from pipelines.camelyon16.read.lesions import Lesion, LesionConfig, Outline
+from wsi.errors import StoreError
+from wsi.files import (
+    UNREADABLE,
+    changed_files,
+    csv_text,
+    discard_inside,
+    read_record,
+    record_files,
+    write_json,
+)
+from wsi.marks.annotations import TUMOUR_GROUPS
+from wsi.results.export import Feature
+from wsi.results.heatmap import Heatmap
+
+log = logging.getLogger(__name__)
+
+FILES = ("heatmap.zarr", "lesions.csv", "lesions.geojson", "preview.png")  # what a scored slide consists of
+EXPORTS = ("lesions.xml", "lesions.geojson.gz", "cells.geojson", "cells.geojson.gz")
+OUTLINE_COLOUR, LESION_COLOUR = (200, 0, 0), (255, 140, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideResult:
+    """What is known of a slide after scoring.
+
+    Attributes:
+        path: absolute, or a URL without its query.
+        score: the heatmap's maximum; None where no cell was scored.
+        lesions: maxima of the heatmap, best first.
+        areas: connected areas at or above the threshold.
+        cells: cells with tissue.
+        unreadable_cells: of those, level-0 (x, y) of the corners of the cells that could not be decoded.
+        note: a sentence for the user, or empty.
+        unlike: share of the cells looked at that look unlike what the model was trained on; None where nobody can tell.
+    """
+
+    name: str
+    path: str
+    score: float | None
+    confidence: str | None
+    lesions: tuple[Lesion, ...]
+    areas: int
+    cells: int
+    unreadable_cells: tuple[tuple[int, int], ...]
+    mpp: float
+    size: tuple[int, int]
+    note: str = ""
+    unlike: float | None = None
+
+    @property
+    def unreadable(self) -> int:
+        """How many cells could not be decoded."""
+        return len(self.unreadable_cells)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no cell was scored."""
+        return self.score is None
+
+    def summary(self) -> dict[str, Any]:
+        """Its entry in ``run.json``, which tells nobody where the slide lies; ``slide.json`` does."""
+        entry = asdict(self) | {"lesions": len(self.lesions)}
+        del entry["path"]
+        return entry
+
+    def noted(self, text: str) -> SlideResult:
+        """The same with a note that readers of its score must see."""
+        return replace(self, note="; ".join(note for note in (text, self.note) if note))
+
+
+def group_of(positive: str) -> str:
+    """The class that a model's positive class has in QuPath and ASAP: one spelling for tumour, whatever the model's."""
+    return "Tumor" if positive.casefold() in TUMOUR_GROUPS else positive
+
+
+def lesion_features(
+    name: str,
+    positive: str,
+    lesions: Sequence[Lesion],
+    areas: Sequence[Outline],
+    heatmap: Heatmap,
+    mpp: float,
+    made_by: dict[str, str],
+) -> list[Feature]:
+    """Outlines as annotations, peaks as detections one cell large; all of one class."""
+
+    found = []
+    group = group_of(positive)
+    for i, area in enumerate(areas, start=1):
+        measured = {
+            "probability max": area.maximum,
+            "probability mean": area.mean,
+            "area um2": area.shape.area * mpp**2,
+        }
+        key = f"{name} outline {area.shape.bounds}"
+        found.append(
+            Feature(
+                key,
+                area.shape,
+                "annotation",
+                f"{positive} area {i}",
+                group,
+                OUTLINE_COLOUR,
+                measured,
+                made_by,
+            )
+        )
+    half = heatmap.placement.step_x / 2
+    for i, lesion in enumerate(lesions, start=1):
+        square = shapely.box(lesion.x - half, lesion.y - half, lesion.x + half, lesion.y + half)
+        measured = {"probability": lesion.score, "rank": i}
+        key = f"{name} lesion {lesion.x} {lesion.y}"
+        found.append(Feature(key, square, "detection", f"peak {i}", group, LESION_COLOUR, measured, made_by))
+    return found
+
+
+def finished_result(out: Path, expected: str, lesions: LesionConfig) -> SlideResult | None:
+    """The result of an earlier run with the same fingerprint and lesion settings."""
+    try:
+        value: Any = json.loads((out / "slide.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    same_lesions = value.get("lesion_settings") == lesions.model_dump(mode="json")
+    if value.get("fingerprint") != expected or not same_lesions:
+        return None
+    if discard_changed(out, value):
+        return None
+    try:
+        return result_of(value)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None  # damaged: it is written anew
+
+
+def discard_changed(out: Path, value: dict[str, Any]) -> bool:
+    """Remove files of a finished slide that are not as they were written, so that they are made again; say so.
+
+    Returns:
+        Whether there were any; ``slide.json`` is gone then, too.
+
+    Raises:
+        StoreError: a file is there, and reading it failed.
+    """
+    try:
+        record = read_record(value)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        record = {}
+    changes = changed_files(out, record)
+    for name, change in changes.items():
+        if change.startswith(UNREADABLE):  # perhaps good: a disk or the network failed
+            raise StoreError(f"{out / name} {change}; mend that and run the same command again")
+        log.warning("%s: %s; it is made again", out / name, change)
+        discard_inside(out, name)
+    store = "heatmap.zarr/zarr.json"
+    if store in changes and (out / "heatmap.zarr").is_dir() and not (out / "heatmap.zarr").is_symlink():
+        shutil.rmtree(out / "heatmap.zarr")  # without it nobody knows what the chunks are
+    if changes or not record:
+        (out / "slide.json").unlink(missing_ok=True)
+    return bool(changes) or not record
+
+
+def update_record(out: Path, name: str) -> None:
+    """Note the size and hash of one file of a finished slide anew, after an export wrote it with other options."""
+    path = out / "slide.json"
+    value = json.loads(path.read_bytes())
+    value["files"] = dict(value.get("files", {})) | record_files(out, [name])
+    write_json(path, value, durable=True)
+
+
+def result_of(value: dict[str, Any]) -> SlideResult:
+    """A `SlideResult` from what ``slide.json`` holds."""
+    fields = {key: value[key] for key in SlideResult.__dataclass_fields__}
+    lesions = tuple(Lesion(**lesion) for lesion in value["lesions"])
+    lost = tuple((x, y) for x, y in value["unreadable_cells"])
+    return SlideResult(
+        **fields | {"lesions": lesions, "size": tuple(value["size"]), "unreadable_cells": lost}
+    )
+
+
+def earlier_results(out: Path, settings: str, but: Collection[str]) -> list[SlideResult]:
+    """Slides that other commands scored into the same folder with the same settings, by name."""
+    found = []
+    for path in sorted(out.glob("*/slide.json")):
+        try:
+            value = json.loads(path.read_bytes())
+            if value["settings_fingerprint"] == settings and value["name"] not in but:
+                found.append(result_of(value))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not one of ours, or of another version
+    return found
+
+
+def scores_csv(results: Sequence[SlideResult]) -> str:
+    """A row a slide; the score is empty where nothing was scored, never 0.
+
+    ``cells_not_read`` are those with tissue that could not be decoded: the score says nothing of them.
+    """
+    rows = []
+    for r in results:
+        score = "" if r.score is None else f"{r.score:.6f}"
+        reading = "not scored" if r.score is None else r.confidence or ""
+        rows.append([r.name, score, reading, r.cells, r.unreadable, r.note])
+    return csv_text(("slide", "score", "confidence", "cells", "cells_not_read", "note"), rows)

@@ -1,0 +1,304 @@
+"""One slide: tissue, grid, blocks, scores chunk by chunk, lesions, files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from models.card import ModelCard
+from models.engines import Engine
+from pipelines.camelyon16.read.lesions import (
+    LesionConfig,
+    confidence_level,
+    find_lesions,
+    on_slide,
+    outlines,
+    slide_score,
+)
+from pipelines.camelyon16.read.preview import write_preview
+from pipelines.camelyon16.read.results import EXPORTS, FILES, SlideResult, finished_result, lesion_features
+from pipelines.runs.likeness import UNLIKE_FROM, unlike_note, unlike_share
+from pipelines.runs.made_by import code_hash, fingerprint
+from pipelines.runs.scoring import score_chunks
+from wsi.arrays import CellsRC
+from wsi.config import Config
+from wsi.errors import ConfigError, SlideError
+from wsi.files import discard_partials, record_files, write_json, write_text
+from wsi.marks.own_mask import mask_identity, read_user_mask
+from wsi.results.export import origin_offset, write_geojson
+from wsi.results.store import HeatmapSpec, HeatmapStore
+from wsi.slides.blocks import Block, chunk_side, plan_blocks
+from wsi.slides.grid import MIN_TISSUE, TileGrid, make_grid
+from wsi.slides.manifest import SlideRow
+from wsi.slides.slide import MAX_MPP_DIFFERENCE, Slide, plan_read
+from wsi.slides.stain import StainTransform, fit_slide
+from wsi.slides.tissue import Mask, TissueConfig, detect_tissue
+
+log = logging.getLogger(__name__)
+
+
+class ScoreConfig(Config):
+    """How a slide is scored.
+
+    Attributes:
+        stride: pixels that the model sees from cell to cell; None is the model's own.
+        native: read level 0 as it is, whatever its spacing.
+        min_tissue: share of a cell that must be tissue.
+        threads: that read slides.
+    """
+
+    stride: Literal[16, 32, 64, 128, 256] | None = None
+    native: bool = False
+    tissue: TissueConfig = TissueConfig()
+    min_tissue: float = Field(default=MIN_TISSUE, gt=0, le=1)
+    lesions: LesionConfig = LesionConfig()
+    threads: int = Field(default=1, gt=0)
+
+    def of_model(self, card: ModelCard) -> ScoreConfig:
+        """The same, with what depends on the model filled in."""
+        return self.model_copy(update={"lesions": self.lesions.of_model(card.stride_px)})
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ScorePlan:
+    """Everything of a slide that is fixed before the first pixel is scored."""
+
+    grid: TileGrid
+    mask: Mask
+    blocks: list[Block]
+    spec: HeatmapSpec
+    recolour: StainTransform | None = None
+
+
+def plan_slide(
+    slide: Slide, row: SlideRow, engine: Engine, cfg: ScoreConfig, *, made_of: str = ""
+) -> ScorePlan:
+    """Tissue, cells and chunks of a slide.
+
+    Args:
+        slide: opened.
+        row: its line: a tissue mask of the user's own is taken from it.
+        engine: tells patch, stride and spacing.
+        cfg: how.
+        made_of: fingerprint of the slide and all settings, for the heatmap.
+
+    Raises:
+        SpacingError: the slide is too coarse for the model.
+        StainError: the model wants its slides' stain normalised, and this one's cannot be.
+    """
+    card = engine.models.card
+    stride = cfg.stride or card.stride_px
+    if stride > card.patch_px:
+        raise ConfigError(
+            f"--stride {stride} is larger than the model's patch of {card.patch_px} px; choose a smaller one"
+        )
+    spacing = None if cfg.native else card.spacing_um
+    plan = plan_read(slide, card.patch_px, stride, spacing, tolerance=card.spacing_tolerance)
+    mask = (
+        detect_tissue(slide, cfg.tissue)
+        if row.mask is None
+        else read_user_mask(row.mask, slide, cfg.tissue.mpp)
+    )
+    grid = make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue)
+    how = cfg.tissue.method if row.mask is None else str(row.mask)
+    log.debug("%s: %d cells with tissue (%s), read from level %d", slide.path, len(grid), how, plan.level)
+    side = chunk_side(slide, plan)
+    spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, made_of)
+    recolour = fit_slide(slide, mask, card.stain_normalisation) if len(grid) else None
+    return ScorePlan(grid, mask, plan_blocks(grid, side), spec, recolour)
+
+
+def settings_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
+    """Hash of what every heatmap of a run is made with: settings, models, engine, code."""
+    return fingerprint(
+        settings=cfg.model_dump(mode="json", exclude={"lesions", "threads"}),
+        models=[card.model_dump(mode="json") for card in engine.models.cards],
+        engine=engine.description,
+        code=code_hash(),
+    )
+
+
+def run_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
+    """Hash of what is the same for every slide of a run, with how lesions are found: one table holds one kind only."""
+    cfg = cfg.of_model(engine.models.card)
+    return fingerprint(
+        heatmaps=settings_fingerprint(engine, cfg), lesions=cfg.lesions.model_dump(mode="json")
+    )
+
+
+def _fingerprint(row: SlideRow, slide: Slide, identity: str, engine: Engine, cfg: ScoreConfig) -> str:
+    return fingerprint(
+        slide=identity,
+        mpp=slide.mpp,
+        mask=None if row.mask is None else mask_identity(row.mask),
+        run=settings_fingerprint(engine, cfg),
+    )
+
+
+def score_slide(
+    row: SlideRow,
+    name: str,
+    engine: Engine,
+    out: Path,
+    cfg: ScoreConfig,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> SlideResult:
+    """Score one slide into the folder ``out``, going on where an interrupted run stopped.
+
+    Args:
+        row: the slide, and the user's own tissue mask if there is one.
+        name: what the slide is called in outputs.
+        engine: scores the patches.
+        out: this slide's folder.
+        cfg: how.
+        overwrite: replace a heatmap that was made otherwise.
+        progress: called with (done, total, of what): bytes of the slide's file, then cells.
+
+    Raises:
+        WsiError: the slide cannot be scored, or the folder belongs to another run.
+    """
+    cfg = cfg.of_model(engine.models.card)
+    with row.source.open() as slide:
+        before = row.source.state()
+        identity = row.source.identity(lambda done, total: progress(done, total, "bytes"))
+        made_of = _fingerprint(row, slide, identity, engine, cfg)
+        finished = finished_result(out, made_of, cfg.lesions)
+        if finished is not None:
+            return finished
+        plan = plan_slide(slide, row, engine, cfg, made_of=made_of)
+        discard_partials(out)
+        if overwrite:
+            (out / "slide.json").unlink(missing_ok=True)  # it says that all is there
+            HeatmapStore.discard(out / "heatmap.zarr", unless=plan.spec.fingerprint)
+        store = HeatmapStore.create(out / "heatmap.zarr", plan.spec)
+        engine.expect(len(plan.grid))
+        score_chunks(
+            slide,
+            plan.blocks,
+            engine,
+            store,
+            recolour=plan.recolour,
+            threads=cfg.threads,
+            progress=lambda done, total: progress(done, total, "cells"),
+        )
+        if row.source.state() != before:
+            raise SlideError(f"{row.source.label} changed while it was scored; run the same command again")
+        return _write_results(slide, (name, row.source.place, identity), engine, out, cfg, plan, row.mask)
+
+
+def _write_results(
+    slide: Slide,
+    names: tuple[str, str, str],
+    engine: Engine,
+    out: Path,
+    cfg: ScoreConfig,
+    plan: ScorePlan,
+    own_mask: Path | None,
+) -> SlideResult:
+    """Lesions and every file of the slide; ``slide.json`` comes last and says that all are there."""
+    name, path, identity = names
+    card = engine.models.card
+    heatmap = HeatmapStore.open(out / "heatmap.zarr").read(card.positive_index)
+    score = slide_score(heatmap)
+    lesions = [on_slide(lesion, slide.size) for lesion in find_lesions(heatmap, cfg.lesions)]
+    areas = outlines(heatmap, cfg.lesions)
+    missing = plan.grid.cells[np.isnan(heatmap.scores[tuple(plan.grid.cells.T)])]
+    unlike = unlike_share(slide, plan.grid, engine.models, recolour=plan.recolour, threads=cfg.threads)
+    learned = not _not_learned(slide, card, cfg) and (unlike is None or unlike < UNLIKE_FROM)
+    notes = (
+        _note(plan, missing, own_mask),
+        _spacing_note(slide, card, cfg),
+        unlike_note(unlike, engine.models),
+    )
+    result = SlideResult(
+        name=name,
+        path=path,
+        score=None if np.isnan(score) else round(score, 6),
+        confidence=(
+            confidence_level(score, cfg.lesions, engine.models.confidence, missing=len(missing))
+            if card.finds_tumour and learned
+            else None
+        ),
+        lesions=tuple(lesions),
+        areas=len(areas),
+        cells=len(plan.grid),
+        unreadable_cells=tuple(_corners(missing, plan.grid)),
+        mpp=slide.mpp,
+        size=slide.size,
+        note="; ".join(note for note in notes if note),
+        unlike=None if unlike is None else round(unlike, 4),
+    )
+    for stale in EXPORTS:  # of what is replaced now
+        (out / stale).unlink(missing_ok=True)
+    write_text(out / "lesions.csv", "".join(f"{v.score:.6f},{v.x:.0f},{v.y:.0f}\n" for v in lesions))
+    made_by = {"model": card.name, "fingerprint": plan.spec.fingerprint}
+    features = lesion_features(name, card.positive, lesions, areas, heatmap, slide.mpp, made_by)
+    write_geojson(out / "lesions.geojson", features, origin_offset(slide.bounds, "auto"))
+    write_preview(out / "preview.png", slide, heatmap, lesions, result, card)
+    write_json(
+        out / "slide.json",
+        asdict(result)
+        | {
+            "fingerprint": plan.spec.fingerprint,
+            "settings_fingerprint": run_fingerprint(engine, cfg),
+            "lesion_settings": cfg.lesions.model_dump(mode="json"),
+            "bounds": slide.bounds,
+            "model": card.name,
+            "demonstration_model": card.demonstration,
+            "classes": list(plan.spec.classes),
+            "positive": card.positive,
+            "tissue_mm2": round(plan.mask.area_um2(slide.mpp) / 1e6, 3),
+            "slide_identity": identity,
+            "files": record_files(out, FILES),
+        },
+        durable=True,
+    )
+    return result
+
+
+def _not_learned(slide: Slide, card: ModelCard, cfg: ScoreConfig) -> bool:
+    """Whether --native read the slide at a spacing that the model has not learned: its score gets no word then."""
+    if not cfg.native or card.spacing_um is None:
+        return False
+    return abs(slide.mpp / card.spacing_um - 1) > card.spacing_tolerance
+
+
+def _spacing_note(slide: Slide, card: ModelCard, cfg: ScoreConfig) -> str:
+    """What a reader of the score must know of the spacing."""
+    if _not_learned(slide, card, cfg):
+        return (
+            f"read at {slide.mpp:.4g} um/px by --native, but the model was trained at {card.spacing_um:.4g}: "
+            f"it has not learned to read this slide"
+        )
+    stored = next((s for s in slide.stored if s.sane), None)
+    if stored is not None and abs(slide.mpp / stored.x_um - 1) > MAX_MPP_DIFFERENCE:
+        return f"{slide.mpp:.4g} um/px was given, the slide itself says {stored.x_um:.4g}"
+    return ""
+
+
+def _note(plan: ScorePlan, missing: CellsRC, own_mask: Path | None) -> str:
+    grid = plan.grid
+    if len(grid) == 0:
+        if own_mask is not None:
+            return f"{own_mask.name} marks no tissue: nothing was scored; mend it, or leave out --mask"
+        why = f" ({plan.mask.why_empty})" if plan.mask.why_empty else ""
+        return f"no tissue found{why}: nothing was scored; look at preview.png, or pass --mask"
+    if len(missing) == len(grid):
+        return "no cell with tissue could be decoded: nothing was scored"
+    if len(missing):
+        x, y = _corners(missing, grid)[0]
+        return f"{len(missing)} of {len(grid)} cells could not be decoded, the first at ({x}, {y}); see slide.json"
+    return ""
+
+
+def _corners(cells: CellsRC, grid: TileGrid) -> list[tuple[int, int]]:
+    """Level-0 (x, y) of each cell's corner, as plain numbers."""
+    return [(int(col) * grid.plan.stride_l0, int(row) * grid.plan.stride_l0) for row, col in cells]

@@ -1,0 +1,1 @@
+"""How good readings are where the truth is known."""

@@ -1,0 +1,167 @@
+"""Reports beside the truth of their slides."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from shapely import STRtree
+
+from models.training.data.detection import MarkedSlide, read_marked
+from pipelines.renal.read.grading import grade_of
+from pipelines.renal.read.report import RenalReport, grading_of
+from pipelines.renal.read.run import REVIEWED, read_report
+from wsi.errors import ConfigError, StoreError
+from wsi.marks.annotations import read_annotations
+from wsi.marks.boxes import Detections
+from wsi.marks.c4d import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
+from wsi.slides.manifest import read_manifest
+
+CLASSES = (NEGATIVE, POSITIVE)
+LEAST_LABELLED = 0.5  # share of a candidate that must be labelled
+MIXED = (0.25, 0.75)  # shares of feasible labels between which a candidate is neither
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Case:
+    """A slide: its report, what was found on it, counted or not, and what is marked; fields are told by their corner.
+
+    Attributes:
+        counted: (n,) of ``found``.
+        feasible: corner of each field with a truth: whether it is feasible; empty where fields were not marked.
+    """
+
+    report: RenalReport
+    found: Detections
+    counted: npt.NDArray[np.bool_]
+    marked: MarkedSlide
+    feasible: dict[tuple[int, int], bool]
+
+    @property
+    def true_percent(self) -> float:
+        """The positive share of all marked capillaries of the slide, in percent; NaN where there is none."""
+        n = len(self.marked.labels)
+        return 100 * float((self.marked.labels == CLASSES.index(POSITIVE)).sum()) / n if n else math.nan
+
+    @property
+    def true_grade(self) -> str | None:
+        """The grade of the true percentage, whether or not there is enough to assess; None without a capillary."""
+        percent = self.true_percent
+        return None if math.isnan(percent) else grade_of(percent, grading_of(self.report))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Cohort:
+    """Slides by name, and the names of those without truth."""
+
+    cases: tuple[Case, ...]
+    without_truth: tuple[str, ...]
+
+
+def read_cohort(folder: Path, truth: Path, *, reviewed: bool = False) -> Cohort:
+    """Every report below a folder, with its truth.
+
+    Args:
+        folder: the ``--out`` of ``wsi renal report``.
+        truth: a folder with ``NAME.geojson`` and perhaps ``NAME_fields.geojson``, or a manifest with truth.
+        reviewed: take the reading that a person corrected instead of the machine's.
+
+    Raises:
+        ConfigError: there is no report, none with a truth, or one without a review where reviews are asked for.
+        WsiError: a report or a truth is broken.
+    """
+    reports = [
+        read_report(path.parent)
+        for path in sorted(folder.glob("*/report.json"))
+        if path.parent.name != REVIEWED
+    ]
+    if not reports:
+        raise ConfigError(f"{folder} holds no report; give the --out of wsi renal report")
+    if reviewed:
+        lacking = [r.slide.name for r in reports if not (folder / r.slide.name / REVIEWED).is_dir()]
+        if lacking:
+            raise ConfigError(
+                f"{', '.join(lacking[:6])} {'has' if len(lacking) == 1 else 'have'} no review; review them (wsi renal "
+                f"review), or leave out --reviewed"
+            )
+        reports = [read_report(folder / r.slide.name / REVIEWED) for r in reports]
+    made = {
+        (r.code, json.dumps(r.settings), *(m.sha256 for m in r.models.values())): r.slide.name
+        for r in reports
+    }
+    if len(made) > 1:
+        first, second = list(made.values())[:2]
+        raise ConfigError(
+            f"the reports of {first} and {second} in {folder} differ in models, settings or code; report all slides by "
+            f"one command"
+        )
+    files = _truth_files(truth)
+    cases, without = [], []
+    for report in reports:
+        name = report.slide.name
+        if name not in files:
+            without.append(name)
+            continue
+        own = folder / name / REVIEWED if reviewed else folder / name
+        found, counted = read_found(own / "capillaries.csv")
+        fields = files[name].with_name(f"{files[name].stem}_fields.geojson")
+        labelled = true_fields(fields, report) if fields.exists() else {}
+        cases.append(Case(report, found, counted, read_marked(files[name], CLASSES), labelled))
+    if not cases:
+        raise ConfigError(f"{truth} holds no truth of {without[0]}; name it {without[0]}.geojson")
+    return Cohort(tuple(cases), tuple(without))
+
+
+def _truth_files(truth: Path) -> dict[str, Path]:
+    """The annotation file of each slide's name."""
+    if truth.suffix.lower() == ".csv":
+        rows = read_manifest(truth, slides_needed=False)
+        return {row.source.name: row.truth for row in rows if row.truth is not None}
+    if not truth.is_dir():
+        raise ConfigError(f"{truth} is neither a folder nor a slides.csv; check --truth")
+    return {path.stem: path for path in sorted(truth.glob("*.geojson")) if not path.stem.endswith("_fields")}
+
+
+def read_found(path: Path) -> tuple[Detections, npt.NDArray[np.bool_]]:
+    """What ``capillaries.csv`` lists, and which of it counts; labels are places in `CLASSES`.
+
+    Raises:
+        StoreError: it is missing or broken.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        boxes = np.array([[float(row[k]) for k in ("x0", "y0", "x1", "y1")] for row in rows], np.float64)
+        scores = np.array([float(row["score"] or "1") for row in rows], np.float32)
+        labels = np.array([CLASSES.index(row["class"]) for row in rows], np.int64)
+        counted = np.array([row["counted"] == "yes" for row in rows], np.bool_)
+        return Detections(boxes.reshape(-1, 4), scores, labels), counted
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+        raise StoreError(f"{path} cannot be read ({error}); make the report again") from error
+
+
+def true_fields(path: Path, report: RenalReport) -> dict[tuple[int, int], bool]:
+    """Whether each candidate of the report is truly feasible, by its corner.
+
+    Labelled squares need not be the report's: a candidate is what most of its labelled part is. Those with labels on
+    less than half of them, or with both in them, are left out.
+    """
+    labelled = [a for a in read_annotations(path) if a.group in (FEASIBLE, NOT_FEASIBLE)]
+    outlines = [a.outline for a in labelled]
+    feasible = np.array([a.group == FEASIBLE for a in labelled], np.bool_)
+    tree, side = STRtree(outlines), report.field_side_px
+    found = {}
+    for f in report.fields:
+        square = shapely.box(f.x, f.y, f.x + side, f.y + side)
+        near = tree.query(square)
+        areas = shapely.area(shapely.intersection([outlines[i] for i in near], square))
+        total, good = float(areas.sum()), float(areas[feasible[near]].sum())
+        if total >= LEAST_LABELLED * square.area and not MIXED[0] < good / total < MIXED[1]:
+            found[f.x, f.y] = good / total >= MIXED[1]
+    return found

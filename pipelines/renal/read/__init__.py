@@ -1,0 +1,1 @@
+"""One slide read: fields, capillaries, grade, report; and the reading that a person corrected."""

@@ -1,0 +1,276 @@
+"""Which fields of a kidney slide capillaries are counted in: squares that follow the tissue, chosen by a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field as Setting
+
+from models.card import ModelCard
+from models.engines import Engine
+from pipelines.runs.scoring import score_chunks
+from wsi.arrays import CellsRC, PointsXY
+from wsi.config import Config
+from wsi.errors import ModelError
+from wsi.marks.c4d import FEASIBLE, FIELD_UM, FIELD_UNITS
+from wsi.placement import Placement
+from wsi.results.store import HeatmapSpec, HeatmapStore
+from wsi.slides.blocks import chunk_side, plan_blocks
+from wsi.slides.grid import TileGrid, make_grid, tissue_share
+from wsi.slides.slide import Slide, plan_read
+from wsi.slides.tissue import Mask
+
+MOSTLY_EMPTY = (
+    1 / 3
+)  # share of tissue below which a field is said to be empty (Kim's thesis: over two thirds)
+
+
+SLACK = 0.02  # of a unit: a corner was rounded to whole pixels
+
+
+class FieldsConfig(Config):
+    """How fields are chosen.
+
+    Attributes:
+        min_tissue: share of tissue from which a square is a candidate.
+        sample: None takes every candidate; a number draws so many of them at random, for speed.
+        seed: of that draw.
+        threshold: score from which a field is feasible; None is the model's own.
+    """
+
+    min_tissue: float = Setting(default=0.05, gt=0, le=1)
+    sample: int | None = Setting(default=None, gt=0)
+    seed: int = Setting(default=0, ge=0)
+    threshold: float | None = Setting(default=None, ge=0, le=1)
+
+
+@dataclass(frozen=True, slots=True)
+class KidneyField:
+    """A candidate.
+
+    Attributes:
+        x, y: corner, in level-0 pixels; it may reach off the slide.
+        tissue: share of its part on the slide.
+        score: that it is feasible, 0..1; None where it could not be decoded.
+        why_not: why it is left out; empty where capillaries are counted in it.
+    """
+
+    x: int
+    y: int
+    tissue: float
+    score: float | None
+    why_not: str
+
+    @property
+    def feasible(self) -> bool:
+        """Whether capillaries are counted in it."""
+        return not self.why_not
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FieldSet:
+    """Every candidate of a slide, from top to bottom and left to right; they do not overlap.
+
+    Attributes:
+        side: of a field, in level-0 pixels.
+        size: (width, height) of the slide in level-0 pixels: fields may reach off it.
+    """
+
+    fields: tuple[KidneyField, ...]
+    side: int
+    size: tuple[int, int]
+
+    @property
+    def feasible(self) -> tuple[KidneyField, ...]:
+        """Those that count."""
+        return tuple(f for f in self.fields if f.feasible)
+
+    @property
+    def mask(self) -> Mask:
+        """True where a feasible field lies, on a raster of a thirteenth of its side; rounded outward."""
+        step = self.side / FIELD_UNITS
+        pixels = np.zeros((math.ceil(self.size[1] / step), math.ceil(self.size[0] / step)), np.bool_)
+        for f in self.feasible:
+            rows = slice(max(0, math.floor(f.y / step + SLACK)), math.ceil((f.y + self.side) / step - SLACK))
+            cols = slice(max(0, math.floor(f.x / step + SLACK)), math.ceil((f.x + self.side) / step - SLACK))
+            pixels[rows, cols] = True
+        return Mask(pixels, Placement(step, step))
+
+    def area_mm2(self, mpp: float) -> float:
+        """Tissue in feasible fields.
+
+        Args:
+            mpp: um per level-0 pixel.
+        """
+        width, height = self.size
+        area = 0.0
+        for f in self.feasible:
+            across = min(f.x + self.side, width) - max(f.x, 0)
+            down = min(f.y + self.side, height) - max(f.y, 0)
+            area += f.tissue * across * down
+        return area * mpp**2 / 1e6
+
+    def index(self, points: PointsXY) -> npt.NDArray[np.int64]:
+        """The number of the feasible field that holds each level-0 (x, y), half-open; -1 where none does."""
+        return index_of([(f.x, f.y) for f in self.feasible], self.side, points)
+
+
+def index_of(corners: Sequence[tuple[int, int]], side: int, points: PointsXY) -> npt.NDArray[np.int64]:
+    """The number of the square that holds each point, the first of two that overlap by rounding; -1 where none does."""
+    numbers = np.full(len(points), -1, np.int64)
+    for i in range(len(corners) - 1, -1, -1):
+        x, y = corners[i]
+        inside = (
+            (points[:, 0] >= x) & (points[:, 0] < x + side) & (points[:, 1] >= y) & (points[:, 1] < y + side)
+        )
+        numbers[inside] = i
+    return numbers
+
+
+def field_threshold(card: ModelCard, cfg: FieldsConfig) -> float:
+    """The score from which a field is feasible.
+
+    Raises:
+        ModelError: the model does not tell fields, or those of another size.
+    """
+    threshold = cfg.threshold if cfg.threshold is not None else card.threshold
+    if card.positive != FEASIBLE or card.spacing_um is None or threshold is None:
+        raise ModelError(f"the model {card.name} does not tell feasible fields; give one of wsi train fields")
+    if abs(card.stride_px * card.spacing_um / FIELD_UM - 1) > 0.01:
+        raise ModelError(f"the model {card.name} sees fields of another size than {FIELD_UM:g} um")
+    return threshold
+
+
+def choose_fields(
+    slide: Slide,
+    mask: Mask,
+    engine: Engine,
+    path: Path,
+    cfg: FieldsConfig,
+    *,
+    fingerprint: str,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> FieldSet:
+    """Score the candidates with the same engine and store as patches, and tell feasible ones.
+
+    Args:
+        slide: what is read.
+        mask: where there is tissue.
+        engine: of a model of fields.
+        path: of the heatmap; scores that are there already are not computed again.
+        cfg: how.
+        fingerprint: of all that made the scores.
+        tick: called with (fields done, fields).
+
+    Raises:
+        ModelError: the model does not tell fields.
+        SpacingError: the slide is too coarse for it.
+    """
+    card = engine.models.card
+    threshold = field_threshold(card, cfg)
+    units = units_of(card.patch_px)
+    plan = plan_read(
+        slide, card.patch_px, card.patch_px // units, card.spacing_um, tolerance=card.spacing_tolerance
+    )
+    shape = make_grid(slide.size, plan, None).shape
+    shares = tissue_share(mask, slide.size, plan.stride_l0, shape)
+    whole = unit_areas(slide.size, plan.stride_l0, shape)
+    corners = _sampled(place_fields(shares * whole, whole, units, cfg.min_tissue), cfg)
+    grid = TileGrid(shape, corners + units // 2, plan)  # a patch lies around the middle one of its units
+    side = chunk_side(slide, plan)
+    spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, fingerprint)
+    store = HeatmapStore.create(path, spec)
+    engine.expect(len(grid))
+    score_chunks(slide, plan_blocks(grid, side), engine, store, progress=tick)
+    scores = store.read(card.positive_index).scores
+    found = []
+    for row, col in corners.tolist():
+        window = np.s_[row : row + units, col : col + units]
+        tissue = float((shares * whole)[window].sum() / whole[window].sum())
+        score = float(scores[row + units // 2, col + units // 2])
+        found.append(_field(row, col, plan.stride_l0, tissue, score, threshold))
+    return FieldSet(tuple(found), units * plan.stride_l0, slide.size)
+
+
+def units_of(patch_px: int) -> int:
+    """How many units a field's side is placed by: an odd number that divides the patch, so that one is its middle."""
+    return max(n for n in range(1, FIELD_UNITS + 1, 2) if patch_px % n == 0)
+
+
+def unit_areas(size: tuple[int, int], unit: int, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """(rows, cols) area of each unit's part on the slide, in level-0 pixels."""
+    width, height = size
+    down = np.diff(np.minimum(np.arange(shape[0] + 1) * unit, height))
+    across = np.diff(np.minimum(np.arange(shape[1] + 1) * unit, width))
+    return np.outer(down, across).astype(np.float64)
+
+
+def place_fields(
+    tissue: npt.NDArray[np.float64], whole: npt.NDArray[np.float64], units: int, min_tissue: float
+) -> CellsRC:
+    """Squares that follow the tissue: strips over each piece of it, and in each strip squares over each run of tissue.
+
+    On a fixed grid the rim of a biopsy falls into fields that are mostly glass, which are then left out.
+
+    Args:
+        tissue: (rows, cols) area of tissue in each unit.
+        whole: (rows, cols) area of each unit on the slide.
+        units: side of a square.
+        min_tissue: share of tissue from which a square is taken.
+
+    Returns:
+        (n, 2) row, col of the squares' top-left units, row by row; none overlap.
+    """
+    rows, cols = tissue.shape
+    taken = np.zeros(tissue.shape, np.bool_)
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats((tissue > 0).astype(np.uint8), connectivity=8)
+    corners = []
+    largest_first = sorted(
+        range(1, count), key=lambda i: (-boxes[i, cv2.CC_STAT_AREA], boxes[i, 1], boxes[i, 0])
+    )
+    for piece in largest_first:  # so that the rim of the glass takes no square from the biopsy
+        first = int(boxes[piece, 1])
+        for top in _starts(first, first + int(boxes[piece, 3]), units, rows):
+            columns = np.flatnonzero((labels[top : top + units] == piece).any(axis=0))
+            for run in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
+                for left in _starts(int(run[0]), int(run[-1]) + 1, units, cols) if len(run) else ():
+                    window = np.s_[top : top + units, left : left + units]
+                    if not taken[window].any() and tissue[window].sum() >= min_tissue * whole[window].sum():
+                        taken[window] = True
+                        corners.append((top, left))
+    return np.array(sorted(corners), np.int64).reshape(-1, 2)
+
+
+def _starts(first: int, last: int, side: int, length: int) -> list[int]:
+    """Where squares begin that cover first..last, centred; a quarter of a square is left over rather than one more.
+
+    Their middle units lie inside 0..length.
+    """
+    count = max(1, math.ceil((last - first) / side - 0.25))
+    highest = length - 1 - side // 2
+    start = min(first + (last - first - count * side) // 2, highest - (count - 1) * side)
+    return [max(0, start) + i * side for i in range(count) if i == 0 or max(0, start) + i * side <= highest]
+
+
+def _sampled(corners: CellsRC, cfg: FieldsConfig) -> CellsRC:
+    if cfg.sample is None or cfg.sample >= len(corners):
+        return corners
+    chosen = np.random.default_rng(cfg.seed).choice(len(corners), cfg.sample, replace=False)
+    return corners[np.sort(chosen)]
+
+
+def _field(row: int, col: int, unit: int, tissue: float, score: float, threshold: float) -> KidneyField:
+    if np.isnan(score):
+        return KidneyField(col * unit, row * unit, tissue, None, "cannot be decoded")
+    why_not = ""
+    if score < threshold:
+        empty = f"mostly empty: {tissue:.0%} tissue"
+        unfit = "scar, artefact, poor stain, large vessel or glomerulus: the network does not say which"
+        why_not = empty if tissue < MOSTLY_EMPTY else unfit
+    return KidneyField(col * unit, row * unit, round(tissue, 4), round(score, 6), why_not)

@@ -1,0 +1,39 @@
+"""Machine-made labels for a person to correct."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import shapely
+
+from wsi.marks.boxes import Detections
+from wsi.marks.c4d import COLOURS
+from wsi.results.export import Feature
+
+OTHER = (110, 110, 110)
+
+
+def proposed_labels(
+    slide: str, found: Detections, classes: Sequence[str], made_by: dict[str, str]
+) -> list[Feature]:
+    """One annotation for each box, with its score; not locked, as it is to be corrected.
+
+    Args:
+        slide: its name; ids follow from it, the place and the class.
+        found: in level-0 pixels.
+        classes: names of the labels, from 0.
+        made_by: goes into every feature's metadata.
+    """
+    features = []
+    for i, (box, score, label) in enumerate(
+        zip(found.boxes, found.scores, found.labels, strict=True), start=1
+    ):
+        name = classes[label]
+        key = f"{slide} proposed {name} {box.round(2).tolist()}"
+        colour = COLOURS.get(name, OTHER)
+        measured = {"probability": float(score)}
+        shape = shapely.box(*box)
+        features.append(
+            Feature(key, shape, "annotation", f"proposed {i}", name, colour, measured, made_by, locked=False)
+        )
+    return features

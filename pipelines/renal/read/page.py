@@ -1,0 +1,214 @@
+"""The report as a page: one self-contained HTML file, and a PDF of it where WeasyPrint is installed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from pipelines.renal.read.basis import basis_sentences
+from pipelines.renal.read.fields import FieldSet
+from pipelines.renal.read.grading import GradingConfig, grade_word, percent_text
+from pipelines.renal.read.marks import Marks, mark_features, marks_csv
+from pipelines.renal.read.pictures import (
+    CROP_BAR_UM,
+    Crop,
+    excluded_pictures,
+    gallery,
+    overview_bar_um,
+    overview_picture,
+)
+from pipelines.renal.read.reading import RenalConfig
+from pipelines.renal.read.report import RenalReport, grading_of
+from pipelines.runs.cohort import Failure
+from wsi.errors import ConfigError
+from wsi.files import replacing, write_json, write_text
+from wsi.marks.c4d import NEGATIVE, POSITIVE
+from wsi.results.export import origin_offset, write_geojson
+from wsi.slides.slide import Slide
+
+TEMPLATES = Environment(
+    loader=PackageLoader("pipelines"),
+    autoescape=select_autoescape(default=True),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+SHOWN = 150  # positive capillaries on the report itself: 1 MB of pictures
+ON_A_PAGE = 500  # on each page of the others: 3.5 MB
+
+
+def write_report(
+    folder: Path, report: RenalReport, slide: Slide, fields: FieldSet, marks: Marks, *, pdf: bool
+) -> None:
+    """Write everything of a report; ``report.json`` comes last and says that all is there."""
+    name = report.slide.name
+    made_by = {
+        "slide": name,
+        "slide identity": report.slide.identity,
+        "reading": report.reading,
+        "model": report.models["capillaries"].name,
+        "sha256": report.models["capillaries"].sha256[:16],
+        "program": report.program,
+        "intended use": report.intended_use,
+    }
+    features = mark_features(name, marks, fields, made_by, slide.mpp)
+    write_geojson(folder / "detections.geojson", features, origin_offset(slide.bounds, "auto"))
+    write_text(folder / "capillaries.csv", marks_csv(marks, fields))
+    pictures = gallery(slide, fields, marks, report.models["capillaries"].threshold)
+    html = report_html(report, slide, fields, marks, pictures)
+    write_text(folder / "report.html", html)
+    _write_more(folder, report, slide, pictures[0])
+    (folder / "report.pdf").unlink(missing_ok=True)
+    if pdf:
+        write_pdf(folder / "report.pdf", html)
+    write_json(folder / "report.json", report.model_dump(mode="json"))
+
+
+def more_pages(positive: int) -> list[str]:
+    """Names of the pages that show the positive capillaries beyond the first `SHOWN`."""
+    return [f"positive-{i + 2}.html" for i in range(-(-max(0, positive - SHOWN) // ON_A_PAGE))]
+
+
+def _write_more(folder: Path, report: RenalReport, slide: Slide, positive: Sequence[Crop]) -> None:
+    """The positive capillaries that the report has no room for: a page of a whole biopsy must stay one that opens."""
+    names = more_pages(len(positive))
+    for stale in folder.glob("positive-*.html"):
+        if stale.name not in names:
+            stale.unlink(missing_ok=True)
+    for i, name in enumerate(names):
+        first = SHOWN + i * ON_A_PAGE
+        page = TEMPLATES.get_template("renal_more.html").render(
+            r=report,
+            crops=positive[first : first + ON_A_PAGE],
+            first=first + 1,
+            total=len(positive),
+            origin=origin_offset(slide.bounds, "auto"),
+            crop_bar_um=CROP_BAR_UM,
+        )
+        write_text(folder / name, page)
+
+
+def report_html(
+    report: RenalReport,
+    slide: Slide,
+    fields: FieldSet,
+    marks: Marks,
+    pictures: tuple[list[Crop], list[Crop]],
+) -> str:
+    """The page's text; every value in it is escaped."""
+    positive, uncertain = pictures
+    feasible = [f for f in report.fields if not f.why_not]
+    return TEMPLATES.get_template("renal.html").render(
+        r=report,
+        overview=overview_picture(slide, fields, marks),
+        positive=positive[:SHOWN],
+        checks=RenalConfig.model_validate_json(json.dumps(report.settings)).checks,
+        positives=len(positive),
+        more=more_pages(len(positive)),
+        uncertain=uncertain,
+        basis=basis_sentences(report),
+        word=lambda grade: grade_word(grade, grading_of(report)),
+        excluded_count=sum(bool(f.why_not) for f in report.fields),
+        excluded=excluded_pictures(slide, fields),
+        feasible=sorted(feasible, key=lambda f: (-_percent(f.positive, f.negative), f.y, f.x)),
+        text=_text,
+        percent_of=_percent_text,
+        side_um=report.field_side_px * report.slide.um_per_px,
+        limits=report.models["capillaries"].threshold,
+        classes=(NEGATIVE, POSITIVE),
+        share=_share_text,
+        bar_um=overview_bar_um(slide),
+        crop_bar_um=CROP_BAR_UM,
+        origin=origin_offset(slide.bounds, "auto"),
+    )
+
+
+def _percent(positive: int, negative: int) -> float:
+    return 100 * positive / (positive + negative) if positive + negative else -1.0
+
+
+def _percent_text(positive: int, negative: int) -> str:
+    return f"{_percent(positive, negative):.0f} %" if positive + negative else "none"
+
+
+def _share_text(percent: float, cfg: dict[str, Any]) -> str:
+    return percent_text(percent, GradingConfig.model_validate_json(json.dumps(cfg)))
+
+
+def _text(value: float | None, digits: int = 1) -> str:
+    """A number, or that it is not known."""
+    return "not known" if value is None else f"{value:,.{digits}f}"
+
+
+def check_pdf() -> None:
+    """Refuse early where a PDF cannot be made.
+
+    Raises:
+        ConfigError: WeasyPrint, or the library Pango that it draws text with, is not there.
+    """
+    try:
+        import weasyprint  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "--pdf needs WeasyPrint: pip install 'slidewright[pdf]', or print report.html"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"--pdf needs the library Pango (apt install libpangoft2-1.0-0; {error}); or print report.html"
+        ) from error
+
+
+def write_pdf(path: Path, html: str) -> None:
+    """Print a page to PDF, the same bytes for the same page.
+
+    Raises:
+        ConfigError: see `check_pdf`.
+    """
+    check_pdf()
+    import weasyprint
+
+    logging.getLogger("weasyprint").setLevel(logging.ERROR)  # it warns of CSS that is for screens
+    logging.getLogger("fontTools").setLevel(logging.ERROR)
+    only_inside = weasyprint.urls.URLFetcher(allowed_protocols=("data",))  # pictures are in the page
+    with _no_clock():
+        data = weasyprint.HTML(string=html, url_fetcher=only_inside).write_pdf()
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def _no_clock() -> Iterator[None]:
+    """Without this, embedded fonts state the second in which they were cut."""
+    before = os.environ.get("SOURCE_DATE_EPOCH")
+    os.environ["SOURCE_DATE_EPOCH"] = before or "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SOURCE_DATE_EPOCH"]
+
+
+def write_index(
+    path: Path,
+    reports: Sequence[RenalReport],
+    failures: Sequence[Failure],
+    record: dict[str, Any],
+    corrected: Mapping[str, RenalReport],
+) -> None:
+    """``index.html``: every slide of a run with its grade, that of its corrected reading, and what failed."""
+    page = TEMPLATES.get_template("renal_index.html").render(
+        reports=reports,
+        failures=failures,
+        record=record,
+        corrected=corrected,
+        share=_share_text,
+        basis=basis_sentences,
+        word=lambda grade, report: grade_word(grade, grading_of(report)),
+    )
+    write_text(path, page)

@@ -1,0 +1,190 @@
+"""Pictures of a renal report: the slide with its fields, and capillaries to look at one by one."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from models.training.data.detection import read_tile
+from pipelines.renal.read.checks import field_pictures
+from pipelines.renal.read.fields import FieldSet
+from pipelines.renal.read.marks import Marks
+from wsi.arrays import RgbImage
+from wsi.errors import RegionError
+from wsi.marks.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
+from wsi.slides.overview import read_overview
+from wsi.slides.slide import Slide
+
+OVERVIEW_PX = 1400  # longer side
+CROP_PX = 120  # side of a capillary's picture
+CROP_UM = 36.0  # what it shows at least: a capillary and the tubules beside it
+FIELD_PX = 240  # side of a field's picture
+EXCLUDED = 60  # fields left out that are shown; the others are in detections.geojson
+UNCERTAIN = 48  # capillaries nearest to their threshold
+CROP_BAR_UM = 10.0  # length of the bar in it
+MARK_UM = 3.0  # between a capillary and the line around it, which must not hide the wall
+QUALITY = 85
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """One capillary of the gallery: JPEG as a data URI, the number that QuPath shows, and what is known of it."""
+
+    image: str
+    number: int
+    id: str
+    x: int
+    y: int
+    positive: bool
+    counted: bool
+    score: float | None
+    brown: float | None
+    doubt: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class FieldPicture:
+    """A field that was left out: JPEG as a data URI (empty where it cannot be decoded), corner and why."""
+
+    image: str
+    x: int
+    y: int
+    score: float | None
+    why_not: str
+
+
+def data_uri(pixels: RgbImage) -> str:
+    """A JPEG in the text of a page."""
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    good, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    assert good  # a picture of this size always encodes
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def overview_picture(slide: Slide, fields: FieldSet, marks: Marks) -> str:
+    """The slide with its fields: feasible ones framed, others crossed out; a dot for each capillary that counts."""
+    overview = read_overview(slide, max(slide.size) * slide.mpp / OVERVIEW_PX)
+    image = overview.pixels.copy()
+    scale = 1 / overview.placement.step_x
+    for f in fields.fields:
+        corners = (
+            [round(f.x * scale), round(f.y * scale)],
+            [
+                round((f.x + fields.side) * scale) - 1,
+                round((f.y + fields.side) * scale) - 1,
+            ],
+        )
+        colour = COLOURS[FEASIBLE if f.feasible else NOT_FEASIBLE]
+        cv2.rectangle(image, corners[0], corners[1], colour, 2 if f.feasible else 1, cv2.LINE_AA)
+        if not f.feasible:
+            cv2.line(image, corners[0], corners[1], colour, 2, cv2.LINE_AA)
+            cv2.line(
+                image, (corners[0][0], corners[1][1]), (corners[1][0], corners[0][1]), colour, 2, cv2.LINE_AA
+            )
+    for positive in (False, True):  # the rarer ones on top
+        chosen = marks.counted & (marks.field >= 0) & (marks.positive == positive)
+        for x, y in marks.centres[chosen]:
+            at = (round(x * scale), round(y * scale))
+            cv2.circle(image, at, 5, (255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(image, at, 4, COLOURS[POSITIVE if positive else NEGATIVE], -1, cv2.LINE_AA)
+    length, height = round(overview_bar_um(slide) / slide.mpp * scale), image.shape[0]
+    cv2.rectangle(image, (12, height - 18), (12 + length, height - 12), (0, 0, 0), -1)
+    return data_uri(image)
+
+
+def overview_bar_um(slide: Slide) -> float:
+    """Length of the overview's bar: 1, 2 or 5 times a power of ten, at most a fifth of the width."""
+    wanted = slide.size[0] * slide.mpp / 5
+    power = 10.0 ** np.floor(np.log10(wanted))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= wanted))
+
+
+def gallery(
+    slide: Slide, fields: FieldSet, marks: Marks, limits: dict[str, float]
+) -> tuple[list[Crop], list[Crop]]:
+    """Every positive capillary, flagged ones and then the least certain first; and those nearest to their threshold.
+
+    Args:
+        slide: what is read.
+        fields: of the marks.
+        marks: those in no field are not shown.
+        limits: threshold by class.
+    """
+    inside = marks.field >= 0
+    positive = np.flatnonzero(inside & marks.counted & marks.positive)
+    threshold = np.where(marks.positive, limits[POSITIVE], limits[NEGATIVE])
+    gap = np.where(np.isnan(marks.scores), np.inf, np.abs(marks.scores - threshold))
+    rest = np.flatnonzero(inside & ~(marks.counted & marks.positive) & np.isfinite(gap))
+    uncertain = rest[np.argsort(gap[rest], kind="stable")][:UNCERTAIN]
+    # flagged ones first, then the least certain; a person's mark is certain
+    score = np.nan_to_num(marks.scores, nan=2.0) - 10.0 * marks.flagged
+    positive = positive[np.argsort(score[positive], kind="stable")]
+    crops = _crops(slide, fields, marks, [*positive.tolist(), *uncertain.tolist()])
+    return [crops[i] for i in positive.tolist() if i in crops], [
+        crops[i] for i in uncertain.tolist() if i in crops
+    ]
+
+
+def _crops(slide: Slide, fields: FieldSet, marks: Marks, wanted: list[int]) -> dict[int, Crop]:
+    numbers = sorted({int(marks.field[i]) for i in wanted})
+    found = {}
+    for number, pixels, corner in field_pictures(slide, fields, numbers):
+        for i in wanted:
+            if marks.field[i] == number:
+                found[i] = _crop(marks, i, pixels, corner, slide.mpp)
+    return found
+
+
+def _crop(marks: Marks, i: int, pixels: RgbImage, corner: tuple[int, int], mpp: float) -> Crop:
+    box = marks.boxes[i] - np.array([*corner, *corner])
+    middle = (box[:2] + box[2:]) / 2
+    side = round(max(CROP_UM / mpp, 1.4 * (box[2:] - box[:2]).max()))
+    left, top = (int(v) for v in np.round(middle - side / 2))
+    padded = np.full((side, side, 3), 255, np.uint8)
+    rows = slice(max(0, top), min(pixels.shape[0], top + side))
+    cols = slice(max(0, left), min(pixels.shape[1], left + side))
+    padded[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left] = pixels[rows, cols]
+    scale = CROP_PX / side
+    image = cv2.resize(
+        padded, (CROP_PX, CROP_PX), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    )
+    m = MARK_UM / mpp
+    low = tuple(round(float(v)) for v in (box[:2] - (left, top) - m) * scale)
+    high = tuple(round(float(v)) for v in (box[2:] - (left, top) + m) * scale)
+    colour = COLOURS[POSITIVE if marks.positive[i] else NEGATIVE]
+    cv2.rectangle(image, low, high, colour, 1, cv2.LINE_AA)
+    bar = round(CROP_BAR_UM / mpp * scale)
+    cv2.line(image, (5, CROP_PX - 6), (5 + bar, CROP_PX - 6), (0, 0, 0), 2)
+    x, y = (round(float(v)) for v in marks.centres[i])
+    return Crop(
+        data_uri(np.asarray(image, np.uint8)),
+        i + 1,
+        marks.ids[i],
+        x,
+        y,
+        bool(marks.positive[i]),
+        bool(marks.counted[i]),
+        None if np.isnan(marks.scores[i]) else float(marks.scores[i]),
+        None if np.isnan(marks.brown[i]) else float(marks.brown[i]),
+        marks.doubts[i],
+        marks.source[i],
+    )
+
+
+def excluded_pictures(slide: Slide, fields: FieldSet) -> list[FieldPicture]:
+    """Fields that were left out, those nearest to being feasible first, for a person to judge; at most `EXCLUDED`."""
+    order = sorted((f for f in fields.fields if not f.feasible), key=lambda f: -(f.score or 0.0))[:EXCLUDED]
+    return [
+        FieldPicture(_thumbnail(slide, f.x, f.y, fields.side), f.x, f.y, f.score, f.why_not) for f in order
+    ]
+
+
+def _thumbnail(slide: Slide, x: int, y: int, side: int) -> str:
+    try:
+        return data_uri(read_tile(slide, (x, y), side, FIELD_PX))
+    except RegionError:
+        return ""

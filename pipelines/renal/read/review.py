@@ -1,0 +1,303 @@
+"""A person's corrections: which capillaries and fields count now, by their UUIDs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import shapely
+from shapely import STRtree
+
+from models.card import hash_file
+from pipelines.renal.read.fields import FieldSet, KidneyField
+from pipelines.renal.read.grading import GradingConfig, grade_slide
+from pipelines.renal.read.marks import Marks, Source, mark_key
+from pipelines.renal.read.reading import COUNT_WARNINGS, count_warning
+from pipelines.renal.read.report import Corrections, RenalReport, density, field_facts, grade_facts
+from wsi.arrays import BoxesXYXY
+from wsi.errors import AnnotationError
+from wsi.marks.c4d import FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
+from wsi.marks.geojson import MarkedObject, read_objects
+from wsi.results.export import feature_id
+
+KNOWN = (POSITIVE, NEGATIVE, NOT_COUNTED, FEASIBLE, NOT_FEASIBLE)
+BY_HAND = "left out by a person"
+NOT_SEARCHED = (
+    "taken in by a person, but no capillary is marked in it, and the machine did not look for any there"
+)
+FROM_POINT = "marked by a point"  # metadata of the square that stands for one
+POINT_UM = 12.0  # side of the square that stands for a point: a capillary is 10 to 15 um wide
+LONGEST_UM = 100.0  # side of a box; the longest capillaries are some 60 um
+MOST_SHARED = 0.5  # intersection over union of two marks: more is one capillary
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reviewed:
+    """What counts after a person's corrections."""
+
+    fields: FieldSet
+    marks: Marks
+    corrections: Corrections
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Machine:
+    """A capillary of the machine's file: its class and score."""
+
+    positive: bool
+    score: float
+
+
+def review(original: Path, corrected: Path, report: RenalReport) -> Reviewed:
+    """Compare a corrected GeoJSON with the machine's, object by object.
+
+    A capillary that is gone, or of the class ``not a capillary``, was deleted; one whose id the machine did not give
+    was added, a box around its outline; one of another class was reclassified. A field that is gone or of the class
+    ``not feasible`` is left out, and one of the class ``feasible`` taken in; fields cannot be added. Objects may be
+    moved and reshaped: what counts is where they are now.
+
+    Args:
+        original: the machine's ``detections.geojson``.
+        corrected: the person's.
+        report: the machine's.
+
+    Raises:
+        AnnotationError: the corrected file is broken, of another slide, holds an unknown class or none, or an id twice.
+    """
+    if corrected.resolve() == original.resolve():
+        raise AnnotationError(f"{corrected} is the machine's own file; save corrections under another name")
+    before = {o.id: o for o in read_objects(original)}
+    counts = [sum(o.group == group for o in before.values()) for group in (POSITIVE, NEGATIVE)]
+    if counts != [report.result.positive, report.result.negative]:
+        raise AnnotationError(
+            f"{original} is not as the machine wrote it: it holds {counts[0]} positive and {counts[1]} negative "
+            f"capillaries; make the report again with --overwrite, and save corrections under another name"
+        )
+    after = _checked(corrected, before, report)
+    machine = {
+        key: _Machine(o.group == POSITIVE, o.measurements.get("probability", float("nan")))
+        for key, o in before.items()
+        if o.group in (POSITIVE, NEGATIVE)
+    }
+    fields = _fields(report, after)
+    kept = [o for o in after if o.group in (POSITIVE, NEGATIVE)]
+    fields = _searched(fields, report, kept)
+    marks = _marks(report.slide.name, kept, machine, fields)
+    ids = {o.id for o in kept}
+    was = {f.id: not f.why_not for f in report.fields}
+    now = {f.id: g.feasible for f, g in zip(report.fields, fields.fields, strict=True)}
+    return Reviewed(
+        fields,
+        marks,
+        Corrections(
+            file=corrected.name,
+            sha256=hash_file(corrected),
+            deleted=sum(key not in ids for key in machine),
+            added=sum(source == "added" for source in marks.source),
+            reclassified=sum(source == "reclassified" for source in marks.source),
+            outside_fields=int((marks.field < 0).sum()),
+            fields_left_out=sum(was[key] and not now[key] for key in was),
+            fields_taken_in=sum(now[key] and not was[key] for key in was),
+            fields_not_searched=sum(f.why_not == NOT_SEARCHED for f in fields.fields),
+        ),
+    )
+
+
+def _checked(path: Path, before: dict[str, MarkedObject], report: RenalReport) -> list[MarkedObject]:
+    """The person's objects, if they are of this slide and can be counted."""
+    after = _with_points(read_objects(path), report.slide.um_per_px)
+    _check_slide(path, before, after, report)
+    if not any(o.group in (FEASIBLE, NOT_FEASIBLE) for o in after):
+        raise AnnotationError(f"{path} holds no field: export all objects, not only the selected ones")
+    twice = [key for key, count in Counter(o.id for o in after if o.id).items() if count > 1]
+    if twice:
+        raise AnnotationError(
+            f"{path} holds the id {twice[0]} more than once; delete the copies and export it again"
+        )
+    for o in after:
+        if o.group not in KNOWN:
+            what = f"the class {o.group!r}" if o.group else "an object without a class"
+            x, y = shapely.get_coordinates(shapely.centroid(o.shape))[0]
+            raise AnnotationError(
+                f"{path} holds {what}, at ({x:.0f}, {y:.0f}); set one of {', '.join(KNOWN)}, or delete it"
+            )
+        if o.shape.geom_type != "Polygon" or o.shape.area == 0:
+            x, y = shapely.get_coordinates(o.shape).mean(axis=0) if not o.shape.is_empty else (0, 0)
+            raise AnnotationError(
+                f"{path} holds a {o.shape.geom_type} at ({x:.0f}, {y:.0f}): mark each capillary by one outline, or by "
+                f"one point"
+            )
+        x0, y0, x1, y1 = o.shape.bounds
+        width, height = report.slide.size_px
+        if o.group in (POSITIVE, NEGATIVE) and (x1 < 0 or y1 < 0 or x0 > width or y0 > height):
+            raise AnnotationError(
+                f"{path} marks a capillary at ({x0:.0f}, {y0:.0f}), off the slide; delete it"
+            )
+    _refuse_twice(path, [o for o in after if o.group in (POSITIVE, NEGATIVE)])
+    return after
+
+
+def _with_points(objects: Sequence[MarkedObject], mpp: float) -> list[MarkedObject]:
+    """The same objects; a point of a capillary's class becomes a small square: to count, a point is enough."""
+    found = []
+    for o in objects:
+        if o.group not in (POSITIVE, NEGATIVE, NOT_COUNTED) or o.shape.geom_type not in (
+            "Point",
+            "MultiPoint",
+        ):
+            found.append(o)
+            continue
+        half = POINT_UM / mpp / 2
+        points = shapely.get_coordinates(o.shape)
+        for i, (x, y) in enumerate(points):
+            own = o.id if len(points) == 1 or not o.id else f"{o.id} {i + 1}"
+            square = shapely.box(x - half, y - half, x + half, y + half)
+            found.append(replace(o, id=own, shape=square, metadata=o.metadata | {FROM_POINT: "yes"}))
+    return found
+
+
+def _check_slide(
+    path: Path, before: dict[str, MarkedObject], after: Sequence[MarkedObject], report: RenalReport
+) -> None:
+    """Refuse the file of another slide, or of another file of that name."""
+    slide = report.slide.name
+    names = sorted({o.metadata["slide"] for o in after if o.metadata.get("slide", slide) != slide})
+    own = report.slide.identity
+    said = ""
+    if names:
+        said = f"it is of {names[0]!r}"
+    elif any(o.metadata.get("slide identity", own) != own for o in after):
+        said = "it is of another file of that name"
+    elif not any(o.id in before for o in after):
+        said = "it holds none of the report's objects"
+    if said:
+        raise AnnotationError(
+            f"{path} is not the corrected file of {slide}: {said}; give the one that was exported from it"
+        )
+
+
+def _refuse_twice(path: Path, kept: Sequence[MarkedObject]) -> None:
+    """One capillary must not be counted twice: a copy, or an outline or point on the machine's box."""
+    if len(kept) < 2:
+        return
+    boxes = [shapely.box(*o.shape.bounds) for o in kept]
+    first, second = STRtree(boxes).query(boxes, predicate="intersects")
+    for i, j in zip(first.tolist(), second.tolist(), strict=True):
+        shared = boxes[i].intersection(boxes[j]).area
+        pointed = [FROM_POINT in kept[k].metadata for k in (i, j)]
+        inside = (pointed[0] and boxes[j].contains(boxes[i].centroid)) or (
+            pointed[1] and boxes[i].contains(boxes[j].centroid)
+        )
+        if i < j and (inside or shared > MOST_SHARED * (boxes[i].area + boxes[j].area - shared)):
+            at = boxes[i].centroid
+            raise AnnotationError(
+                f"{path} marks the capillary at ({at.x:.0f}, {at.y:.0f}) twice; delete one of the two"
+            )
+
+
+def _fields(report: RenalReport, after: Sequence[MarkedObject]) -> FieldSet:
+    """The report's fields as the person leaves them.
+
+    Raises:
+        AnnotationError: a field was added.
+    """
+    said = {o.id: o.group for o in after if o.group in (FEASIBLE, NOT_FEASIBLE)}
+    known = {f.id for f in report.fields}
+    new = [key for key in said if key not in known]
+    if new:
+        raise AnnotationError(
+            f"a field was added ({new[0] or 'without an id'}), but fields are those of the report: "
+            f"reclassify one that was left out"
+        )
+    found = []
+    for f in report.fields:
+        group = said.get(f.id, NOT_FEASIBLE)
+        why_not = "" if group == FEASIBLE else f.why_not or BY_HAND
+        found.append(KidneyField(f.x, f.y, f.tissue, f.score, why_not))
+    return FieldSet(tuple(found), report.field_side_px, report.slide.size_px)
+
+
+def _searched(fields: FieldSet, report: RenalReport, kept: Sequence[MarkedObject]) -> FieldSet:
+    """Leave out fields that were taken in and in which nothing is marked: nobody has counted there."""
+    middles = np.array([o.shape.envelope.centroid.coords[0] for o in kept]).reshape(-1, 2)
+    held = set(fields.index(middles).tolist())
+    number = {(f.x, f.y): i for i, f in enumerate(fields.feasible)}
+    unsearched = {(f.x, f.y) for f in report.fields if f.why_not}
+    found = tuple(
+        replace(f, why_not=NOT_SEARCHED)
+        if f.feasible and (f.x, f.y) in unsearched and number[f.x, f.y] not in held
+        else f
+        for f in fields.fields
+    )
+    return replace(fields, fields=found)
+
+
+def _marks(slide: str, kept: Sequence[MarkedObject], machine: dict[str, _Machine], fields: FieldSet) -> Marks:
+    boxes: BoxesXYXY = np.array([o.shape.bounds for o in kept], np.float64).reshape(-1, 4)
+    positive = np.array([o.group == POSITIVE for o in kept], np.bool_)
+    n = len(kept)
+    marks = Marks(
+        tuple(o.id or feature_id(mark_key(slide, np.array(o.shape.bounds))) for o in kept),
+        boxes,
+        positive,
+        np.array([machine[o.id].score if o.id in machine else np.nan for o in kept], np.float64),
+        np.full(n, -1, np.int64),
+        np.ones(n, np.bool_),
+        np.full(n, np.nan),
+        np.full(n, np.nan),
+        ("",) * n,
+        tuple(_source(o, machine) for o in kept),
+    )
+    field = fields.index(marks.centres)
+    return replace(marks, field=field, counted=field >= 0)
+
+
+def _source(o: MarkedObject, machine: dict[str, _Machine]) -> Source:
+    if o.id not in machine:
+        return "added"
+    return "machine" if machine[o.id].positive == (o.group == POSITIVE) else "reclassified"
+
+
+def corrected_report(
+    report: RenalReport, reviewed: Reviewed, grading: GradingConfig, field_mm2: float
+) -> RenalReport:
+    """The report of a corrected reading, which holds the machine's result beside its own."""
+    counts = reviewed.marks.counts(len(reviewed.fields.feasible))
+    grade = grade_slide(counts, grading)
+    result = grade_facts(grade)
+    warnings = [w for w in report.warnings if w not in COUNT_WARNINGS]
+    nothing = "no capillary is left after the correction: no percentage can be given"
+    emptied = result.percent is None and report.result.percent is not None and result.fields > 0
+    counted = nothing if emptied else count_warning(result.fields, result.percent)
+    said = [counted, _large(reviewed.marks, report.slide.um_per_px)]
+    return report.model_copy(
+        update={
+            "reading": "corrected",
+            "result": result,
+            "warnings": (*warnings, *(text for text in said if text)),
+            "machine": report.result,
+            "corrections": reviewed.corrections,
+            "field_mm2": round(field_mm2, 4),
+            "positive_per_mm2": density(result.positive, field_mm2),
+            "capillaries_per_mm2": density(result.positive + result.negative, field_mm2),
+            "fields": field_facts(report.slide.name, reviewed.fields, reviewed.marks),
+        }
+    )
+
+
+def _large(marks: Marks, mpp: float) -> str:
+    """What must be said of outlines that are no capillary's; empty where there are none."""
+    sides = (marks.boxes[:, 2:] - marks.boxes[:, :2]).max(axis=1, initial=0) * mpp
+    large = np.flatnonzero(sides > LONGEST_UM)
+    if len(large) == 0:
+        return ""
+    x, y = marks.centres[large[0]]
+    where = f"the first at ({x:.0f}, {y:.0f})"
+    if len(large) == 1:
+        return (
+            f"1 marked outline is longer than {LONGEST_UM:g} um, at ({x:.0f}, {y:.0f}): is it one capillary"
+        )
+    return f"{len(large)} marked outlines are longer than {LONGEST_UM:g} um, {where}: is each one capillary"

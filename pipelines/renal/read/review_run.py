@@ -1,0 +1,90 @@
+"""From a person's corrected file to the reviewed report beside the machine's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.renal.read.checks import checked
+from pipelines.renal.read.page import more_pages, write_report
+from pipelines.renal.read.reading import RenalConfig
+from pipelines.renal.read.report import RenalReport, grading_of
+from pipelines.renal.read.review import Reviewed, corrected_report, review
+from pipelines.renal.read.run import FILES, REVIEWED, read_report, set_aside
+from pipelines.runs.made_by import code_hash, version
+from wsi.errors import ConfigError, SlideError, StoreError
+from wsi.files import record_files, write_json
+from wsi.slides.source import SlideSource
+
+RECORD = "files.json"  # size and hash of a review's files: it may be the only copy of a person's work
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Who reviewed, when (YYYY-MM-DD), and what they say; what is empty is not stated."""
+
+    by: str = ""
+    date: str = ""
+    comment: str = ""
+
+
+def review_slide(
+    folder: Path, corrected: Path, signature: Signature, *, slide: str | None = None, pdf: bool = False
+) -> RenalReport:
+    """Count again what a person corrected, and write ``FOLDER/reviewed``; the machine's own report stays as it is.
+
+    Args:
+        folder: a slide's folder in the ``--out`` of ``wsi renal report``.
+        corrected: GeoJSON exported from QuPath after correction.
+        signature: of the person.
+        slide: the slide's path, if it was moved.
+        pdf: also print the report.
+
+    Raises:
+        WsiError: the folder holds no report of the machine's, the file is not of this slide, or cannot be counted.
+    """
+    report = read_report(folder)
+    if report.reading != "machine":
+        raise ConfigError(f"{folder} is a reviewed report; give the folder of the machine's")
+    reviewed = review(folder / "detections.geojson", corrected, report)
+    source = _source(folder, slide)
+    if _identity(source) != report.slide.identity:
+        raise ConfigError(f"{source.label} is not the slide of this report; give it with --slide")
+    with source.open() as opened:
+        marks = checked(opened, reviewed.fields, reviewed.marks, _settings(report).checks)
+        signed = {"by": signature.by, "date": signature.date, "comment": signature.comment}
+        corrections = reviewed.corrections.model_copy(update=signed)
+        reviewed = Reviewed(reviewed.fields, marks, corrections)
+        area = reviewed.fields.area_mm2(opened.mpp)
+        made = {"program": f"slidewright {version()}", "code": code_hash()}
+        new = corrected_report(report, reviewed, grading_of(report), area).model_copy(update=made)
+        target = folder / REVIEWED
+        set_aside(target)  # an earlier review may be the only copy
+        write_report(target, new, opened, reviewed.fields, marks, pdf=pdf)
+    names = [*FILES, *more_pages(new.result.positive), *(["report.pdf"] if pdf else [])]
+    write_json(target / RECORD, {"files": record_files(target, names)}, durable=True)
+    return new
+
+
+def _settings(report: RenalReport) -> RenalConfig:
+    return RenalConfig.model_validate_json(json.dumps(report.settings))
+
+
+def _identity(source: SlideSource) -> str:
+    try:
+        return source.identity()
+    except SlideError as error:
+        raise ConfigError(
+            f"{source.label} cannot be read; if the slide was moved, give it with --slide ({error})"
+        ) from error
+
+
+def _source(folder: Path, slide: str | None) -> SlideSource:
+    """The slide of a report, as it was read."""
+    try:
+        value = json.loads((folder / "slide.json").read_bytes())
+        known = SlideSource(value["path"], value["mpp"], value["allow_anisotropic"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder / 'slide.json'} is missing or broken; make the report again") from error
+    return SlideSource(slide or known.path, known.mpp, known.allow_anisotropic)

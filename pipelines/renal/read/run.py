@@ -1,0 +1,236 @@
+"""One slide from file to report, and what is known of reports that are there already."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipelines.renal.read.page import more_pages, write_report
+from pipelines.renal.read.reading import Readers, RenalConfig, read_slide, run_fingerprint
+from pipelines.renal.read.report import RenalReport, machine_report
+from pipelines.runs.made_by import fingerprint
+from wsi.config import first_mistake
+from wsi.errors import SlideError, StoreError
+from wsi.files import (
+    UNREADABLE,
+    changed_files,
+    discard_inside,
+    discard_partials,
+    read_record,
+    record_files,
+    write_json,
+)
+from wsi.marks.own_mask import mask_identity, read_user_mask
+from wsi.results.store import HeatmapStore
+from wsi.slides.manifest import SlideRow
+from wsi.slides.tissue import detect_tissue
+
+log = logging.getLogger(__name__)
+
+REVIEWED = "reviewed"  # folder of the corrected reading
+FILES = ("report.json", "report.html", "detections.geojson", "capillaries.csv")
+
+
+@dataclass(frozen=True, slots=True)
+class RenalResult:
+    """A slide's report, and how many of its tiles and fields could not be decoded."""
+
+    report: RenalReport
+    unreadable: int
+
+    @property
+    def name(self) -> str:
+        """What the slide is called in outputs."""
+        return self.report.slide.name
+
+    @property
+    def empty(self) -> bool:
+        """Whether no capillary was counted."""
+        return self.report.result.percent is None
+
+    def summary(self) -> dict[str, Any]:
+        """Its entry in ``run.json``."""
+        found = self.report.result.model_dump(mode="json")
+        return {
+            "name": self.name,
+            **found,
+            "warnings": list(self.report.warnings),
+            "unreadable": self.unreadable,
+        }
+
+    def noted(self, text: str) -> RenalResult:
+        """The same with a warning that readers of its grade must see."""
+        report = self.report.model_copy(update={"warnings": (text, *self.report.warnings)})
+        return RenalResult(report, self.unreadable)
+
+
+def report_slide(
+    row: SlideRow,
+    name: str,
+    readers: Readers,
+    folder: Path,
+    cfg: RenalConfig,
+    *,
+    pdf: bool = False,
+    overwrite: bool = False,
+    tick: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> RenalResult:
+    """Read one slide and write its report into a folder; one that is there already, made alike, is kept.
+
+    Args:
+        row: the slide, and the user's own tissue mask if there is one.
+        name: what it is called in outputs.
+        readers: the networks.
+        folder: this slide's.
+        cfg: how.
+        pdf: also print it.
+        overwrite: replace what was made otherwise.
+        tick: called with (steps done, steps, what is done).
+
+    Raises:
+        WsiError: the slide cannot be read, or the folder belongs to another run.
+    """
+    from models.engines.detect_slide import check_spacing
+
+    with row.source.open() as slide:
+        check_spacing(slide, readers.card)  # before any pixel is read
+        run = run_fingerprint(readers, cfg)
+        before = row.source.state()
+        source_identity = row.source.identity(lambda done, total: tick(done, total, "bytes"))
+        identity = fingerprint(
+            slide=source_identity,
+            mpp=slide.mpp,
+            mask=None if row.mask is None else mask_identity(row.mask),
+            run=run,
+        )
+        earlier = finished(folder, identity)
+        if earlier is not None and all(
+            (folder / n).exists() for n in (*FILES, *(["report.pdf"] if pdf else []))
+        ):
+            return earlier
+        discard_partials(folder)
+        if overwrite:
+            (folder / "slide.json").unlink(missing_ok=True)  # it says that all is there
+            HeatmapStore.discard(folder / "fields.zarr", unless=identity)
+        mask = (
+            detect_tissue(slide, cfg.tissue)
+            if row.mask is None
+            else read_user_mask(row.mask, slide, cfg.tissue.mpp)
+        )
+        reading = read_slide(
+            slide, name, mask, readers, folder / "fields.zarr", cfg, identity=identity, tick=tick
+        )
+        if row.source.state() != before:
+            raise SlideError(f"{row.source.label} changed while it was read; run the same command again")
+        file = Path(row.source.label).name
+        report = machine_report(slide, name, file, source_identity, readers, cfg, reading)
+        if not _same_report(folder, report):
+            set_aside(folder / REVIEWED)  # it is a review of the report that is replaced now
+        write_report(folder, report, slide, reading.fields, reading.marks, pdf=pdf)
+        extra = ["report.pdf"] if pdf else []
+        record = {
+            "name": name,
+            "fingerprint": identity,
+            "settings_fingerprint": run,
+            "path": row.source.place,
+            "mpp": row.source.mpp,
+            "allow_anisotropic": row.source.allow_anisotropic,
+            "unreadable": reading.unreadable,
+            "slide_identity": source_identity,
+            "files": record_files(
+                folder, [*FILES, *more_pages(report.result.positive), *extra, "fields.zarr"]
+            ),
+        }
+        write_json(folder / "slide.json", record, durable=True)
+        return RenalResult(report, reading.unreadable)
+
+
+def set_aside(reviewed: Path) -> None:
+    """Keep a review of an earlier reading under another name: it is not of this one, and may be the only copy."""
+    if reviewed.exists():
+        number = 1
+        while (aside := reviewed.with_name(f"{reviewed.name}-before-{number}")).exists():
+            number += 1
+        reviewed.rename(aside)
+        log.warning("%s: the earlier review is kept as %s", reviewed, aside.name)
+
+
+def _same_report(folder: Path, report: RenalReport) -> bool:
+    """Whether the folder's report says the same: then a page is only printed again, and its review stays."""
+    try:
+        return read_report(folder).model_dump_json() == report.model_dump_json()
+    except StoreError:
+        return False
+
+
+def finished(folder: Path, identity: str) -> RenalResult | None:
+    """The report of an earlier run with the same fingerprint."""
+    try:
+        value = json.loads((folder / "slide.json").read_bytes())
+        if value["fingerprint"] != identity:
+            return None
+        changes = changed_files(folder, read_record(value))
+        for name, change in changes.items():
+            log.warning("%s: %s; the report is made again", folder / name, change)
+            if not change.startswith(UNREADABLE):
+                discard_inside(folder, name)
+        if "fields.zarr/zarr.json" in changes:  # without it nobody knows what the chunks are
+            HeatmapStore.discard(folder / "fields.zarr", unless="")
+        if changes:
+            return None
+        return RenalResult(read_report(folder), value["unreadable"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
+        return None
+
+
+def read_report(folder: Path) -> RenalReport:
+    """The report in a slide's folder.
+
+    Raises:
+        StoreError: there is none, or it is of another version.
+    """
+    path = folder / "report.json"
+    try:
+        return RenalReport.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(
+            f"{folder} holds no report ({path.name} cannot be read: {error.strerror}); give a slide's folder in the "
+            f"--out of wsi renal report"
+        ) from error
+    except ValidationError as error:
+        raise StoreError(
+            f"{path} is not a report of this version ({first_mistake(error)}); make it again"
+        ) from error
+
+
+def earlier_reports(out: Path, settings: str, but: Collection[str]) -> list[RenalResult]:
+    """Reports that other commands wrote into the same folder with the same settings, by name."""
+    found = []
+    for path in sorted(out.glob("*/slide.json")):
+        try:
+            value = json.loads(path.read_bytes())
+            if value["settings_fingerprint"] == settings and path.parent.name not in but:
+                found.append(RenalResult(read_report(path.parent), value["unreadable"]))
+        except (OSError, ValueError, KeyError, TypeError, StoreError):
+            continue  # not one of ours, or of another version
+    return found
+
+
+def corrected_readings(out: Path, reports: Sequence[RenalReport]) -> dict[str, RenalReport]:
+    """The corrected reading of each slide that has one, by the slide's name."""
+    found = {}
+    for report in reports:
+        folder = out / report.slide.name / REVIEWED
+        if not (folder / "report.json").exists():
+            continue
+        try:
+            found[report.slide.name] = read_report(folder)
+        except StoreError as error:
+            log.warning("%s; the tables show the slide as not reviewed", error)
+    return found

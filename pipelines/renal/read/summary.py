@@ -1,0 +1,100 @@
+"""What a run over many slides leaves beside them: ``grades.csv`` and ``index.html``, machine beside person."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.renal.read.basis import basis_sentences
+from pipelines.renal.read.grading import grade_word
+from pipelines.renal.read.page import write_index
+from pipelines.renal.read.report import RenalReport, grading_of
+from pipelines.renal.read.run import RenalResult, corrected_readings, read_report
+from pipelines.runs.cohort import Failure
+from pipelines.runs.run_folder import note_tables
+from wsi.errors import StoreError
+from wsi.files import alone_in, csv_text, write_text
+
+log = logging.getLogger(__name__)
+_COUNTS = ("grade", "grade_word", "percent", "low", "high", "positive", "negative", "fields")
+COLUMNS = (
+    *("slide", *_COUNTS, "flagged", "grade_without_flagged", "basis", "not_assessable", "warnings"),
+    *(f"reviewed_{name}" for name in (*_COUNTS, "by", "date", "comment", "not_assessable")),
+)
+
+
+TABLES = ("grades.csv", "index.html")
+
+
+def write_results(
+    out: Path, results: Sequence[RenalResult], failures: Sequence[Failure], record: dict[str, Any]
+) -> Sequence[str]:
+    """Write both files, and give their names."""
+    return write_summary(out, [result.report for result in results], failures, record)
+
+
+def write_summary(
+    out: Path, reports: Sequence[RenalReport], failures: Sequence[Failure], record: dict[str, Any]
+) -> Sequence[str]:
+    """Write both files, with the corrected reading of every slide that has one, and give their names."""
+    corrected = corrected_readings(out, reports)
+    write_text(out / "grades.csv", grades_csv(reports, corrected))
+    write_index(out / "index.html", reports, failures, record, corrected)
+    return TABLES
+
+
+def refresh_summary(out: Path) -> None:
+    """Write both anew after a review; nothing without a run, a warning where one of its reports is broken."""
+    out = out.resolve()
+    if not (out / "run.json").exists():
+        return
+    with alone_in(out):
+        try:
+            record = json.loads((out / "run.json").read_bytes())
+            reports = [
+                read_report(out / slide["name"]).model_copy(update={"warnings": tuple(slide["warnings"])})
+                for slide in record["slides"]
+            ]
+            failures = [Failure(**failure) for failure in record["failed"]]
+        except (OSError, ValueError, KeyError, TypeError, StoreError) as error:
+            log.warning("%s: grades.csv and index.html do not show this review yet (%s)", out, error)
+            return
+        note_tables(out, write_summary(out, reports, failures, record))
+
+
+def grades_csv(reports: Sequence[RenalReport], corrected: Mapping[str, RenalReport]) -> str:
+    """One row per slide, the machine's reading and then a person's; what is not known is empty, never 0."""
+    rows = []
+    for report in reports:
+        person = corrected.get(report.slide.name)
+        b = report.basis
+        machine = [b.flagged, b.grade_without_flagged or "", " ".join(basis_sentences(report))]
+        rows.append(
+            [
+                report.slide.name,
+                *_counts(report),
+                *machine,
+                report.result.not_assessable,
+                "; ".join(report.warnings),
+                *_reviewed(person),
+            ]
+        )
+    return csv_text(COLUMNS, rows)
+
+
+def _counts(report: RenalReport) -> list[object]:
+    g = report.result
+    ends = ["", ""] if g.interval is None else [f"{v:.2f}" for v in g.interval]
+    percent = "" if g.percent is None else f"{g.percent:.4f}"
+    word = "" if g.grade is None else grade_word(g.grade, grading_of(report))
+    return [g.grade or "", word, percent, *ends, g.positive, g.negative, g.fields]
+
+
+def _reviewed(person: RenalReport | None) -> list[object]:
+    if person is None or person.corrections is None:
+        return [""] * (len(_COUNTS) + 4)
+    c = person.corrections
+    return [*_counts(person), c.by, c.date, c.comment, person.result.not_assessable]

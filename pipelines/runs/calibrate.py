@@ -1,0 +1,148 @@
+"""A model whose scores mean what they say: fitted on labelled patches, and written with its figures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from models.card import ModelCard
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.engines.domain import fit_domain, middle_features, read_domain, write_domain
+from pipelines.runs.model_figures import figures_row, scores_of
+from pipelines.runs.patches import read_fitted
+from wsi.datasets.patch_folder import TUMOUR
+from wsi.datasets.patch_pictures import PatchPicture
+from wsi.errors import ConfigError
+from wsi.metrics.calibration import calibrated, calibration_error, fit_calibration
+from wsi.metrics.ranking import auc
+
+Scores = npt.NDArray[np.float32]
+FEATURES_OF = 5_000  # training patches are looked at, or fewer
+CALLED = "the patches that it is calibrated on; if they chose it, too, expect less on others"
+FEWEST = 50  # patches of each class: two numbers are fitted
+
+
+def calibrate_model(
+    source: Path,
+    patches: Sequence[PatchPicture],
+    out: Path,
+    *,
+    training: Sequence[PatchPicture] = (),
+    mpp: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> ModelCard:
+    """Write the calibrated model, weights in half precision; its card.
+
+    Args:
+        source: a model's folder.
+        patches: labelled, of both classes, and not trained on.
+        out: the new model's folder.
+        training: patches that the model was trained on, at its spacing, by which it notices tissue that it does not
+            know; none keeps the model's earlier record, if it has one.
+        mpp: um per pixel of the patches; None: they have the model's.
+        say: called with a sentence for each patch that cannot be read.
+        tick: called with (patches scored, patches to be scored).
+
+    Raises:
+        ConfigError: the model has more than two classes, a class has too few patches, or the scores of tumour are not
+            the higher ones.
+        ModelError: the folder holds no model of ours.
+    """
+    network, card = load_checkpoint(source)
+    if len(card.classes) != 2:
+        raise ConfigError(f"{source} has {len(card.classes)} classes; only models of two are calibrated")
+    known = [p for p in patches if p.label is not None]
+    plain = card.model_dump(exclude={"sha256"}) | {
+        "calibration": None,
+        "domain": None,
+        "architecture": card.architecture,
+    }
+    total = 3 * len(known)
+    with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:
+        trial = Path(folder) / "half"
+        save_checkpoint(trial, network.half(), **plain)
+        first = scores_of(trial, known, 1, mpp, lambda done, _: tick(done, total))
+        for sentence in first.left_out:
+            say(f"left out: {sentence}")
+        tumour = np.array([p.label == TUMOUR for p in first.patches], np.bool_)
+        plain |= {"calibration": _fit(tumour, first.scores, card.name)}
+        save_checkpoint(trial, network, **plain)
+        eight = scores_of(trial, known, 8, mpp, lambda done, _: tick(len(known) + 2 * done, total))
+        if training:
+            plain["domain"] = _record_domain(trial, training, known, mpp, out)
+        elif (earlier := read_domain(source, card)) is not None:
+            plain["domain"] = write_domain(out, earlier)
+    error = calibration_error(tumour, _by_halves(tumour, first.scores))
+    row = figures_row(CALLED, tumour, first.scores, eight.scores) | {"calibration_error": round(error, 4)}
+    before = round(calibration_error(tumour, first.scores), 4)
+    plain["metrics"] = card.metrics | {"calibration_error_before": before, "figures": [row]}
+    return save_checkpoint(out, network, **plain)
+
+
+def halve_model(source: Path, out: Path) -> ModelCard:
+    """Write the model with weights in half precision and scores as they are; its card.
+
+    Raises:
+        ModelError: the folder holds no model of ours.
+    """
+    network, card = load_checkpoint(source)
+    plain = card.model_dump(exclude={"sha256"}) | {"architecture": card.architecture}
+    if (domain := read_domain(source, card)) is not None:
+        plain["domain"] = write_domain(out, domain)
+    return save_checkpoint(out, network.half(), **plain)
+
+
+def _fit(tumour: npt.NDArray[np.bool_], scores: Scores, name: str) -> tuple[float, float]:
+    """Scale and offset of the log-odds.
+
+    Raises:
+        ConfigError: a class has too few patches, or tumour does not score higher.
+    """
+    if min(tumour.sum(), (~tumour).sum()) < FEWEST:
+        raise ConfigError(
+            f"calibration needs {FEWEST} patches of each class, and there are {int(tumour.sum())} of tumour and "
+            f"{int((~tumour).sum())} normal ones; add patches"
+        )
+    scale, offset = fit_calibration(tumour, scores)
+    if scale <= 0 or auc(tumour, scores) <= 0.5:
+        raise ConfigError(
+            f"{name} scores tumour no higher than normal patches (AUC {auc(tumour, scores):.3f}); "
+            f"check the labels, and the spacing of the patches with --mpp"
+        )
+    return round(scale, 4), round(offset, 4)
+
+
+def _record_domain(
+    model: Path,
+    training: Sequence[PatchPicture],
+    others: Sequence[PatchPicture],
+    mpp: float | None,
+    out: Path,
+) -> str:
+    """Write the record of what a model knows into ``out``; its sha256."""
+    network, card = load_checkpoint(model)
+    some = training[:: max(1, len(training) // FEATURES_OF)]
+    features = [
+        middle_features(network, read_fitted(part, card, spacing))
+        for part, spacing in ((some, None), (others, mpp))
+    ]
+    if len(features[0]) <= 2 * features[0].shape[1]:
+        raise ConfigError(
+            f"what a model knows takes {2 * features[0].shape[1]} training patches or more, and there are "
+            f"{len(features[0])}; add patches, or leave out --training"
+        )
+    return write_domain(out, fit_domain(*features))
+
+
+def _by_halves(tumour: npt.NDArray[np.bool_], scores: Scores) -> npt.NDArray[np.float64]:
+    """Each half's scores, calibrated on the other: every second patch."""
+    halves = np.empty(len(scores), np.float64)
+    even = np.arange(len(scores)) % 2 == 0
+    for mine in (even, ~even):
+        halves[mine] = calibrated(scores[mine], *fit_calibration(tumour[~mine], scores[~mine]))
+    return halves

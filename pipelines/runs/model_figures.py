@@ -1,0 +1,193 @@
+"""How good a model is on labelled patches, and its card in words."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from models.card import ModelCard
+from models.engines import EngineConfig, find_models, load_engine
+from pipelines.runs.patches import ScoredPatches, score_patches
+from wsi.datasets.patch_folder import TUMOUR
+from wsi.datasets.patch_pictures import PatchPicture
+from wsi.errors import ConfigError
+from wsi.metrics.calibration import calibration_error
+from wsi.metrics.ranking import auc, auc_interval
+from wsi.text import number_of
+
+if TYPE_CHECKING:
+    from models.detector_card import DetectorCard
+
+Tick = Callable[[int, int], None]
+
+
+def scores_of(
+    folder: Path,
+    patches: Sequence[PatchPicture],
+    orientations: Literal[1, 8],
+    mpp: float | None,
+    tick: Tick = lambda done, total: None,
+) -> ScoredPatches:
+    """Scores of labelled patches in fp32: the same on every machine to the last digits."""
+    cfg = EngineConfig(precision="fp32", orientations=orientations)
+    engine = load_engine(find_models([str(folder)]), cfg)
+    return score_patches(patches, engine, mpp=mpp, tick=tick)
+
+
+def measure_model(
+    folder: Path,
+    patches: Sequence[PatchPicture],
+    called: str,
+    *,
+    mpp: float | None = None,
+    tick: Tick = lambda done, total: None,
+) -> tuple[dict[str, Any], ScoredPatches]:
+    """AUC with its interval and calibration error, by one orientation and by the mean of eight.
+
+    Args:
+        folder: the model's.
+        patches: those without a label are left out.
+        called: what the patches are, for the card.
+        mpp: um per pixel of the patches; None: they have the model's.
+        tick: called with (patches scored, patches to be scored); both orientations count.
+
+    Returns:
+        A row of figures as a card has it, and the scores by one orientation.
+
+    Raises:
+        ConfigError: the patches are not of both classes.
+    """
+    known = [p for p in patches if p.label is not None]
+    total = 2 * len(known)
+    one = scores_of(folder, known, 1, mpp, lambda done, _: tick(done, total))
+    tumour = np.array([p.label == TUMOUR for p in one.patches], np.bool_)
+    if len(np.unique(tumour)) < 2:
+        raise ConfigError(
+            f"figures need labelled patches of both classes, and there are {int(tumour.sum())} of tumour and "
+            f"{int((~tumour).sum())} normal ones; put them into folders called normal and tumor"
+        )
+    eight = scores_of(folder, known, 8, mpp, lambda done, _: tick(len(known) + done, total))
+    return figures_row(called, tumour, one.scores, eight.scores) | {"warning": one.warning}, one
+
+
+def figures_row(
+    called: str, tumour: npt.NDArray[np.bool_], one: npt.NDArray[np.float32], eight: npt.NDArray[np.float32]
+) -> dict[str, Any]:
+    """Figures as a card has them, of scores by one orientation and by the mean of eight."""
+    low, high = auc_interval(tumour, one)
+    return {
+        "data": called,
+        "normal": int((~tumour).sum()),
+        "tumour": int(tumour.sum()),
+        "auc": round(auc(tumour, one), 4),
+        "interval": [round(low, 4), round(high, 4)],
+        "auc_8_orientations": round(auc(tumour, eight), 4),
+        "calibration_error": round(calibration_error(tumour, one), 4),
+        "calibration_error_8_orientations": round(calibration_error(tumour, eight), 4),
+        "date": datetime.date.today().isoformat(),
+        "warning": "",
+    }
+
+
+def figures_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A card's figures for the terminal, two lines for each set of patches."""
+    lines = []
+    for row in rows:
+        lines.append(f"{row['data']} ({row['date']}; {row['tumour']} tumour, {row['normal']} normal):")
+        low, high = row["interval"]
+        lines.append(
+            f"  AUC {row['auc']:.4f} ({low:.4f} to {high:.4f}), with 8 orientations {row['auc_8_orientations']:.4f}; "
+            f"calibration error {row['calibration_error']:.3f}, with 8 orientations "
+            f"{row['calibration_error_8_orientations']:.3f}"
+        )
+        if row["warning"]:
+            lines.append(f"  {row['warning']}")
+    return lines
+
+
+def card_lines(card: ModelCard) -> list[str]:
+    """A card in words: what it is for, what it has seen, what it has not, how good it was."""
+    a, spacing = card.architecture, "any spacing"
+    if card.spacing_um is not None:
+        coarsest = card.spacing_um * (1 + card.spacing_tolerance)
+        spacing = f"{card.spacing_um:.4g} um per pixel, of slides up to {coarsest:.3g}"
+    side = f", brought to {a.input_px} px inside" if a.input_px else ""
+    lines = [
+        f"{card.name}: tells {' from '.join(reversed(card.classes))}; {card.intended_use}",
+        f"Reads patches of {card.patch_px} px at {spacing}, and speaks for their middle {card.stride_px} px.",
+        f"Network: {a.name}, width {a.width:g}{side}; weights sha256 {card.sha256[:16]}; made by {card.code_version}.",
+    ]
+    if card.demonstration:
+        lines.append(
+            "A demonstration model: trained on drawings of tissue; what it says of real tissue means nothing."
+        )
+    lines.append(f"Trained on: {card.training.get('data') or 'not stated'}{_split_text(card)}.")
+    start = card.training.get("started_from")
+    lines.append(
+        f"Started from: {start or 'nothing'}; {card.training.get('examples', 'an unknown number of')} examples seen."
+    )
+    lines.append(f"Limits: {card.limits or 'not stated'}")
+    lines.append(
+        "Calibration: none; a score of 0.9 does not mean nine in ten."
+        if card.calibration is None
+        else f"Calibration: log-odds times {card.calibration[0]:g} plus {card.calibration[1]:g}."
+    )
+    lines.append(
+        "Tissue that it does not know: is not noticed."
+        if card.domain is None
+        else "Tissue that it does not know: is noticed by its features half-way, and warned of."
+    )
+    lines.append(
+        "Words for slides (definitely normal to definitely tumour): none, no cut on whole slides was checked."
+        if card.confidence is None
+        else f"Words for slides change at scores of {', '.join(f'{c:g}' for c in card.confidence)}."
+    )
+    rows = card.metrics.get("figures", [])
+    lines += ["Figures:", *(f"  {line}" for line in figures_lines(rows))] if rows else _other_metrics(card)
+    return lines
+
+
+def detector_lines(card: DetectorCard) -> list[str]:
+    """A detector's card in words."""
+    d, said = card.detector, []
+    for name, threshold, enlarged in zip(d.classes, card.thresholds, card.enlarge_um, strict=True):
+        said.append(
+            f"  {name}: counts from a score of {threshold:.2f} on; it learned boxes {enlarged:g} um larger on each side"
+        )
+    lines = [
+        f"{card.name}: finds capillaries, {' and '.join(d.classes)}; {card.intended_use}",
+        f"Reads tiles of {d.tile_px} px at {d.spacing_um:g} um per pixel.",
+        *said,
+        f"Network: Faster R-CNN, {d.backbone}; weights sha256 {card.sha256[:16]}; made by {card.code_version}.",
+        f"Trained on: {card.training.get('data') or 'not stated'}.",
+        f"Examples seen: {card.training.get('examples', 'not stated')}.",
+        f"Limits: {card.limits or 'not stated'}",
+    ]
+    precision = card.metrics.get("AP50", {})
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in precision.items())
+    return [*lines, f"Figures: AP50 on its validation slides: {figures or 'not measured'}."]
+
+
+def _split_text(card: ModelCard) -> str:
+    """How many examples or slides each part of the training data has."""
+    parts = []
+    for name, counts in (card.training.get("split") or {}).items():
+        if isinstance(counts.get("slides"), int):
+            parts.append(f"{name} {number_of(counts['slides'], 'slide')}")
+        else:
+            parts.append(f"{name} " + " and ".join(f"{n:,} {label}" for label, n in counts.items()))
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _other_metrics(card: ModelCard) -> list[str]:
+    value = card.metrics.get("validation_patch_auc")
+    return (
+        ["Figures: none measured."]
+        if value is None
+        else [f"Figures: AUC {value:.4f} on validation patches, which chose it."]
+    )

@@ -1,0 +1,284 @@
+"""A folder of patches scored by a model: a table, and with labels how good it was on them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
+
+from models.card import ModelCard
+from models.engines import Engine
+from models.training.data.places import fit_square
+from pipelines.runs.likeness import LOOKED_AT, unlike_note, unlike_patches
+from pipelines.runs.training_pictures import write_contact_sheet, write_roc
+from wsi.arrays import RgbImage
+from wsi.datasets.patch_folder import NORMAL, TUMOUR
+from wsi.datasets.patch_pictures import PatchPicture, read_patch, sizes_text
+from wsi.errors import ModelError, SlideError
+from wsi.files import csv_text, replacing, write_json, write_text
+from wsi.metrics.calibration import calibration_error, reliability
+from wsi.metrics.ranking import auc, auc_interval, roc
+from wsi.slides.blocks import PatchBlock
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 64  # patches that are read and given to the engine together
+MISTAKES = 48
+NAMES = {NORMAL: "normal", TUMOUR: "tumor", None: ""}
+_TEMPLATES = Environment(
+    loader=PackageLoader("pipelines"),
+    autoescape=select_autoescape(default=True),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ScoredPatches:
+    """What a model says of patches.
+
+    Attributes:
+        patches: those that could be read, in their order.
+        scores: (n,) of the model's positive class.
+        left_out: a sentence for each that could not be read.
+        note: what was done to patches of another side than the model's; may be empty.
+        warning: that they look unlike what the model was trained on; mostly empty.
+    """
+
+    patches: tuple[PatchPicture, ...]
+    scores: npt.NDArray[np.float32]
+    left_out: tuple[str, ...]
+    note: str
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How good the scores are on the patches with a label: AUC with its 95 % interval, calibration error, counts."""
+
+    auc: float
+    interval: tuple[float, float]
+    calibration_error: float
+    tumour: int
+    normal: int
+
+
+def score_patches(
+    patches: Sequence[PatchPicture],
+    engine: Engine,
+    *,
+    mpp: float | None = None,
+    threads: int = 2,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> ScoredPatches:
+    """Score every patch that can be read, as the model sees it: mirrored or cropped around its middle to its side.
+
+    Args:
+        patches: to be scored.
+        engine: scores them.
+        mpp: um per pixel of the patches, which are brought to the model's; None: they have the model's.
+        threads: that read.
+        tick: called with (patches done, patches).
+
+    Raises:
+        ModelError: a score is not a number.
+    """
+    card = engine.models.card
+    reading = _Reading(patches, card, mpp)
+    engine.expect(len(patches))
+    parts, done = [np.empty(0, np.float32)], 0
+    with ThreadPoolExecutor(threads) as pool:
+        for scores in engine.score(reading.blocks(pool)):
+            parts.append(scores[:, card.positive_index])
+            done += len(scores)
+            tick(done + len(reading.left_out), len(patches))
+    all_scores = np.concatenate(parts)
+    if np.isnan(all_scores).any():
+        raise ModelError(
+            f"{card.name} gives a score that is not a number; use --precision fp32, or another model"
+        )
+    return ScoredPatches(
+        tuple(reading.kept),
+        all_scores,
+        tuple(reading.left_out),
+        sizes_text(reading.sizes, card.patch_px),
+        unlike_note(unlike_patches(reading.looked_at, engine.models), engine.models, "the patches look"),
+    )
+
+
+class _Reading:
+    """Patches on their way to an engine; what is known of them when all have been read."""
+
+    def __init__(self, patches: Sequence[PatchPicture], card: ModelCard, mpp: float | None) -> None:
+        self.kept: list[PatchPicture] = []
+        self.left_out: list[str] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.looked_at: list[RgbImage] = []  # some, evenly over all: does the model know such tissue
+        self._patches, self._card, self._mpp = patches, card, mpp
+        self._every = max(1, len(patches) // LOOKED_AT)
+
+    def blocks(self, pool: ThreadPoolExecutor) -> Iterator[PatchBlock]:
+        """All that can be read, `AT_ONCE` together."""
+        for start in range(0, len(self._patches), AT_ONCE):
+            part = self._patches[start : start + AT_ONCE]
+            read = zip(part, pool.map(_read, part), strict=True)
+            fitted = [pixels for pixels in (self._take(*one) for one in read) if pixels is not None]
+            if fitted:
+                yield _block(fitted, self._card.patch_px)
+
+    def _take(self, patch: PatchPicture, pixels: RgbImage | str) -> RgbImage | None:
+        if isinstance(pixels, str):
+            self.left_out.append(pixels)
+            return None
+        self.kept.append(patch)
+        fitted, size = _as_seen(pixels, self._card, self._mpp)
+        self.sizes.append(size)
+        if len(self.kept) % self._every == 0:
+            self.looked_at.append(fitted)
+        return fitted
+
+
+def _as_seen(pixels: RgbImage, card: ModelCard, mpp: float | None) -> tuple[RgbImage, tuple[int, int]]:
+    """A patch as the model sees it, and its size (width, height) at the model's spacing before it was fitted."""
+    pixels = at_spacing(pixels, mpp, card.spacing_um, card.spacing_tolerance)
+    return fit_square(pixels, card.patch_px), (pixels.shape[1], pixels.shape[0])
+
+
+def read_fitted(patches: Sequence[PatchPicture], card: ModelCard, mpp: float | None) -> list[RgbImage]:
+    """Pixels of the patches that can be read, as the model sees them."""
+    read = map(_read, patches)
+    return [_as_seen(pixels, card, mpp)[0] for pixels in read if not isinstance(pixels, str)]
+
+
+def at_spacing(pixels: RgbImage, mpp: float | None, wanted: float | None, tolerance: float) -> RgbImage:
+    """A patch of ``mpp`` um per pixel brought to ``wanted``; within the tolerance, or where one is None, as it is."""
+    if mpp is None or wanted is None or abs(mpp / wanted - 1) <= tolerance:
+        return pixels
+    height, width = (max(1, round(n * mpp / wanted)) for n in pixels.shape[:2])
+    how = cv2.INTER_AREA if mpp < wanted else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=how), np.uint8)
+
+
+def _read(patch: PatchPicture) -> RgbImage | str:
+    try:
+        return read_patch(patch.path)
+    except SlideError as error:
+        return str(error)
+
+
+def _block(pixels: Sequence[RgbImage], side: int) -> PatchBlock:
+    """Patches below each other: what an engine is given."""
+    offsets = np.array([(0, i * side) for i in range(len(pixels))], np.int64)
+    return PatchBlock(np.concatenate(pixels), offsets, side)
+
+
+def quality_of(scored: ScoredPatches) -> Quality | None:
+    """None unless there are labelled patches of both classes."""
+    labels = np.array([-1 if p.label is None else p.label for p in scored.patches], np.int64)
+    known = labels >= 0
+    tumour = labels[known] == TUMOUR
+    if len(np.unique(tumour)) < 2:
+        return None
+    scores = scored.scores[known]
+    low, high = auc_interval(tumour, scores)
+    error = calibration_error(tumour, scores)
+    return Quality(auc(tumour, scores), (low, high), error, int(tumour.sum()), int((~tumour).sum()))
+
+
+def write_patch_results(out: Path, scored: ScoredPatches, record: dict[str, Any]) -> Quality | None:
+    """Write ``scores.csv``, ``run.json`` and ``index.html``, with labels also ``roc.png``, ``calibration.png`` and
+    ``mistakes.png``; how good the scores are.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    rows = [(p.name, NAMES[p.label], f"{s:.6f}") for p, s in zip(scored.patches, scored.scores, strict=True)]
+    write_text(out / "scores.csv", csv_text(("file", "label", "score"), rows))
+    quality = quality_of(scored)
+    mistakes = 0
+    pictures = ("roc.png", "calibration.png", "mistakes.png")
+    for name in pictures:
+        (out / name).unlink(missing_ok=True)  # of an earlier run
+    if quality is not None:
+        mistakes = _write_pictures(out, scored, quality, record["models"][0]["name"])
+    page = _TEMPLATES.get_template("patches.html").render(
+        scored=scored, quality=quality, mistakes=mistakes, record=record
+    )
+    write_text(out / "index.html", page)
+    figures = None
+    if quality is not None:
+        figures = {
+            "auc": round(quality.auc, 6),
+            "interval": [round(v, 6) for v in quality.interval],
+            "calibration_error": round(quality.calibration_error, 6),
+            "tumour": quality.tumour,
+            "normal": quality.normal,
+        }
+    more = {
+        "patches": len(scored.patches),
+        "left_out": list(scored.left_out),
+        "warning": scored.warning,
+        "quality": figures,
+    }
+    write_json(out / "run.json", record | more)
+    return quality
+
+
+def _write_pictures(out: Path, scored: ScoredPatches, quality: Quality, name: str) -> int:
+    """The three pictures; how many mistakes are shown."""
+    known = [i for i, p in enumerate(scored.patches) if p.label is not None]
+    tumour = np.array([scored.patches[i].label == TUMOUR for i in known])
+    scores = scored.scores[known]
+    low, high = quality.interval
+    write_roc(
+        out / "roc.png",
+        [(f"AUC {quality.auc:.4f} ({low:.4f} to {high:.4f})", *roc(tumour, scores))],
+        f"{name}: {quality.tumour} tumour and {quality.normal} normal patches",
+    )
+    _write_calibration(out / "calibration.png", tumour, scores, name)
+    error = np.where(tumour, 1 - scores, scores)
+    worst = [int(i) for i in np.argsort(-error, kind="stable")[:MISTAKES] if error[i] > 0.5]
+    if worst:
+        chosen = [scored.patches[known[i]] for i in worst]
+        write_contact_sheet(
+            out / "mistakes.png",
+            [read_patch(p.path) for p in chosen],
+            [int(p.label == TUMOUR) for p in chosen],
+            title=f"{name}: the worst mistakes (red: tumour, green: normal; score is that of tumour)",
+            captions=[
+                f"{Path(p.name).stem[:16]} {scores[i]:.2f}" for p, i in zip(chosen, worst, strict=True)
+            ],
+        )
+    return len(worst)
+
+
+def _write_calibration(
+    path: Path, tumour: npt.NDArray[np.bool_], scores: npt.NDArray[np.float32], name: str
+) -> None:
+    """The share of tumour against the mean score, in tenths of the score, with the number of patches."""
+    bins = reliability(tumour, scores)
+    figure = Figure(figsize=(6.4, 6), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
+    axis.plot([b.score for b in bins], [b.share for b in bins], "o-", color="#1565c0")
+    for b in bins:
+        axis.annotate(
+            str(b.count), (b.score, b.share), textcoords="offset points", xytext=(6, -12), fontsize=8
+        )
+    axis.set_xlabel("mean score of the patches in a tenth of 0 to 1 (number of patches beside it)")
+    axis.set_ylabel("share of them that is tumour")
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_title(f"{name}: expected calibration error {calibration_error(tumour, scores):.3f}", fontsize=10)
+    axis.grid(alpha=0.3)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})

@@ -1,0 +1,177 @@
+"""The ``--out`` of a command over many slides: ``run.json``, tables and pages that sum it up, and who works in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pipelines.runs.cohort import Failure, Result
+from wsi.errors import StoreError
+from wsi.files import AtWork, alone_in, read_record, record_files, write_json
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Result)
+RUNNING, FINISHED = "running", "finished"
+KEPT = "a result of an earlier run: the last run of this slide failed"
+
+
+@dataclass
+class RunFolder(Generic[R]):
+    """Several commands with the same settings may work in one folder at the same time; the tables hold all slides.
+
+    Attributes:
+        out: the folder.
+        record: what makes the outputs, see `run_record`.
+        earlier: given a folder, the settings' fingerprint and names of slides, the results there but for these slides.
+        write: given a folder, results, failures and the record, writes tables and pages and gives their names.
+    """
+
+    out: Path
+    record: dict[str, Any]
+    earlier: Callable[[Path, str, Collection[str]], list[R]]
+    write: Callable[[Path, Sequence[R], Sequence[Failure], dict[str, Any]], Sequence[str]]
+    _at_work: AtWork | None = None
+
+    @property
+    def _fingerprint(self) -> str:
+        return str(self.record["settings_fingerprint"])
+
+    @contextmanager
+    def work(self, names: Collection[str]) -> Iterator[None]:
+        """Say in ``run.json`` that a command works in the folder, on the slides of these names."""
+        with alone_in(self.out):
+            self._at_work = AtWork(self.out)
+            results = self.earlier(self.out, self._fingerprint, ())
+            failures = self._failed_before(names)
+            before = self._state()
+            keep = self._at_work.others and before != FINISHED
+            self._write_run(before if keep else RUNNING, results, failures, self._files())
+        try:
+            yield
+        finally:
+            with alone_in(self.out):
+                self._at_work.leave()
+
+    def sum_up(self, state: str, results: Sequence[R], failures: Sequence[Failure]) -> None:
+        """Write tables, pages and ``run.json``, with the slides of other commands that have the same settings."""
+        with alone_in(self.out):  # another command may just now add its slides to the same files
+            done = {*(r.name for r in results), *(f.name for f in failures)}
+            failed = sorted([*self._failed_before(done), *failures], key=lambda f: f.name)
+            failed_names = {f.name for f in failed}
+            earlier = self.earlier(self.out, self._fingerprint, [r.name for r in results])
+            kept = [r.noted(KEPT) if r.name in failed_names else r for r in earlier]
+            listed = sorted([*kept, *results], key=lambda r: r.name)
+            tables = self.write(self.out, listed, failed, self.record)
+            records = [f"{r.name}/slide.json" for r in listed if (self.out / r.name / "slide.json").is_file()]
+            hashes = record_files(self.out, [*tables, *records])
+            self._write_run(self._state_after(state), listed, failed, hashes)
+            self._say_what_is_not_listed({r.name for r in listed} | failed_names)
+            if self._at_work is not None:
+                self._at_work.leave()
+
+    def _say_what_is_not_listed(self, listed: Collection[str]) -> None:
+        """Slides that another model or other settings left here are in no table."""
+        stale = [p.parent.name for p in sorted(self.out.glob("*/slide.json")) if p.parent.name not in listed]
+        if stale:
+            shown = ", ".join(stale[:5]) + (", ..." if len(stale) > 5 else "")
+            log.warning(
+                "%s: results of another model or other settings are in no table (%s); make them again, or remove them",
+                self.out,
+                shown,
+            )
+
+    def _state_after(self, state: str) -> str:
+        """How the folder stands when this command ends: a command beside it that was stopped is not forgotten."""
+        if state != FINISHED:
+            return state
+        before = self._state()
+        if before not in (RUNNING, FINISHED, ""):
+            return before
+        return RUNNING if self._at_work is not None and self._at_work.look() else FINISHED
+
+    def _write_run(
+        self, state: str, results: Sequence[R], failures: Sequence[Failure], files: dict[str, tuple[int, str]]
+    ) -> None:
+        sections = {
+            "state": state,
+            "slides": [result.summary() for result in results],
+            "failed": [asdict(f) for f in failures],
+            "files": files,
+        }
+        write_json(self.out / "run.json", self.record | sections, durable=True)
+
+    def _before(self) -> dict[str, Any]:
+        """``run.json`` of an earlier command with the same settings; empty where there is none."""
+        try:
+            value = json.loads((self.out / "run.json").read_bytes())
+            return dict(value) if value["settings_fingerprint"] == self._fingerprint else {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return {}
+
+    def _state(self) -> str:
+        return str(self._before().get("state", ""))
+
+    def _files(self) -> dict[str, tuple[int, str]]:
+        """Tables and pages of the earlier command, which stay until this one ends."""
+        try:
+            return dict(read_record(self._before()))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return {}
+
+    def _failed_before(self, but: Collection[str]) -> list[Failure]:
+        """Failures that other commands noted, of slides not named in ``but`` and not removed since."""
+        try:
+            known = [Failure(**failure) for failure in self._before().get("failed", [])]
+            return [f for f in known if f.name not in but and (f.gone or not _removed(f.path))]
+        except (TypeError, AttributeError, OSError, ValueError):
+            return []
+
+
+def _removed(path: str) -> bool:
+    """Whether a slide was taken out of its folder; where the folder is not there either, nobody knows."""
+    return "://" not in path and Path(path).parent.is_dir() and not Path(path).exists()
+
+
+def refuse_other_run(out: Path, settings_fingerprint: str) -> None:
+    """Do not mix results of two models, settings or versions of the code in one folder.
+
+    Raises:
+        StoreError: ``run.json`` there is of another run, or broken.
+    """
+    path = out / "run.json"
+    if not path.exists():
+        return
+    try:
+        earlier = json.loads(path.read_bytes())
+        if not isinstance(earlier, dict):
+            raise ValueError("not a record")
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is broken; choose another --out, or pass --overwrite") from error
+    if earlier.get("settings_fingerprint") != settings_fingerprint:
+        names = [str(m.get("name")) for m in earlier.get("models", []) if isinstance(m, dict)]
+        made = f"{', '.join(names)}, code {earlier.get('code')}"
+        raise StoreError(
+            f"{out} holds results of another model, other settings or other code ({made}); "
+            f"choose another --out, or pass --overwrite to replace them"
+        )
+
+
+def note_tables(out: Path, names: Sequence[str]) -> None:
+    """Note the size and hash of tables and pages in ``run.json`` anew, after a review wrote them.
+
+    Raises:
+        StoreError: ``run.json`` is broken, or cannot be written.
+    """
+    path = out / "run.json"
+    try:
+        value = json.loads(path.read_bytes())
+        value["files"] = dict(value.get("files", {})) | record_files(out, names)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} is broken ({error!r}); run the command that made it again") from error
+    write_json(path, value, durable=True)

@@ -1,0 +1,88 @@
+"""Chunk by chunk through a slide: pixels to an engine, its scores to a store. What both applications share."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+
+import numpy as np
+import numpy.typing as npt
+
+from models.engines import Engine
+from wsi.errors import ModelError
+from wsi.results.store import HeatmapStore
+from wsi.slides.blocks import Block, PatchBlock, read_ahead
+from wsi.slides.slide import Slide
+from wsi.slides.stain import StainTransform
+
+
+def score_chunks(
+    slide: Slide,
+    blocks: Sequence[Block],
+    engine: Engine,
+    store: HeatmapStore,
+    *,
+    recolour: StainTransform | None = None,
+    threads: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Score every block whose chunk is not in the store yet; what cannot be decoded stays NaN.
+
+    Args:
+        slide: what is read.
+        blocks: all of the slide's.
+        engine: scores the patches.
+        store: takes the scores, each chunk whole.
+        recolour: normalises the stain of what is read.
+        threads: that read.
+        progress: called with (cells done, cells).
+
+    Raises:
+        ModelError: a score is not a number.
+    """
+    total = sum(len(block.cells) for block in blocks)
+    todo = [block for block in blocks if not store.has_chunk(block.chunk)]
+    done = total - sum(len(block.cells) for block in todo)
+    progress(done, total)
+    count = _Count(done, total, progress)
+    waiting: deque[tuple[Block, npt.NDArray[np.bool_]]] = deque()  # without the pixels, which are large
+
+    def feed() -> Iterator[PatchBlock]:
+        for read in reads:
+            waiting.append((read.block, read.readable))
+            yield read.patches
+
+    # closed here, whatever happens: a thread must not read from a slide that is closed already
+    with closing(read_ahead(slide, todo, recolour=recolour, threads=threads, ahead=threads)) as reads:
+        for scores in engine.score(feed(), scored=count.add):
+            block, readable = waiting.popleft()
+            if np.isnan(scores).any():
+                raise ModelError("the model gave scores that are not numbers; try --precision fp32")
+            whole = np.full((len(block.cells), scores.shape[1]), np.nan, np.float32)
+            whole[readable] = scores
+            store.write_chunk(block.chunk, block.cells, whole)
+            count.finish(len(block.cells), int(readable.sum()))
+
+
+class _Count:
+    """How many cells are done: those of written chunks, and those that an engine has scored since."""
+
+    def __init__(self, written: int, total: int, progress: Callable[[int, int], None]) -> None:
+        self._written, self._total, self._progress = written, total, progress
+        self._ahead = 0
+        self._lock = threading.Lock()
+
+    def add(self, patches: int) -> None:
+        """An engine's thread scored so many."""
+        with self._lock:
+            self._ahead += patches
+            self._progress(min(self._written + self._ahead, self._total), self._total)
+
+    def finish(self, cells: int, scored: int) -> None:
+        """A chunk of so many cells was written; so many of them were readable, and `add` was told of them."""
+        with self._lock:
+            self._written += cells
+            self._ahead = max(0, self._ahead - scored)
+            self._progress(min(self._written + self._ahead, self._total), self._total)

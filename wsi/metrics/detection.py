@@ -1,0 +1,116 @@
+"""How good detections are: average precision, and agreement by distance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi.arrays import BoxesXYXY, PointsXY
+from wsi.marks.boxes import Detections, overlaps
+
+IOU = 0.5  # COCO's and Pascal VOC's usual overlap
+_RECALLS = np.linspace(0, 1, 101)  # COCO reads precision at these
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Marked:
+    """What is truly on one slide or tile: boxes (n, 4), and class numbers (n,) from 0."""
+
+    boxes: BoxesXYXY
+    labels: npt.NDArray[np.int64]
+
+
+def average_precision(
+    found: Sequence[Detections], truth: Sequence[Marked], label: int, iou: float = IOU
+) -> float:
+    """AP of one class over pictures, as COCO computes it: precision made falling, read at 101 recalls.
+
+    Detections by falling score each take the free box of their class that they overlap most, if by ``iou`` or more; a
+    second one on the same box is a false alarm.
+
+    Args:
+        found: of each picture.
+        truth: of each picture.
+        label: class number.
+        iou: least overlap of a hit.
+
+    Returns:
+        0..1; NaN where nothing of the class is marked.
+    """
+    marked = sum(int((t.labels == label).sum()) for t in truth)
+    if marked == 0:
+        return float("nan")
+    scores, hits = [], []
+    for d, t in zip(found, truth, strict=True):
+        mine = d[d.labels == label]
+        mine = mine[np.argsort(-mine.scores, kind="stable")]
+        scores.append(mine.scores)
+        hits.append(_taken(overlaps(mine.boxes, t.boxes[t.labels == label]), iou))
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    hit = np.concatenate(hits)[order]
+    if len(hit) == 0:
+        return 0.0
+    true = np.cumsum(hit)
+    precision = np.maximum.accumulate((true / np.arange(1, len(hit) + 1))[::-1])[::-1]
+    recall = true / marked
+    at = np.searchsorted(recall, _RECALLS, side="left")  # the first point that reaches each recall
+    return float(np.mean(np.append(precision, 0.0)[at]))
+
+
+def _taken(overlap: npt.NDArray[np.float64], least: float) -> npt.NDArray[np.bool_]:
+    """(n, m) overlaps, best detection first: which detections take a box that none before took."""
+    free = np.ones(overlap.shape[1], np.bool_)
+    hit = np.zeros(len(overlap), np.bool_)
+    for i, row in enumerate(overlap):
+        usable = np.where(free, row, -1.0)
+        if len(usable) and usable.max() >= least:
+            hit[i] = True
+            free[int(usable.argmax())] = False
+    return hit
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Detections against marks: how many agree, are false, are missed."""
+
+    hits: int
+    false: int
+    missed: int
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; NaN where there is neither detection nor mark."""
+        whole = 2 * self.hits + self.false + self.missed
+        return 2 * self.hits / whole if whole else float("nan")
+
+
+def by_distance(
+    points: PointsXY, scores: npt.NDArray[np.floating], marks: PointsXY, reach: float
+) -> Agreement:
+    """Middles that lie within a distance agree: see `hits_by_distance`."""
+    hits = int(hits_by_distance(points, scores, marks, reach).sum())
+    return Agreement(hits, len(points) - hits, len(marks) - hits)
+
+
+def hits_by_distance(
+    points: PointsXY, scores: npt.NDArray[np.floating], marks: PointsXY, reach: float
+) -> npt.NDArray[np.bool_]:
+    """Which detections lie near a mark; each mark is taken once, by the best detection that is near it.
+
+    Args:
+        points: (n, 2) of detections.
+        scores: (n,)
+        marks: (m, 2).
+        reach: largest distance, in the unit of the points.
+
+    Returns:
+        (n,) in the order given.
+    """
+    order = np.argsort(-scores, kind="stable")
+    gaps = np.hypot(*(points[order][:, None] - marks[None]).transpose(2, 0, 1))  # (n, m)
+    hit = np.zeros(len(points), np.bool_)
+    hit[order] = _taken(-gaps + 2 * reach, reach)  # nearer is more; at the reach it is still a hit
+    return hit

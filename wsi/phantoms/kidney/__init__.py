@@ -1,0 +1,1 @@
+"""Phantoms of kidneys stained for C4d."""

@@ -1,0 +1,193 @@
+"""Pictures of real kidney for mosaics: what is read of them, and what of their anatomy can be told by colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsi.arrays import BoolRaster, RgbImage
+from wsi.errors import ConfigError
+from wsi.phantoms.pyramid import TILE_PX
+from wsi.phantoms.textures import Plane
+
+PictureKind = Literal["tissue", "lumens", "brown"]
+
+MPP = 0.5  # of a mosaic: what the pictures have, and what the detector reads
+# Unit optical densities of haematoxylin and of periodic acid-Schiff: the first after Ruifrok and Johnston 2001, the
+# second as the strongest magenta of data/kidney_pas_tiles has it
+HAEMATOXYLIN, SCHIFF = (0.650, 0.704, 0.286), (0.26, 0.86, 0.44)
+GROUND = 0.30  # of Schiff's amount, kept as haematoxylin: immunostained tissue is pale, not empty
+LUMEN_UM2 = (12.0, 260.0)  # of an open lumen that was found by its whiteness
+WIDEST_UM = 8.0  # half width of interstitium; what is thicker and magenta is a cast or a colloid
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSource:
+    """Which files of a folder are pictures of one kind.
+
+    Attributes:
+        pattern: of file names, within the folder.
+        kind: ``tissue`` of kidney, unlabelled; ``lumens``: kidney with a mask of its capillaries' lumens beside it;
+            ``brown``: an immunostain without any capillary that counts.
+        mpp: um per pixel, estimated from the size of nuclei: the pictures state none.
+    """
+
+    pattern: str
+    kind: PictureKind
+    mpp: float
+
+
+SOURCES = (
+    PictureSource("kidney_pas_tiles/*.jpg", "tissue", 0.5),
+    PictureSource("ptc_masks/im_*.png", "lumens", 0.22),
+    PictureSource("ihc_dab_negatives/ki67_*.jpg", "brown", 0.25),
+)
+MASK_SUFFIX = "_mask_PTC_lumen.png"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Picture:
+    """A picture at `MPP`.
+
+    Attributes:
+        name: of its file.
+        kind: see `PictureSource`.
+        pixels: RGB.
+        lumens: where capillaries are open; None where nobody marked them.
+    """
+
+    name: str
+    kind: PictureKind
+    pixels: RgbImage
+    lumens: BoolRaster | None = None
+
+
+def read_pictures(folder: Path, low: float = 0.0, high: float = 1.0) -> list[Picture]:
+    """The pictures of a contiguous share, 0 to 1, of each source's files by name.
+
+    Raises:
+        ConfigError: there is no picture of kidney among them, or one cannot be read.
+    """
+    found = []
+    for source in SOURCES:
+        files = sorted(p for p in folder.glob(source.pattern) if "_mask" not in p.name)
+        for path in files[round(low * len(files)) : round(high * len(files))]:
+            found.append(_picture(path, source))
+    if not any(picture.kind == "tissue" for picture in found):
+        raise ConfigError(
+            f"{folder} holds no picture of kidney; it must hold files such as {SOURCES[0].pattern}"
+        )
+    return found
+
+
+def _picture(path: Path, source: PictureSource) -> Picture:
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ConfigError(f"{path} cannot be read as a picture; remove it or replace it")
+    mask = path.with_name(path.stem + MASK_SUFFIX) if source.kind == "lumens" else None
+    lumens = None if mask is None else cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    if mask is not None and lumens is None:
+        raise ConfigError(f"{mask} cannot be read as a picture; {path.name} needs it")
+    scale = source.mpp / MPP
+    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
+    small = cv2.resize(pixels[..., ::-1], size, interpolation=cv2.INTER_AREA)
+    shown = None if lumens is None else cv2.resize(lumens, size, interpolation=cv2.INTER_AREA) > 127
+    return Picture(path.name, source.kind, np.ascontiguousarray(small), shown)
+
+
+def fitted(picture: Picture, rng: np.random.Generator) -> Picture:
+    """A square of `TILE_PX` out of a picture, in one of 8 orientations; what is smaller is mirrored at its border."""
+    layers = [picture.pixels] if picture.lumens is None else [picture.pixels, picture.lumens.astype(np.uint8)]
+    turn = int(rng.integers(8))
+    layers = [_turned(layer, turn) for layer in layers]
+    short = [max(0, TILE_PX - n) for n in layers[0].shape[:2]]
+    layers = [
+        cv2.copyMakeBorder(a, 0, short[0], 0, short[1], cv2.BORDER_REFLECT) if any(short) else a
+        for a in layers
+    ]
+    y, x = (int(rng.integers(n - TILE_PX + 1)) for n in layers[0].shape[:2])
+    layers = [np.ascontiguousarray(a[y : y + TILE_PX, x : x + TILE_PX]) for a in layers]
+    lumens = layers[1] > 0 if len(layers) > 1 else None
+    return Picture(picture.name, picture.kind, np.asarray(layers[0], np.uint8), lumens)
+
+
+def collage(pictures: Sequence[Picture], rng: np.random.Generator) -> Picture:
+    """Small pictures of one size side by side, each turned, and the whole brought to `TILE_PX`."""
+    side = pictures[0].pixels.shape[0]
+    across = TILE_PX // side
+    pixels = np.empty((across * side, across * side, 3), np.uint8)
+    lumens = np.zeros(pixels.shape[:2], np.bool_)
+    for row, col in np.ndindex(across, across):
+        chosen, turn = pictures[int(rng.integers(len(pictures)))], int(rng.integers(8))
+        place = np.s_[row * side : (row + 1) * side, col * side : (col + 1) * side]
+        pixels[place] = _turned(chosen.pixels, turn)
+        if chosen.lumens is not None:
+            lumens[place] = _turned(chosen.lumens, turn)
+    return fitted(Picture("collage", pictures[0].kind, pixels, lumens), rng)
+
+
+def _turned(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    turned = np.swapaxes(array, 0, 1) if orientation & 1 else array
+    return np.ascontiguousarray(turned[:: -1 if orientation & 2 else 1, :: -1 if orientation & 4 else 1])
+
+
+class Tissue:
+    """A picture as amounts of stain, and what can be told of its anatomy by colour."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.pixels = picture.pixels
+        density = -np.log10((picture.pixels.astype(np.float32) + 1) / 246)
+        third = np.cross(HAEMATOXYLIN, SCHIFF)
+        stains = np.stack([_unit(HAEMATOXYLIN), _unit(SCHIFF), _unit(third.tolist())])
+        amounts = np.clip(density @ np.linalg.inv(stains).astype(np.float32), 0, None)
+        self.haematoxylin: Plane = np.ascontiguousarray(amounts[..., 0])
+        self.schiff: Plane = np.ascontiguousarray(amounts[..., 1])
+        self.white = picture.pixels.min(axis=2) > 195
+        self.interstitium = self._interstitium()
+        self.lumens = self._lumens() if picture.lumens is None else picture.lumens
+
+    def _interstitium(self) -> BoolRaster:
+        """Basement membranes and what lies between tubules: the strongest magenta, as thin as interstitium is."""
+        smooth = cv2.GaussianBlur(self.schiff, (0, 0), 1.5)
+        tissue = smooth[~self.white]
+        if tissue.size < 1000:
+            return np.zeros(self.white.shape, np.bool_)
+        strong = (smooth > np.percentile(tissue, 72)).astype(np.uint8)
+        strong = cv2.morphologyEx(strong, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+        reach = cv2.distanceTransform(strong, cv2.DIST_L2, 3)
+        cores = (reach > WIDEST_UM / MPP).astype(np.uint8)
+        thick = cv2.dilate(cores, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (37, 37)))
+        return _without_specks((strong > 0) & (thick == 0), 60)
+
+    def _lumens(self) -> BoolRaster:
+        """Small white gaps that interstitium surrounds: open capillaries, most of them."""
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(
+            self.white.astype(np.uint8), connectivity=4
+        )
+        found = np.zeros(self.white.shape, np.bool_)
+        for i in range(1, count):
+            if not LUMEN_UM2[0] < stats[i, cv2.CC_STAT_AREA] * MPP**2 < LUMEN_UM2[1]:
+                continue
+            one = (labels == i).astype(np.uint8)
+            rim = (cv2.dilate(one, np.ones((7, 7), np.uint8)) > 0) & (one == 0)
+            if self.interstitium[rim].mean() > 0.6:
+                found |= one > 0
+        return found
+
+
+def _without_specks(mask: BoolRaster, least: int) -> BoolRaster:
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    large = stats[:, cv2.CC_STAT_AREA] >= least
+    large[0] = False
+    return np.asarray(large[labels], np.bool_)
+
+
+def _unit(vector: Sequence[float]) -> npt.NDArray[np.float64]:
+    found = np.asarray(vector, np.float64)
+    return np.asarray(found / np.linalg.norm(found))

@@ -1,0 +1,152 @@
+"""Kidneys stained for C4d (immunohistochemistry on paraffin: DAB and haematoxylin), drawn, with known truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import shapely
+
+from wsi.files import csv_text, write_json, write_text
+from wsi.marks.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
+from wsi.phantoms.kidney.fields import KidneyField, fields_of
+from wsi.phantoms.kidney.layout import KidneyLayout, KidneyPlanner
+from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS, KidneyPainter
+from wsi.phantoms.pyramid import write_pyramid
+from wsi.results.export import Feature, write_geojson
+
+
+@dataclass(frozen=True, slots=True)
+class KidneyPhantom:
+    """One slide to be made: its name, its seed, what share of capillaries is positive."""
+
+    name: str
+    seed: int
+    percent: float
+    size: tuple[int, int]
+    scanner: int
+
+
+def plan_kidneys(
+    count: int, seed: int, size: tuple[int, int], percents: Sequence[float]
+) -> list[KidneyPhantom]:
+    """Slides of one cohort: percentages and scanners in turn, each slide a seed of its own."""
+    return [
+        KidneyPhantom(
+            f"kidney_{i + 1:03d}",
+            seed * 1_000 + i,
+            percents[i % len(percents)],
+            size,
+            (i + i // len(KIDNEY_SCANNERS)) % len(KIDNEY_SCANNERS),
+        )
+        for i in range(count)
+    ]
+
+
+def write_kidney(
+    slide: KidneyPhantom, out: Path, progress: Callable[[int, int], None] | None = None
+) -> KidneyLayout:
+    """Write ``NAME.tif``, ``NAME.geojson`` (capillaries and traps), ``NAME_fields.geojson`` and ``NAME_truth.json``.
+
+    The same bytes for the same seed.
+    """
+    layout_seed, paint_seed = np.random.SeedSequence(slide.seed).spawn(2)
+    scanner = KIDNEY_SCANNERS[slide.scanner]
+    layout = KidneyPlanner(np.random.default_rng(layout_seed), slide.size, scanner.mpp).kidney(slide.percent)
+    painter = KidneyPainter(layout, np.random.default_rng(paint_seed), scanner)
+    fields = fields_of(layout)
+    path = out / f"{slide.name}.tif"
+    write_pyramid(path, slide.size, scanner.mpp, painter.render, background=scanner.glass, progress=progress)
+    marked = capillary_features(slide.name, layout) + trap_features(slide.name, layout)
+    write_geojson(out / f"{slide.name}.geojson", marked, (0, 0))
+    write_geojson(out / f"{slide.name}_fields.geojson", field_features(slide.name, fields), (0, 0))
+    positive = sum(c.positive for c in layout.capillaries)
+    kinds = [c.kind for c in layout.capillaries]
+    truth = {
+        "slide": slide.name,
+        "positive": positive,
+        "negative": len(kinds) - positive,
+        "c4d_percent": None if not kinds else round(layout.c4d_percent, 4),
+        "kinds": {kind: kinds.count(kind) for kind in ("ring", "plain", "partial", "serum")},
+        "fields": len(fields),
+        "feasible_fields": sum(not f.why_not for f in fields),
+        "stained_tubules": sum(t.brown > 0 for t in layout.tubules),
+        "stained_glomeruli": sum(g.stained for g in layout.glomeruli),
+        "stained_arteries": sum(a.stained for a in layout.arteries),
+        "zones": [z.kind for z in layout.zones],
+        "artefacts": [a.kind for a in layout.artefacts],
+        "mpp": layout.mpp,
+        "scanner": scanner.name,
+        "note": "synthetic; not tissue",
+    }
+    write_json(out / f"{slide.name}_truth.json", truth)
+    return layout
+
+
+def capillary_features(name: str, layout: KidneyLayout) -> list[Feature]:
+    """Every capillary's true outline and class, for QuPath and for training."""
+    found = []
+    for i, capillary in enumerate(layout.capillaries, start=1):
+        group = POSITIVE if capillary.positive else NEGATIVE
+        key = f"{name} capillary {i}"
+        metadata: dict[str, str] = {"kind": capillary.kind}
+        found.append(
+            Feature(
+                key, capillary.outline, "annotation", f"capillary {i}", group, COLOURS[group], {}, metadata
+            )
+        )
+    return found
+
+
+def trap_features(name: str, layout: KidneyLayout) -> list[Feature]:
+    """What is brown and no capillary: tubules, glomeruli, arteries."""
+    brown = [("tubule", t.outline) for t in layout.tubules if t.brown > 0]
+    for kind, rounds in (("glomerulus", layout.glomeruli), ("artery", layout.arteries)):
+        brown += [(kind, shapely.Point(r.x, r.y).buffer(r.radius)) for r in rounds if r.stained]
+    return [
+        Feature(
+            f"{name} trap {i}",
+            outline,
+            "annotation",
+            f"stained {kind}",
+            NOT_COUNTED,
+            COLOURS[NOT_COUNTED],
+            {},
+            {"kind": kind},
+        )
+        for i, (kind, outline) in enumerate(brown, start=1)
+    ]
+
+
+def field_features(name: str, fields: Sequence[KidneyField]) -> list[Feature]:
+    """Every field, feasible or not and why."""
+    found = []
+    for field in fields:
+        group = NOT_FEASIBLE if field.why_not else FEASIBLE
+        key = f"{name} field {field.x} {field.y}"
+        metadata = {"why not": field.why_not} if field.why_not else {}
+        found.append(
+            Feature(
+                key,
+                field.box,
+                "annotation",
+                f"field {field.x},{field.y}",
+                group,
+                COLOURS[group],
+                {},
+                metadata,
+            )
+        )
+    return found
+
+
+def write_kidney_manifest(
+    out: Path, slides: Sequence[KidneyPhantom], splits: Sequence[str], *, fields: bool = True
+) -> None:
+    """Write ``slides.csv`` and, for drawings, ``fields.csv`` with path, truth (capillaries; fields) and split."""
+    tables = [("slides.csv", ".geojson"), ("fields.csv", "_fields.geojson")]
+    for table, ending in tables if fields else tables[:1]:
+        rows = [(f"{s.name}.tif", s.name + ending, split) for s, split in zip(slides, splits, strict=True)]
+        write_text(out / table, csv_text(("path", "truth", "split"), rows))

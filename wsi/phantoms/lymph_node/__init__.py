@@ -1,0 +1,1 @@
+"""Phantoms of H&E lymph nodes with metastases."""

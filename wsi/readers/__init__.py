@@ -1,1 +1,0 @@
-"""Readers: each keeps the contract of `wsi.slide.Slide`."""

@@ -1,0 +1,159 @@
+"""Files for other programs: GeoJSON for QuPath, CSV in WSInfer's form, OME-TIFF."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import shapely
+import tifffile
+from shapely.geometry.base import BaseGeometry
+
+from wsi.arrays import BoxesXYXY, Scores
+from wsi.files import csv_text, replacing, write_text
+from wsi.results.heatmap import Heatmap
+
+Origin = Literal["auto", "slide", "bounds"]
+ObjectType = Literal["annotation", "detection", "tile"]
+_NAMESPACE = uuid.UUID("6f1b4bd0-7a0c-4a55-9d57-1f2f0c1d6a10")  # ours, drawn once: ids are the same every run
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One object in QuPath, in level-0 pixels of the slide.
+
+    Attributes:
+        key: what makes its id: the same key gives the same UUID.
+        name: as QuPath shows it; empty for none.
+        classification: its class; empty for none.
+        measurements: finite numbers; those that are NaN are left out.
+        id: a UUID that it has already, instead of that of its key.
+        locked: an annotation that QuPath does not move by mistake; what a person is to correct is not.
+    """
+
+    key: str
+    shape: BaseGeometry
+    kind: ObjectType
+    name: str
+    classification: str
+    colour: tuple[int, int, int]
+    measurements: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    locked: bool = True
+    id: str = ""
+
+
+def origin_offset(bounds: tuple[int, int, int, int] | None, origin: Origin) -> tuple[int, int]:
+    """What is subtracted from level-0 (x, y).
+
+    QuPath's OpenSlide server crops a slide to ``openslide.bounds-*`` where the file states them (MRXS,
+    Leica SCN, sparse TIFF); ``auto`` follows it, as does ``bounds``; ``slide`` subtracts nothing.
+    """
+    if origin == "slide" or bounds is None:
+        return 0, 0
+    return bounds[0], bounds[1]
+
+
+def geojson(features: Sequence[Feature], offset: tuple[int, int]) -> str:
+    """A FeatureCollection by QuPath's rules: UUIDs, classes with a colour, rings closed, no bare NaN."""
+    text = ",\n".join(
+        json.dumps(_feature(f, offset), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        for f in features
+    )
+    return '{"type":"FeatureCollection","features":[\n' + text + "\n]}\n"
+
+
+def write_geojson(path: Path, features: Sequence[Feature], offset: tuple[int, int]) -> None:
+    """Write a FeatureCollection; a name that ends in ``.gz`` is compressed, the same bytes every time."""
+    text = geojson(features, offset)
+    if path.suffix != ".gz":
+        write_text(path, text)
+        return
+    with replacing(path) as partial:
+        partial.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def feature_id(key: str) -> str:
+    """The UUID of a feature with this key."""
+    return str(uuid.uuid5(_NAMESPACE, key))
+
+
+def _feature(feature: Feature, offset: tuple[int, int]) -> dict[str, Any]:
+    moved = shapely.transform(feature.shape, lambda xy: np.round(xy - np.array(offset), 2))
+    measured = {k: round(float(v), 6) for k, v in feature.measurements.items() if np.isfinite(v)}
+    properties: dict[str, Any] = {"objectType": feature.kind}
+    if feature.name:
+        properties["name"] = feature.name
+    if feature.classification:
+        properties["classification"] = {"name": feature.classification, "color": list(feature.colour)}
+    properties["measurements"] = measured
+    properties["metadata"] = feature.metadata | {"origin offset": f"{offset[0]},{offset[1]}"}
+    if feature.kind == "annotation" and feature.locked:
+        properties["isLocked"] = True
+    return {
+        "type": "Feature",
+        "id": feature.id or feature_id(feature.key),
+        "geometry": shapely.geometry.mapping(moved),
+        "properties": properties,
+    }
+
+
+def tile_features(
+    key: str, boxes: BoxesXYXY, scores: Scores, classification: str, threshold: float
+) -> list[Feature]:
+    """A tile for every scored cell, for QuPath's measurement maps; only those from the threshold on have the class.
+
+    Else QuPath would show all tissue in the colour of the class.
+    """
+    return [
+        Feature(
+            f"{key} tile {box[0]:.0f} {box[1]:.0f}",
+            shapely.box(*box),
+            "tile",
+            "",
+            classification if score >= threshold else "",
+            (200, 0, 0),
+            {"probability": float(score)},
+        )
+        for box, score in zip(boxes, scores, strict=True)
+    ]
+
+
+def write_cells_csv(path: Path, boxes: BoxesXYXY, scores: Scores, classes: Sequence[str]) -> None:
+    """``minx,miny,width,height,prob_CLASS...`` in level-0 pixels: WSInfer's form, a row per scored cell."""
+    header = ["minx", "miny", "width", "height", *(f"prob_{name}" for name in classes)]
+    rows = (
+        [round(x0), round(y0), round(x1 - x0), round(y1 - y0), *(f"{v:.6f}" for v in values)]
+        for (x0, y0, x1, y1), values in zip(boxes, scores, strict=True)
+    )
+    write_text(path, csv_text(header, rows))
+
+
+def write_ome_tiff(path: Path, heatmap: Heatmap, mpp: float, name: str) -> None:
+    """One class as lossless float32 OME-TIFF with physical sizes; NaN where nothing was scored."""
+    sizes = {
+        "PhysicalSizeX": heatmap.placement.step_x * mpp,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": heatmap.placement.step_y * mpp,
+        "PhysicalSizeYUnit": "µm",
+    }
+    identity = uuid.uuid5(
+        _NAMESPACE, hashlib.sha256(heatmap.scores.tobytes()).hexdigest()
+    )  # not a random one
+    with replacing(path) as partial:
+        tifffile.imwrite(
+            partial,
+            heatmap.scores,
+            ome=True,
+            photometric="minisblack",
+            compression="deflate",
+            tile=(256, 256),
+            metadata={"axes": "YX", "Channel": {"Name": name}, "UUID": str(identity), **sizes},
+        )

@@ -1,0 +1,150 @@
+"""``slides.csv``: a table of slides that every command understands."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi.errors import ConfigError
+from wsi.slides.source import SlideSource, check_url
+
+log = logging.getLogger(__name__)
+
+NORMAL_LABELS = ("normal", "negative", "benign", "0")
+MANIFEST = "slides.csv"
+COLUMNS = ("path", "mpp", "mask", "truth", "label", "split")
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRow:
+    """One slide of a manifest; paths are resolved against the manifest's folder.
+
+    Attributes:
+        source: the slide.
+        mask: a tissue mask of the user's own, or None.
+        truth: an annotation file, or None.
+        label: the slide's class, or None.
+        split: ``train``, ``validation``, ``test`` or any other word, or None.
+        partial: tumour is not marked exhaustively: what is not marked is not known to be normal.
+    """
+
+    source: SlideSource
+    mask: Path | None = None
+    truth: Path | None = None
+    label: str | None = None
+    split: str | None = None
+    partial: bool = False
+
+    @property
+    def said_normal(self) -> bool:
+        """Whether its label says that it has no tumour."""
+        return (self.label or "").strip().casefold() in NORMAL_LABELS
+
+    @property
+    def checked_truth(self) -> Path | None:
+        """The truth file; None for a slide that is labelled as having no tumour.
+
+        Raises:
+            ConfigError: neither says whether there is tumour: it must not count as normal in silence.
+        """
+        if self.said_normal:
+            return None
+        if self.truth is None:
+            label = f"is labelled {self.label!r}" if self.label else "has no label"
+            raise ConfigError(
+                f"{self.source.label} {label} and has no truth; fill in the column 'truth', or label it 'normal'"
+            )
+        return self.truth
+
+
+def manifest_in(folder: Path) -> Path | None:
+    """The table of slides that a folder holds: it then stands for the folder, in every command, and that is said."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    log.info("%s is read by the %s in it", folder, MANIFEST)
+    return path
+
+
+def read_manifest(
+    path: Path, problems: list[str] | None = None, *, slides_needed: bool = True
+) -> list[SlideRow]:
+    """Read a CSV with a header; only ``path`` is required, empty cells are None.
+
+    Args:
+        path: the file.
+        problems: takes a sentence for each line that cannot be used, which is then left out; None raises the first.
+        slides_needed: whether the slides themselves must be there; else only their names count.
+
+    Raises:
+        ConfigError: an unknown or missing column, a number that is none, a file that is not there.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = tuple(reader.fieldnames or ())
+            _check_columns(path, columns)
+            rows = []
+            for line, values in enumerate(reader, start=2):
+                try:
+                    rows.append(_row(path, line, values, slides_needed))
+                except ConfigError as error:
+                    if problems is None:
+                        raise
+                    problems.append(str(error))
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read as a CSV manifest ({why}); check the path") from error
+
+
+def _check_columns(path: Path, columns: Iterable[str]) -> None:
+    known = ", ".join(COLUMNS)
+    for column in columns:
+        if column not in COLUMNS:
+            raise ConfigError(f"{path} has the unknown column {column!r}; known are {known}")
+    if "path" not in columns:
+        raise ConfigError(f"{path} has no column 'path'; known columns are {known}")
+
+
+def _row(manifest: Path, line: int, values: dict[str, str], slides_needed: bool) -> SlideRow:
+    beyond: Any = dict[Any, Any](values).get(None)  # csv's key for cells beyond the header
+    if beyond and any(beyond):
+        raise ConfigError(
+            f"{manifest} line {line} has more cells than the header; a decimal comma would do that: write 0.25"
+        )
+
+    def file(column: str) -> Path | None:
+        text = (values.get(column) or "").strip()
+        if not text:
+            return None
+        found = manifest.parent / text
+        if not found.exists() and (slides_needed or column != "path"):
+            raise ConfigError(f"{manifest} line {line}: {column} {found} does not exist; check the path")
+        return found
+
+    path = (values.get("path") or "").strip()
+    if not path:
+        raise ConfigError(f"{manifest} line {line} has no path; fill it in or remove the line")
+    try:
+        check_url(path)
+    except ConfigError as error:
+        raise ConfigError(f"{manifest} line {line}: {error}") from error
+    source = SlideSource(path if "://" in path else str(file("path")), _mpp(manifest, line, values))
+    label, split = ((values.get(key) or "").strip() or None for key in ("label", "split"))
+    return SlideRow(source, file("mask"), file("truth"), label, split)
+
+
+def _mpp(manifest: Path, line: int, values: dict[str, str]) -> float | None:
+    text = (values.get("mpp") or "").strip()
+    try:
+        mpp = float(text) if text else None
+    except ValueError as error:
+        raise ConfigError(f"{manifest} line {line}: mpp {text!r} is not a number of um per pixel") from error
+    if mpp is not None and not 0 < mpp < 1000:
+        raise ConfigError(f"{manifest} line {line}: mpp must lie between 0 and 1000 um per pixel, got {text}")
+    return mpp

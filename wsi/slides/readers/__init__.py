@@ -1,0 +1,1 @@
+"""Readers: each keeps the contract of `wsi.slides.slide.Slide`."""

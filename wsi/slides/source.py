@@ -1,0 +1,277 @@
+"""What travels to another thread, process or machine instead of an open slide."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from glob import escape
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import fsspec
+
+from wsi.errors import ConfigError, SlideError, StoreError, UnknownFormatError
+from wsi.files import cache_folder, file_sha256, write_json
+from wsi.slides.readers.array import IMAGE_SUFFIXES, open_image
+from wsi.slides.readers.openslide import OpenSlideReader, dicom_series, gone
+from wsi.slides.readers.tiff_structure import TIFF_SUFFIXES, check_tiff
+from wsi.slides.readers.tiffslide import PlanarReader, TiffSlideReader, storage_options
+from wsi.slides.slide import Slide
+
+log = logging.getLogger(__name__)
+
+SLIDE_SUFFIXES = (
+    *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"),
+    *IMAGE_SUFFIXES,
+)
+PROTOCOLS = ("http", "https", "s3", "gs", "az")
+_IN_MEMORY = "memory"  # fsspec's store inside this process: for tests and notebooks
+# names that Windows keeps for devices, and folders that runs make beside those of slides
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|evaluation|reviewed.*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideSource:
+    """A slide's path or URL and how to open it.
+
+    Attributes:
+        path: a file, or an fsspec URL such as ``s3://bucket/slide.tif``.
+        mpp: um per level-0 pixel; overrides what the file says.
+        allow_anisotropic: accept x and y that differ by over 5 %, and use their mean.
+    """
+
+    path: str
+    mpp: float | None = None
+    allow_anisotropic: bool = False
+
+    @property
+    def is_url(self) -> bool:
+        """Whether fsspec must fetch it."""
+        return "://" in self.path
+
+    @property
+    def name(self) -> str:
+        """The file's name without its last suffix (and without ``.ome``), made `safe_name`."""
+        parts = urlsplit(self.path) if self.is_url else None
+        name = PurePosixPath(parts.path or parts.netloc).name if parts else Path(self.path).name
+        stem = name.rsplit(".", 1)[0] if "." in name[1:] else name
+        return safe_name(stem.removesuffix(".ome") or name)
+
+    def open(self) -> Slide:
+        """Open with the reader for this file.
+
+        Raises:
+            SlideError: the file is missing, or no reader knows it.
+        """
+        slide = self._open()
+        log.debug("%s: %s, opened by %s", self.label, _size_text(slide), type(slide).__name__)
+        return slide
+
+    def _open(self) -> Slide:
+        first, *others = self._readers()
+        if not self.is_url and self.path.lower().endswith(TIFF_SUFFIXES):
+            check_tiff(self.path)
+        try:
+            return first(self.path, mpp=self.mpp, allow_anisotropic=self.allow_anisotropic)
+        except SlideError as error:
+            if not others or (first is OpenSlideReader and not isinstance(error, UnknownFormatError)):
+                raise  # a broken file, which no other reader may make the best of
+            for reader in others:  # what the first said of the file is the better sentence
+                with suppress(SlideError):
+                    slide = reader(self.path, mpp=self.mpp, allow_anisotropic=self.allow_anisotropic)
+                    slide.read_region((0, 0), len(slide.levels) - 1, (1, 1))  # can it decode, too?
+                    return slide
+            raise
+
+    def _readers(self) -> tuple[Callable[..., Slide], ...]:
+        lower = self.path.lower()
+        check_url(self.path)
+        if self.is_url:
+            return (TiffSlideReader,)
+        if not Path(self.path).exists():
+            raise SlideError(f"{self.path} does not exist; check the path")
+        if lower.endswith(IMAGE_SUFFIXES):
+            return (open_image,)
+        if lower.endswith((".ome.tif", ".ome.tiff")):
+            return (TiffSlideReader, PlanarReader)
+        # OpenSlide does not know every TIFF: strips, tiles without a pyramid, planes
+        others = (TiffSlideReader, PlanarReader) if lower.endswith((".tif", ".tiff")) else ()
+        return (OpenSlideReader, *others)
+
+    @property
+    def label(self) -> str:
+        """The path as outputs state it: a URL without its query, which may hold a signature."""
+        parts = urlsplit(self.path)
+        return f"{parts.scheme}://{parts.netloc.split('@')[-1]}{parts.path}" if self.is_url else self.path
+
+    @property
+    def place(self) -> str:
+        """Where the slide is, as results state it: an absolute path, or a URL without its query."""
+        return self.label if self.is_url else str(Path(self.path).absolute())
+
+    def identity(self, tick: Callable[[int, int], None] = lambda done, total: None) -> str:
+        """A short hash of every byte of the slide and of the files that belong to it; of a URL what its server says of
+        size and version.
+
+        A file's hash is kept in the user's cache by path, size and time of change, so that a large slide is read for
+        it once; `wsi verify` reads it again.
+
+        Args:
+            tick: called with (bytes read, bytes).
+
+        Raises:
+            SlideError: a file cannot be read.
+        """
+        return self._identity(_kept_sha256, tick)
+
+    def read_identity(self, tick: Callable[[int, int], None] = lambda done, total: None) -> str:
+        """`identity`, from the bytes as they are now, whatever was kept.
+
+        Raises:
+            WsiError: a file cannot be read, or the server of a URL does not answer.
+        """
+        if self.is_url:
+            check_url(self.path)
+            if _remote_facts(self.path) is None:
+                raise SlideError(f"{self.label} cannot be asked now, perhaps as its URL needs a signature")
+        return self._identity(file_sha256, tick)
+
+    def state(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and time of change of each of its files: whether it changed while it was read, told at no cost.
+
+        Raises:
+            SlideError: a file is gone.
+        """
+        if self.is_url:
+            return ()
+        try:
+            files = [Path(self.path), *_companions(Path(self.path))]
+            return tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+        except OSError as error:
+            raise gone(self.path) from error
+
+    def _identity(
+        self, sha256: Callable[[Path, Callable[[int], None]], str], tick: Callable[[int, int], None]
+    ) -> str:
+        digest = hashlib.sha256()
+        if self.is_url:
+            digest.update(f"{self.label}{_remote_facts(self.path) or ''}".encode())
+            return digest.hexdigest()[:16]
+        try:
+            first = Path(self.path)
+            files = [first, *(path for path in _companions(first) if path != first)]
+            total, done = sum(path.stat().st_size for path in files), 0
+
+            def read(count: int) -> None:
+                nonlocal done
+                done += count
+                tick(done, total)
+
+            for path in files:
+                name = "" if path == first else path.name  # a slide of one file may be renamed
+                digest.update(f"{name} {sha256(path, read)}\n".encode())
+        except OSError as error:
+            raise SlideError(
+                f"{self.path} cannot be read ({error.strerror or error}); check the path"
+            ) from error
+        return digest.hexdigest()[:16]
+
+
+def _size_text(slide: Slide) -> str:
+    spacing = (
+        "no spacing" if slide.spacing is None else f"{slide.spacing.x_um:.4g} um/px ({slide.spacing.origin})"
+    )
+    return f"{slide.size[0]} x {slide.size[1]} px, {spacing}, levels: {len(slide.levels)}"
+
+
+def safe_name(name: str) -> str:
+    """A name that is one folder inside another, on any system: no separator, not ``..``, none that is reserved."""
+    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).rstrip(
+        ". "
+    )  # what Windows refuses; it drops the end, too
+    if not name.strip("."):
+        return "slide"
+    return f"{name}_" if _RESERVED.fullmatch(name) else name
+
+
+def check_url(path: str) -> None:
+    """Refuse a URL of a protocol that slides are not read through; plain paths pass.
+
+    A table of slides may come from somebody else: it must not make this program read local files by another name, or
+    start one of fsspec's many other protocols.
+
+    Raises:
+        ConfigError: the URL's protocol is not allowed, or it is not a URL.
+    """
+    if "://" not in path:
+        return
+    protocol = path.split("://", 1)[0].lower()
+    if protocol not in (*PROTOCOLS, _IN_MEMORY):
+        raise ConfigError(
+            f"{path}: slides are not read through {protocol!r}; give a path, or a URL of {', '.join(PROTOCOLS)}"
+        )
+    try:
+        parts = urlsplit(path)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a URL ({error}); check it") from error
+    if not PurePosixPath(parts.path or parts.netloc).name:
+        raise ConfigError(f"{path} names no file; give the slide's own URL")
+
+
+def _kept_sha256(path: Path, read: Callable[[int], None]) -> str:
+    """The hash of a file's bytes, from the cache where size and time of change are those it was made with."""
+    facts = path.stat()
+    key = [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+    kept = cache_folder() / "hashes" / f"{hashlib.sha256(key[0].encode()).hexdigest()[:32]}.json"  # type: ignore[attr-defined]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        value = json.loads(kept.read_bytes())
+        if value["file"] == key:
+            log.debug("%s: its hash was kept in %s", path, kept)
+            read(facts.st_size)
+            return str(value["sha256"])
+    digest = file_sha256(path, read)
+    with suppress(StoreError):  # without a cache the file is read again next time
+        write_json(kept, {"file": key, "sha256": digest})
+    return digest
+
+
+def _companions(path: Path) -> list[Path]:
+    """Files that a slide of several files keeps beside its first."""
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs":
+        return sorted(p for p in path.with_suffix("").glob("*") if p.is_file())
+    if suffix in (".vms", ".vmu"):
+        return sorted(p for p in path.parent.glob(f"{escape(path.stem)}*") if p.is_file())
+    if suffix != ".dcm":
+        return []
+    beside = sorted(path.parent.glob("*.dcm"))
+    series = _series_of(path) if len(beside) > 1 else None
+    return [p for p in beside if series is not None and _series_of(p) == series]
+
+
+def _series_of(path: Path) -> str | None:
+    facts = path.stat()
+    return _series(str(path), facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _series(path: str, size: int, time: int) -> str | None:
+    """The DICOM series of a file of this size and time of change, read once."""
+    return dicom_series(path)
+
+
+def _remote_facts(url: str) -> str | None:
+    """What a server says of a file's size and version; None where it does not answer."""
+    try:
+        system, path = fsspec.core.url_to_fs(url, **storage_options(url))
+        facts = system.info(path)
+    except Exception:  # every back end raises its own; opening the slide will say what is wrong
+        return None
+    known = ("size", "ETag", "etag", "LastModified", "mtime", "created")
+    return "".join(f" {key}={facts[key]}" for key in known if key in facts)
