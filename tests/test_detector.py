@@ -23,7 +23,6 @@ from models.training.data.detection import (
     MarkedSlide,
     _inside,
     draw_corner,
-    enlarged,
     read_example,
     read_marked,
     turned,
@@ -44,7 +43,7 @@ from tests.slides import coordinates, painted, write_pyramid
 from tests.test_networks import DEMO
 from wsi.errors import AnnotationError, ConfigError, ModelError
 from wsi.marks.annotations import Annotation, write_asap
-from wsi.marks.boxes import Detections
+from wsi.marks.boxes import Detections, enlarged
 from wsi.metrics.detection import Marked
 from wsi.slides.manifest import SlideRow, read_manifest
 from wsi.slides.source import SlideSource

@@ -11,11 +11,19 @@ import torch
 
 from models.detector_card import DetectorCard
 from models.networks.faster_rcnn import CapillaryDetector
-from models.training.data.detection import enlarged, read_tile
 from wsi.arrays import BoxesXYXY
 from wsi.errors import SlideError, SpacingError
-from wsi.marks.boxes import Detections, DetectionTile, joined, plan_detection_tiles, suppress_counted, within
+from wsi.marks.boxes import (
+    Detections,
+    DetectionTile,
+    enlarged,
+    joined,
+    plan_detection_tiles,
+    suppress_counted,
+    within,
+)
 from wsi.slides.slide import Slide
+from wsi.slides.tiles import read_square
 from wsi.slides.tissue import Mask
 
 COARSEST = 1.2  # times the detector's spacing: a slide coarser than this lacks what it has learned to see
@@ -116,7 +124,7 @@ def _read(
     readable, pixels = [], []
     for tile in tiles:
         try:
-            pixels.append(read_tile(slide, (tile.box[0], tile.box[1]), side, size_px))
+            pixels.append(read_square(slide, (tile.box[0], tile.box[1]), side, size_px))
             readable.append(tile)
         except SlideError:
             lost.append((tile.core[0], tile.core[1]))

@@ -41,7 +41,7 @@ def read_overview(slide: Slide, mpp: float) -> Overview:
         SlideError: no part of the level can be decoded.
     """
     wanted = max(mpp / slide.mpp, 1.0)
-    level = max(i for i, lv in enumerate(slide.levels) if lv.downsample <= wanted * (1 + LEVEL_TOLERANCE))
+    level = slide.level_for(wanted)
     downsample = slide.levels[level].downsample
     factor = max(1, math.floor(wanted / downsample * (1 + LEVEL_TOLERANCE)))
     width, height = (math.ceil(n / factor) for n in slide.levels[level].size)

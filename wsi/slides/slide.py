@@ -104,6 +104,14 @@ class Slide(ABC):
             )
         return (self.spacing.x_um + self.spacing.y_um) / 2
 
+    def level_for(self, downsample: float) -> int:
+        """The coarsest level that need not be enlarged to show ``downsample`` level-0 pixels in one; level 0 from 1 on.
+
+        A level counts as fine enough within `LEVEL_TOLERANCE`: it is the same level whoever asks.
+        """
+        enough = max(downsample, 1.0) * (1 + LEVEL_TOLERANCE)
+        return max(i for i, level in enumerate(self.levels) if level.downsample <= enough)
+
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> RgbImage:
         """RGB pixels of one region of one level.
 
@@ -235,5 +243,4 @@ def plan_read(
             f"use a model trained at this spacing, or pass --native to read level 0 as it is"
         )
     wanted = spacing_um / slide.mpp
-    level = max(i for i, lv in enumerate(slide.levels) if lv.downsample <= wanted * (1 + LEVEL_TOLERANCE))
-    return ReadPlan(level, round(stride_px * wanted), stride_px, size_px)
+    return ReadPlan(slide.level_for(wanted), round(stride_px * wanted), stride_px, size_px)

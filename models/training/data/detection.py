@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from wsi.arrays import BoxesXYXY, RgbImage
 from wsi.errors import AnnotationError
 from wsi.marks.annotations import read_annotations
+from wsi.marks.boxes import enlarged
 from wsi.marks.c4d import FEASIBLE, NOT_COUNTED, NOT_FEASIBLE
 from wsi.marks.geojson import read_objects
-from wsi.slides.slide import LEVEL_TOLERANCE, Slide
+from wsi.slides.slide import Slide
+from wsi.slides.tiles import read_square
 
 LEAST_SEEN = 0.4  # share of a box that must lie in the tile: less of a capillary cannot be told
 TRAP = -1  # in place of a class: what is marked as no object
@@ -91,21 +92,6 @@ def _boxes(found: Sequence[tuple[float, ...]]) -> BoxesXYXY:
     return np.array(found, np.float64).reshape(-1, 4)
 
 
-def enlarged(boxes: BoxesXYXY, labels: npt.NDArray[np.int64], by: Sequence[float]) -> BoxesXYXY:
-    """Boxes whose sides each move outward, so that a detector sees what lies around a capillary (Kim et al. 2019).
-
-    The paper says by how many pixels label masks were enlarged (50 for positive, 40 for negative capillaries), and not
-    whether in all or on each side; here it is each side.
-
-    Args:
-        boxes: (n, 4).
-        labels: (n,) class numbers.
-        by: for each class, in the unit of the boxes.
-    """
-    grow = np.asarray(by, np.float64)[labels][:, None]
-    return np.asarray(boxes + grow * np.array([-1, -1, 1, 1]))
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class Example:
     """A tile and what is marked in it.
@@ -144,7 +130,7 @@ def read_example(
         MissingMppError: the slide has no spacing.
     """
     scale = slide.mpp / spacing_um  # tile pixels per level-0 pixel
-    pixels = read_tile(slide, corner, size_px / scale, size_px)
+    pixels = read_square(slide, corner, size_px / scale, size_px)
     boxes, labels = marked.boxes, marked.labels
     if len(marked.fields):
         known = _in_any(boxes, marked.fields)
@@ -167,28 +153,6 @@ def _whitened(pixels: RgbImage, fields: BoxesXYXY) -> RgbImage:
     for x0, y0, x1, y1 in np.round(fields).astype(np.int64):
         known[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = True
     return np.where(known[..., None], pixels, np.uint8(255))
-
-
-def read_tile(slide: Slide, corner: tuple[int, int], side_l0: float, size_px: int) -> RgbImage:
-    """A square of the slide, resampled to ``size_px``, from the coarsest level that needs no enlarging.
-
-    Args:
-        slide: what is read.
-        corner: level-0 (x, y); may lie off the slide, which is white there.
-        side_l0: side on the slide, in level-0 pixels.
-        size_px: side of what is given.
-
-    Raises:
-        RegionError: the place cannot be decoded.
-    """
-    wanted = max(1.0, side_l0 / size_px) * (1 + LEVEL_TOLERANCE)
-    level = max(i for i, lv in enumerate(slide.levels) if i == 0 or lv.downsample <= wanted)
-    side_level = max(1, round(side_l0 / slide.levels[level].downsample))
-    pixels = slide.read_region(corner, level, (side_level, side_level))
-    if side_level == size_px:
-        return pixels
-    method = cv2.INTER_AREA if side_level > size_px else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=method), np.uint8)
 
 
 def _inside(

@@ -23,6 +23,7 @@ from wsi.errors import WsiError
 from wsi.files import write_text
 from wsi.slides.slide import Slide
 from wsi.slides.source import SlideSource
+from wsi.slides.tiles import read_square
 from wsi.text import number_of
 
 VIEW_PX = 260  # side of a thumbnail
@@ -172,15 +173,11 @@ def _look(card: Mistake, slide: Slide) -> Mistake:
 
 
 def _view(card: Mistake, slide: Slide, side_um: float) -> View:
-    wanted = max(side_um / slide.mpp / VIEW_PX, 1.0)
-    level = max(i for i, lv in enumerate(slide.levels) if i == 0 or lv.downsample <= wanted)
-    downsample = slide.levels[level].downsample
+    downsample = slide.levels[slide.level_for(side_um / slide.mpp / VIEW_PX)].downsample
     side_um = min(side_um, LARGEST_READ_PX * downsample * slide.mpp)  # a slide of one level shows less
     side_l0 = side_um / slide.mpp
-    size = max(1, round(side_l0 / downsample))
     corner = round(card.x - side_l0 / 2), round(card.y - side_l0 / 2)
-    pixels = slide.read_region(corner, level, (size, size))
-    small = cv2.resize(pixels, (VIEW_PX, VIEW_PX), interpolation=cv2.INTER_AREA)
+    small = read_square(slide, corner, side_l0, VIEW_PX)
     good, data = cv2.imencode(
         ".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     )

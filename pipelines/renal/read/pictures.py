@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from models.training.data.detection import read_tile
 from pipelines.renal.read.checks import field_pictures
 from pipelines.renal.read.fields import FieldSet
 from pipelines.renal.read.marks import Marks
@@ -17,6 +16,7 @@ from wsi.errors import RegionError
 from wsi.marks.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.slides.overview import read_overview
 from wsi.slides.slide import Slide
+from wsi.slides.tiles import read_square
 
 OVERVIEW_PX = 1400  # longer side
 CROP_PX = 120  # side of a capillary's picture
@@ -185,6 +185,6 @@ def excluded_pictures(slide: Slide, fields: FieldSet) -> list[FieldPicture]:
 
 def _thumbnail(slide: Slide, x: int, y: int, side: int) -> str:
     try:
-        return data_uri(read_tile(slide, (x, y), side, FIELD_PX))
+        return data_uri(read_square(slide, (x, y), side, FIELD_PX))
     except RegionError:
         return ""
