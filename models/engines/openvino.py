@@ -125,12 +125,12 @@ def _converted(models: Models, orientations: int) -> Iterator[Path]:
     key += [
         (_MODELS / source).read_text()
         for source in (
-            "network.py",
-            "inception.py",
-            "efficientnet.py",
-            "families.py",
-            "wsinfer.py",
-            "build.py",
+            "networks/contract.py",
+            "networks/inception.py",
+            "networks/efficientnet.py",
+            "registry.py",
+            "forms/wsinfer.py",
+            "forms/build.py",
         )
     ]
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:24]

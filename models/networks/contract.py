@@ -88,7 +88,8 @@ class Window(nn.Module):
         middle = patches[:, start : start + self.seen, start : start + self.seen]
         if self.weights is not None:
             weights = self.weights.to(patches.device)
-            middle = torch.einsum("ri,nijc,sj->nrsc", weights, middle.float(), weights)
+            planes = middle.permute(0, 3, 1, 2).float()  # two products; as one einsum OpenVINO takes gigabytes
+            middle = (weights @ planes @ weights.T).permute(0, 2, 3, 1)
         scores: Tensor = self.network(middle)
         return scores
 
