@@ -87,8 +87,10 @@ class Window(nn.Module):
         start = (patches.shape[1] - self.seen) // 2
         middle = patches[:, start : start + self.seen, start : start + self.seen]
         if self.weights is not None:
+            assert isinstance(self.weights, Tensor)
             weights = self.weights.to(patches.device)
-            planes = middle.permute(0, 3, 1, 2).float()  # two products; as one einsum OpenVINO takes gigabytes
+            planes = middle.permute(0, 3, 1, 2).float()
+            # two products: as one einsum OpenVINO takes gigabytes
             middle = (weights @ planes @ weights.T).permute(0, 2, 3, 1)
         scores: Tensor = self.network(middle)
         return scores
