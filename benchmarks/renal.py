@@ -26,7 +26,7 @@ from pipelines.renal.read.reading import RenalConfig, marks_of
 from wsi.marks.c4d import NEGATIVE, POSITIVE
 from wsi.slides.source import SlideSource
 from wsi.slides.stain import eosin_share, tissue_pixels
-from wsi.slides.tissue import detect_tissue
+from wsi.slides.tissue import find_tissue
 
 PERCENTS = "0,2,4,7,12,18,25,35,45,58,70,80"
 STAINS = ("dab_tubular_a", "dab_tubular_b", "dab_weak", "cd68_dab", "cd34_red_capillaries")
@@ -109,7 +109,7 @@ def counted(
     path = out / "picture.png"
     cv2.imwrite(str(path), image[..., ::-1])
     with SlideSource(str(path), mpp).open() as slide:
-        mask = detect_tissue(slide, RenalConfig().tissue)
+        mask = find_tissue(slide, RenalConfig().tissue)
         found = detect_slide(slide, mask, network, card, lowest_score=0.05).found
         whole = FieldSet((KidneyField(0, 0, 1.0, 1.0, ""),), max(slide.size), slide.size)
         classes = card.detector.classes
@@ -169,7 +169,7 @@ def timing(args: argparse.Namespace) -> None:
         whole = time.monotonic() - start
         with source.open() as slide:
             clock = _Clock()
-            mask = detect_tissue(slide, cfg.tissue)
+            mask = find_tissue(slide, cfg.tissue)
             eosin_share(tissue_pixels(slide, mask))
             clock.say(f"tissue and stain: {mask.area_um2(slide.mpp) / 1e6:.1f} mm2 of tissue")
             fields = choose_fields(slide, mask, engine, folder / "a.zarr", cfg.fields, fingerprint="a")

@@ -25,7 +25,7 @@ from wsi.slides.blocks import plan_blocks, read_ahead
 from wsi.slides.grid import TileGrid, make_grid
 from wsi.slides.slide import plan_read
 from wsi.slides.source import SlideSource
-from wsi.slides.tissue import TissueConfig, detect_tissue
+from wsi.slides.tissue import TissueConfig, find_tissue
 
 BATCH = 32
 
@@ -60,7 +60,7 @@ def some_cells(slide: Path, count: int) -> TileGrid:
     """The first rows of tissue cells, about ``count`` of them, all inside the slide."""
     with SlideSource(str(slide)).open() as opened:
         plan = plan_read(opened, 299, 128, 0.243)
-        grid = make_grid(opened.size, plan, detect_tissue(opened, TissueConfig()))
+        grid = make_grid(opened.size, plan, find_tissue(opened, TissueConfig()))
     middle = len(grid) // 2
     return TileGrid(grid.shape, grid.cells[middle : middle + count], plan)
 

@@ -18,6 +18,7 @@ WEIGHTS = "model.safetensors"
 CARD = "card.json"
 DOMAIN = "domain.safetensors"
 TUMOUR_CLASSES = ("tumor", "tumour", "metastasis", "metastases")  # names of the class that lesions are of
+DEFAULT_MODEL = "lymph-node-10x"  # has seen real tissue, and reads every slide of 1 um/px and finer
 ZOO = Path(__file__).resolve().parent / "zoo"
 
 

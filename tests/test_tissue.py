@@ -11,7 +11,7 @@ from wsi.placement import Placement
 from wsi.slides.overview import Overview, read_overview
 from wsi.slides.readers.array import ArraySlide
 from wsi.slides.source import SlideSource
-from wsi.slides.tissue import METHODS, TissueConfig, detect_tissue, tissue_of
+from wsi.slides.tissue import METHODS, TissueConfig, find_tissue, tissue_of
 
 MPP = 8.0
 PINK = (200, 120, 180)
@@ -101,7 +101,7 @@ def test_deterministic() -> None:
 def test_real_lymph_node_with_bubbles_and_glass_edge() -> None:
     source = SlideSource(str(real_data("slides", "camelyon_overview_j2k.dcm")), mpp=28.97)
     with source.open() as slide:
-        mask = detect_tissue(slide, TissueConfig())
+        mask = find_tissue(slide, TissueConfig())
     share = mask.pixels.mean()
     assert 0.1 < share < 0.4
     assert not mask.pixels[:, :20].any()  # the glass's left edge

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from models.card import ModelCard
+from models.card import DEFAULT_MODEL, ModelCard
 from pipelines.cli.console import err
 from wsi.errors import ConfigError
 
@@ -53,7 +53,6 @@ Precision = Annotated[
         show_default="auto: fp16 on a GPU, bf16 on a CPU that has it",
     ),
 ]
-DEFAULT_MODEL = "lymph-node-10x"
 ModelNames = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from models.card import DEFAULT_MODEL
 from models.engines import EngineConfig, find_models, load_engine
 from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import (
-    DEFAULT_MODEL,
     EngineName,
     ModelNames,
     Orientations,

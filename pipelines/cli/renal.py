@@ -28,7 +28,7 @@ from wsi.errors import ConfigError, StoreError
 from wsi.results.export import Origin, origin_offset, write_geojson
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
-from wsi.slides.tissue import TissueConfig, detect_tissue
+from wsi.slides.tissue import TissueConfig, find_tissue
 from wsi.text import number_of
 
 DETECTOR, FIELDS = "renal-ptc-demo", "renal-fields-demo"
@@ -82,7 +82,7 @@ def propose(
     network, card = load_detector(find_folder(model))
     source = SlideSource(slide, mpp, allow_anisotropic)
     with source.open() as opened:
-        mask = detect_tissue(opened, TissueConfig(method="density"))
+        mask = find_tissue(opened, TissueConfig(method="density"))
         if not mask.pixels.any():
             raise ConfigError(f"{slide} shows no tissue; check that it is the right slide")
         with progress("tiles") as tick:

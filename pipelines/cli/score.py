@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from models.card import DEFAULT_MODEL
 from models.engines import Engine, EngineConfig, find_models, load_engine
 from pipelines.camelyon16.read.page import write_tables
 from pipelines.camelyon16.read.preview import count_text
@@ -15,7 +16,6 @@ from pipelines.camelyon16.read.results import SlideResult, earlier_results
 from pipelines.camelyon16.read.score import ScoreConfig, run_fingerprint, score_slide
 from pipelines.cli.console import CohortProgress, cohort_progress, err, out
 from pipelines.cli.options import (
-    DEFAULT_MODEL,
     Anisotropic,
     EngineName,
     ModelNames,

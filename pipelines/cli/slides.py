@@ -13,10 +13,11 @@ import numpy as np
 import openslide
 import typer
 
+from models.card import DEFAULT_MODEL
 from models.engines import Engine, EngineConfig, find_models, load_engine
 from pipelines.camelyon16.read.score import ScoreConfig, plan_slide
 from pipelines.cli.console import duration, err, out, progress
-from pipelines.cli.options import DEFAULT_MODEL, Anisotropic, ModelNames, Mpp
+from pipelines.cli.options import Anisotropic, ModelNames, Mpp
 from pipelines.runs.cohort import gather
 from pipelines.runs.config import load_config
 from pipelines.runs.made_by import libraries, machine, version

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wsi.arrays import Scores, check_array
 from wsi.placement import Placement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -36,3 +40,17 @@ class Heatmap:
     def maximum(self) -> float:
         """The highest score; NaN where no cell was scored."""
         return float(np.nanmax(self.scores)) if self.scored else float("nan")
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the scores in level-0 pixels, y downward; cells without a score are left empty.
+
+        Args:
+            axes: what is drawn on; None is matplotlib's current one.
+        """
+        from matplotlib import pyplot as plt  # takes a second, and only a notebook asks for it
+
+        axes = axes or plt.gca()
+        rows, cols = self.scores.shape
+        extent = (0, cols * self.placement.step_x, rows * self.placement.step_y, 0)
+        axes.imshow(self.scores, extent=extent, vmin=0, vmax=1, cmap="inferno", interpolation="nearest")
+        return axes

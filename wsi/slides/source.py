@@ -275,3 +275,16 @@ def _remote_facts(url: str) -> str | None:
         return None
     known = ("size", "ETag", "etag", "LastModified", "mtime", "created")
     return "".join(f" {key}={facts[key]}" for key in known if key in facts)
+
+
+def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:
+    """Open a slide: whole-slide formats, DICOM, OME-TIFF, plain pictures, fsspec URLs.
+
+    Args:
+        path: a file or a URL.
+        mpp: um per level-0 pixel; overrides what the file says.
+
+    Raises:
+        SlideError: the file is missing, broken, or of no form that is read.
+    """
+    return SlideSource(str(path), mpp).open()

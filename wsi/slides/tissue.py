@@ -50,13 +50,18 @@ class Mask:
         return float(self.pixels.sum()) * self.placement.step_x * self.placement.step_y * mpp**2
 
 
-def detect_tissue(slide: Slide, cfg: TissueConfig) -> Mask:
+def find_tissue(slide: Slide, cfg: TissueConfig | None = None) -> Mask:
     """Find tissue on an overview; what cannot be decoded counts as tissue, so that it is reported.
+
+    Args:
+        slide: opened.
+        cfg: how; None is the default method.
 
     Raises:
         MissingMppError: the slide has no usable spacing.
         SlideError: no part of the slide can be decoded.
     """
+    cfg = cfg or TissueConfig()
     return tissue_of(read_overview(slide, cfg.mpp), cfg)
 
 

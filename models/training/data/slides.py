@@ -16,7 +16,7 @@ from wsi.slides.grid import make_grid
 from wsi.slides.manifest import SlideRow
 from wsi.slides.slide import ReadPlan, Slide, plan_read
 from wsi.slides.stain import StainMethod, StainTransform, fit_slide
-from wsi.slides.tissue import TissueConfig, detect_tissue
+from wsi.slides.tissue import TissueConfig, find_tissue
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def _prepare(row: SlideRow, slide: Slide, frame: PatchFrame) -> TrainingSlide:
     if frame.fields:
         return _prepare_fields(row, slide, plan)
     cfg = TissueConfig()
-    mask = detect_tissue(slide, cfg) if row.mask is None else read_user_mask(row.mask, slide, cfg.mpp)
+    mask = find_tissue(slide, cfg) if row.mask is None else read_user_mask(row.mask, slide, cfg.mpp)
     tissue = make_grid(slide.size, plan, mask)
     recolour = fit_slide(slide, mask, frame.stain)
     name, no_cells = row.source.name, np.empty((0, 2), np.int64)

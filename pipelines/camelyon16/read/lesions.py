@@ -74,7 +74,7 @@ class Outline:
     mean: float
 
 
-def find_lesions(heatmap: Heatmap, cfg: LesionConfig) -> list[Lesion]:
+def find_lesions(heatmap: Heatmap, cfg: LesionConfig | None = None) -> list[Lesion]:
     """Non-maximum suppression (Liu et al. 2017).
 
     Take the maximum, report its cell's centre, blank a circle around it, until nothing reaches the
@@ -84,6 +84,7 @@ def find_lesions(heatmap: Heatmap, cfg: LesionConfig) -> list[Lesion]:
     Returns:
         Lesions by falling score; none where no cell was scored.
     """
+    cfg = cfg or LesionConfig()
     scores = heatmap.scores
     candidates = np.argwhere(scores >= cfg.threshold)  # NaN compares false
     order = np.argsort(-scores[tuple(candidates.T)], kind="stable")

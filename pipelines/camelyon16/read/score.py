@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from models.card import ModelCard
-from models.engines import Engine
+from models.card import DEFAULT_MODEL, ModelCard
+from models.engines import Engine, EngineConfig, find_models, load_engine
 from pipelines.camelyon16.read.lesions import (
     LesionConfig,
     confidence_level,
@@ -32,13 +33,15 @@ from wsi.errors import ConfigError, SlideError
 from wsi.files import discard_partials, record_files, write_json, write_text
 from wsi.marks.own_mask import mask_identity, read_user_mask
 from wsi.results.export import origin_offset, write_geojson
+from wsi.results.heatmap import Heatmap
 from wsi.results.store import HeatmapSpec, HeatmapStore
 from wsi.slides.blocks import Block, chunk_side, plan_blocks
 from wsi.slides.grid import MIN_TISSUE, TileGrid, make_grid
 from wsi.slides.manifest import SlideRow
 from wsi.slides.slide import MAX_MPP_DIFFERENCE, Slide, plan_read
+from wsi.slides.source import SlideSource
 from wsi.slides.stain import StainTransform, fit_slide
-from wsi.slides.tissue import Mask, TissueConfig, detect_tissue
+from wsi.slides.tissue import Mask, TissueConfig, find_tissue
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +104,7 @@ def plan_slide(
     spacing = None if cfg.native else card.spacing_um
     plan = plan_read(slide, card.patch_px, stride, spacing, tolerance=card.spacing_tolerance)
     mask = (
-        detect_tissue(slide, cfg.tissue)
+        find_tissue(slide, cfg.tissue)
         if row.mask is None
         else read_user_mask(row.mask, slide, cfg.tissue.mpp)
     )
@@ -194,6 +197,36 @@ def score_slide(
         return _write_results(slide, (name, row.source.place, identity), engine, out, cfg, plan, row.mask)
 
 
+def score(
+    slide: Slide,
+    model: str | Sequence[str] = DEFAULT_MODEL,
+    *,
+    cfg: ScoreConfig | None = None,
+    engine: EngineConfig | None = None,
+) -> Heatmap:
+    """Scores of a slide's cells for the class that the model looks for; nothing is kept on disk.
+
+    `score_slide` does the same work into a folder, and goes on where it was stopped.
+
+    Args:
+        slide: opened.
+        model: a model that ships, by name, or a model's folder; several are averaged.
+        cfg: stride, tissue and threads; None is what ``wsi score`` does.
+        engine: device, precision and orientations; None is what ``wsi score`` does.
+
+    Raises:
+        WsiError: the slide is too coarse, or the model cannot be used.
+    """
+    runner = load_engine(find_models([model] if isinstance(model, str) else model), engine or EngineConfig())
+    plan = plan_slide(slide, SlideRow(SlideSource(slide.path)), runner, cfg or ScoreConfig())
+    with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:
+        store = HeatmapStore.create(Path(folder) / "heatmap.zarr", plan.spec)
+        runner.expect(len(plan.grid))
+        threads = (cfg or ScoreConfig()).threads
+        score_chunks(slide, plan.blocks, runner, store, recolour=plan.recolour, threads=threads)
+        return HeatmapStore.open(Path(folder) / "heatmap.zarr").read(runner.models.card.positive_index)
+
+
 def _write_results(
     slide: Slide,
     names: tuple[str, str, str],
@@ -207,7 +240,7 @@ def _write_results(
     name, path, identity = names
     card = engine.models.card
     heatmap = HeatmapStore.open(out / "heatmap.zarr").read(card.positive_index)
-    score = slide_score(heatmap)
+    highest = slide_score(heatmap)
     lesions = [on_slide(lesion, slide.size) for lesion in find_lesions(heatmap, cfg.lesions)]
     areas = outlines(heatmap, cfg.lesions)
     missing = plan.grid.cells[np.isnan(heatmap.scores[tuple(plan.grid.cells.T)])]
@@ -221,9 +254,9 @@ def _write_results(
     result = SlideResult(
         name=name,
         path=path,
-        score=None if np.isnan(score) else round(score, 6),
+        score=None if np.isnan(highest) else round(highest, 6),
         confidence=(
-            confidence_level(score, cfg.lesions, engine.models.confidence, missing=len(missing))
+            confidence_level(highest, cfg.lesions, engine.models.confidence, missing=len(missing))
             if card.finds_tumour and learned
             else None
         ),

@@ -29,7 +29,7 @@ from wsi.files import (
 from wsi.marks.own_mask import mask_identity, read_user_mask
 from wsi.results.store import HeatmapStore
 from wsi.slides.manifest import SlideRow
-from wsi.slides.tissue import detect_tissue
+from wsi.slides.tissue import find_tissue
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def report_slide(
             (folder / "slide.json").unlink(missing_ok=True)  # it says that all is there
             HeatmapStore.discard(folder / "fields.zarr", unless=identity)
         mask = (
-            detect_tissue(slide, cfg.tissue)
+            find_tissue(slide, cfg.tissue)
             if row.mask is None
             else read_user_mask(row.mask, slide, cfg.tissue.mpp)
         )
