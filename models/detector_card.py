@@ -26,7 +26,7 @@ class DetectorCard(Config):
             validation tiles as were marked.
         counting_errors: of each validation slide, how many positive capillaries were hit, false and missed in its
             report, and how many negative ones (wsi renal evaluate --into); empty where nobody measured it.
-        demonstration: trained on phantoms; not for real tissue.
+        demonstration: trained without a real C4d slide; not for real tissue.
         sha256: of the weight file.
     """
 

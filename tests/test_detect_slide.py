@@ -167,7 +167,7 @@ class TestPropose:
         code, said, _ = wsi(*words)
         assert code == 0
         assert "C4d negative and" in said
-        assert "a demonstration model, trained on phantoms" in said
+        assert "a demonstration model, trained without any real C4d slide" in said
         first = out.read_bytes()
         wsi(*words)
         assert out.read_bytes() == first

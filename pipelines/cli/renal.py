@@ -97,7 +97,9 @@ def propose(
     ]
     out.print(f"{file}: {' and '.join(counts)}, on {result.tiles} tiles; for research use only", markup=False)
     if card.demonstration:
-        out.print("a demonstration model, trained on phantoms: what it proposes on real tissue means nothing")
+        out.print(
+            "a demonstration model, trained without any real C4d slide: what it proposes on real tissue means nothing"
+        )
     if result.unreadable:
         x, y = result.unreadable[0]
         err.print(
@@ -183,7 +185,9 @@ class RenalRun:
             refuse_other_run(self.folder, fingerprint)
         demonstration = [m["name"] for m in self.readers.models if m["demonstration"]]
         if demonstration:
-            out.print("demonstration models, trained on phantoms: what they say of real tissue means nothing")
+            out.print(
+                "demonstration models, trained without any real C4d slide: what they say of real tissue means nothing"
+            )
         settings, engine = self.cfg.model_dump(mode="json"), self.readers.fields.description
         record = run_record(settings, self.readers.models, engine, fingerprint)
         record["demonstration"] = demonstration

@@ -66,7 +66,7 @@ class RenalEvaluation:
     def lines(self) -> Iterator[str]:
         """For the terminal."""
         yield number_of(len(self.slides), "slide") + (
-            "; demonstration models, trained on phantoms" if self.demonstration else ""
+            "; demonstration models, trained without any real C4d slide" if self.demonstration else ""
         )
         if all(a.hits == 0 and a.false + a.missed for a in self.agreement.values()):
             yield "nothing that was found is where something is marked: is this the truth of these slides?"

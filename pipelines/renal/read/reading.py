@@ -69,7 +69,7 @@ class Readers:
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """Name, hash of the weights, and whether it has seen drawings only, of both."""
+        """Name, hash of the weights, and whether it is a demonstration model, of both."""
         first, second = self.fields.models.card, self.card
         return [
             {"name": first.name, "sha256": first.sha256, "demonstration": first.demonstration},

@@ -23,7 +23,7 @@ INTENDED_USE = "for research use only; not for diagnosis"
 
 
 class ModelFacts(Config):
-    """A network: its name, the hash of its weights, whether it has seen drawings only."""
+    """A network: its name, the hash of its weights, whether it is a demonstration model."""
 
     name: str
     sha256: str
@@ -176,7 +176,7 @@ class RenalReport(Config):
 
     @property
     def demonstration(self) -> tuple[str, ...]:
-        """Names of the networks that have seen drawings only."""
+        """Names of the networks that are demonstration models."""
         return tuple(m.name for m in self.models.values() if m.demonstration)
 
 
