@@ -36,9 +36,8 @@ HAEMATOXYLIN, DAB, RED = (0.650, 0.704, 0.286), (0.268, 0.570, 0.776), (0.19, 0.
 STAINS_UM = 0.5  # assumed: the pictures state none
 BROWN_UM = 0.25  # of data/ihc_dab_negatives, as far as the size of nuclei tells
 CD34_UM = (0.25, 0.35, 0.5)  # nuclei of tubules are 18 px wide: about 0.35, and a factor of 1.4 either way
-CD34 = Path(__file__).with_name(
-    "cd34_capillaries.csv"
-)  # boxes in the picture's pixels, marked by eye by one of us
+# Boxes in the picture's pixels, marked by eye by one of us before the detector was trained
+CD34 = Path(__file__).with_name("cd34_capillaries.csv")
 
 
 def main() -> None:
@@ -83,7 +82,7 @@ def stains(folder: Path, model: str) -> None:
         others = sorted((folder.parent / "ihc_dab_negatives").glob("*.jpg"))
         for path in [folder / f"{name}.png" for name in STAINS] + others:
             mpp = BROWN_UM if path in others else STAINS_UM
-            marks, _ = counted(cv2.imread(str(path))[..., ::-1], mpp, network, card, out)
+            marks = counted(cv2.imread(str(path))[..., ::-1], mpp, network, card, out)
             after = marks.counted & ~left_out(marks, ChecksConfig())
             parts = [
                 f"{int((marks.counted & chosen).sum())} {what} ({int((after & chosen).sum())})"
@@ -93,29 +92,28 @@ def stains(folder: Path, model: str) -> None:
         truth = np.genfromtxt(CD34, delimiter=",", names=True, dtype=None, encoding="utf-8")
         header(f"CD34 turned to brown: {int((truth['kind'] == 'capillary').sum())} capillaries marked by eye")
         for mpp in CD34_UM:
-            marks, scale = counted(turned_brown(brown), mpp, network, card, out)
+            marks = counted(turned_brown(brown), mpp, network, card, out)
             for what, chosen in (
                 ("at its thresholds", marks.counted & marks.positive),
                 ("after the checks", marks.counted & marks.positive & ~left_out(marks, ChecksConfig())),
             ):
-                found, false, doubtful = agreement(marks.boxes[chosen] / scale, truth)
-                print(f"  {mpp} um/px, {what}: {found} found, {false} false, {doubtful} where it is doubtful")
+                hits, false, doubtful = agreement(marks.boxes[chosen], truth)
+                print(f"  {mpp} um/px, {what}: {hits} found, {false} false, {doubtful} where it is doubtful")
 
 
 def counted(
     image: np.ndarray, mpp: float, network: CapillaryDetector, card: DetectorCard, out: Path
-) -> tuple[Marks, float]:
-    """Capillaries of a whole picture, as one feasible field, and the slide's pixels per pixel of the picture."""
+) -> Marks:
+    """Capillaries of a whole picture, as one feasible field, in its pixels."""
     path = out / "picture.png"
     cv2.imwrite(str(path), image[..., ::-1])
     with SlideSource(str(path), mpp).open() as slide:
         mask = find_tissue(slide, RenalConfig().tissue)
-        found = detect_slide(slide, mask, network, card, lowest_score=0.05).found
+        detections = detect_slide(slide, mask, network, card, lowest_score=0.05).found
         whole = FieldSet((KidneyField(0, 0, 1.0, 1.0, ""),), max(slide.size), slide.size)
         classes = card.detector.classes
         limits = np.array([card.thresholds[classes.index(c)] for c in (NEGATIVE, POSITIVE)])
-        marks = checked(slide, whole, marks_of("picture", found, whole, classes, limits), ChecksConfig())
-        return marks, slide.size[0] / image.shape[1]
+        return checked(slide, whole, marks_of("picture", detections, whole, classes, limits), ChecksConfig())
 
 
 def agreement(boxes: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:

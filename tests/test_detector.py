@@ -553,6 +553,9 @@ class TestTraining:
         several.write_text(f"name: r\nslides: {cohort / 'slides.csv'}\n")
         assert load_config(several, DetectorTrainConfig).manifests == (cohort / "slides.csv",)
         assert small_recipe().manifests == ()
+        several.write_text("name: r\nslides: 3\n")
+        with pytest.raises(ConfigError, match=r"r.yaml: slides: input should be a valid string \(got 3\)"):
+            load_config(several, DetectorTrainConfig)
 
     def test_what_cannot_be_trained_on(self, cohort: Path, tmp_path: Path) -> None:
         rows = read_manifest(cohort / "slides.csv")

@@ -93,11 +93,13 @@ class TestPainter:
         pixels, marks = painter.paint(tissue)
         stained = [m.outline for m in marks if m.group in (POSITIVE, NOT_COUNTED)]
         assert sum(m.group == POSITIVE for m in marks) > 5
-        found = brown(pixels)
-        assert found[covered(stained, found.shape, 5)].sum() > 0.99 * found.sum()  # a smudge reaches so far
+        is_brown = brown(pixels)
+        assert (
+            is_brown[covered(stained, is_brown.shape, 5)].sum() > 0.99 * is_brown.sum()
+        )  # a smudge reaches so far
         for mark in marks:
             if mark.group == POSITIVE:
-                assert found[covered([mark.outline], found.shape, 0)].mean() > 0.05
+                assert is_brown[covered([mark.outline], is_brown.shape, 0)].mean() > 0.05
 
     def test_nothing_is_brown_where_nothing_is_positive(
         self, tissue: Tissue, monkeypatch: pytest.MonkeyPatch
@@ -197,8 +199,28 @@ class TestPictures:
         (folder / "kidney_pas_tiles" / "t2.jpg").write_bytes(b"none")
         with pytest.raises(ConfigError, match="t2.jpg cannot be read as a picture; remove it or replace it"):
             read_pictures(folder)
-        with pytest.raises(ConfigError, match="holds no picture of kidney"):
+        with pytest.raises(ConfigError, match="holds no picture of kidney; it must hold files such as"):
             read_pictures(tmp_path / "ptc_masks")
+
+    def test_a_share_without_a_picture_is_told_from_a_folder_without_one(self, folder: Path) -> None:
+        with pytest.raises(ConfigError, match="holds no picture of kidney from 90% to 95% of its files"):
+            read_pictures(folder, 0.9, 0.95)
+
+    def test_a_mask_of_another_size_is_not_stretched(self, folder: Path) -> None:
+        cv2.imwrite(str(folder / "ptc_masks" / "im_1_mask_PTC_lumen.png"), np.full((128, 256), 255, np.uint8))
+        with pytest.raises(ConfigError, match="im_1_mask_PTC_lumen.png has another size than im_1.png"):
+            read_pictures(folder)
+
+    @pytest.mark.parametrize("shape", [(200, 200), (256, 300), (2400, 2400)])
+    def test_pictures_with_masks_are_squares_of_one_size(self, folder: Path, shape: tuple[int, int]) -> None:
+        """Another square beside those of 256 px, an oblong, and one larger than a tile."""
+        for i in (0, 1) if shape == (2400, 2400) else (0,):
+            cv2.imwrite(str(folder / f"ptc_masks/im_{i}.png"), np.zeros((*shape, 3), np.uint8))
+            cv2.imwrite(str(folder / f"ptc_masks/im_{i}_mask_PTC_lumen.png"), np.zeros(shape, np.uint8))
+        with pytest.raises(
+            ConfigError, match="must be squares of one size, 256 um at most; those of .* have "
+        ):
+            read_pictures(folder)
 
     @pytest.mark.slow
     def test_by_command(self, folder: Path, tmp_path: Path, wsi: Run) -> None:
@@ -225,6 +247,11 @@ class TestPictures:
         assert truth["positive"] / (truth["positive"] + truth["negative"]) == pytest.approx(0.7, abs=0.1)
         code, _, said = wsi(*words, "--out", tmp_path / "out")  # drawings are other phantoms
         assert (code, "holds other phantoms" in said) == (2, True)
+        for i in (1, 2, 3):  # one picture is left: enough for slides of which none is held out
+            (folder / "kidney_pas_tiles" / f"t{i}.jpg").unlink()
+        one = ("phantom", "kidney", "--count", 1, "--size", "4096x4096", "--pictures", folder)
+        code, said, problem = wsi(*one, "--out", tmp_path / "one")
+        assert (code, "1 of 1" in said or "kidney_001.tif" in said) == (0, True), problem
         code, _, said = wsi(*words, "--pictures", tmp_path / "none", "--out", tmp_path / "n")
         assert (code, "holds no picture of kidney" in said) == (2, True)
 
@@ -254,14 +281,14 @@ class TestMosaic:
         with SlideSource(str(tmp_path / "k.tif")).open() as opened:
             assert opened.size == (1536, 1024)
             assert opened.mpp == pytest.approx(MPP)
-            found = brown(opened.read_region((0, 0), 0, opened.size))
+            is_brown = brown(opened.read_region((0, 0), 0, opened.size))
         objects = json.loads((tmp_path / "k.geojson").read_bytes())["features"]
         groups = [o["properties"]["classification"]["name"] for o in objects]
         assert counts == {"positive": groups.count(POSITIVE), "negative": groups.count(NEGATIVE)}
         assert counts["positive"] > 30
         shapes = [shapely.from_geojson(json.dumps(o["geometry"])) for o in objects]
-        marked = covered([s for s, g in zip(shapes, groups, strict=True) if g != NEGATIVE], found.shape, 5)
-        assert found[marked].sum() > 0.97 * found.sum()
+        marked = covered([s for s, g in zip(shapes, groups, strict=True) if g != NEGATIVE], is_brown.shape, 5)
+        assert is_brown[marked].sum() > 0.97 * is_brown.sum()
         again = tmp_path / "again"
         again.mkdir()
         write_kidney_mosaic(slide, again, self.pictures()[:2])

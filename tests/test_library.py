@@ -61,6 +61,19 @@ def test_scores_are_those_of_the_command(tmp_path: Path) -> None:
     assert [f"{v.score:.6f},{v.x:.0f},{v.y:.0f}" for v in lesions] == rows
 
 
+def test_what_a_reader_must_know_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the page and the console of `wsi score` do: a drawing is no tissue that the model knows; glass holds none."""
+    image = painted(2600, 2200, (100, 100, 2500, 2100), (170, 90, 160))
+    with wsi.open_slide(write_pyramid(tmp_path / "s.tif", image, mpp=0.5)) as slide:
+        pipelines.score(slide)
+    assert "s.tif: 100 % of its tissue looks unlike what lymph-node-10x was trained on" in caplog.text
+    caplog.clear()
+    glass = np.full((900, 900, 3), 255, np.uint8)
+    with wsi.open_slide(write_pyramid(tmp_path / "g.tif", glass, mpp=0.5)) as slide:
+        assert pipelines.score(slide).scored == 0
+    assert "g.tif: no tissue found" in caplog.text
+
+
 def test_a_plot_lies_in_level_0_pixels() -> None:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
@@ -87,7 +100,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
         "import sys, wsi, pipelines; "
         "print([m for m in ('torch', 'openvino', 'zarr', 'cv2', 'openslide', 'matplotlib', 'numpy') if m in sys.modules])"
     )
-    said = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert said.stdout.strip() == "[]"
+    assert ended.stdout.strip() == "[]"

@@ -237,6 +237,8 @@ class TestCalibration:
         assert all(torch.equal(half.state_dict()[k], v) for k, v in body.state_dict().items())
         code, _, err = wsi("models", "calibrate", tmp_path / "m", "--mpp", 0.5, "-o", tmp_path / "x")
         assert (code, "--training and --mpp speak of --patches" in err) == (2, True)
+        code, _, err = wsi("models", "calibrate", "renal-ptc-demo", "-o", tmp_path / "x")
+        assert (code, "is a detector of capillaries" in err) == (2, True)
         assert card.calibration is not None
         (row,) = card.metrics["figures"]
         assert (row["normal"], row["tumour"]) == (60, 60)

@@ -26,6 +26,15 @@ Scores = npt.NDArray[np.float32]
 """Probabilities in 0..1; NaN is "not scored". The shape is said where it is used."""
 
 
+def oriented(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Pixels (rows, cols, ...) in orientation 0..7: a transpose for odd ones, then flips by the other bits.
+
+    The same as `models.networks.contract.orient`.
+    """
+    turned = np.swapaxes(pixels, 0, 1) if orientation & 1 else pixels
+    return turned[:: -1 if orientation & 2 else 1, :: -1 if orientation & 4 else 1]
+
+
 def check_array(name: str, array: npt.NDArray[Any], *, ndim: int, dtype: npt.DTypeLike) -> None:
     """Raise ValueError unless ``array`` has this many dimensions and this dtype."""
     if array.ndim != ndim or array.dtype != np.dtype(dtype):

@@ -330,11 +330,11 @@ def _step(state: TrainingState, examples: Sequence[Example], rate: float, cfg: D
 def _recoloured(pixels: npt.NDArray[np.uint8], cfg: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Float (n, 3, h, w) in 0..1; orientations were drawn with the boxes."""
     draws = draw_changes(len(pixels), cfg, generator).draws
-    found = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    tiles = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     if cfg.stain:
-        found = restain(found, 1 + cfg.stain * draws[:, 4:7], 0.1 * cfg.stain * draws[:, 7:10])
-    found = (recolour(found, cfg, draws[:, :4]) + 1) / 2
-    return found.contiguous(memory_format=torch.channels_last)
+        tiles = restain(tiles, 1 + cfg.stain * draws[:, 4:7], 0.1 * cfg.stain * draws[:, 7:10])
+    tiles = (recolour(tiles, cfg, draws[:, :4]) + 1) / 2
+    return tiles.contiguous(memory_format=torch.channels_last)
 
 
 def detect_tiles(network: CapillaryDetector, tiles: Sequence[Example]) -> list[Detections]:

@@ -201,13 +201,14 @@ def calibrate(
     if (folder / "card.json").exists() and not overwrite:
         raise StoreError(f"{folder} holds a model already; choose another --out, or pass --overwrite")
     source = find_folder(model)
+    card = find_models([model]).card
     if patches is None:
         if training is not None or mpp is not None:
             raise ConfigError("--training and --mpp speak of --patches; give these, too")
         halve_model(source, folder)
         out.print(f"{folder} holds the model, not calibrated; for research use only", markup=False)
         return
-    check_patch_spacing(mpp, find_models([model]).card)
+    check_patch_spacing(mpp, card)
 
     def say(sentence: str) -> None:
         err.print(sentence, markup=False)

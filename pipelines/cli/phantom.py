@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -139,7 +139,7 @@ def kidney(
     first = count - round(count * validation_share)
     held_out = "validation" if pictures is None else "test"
     splits = ["train" if i < first else held_out for i in range(count)]
-    material = _pictures(pictures, validation_share)
+    material = _pictures(pictures, validation_share, splits)
     for i, (slide, split) in enumerate(zip(slides, splits, strict=True), start=1):
         with progress(f"{slide.name} ({i} of {count})", transient=True) as tick:
             counts, mpp = _write_kidney(
@@ -147,21 +147,23 @@ def kidney(
             )
         whole = sum(counts.values())
         share = f"{100 * counts['positive'] / whole:.1f} %" if whole else "none"
-        found = f"{whole} capillaries, {counts['positive']} of them C4d-positive ({share})"
-        out.print(f"{folder / slide.name}.tif  {mpp} um/px  {found}", markup=False)
+        told = f"{whole} capillaries, {counts['positive']} of them C4d-positive ({share})"
+        out.print(f"{folder / slide.name}.tif  {mpp} um/px  {told}", markup=False)
     write_kidney_manifest(folder, slides, splits, fields=not material)
     made_by = {"program": f"slidewright {version()}", "code": code_hash(), "command": "wsi phantom kidney"}
     write_json(folder / "phantoms.json", made_by | {"settings": settings, "note": "synthetic; not tissue"})
     out.print(f"{folder / 'slides.csv'} lists them", markup=False)
 
 
-def _pictures(folder: Path | None, validation_share: float) -> dict[str, list[Picture]]:
+def _pictures(
+    folder: Path | None, validation_share: float, splits: Sequence[str]
+) -> dict[str, list[Picture]]:
     """What slides of each split are made of; empty for drawings."""
     if folder is None:
         return {}
     border = 1 - validation_share
     shares = {"train": (0.0, border), "test": (border, 1.0)}
-    return {split: read_pictures(folder, low, high) for split, (low, high) in shares.items() if high > low}
+    return {split: read_pictures(folder, *share) for split, share in shares.items() if split in splits}
 
 
 def _write_kidney(

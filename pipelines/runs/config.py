@@ -69,7 +69,10 @@ def parse_config(name: str, value: dict[str, Any], model: type[Model]) -> Model:
         raise ConfigError(f"{name} holds a value that no setting takes ({error})") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        named = (
+            str(part) for part in first["loc"] if "[" not in str(part)
+        )  # pydantic's name of a union's branch
+        where = ".".join(named) or "the file"
         level = _level(model, first["loc"][:-1])
         unknown = first["type"] == "extra_forbidden" and level is not None
         known = f"; known keys are {', '.join(level.model_fields)}" if unknown and level else ""

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from models.card import DEFAULT_MODEL, ModelCard
-from models.engines import Engine, EngineConfig, find_models, load_engine
+from models.engines import Engine, EngineConfig, Models, find_models, load_engine
 from pipelines.camelyon16.read.lesions import (
     LesionConfig,
     confidence_level,
@@ -206,7 +206,8 @@ def score(
 ) -> Heatmap:
     """Scores of a slide's cells for the class that the model looks for; nothing is kept on disk.
 
-    `score_slide` does the same work into a folder, and goes on where it was stopped.
+    `score_slide` does the same work into a folder, and goes on where it was stopped. What a reader must know (tissue
+    unlike what the model was trained on, no tissue found, cells that cannot be decoded) is logged as a warning.
 
     Args:
         slide: opened.
@@ -218,13 +219,17 @@ def score(
         WsiError: the slide is too coarse, or the model cannot be used.
     """
     runner = load_engine(find_models([model] if isinstance(model, str) else model), engine or EngineConfig())
-    plan = plan_slide(slide, SlideRow(SlideSource(slide.path)), runner, cfg or ScoreConfig())
+    cfg = cfg or ScoreConfig()
+    plan = plan_slide(slide, SlideRow(SlideSource(slide.path)), runner, cfg)
     with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:
         store = HeatmapStore.create(Path(folder) / "heatmap.zarr", plan.spec)
         runner.expect(len(plan.grid))
-        threads = (cfg or ScoreConfig()).threads
-        score_chunks(slide, plan.blocks, runner, store, recolour=plan.recolour, threads=threads)
-        return HeatmapStore.open(Path(folder) / "heatmap.zarr").read(runner.models.card.positive_index)
+        score_chunks(slide, plan.blocks, runner, store, recolour=plan.recolour, threads=cfg.threads)
+        heatmap = HeatmapStore.open(Path(folder) / "heatmap.zarr").read(runner.models.card.positive_index)
+    unlike = unlike_share(slide, plan.grid, runner.models, recolour=plan.recolour, threads=cfg.threads)
+    for note in _notes(slide, heatmap, plan, runner.models, cfg, None, unlike):
+        log.warning("%s: %s", slide.path, note)
+    return heatmap
 
 
 def _write_results(
@@ -243,14 +248,9 @@ def _write_results(
     highest = slide_score(heatmap)
     lesions = [on_slide(lesion, slide.size) for lesion in find_lesions(heatmap, cfg.lesions)]
     areas = outlines(heatmap, cfg.lesions)
-    missing = plan.grid.cells[np.isnan(heatmap.scores[tuple(plan.grid.cells.T)])]
+    missing = _missing(heatmap, plan)
     unlike = unlike_share(slide, plan.grid, engine.models, recolour=plan.recolour, threads=cfg.threads)
     learned = not _not_learned(slide, card, cfg) and (unlike is None or unlike < UNLIKE_FROM)
-    notes = (
-        _note(plan, missing, own_mask),
-        _spacing_note(slide, card, cfg),
-        unlike_note(unlike, engine.models),
-    )
     result = SlideResult(
         name=name,
         path=path,
@@ -266,7 +266,7 @@ def _write_results(
         unreadable_cells=tuple(_corners(missing, plan.grid)),
         mpp=slide.mpp,
         size=slide.size,
-        note="; ".join(note for note in notes if note),
+        note="; ".join(_notes(slide, heatmap, plan, engine.models, cfg, own_mask, unlike)),
         unlike=None if unlike is None else round(unlike, 4),
     )
     for stale in EXPORTS:  # of what is replaced now
@@ -295,6 +295,29 @@ def _write_results(
         durable=True,
     )
     return result
+
+
+def _missing(heatmap: Heatmap, plan: ScorePlan) -> CellsRC:
+    """Cells with tissue that have no score."""
+    return np.asarray(plan.grid.cells[np.isnan(heatmap.scores[tuple(plan.grid.cells.T)])])
+
+
+def _notes(
+    slide: Slide,
+    heatmap: Heatmap,
+    plan: ScorePlan,
+    models: Models,
+    cfg: ScoreConfig,
+    own_mask: Path | None,
+    unlike: float | None,
+) -> list[str]:
+    """What a reader of the scores must know; nothing where all is well."""
+    notes = (
+        _note(plan, _missing(heatmap, plan), own_mask),
+        _spacing_note(slide, models.card, cfg),
+        unlike_note(unlike, models),
+    )
+    return [note for note in notes if note]
 
 
 def _not_learned(slide: Slide, card: ModelCard, cfg: ScoreConfig) -> bool:

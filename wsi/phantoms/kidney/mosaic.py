@@ -40,17 +40,15 @@ class Mark:
 Mask8 = npt.NDArray[np.uint8]
 """(rows, cols), 1 inside and 0 elsewhere, as OpenCV wants masks."""
 
+# Sizes and shares were chosen by eye beside data/kidney_stains/cd34_red_capillaries.png
 LEAST_OPEN_UM2 = 4.0  # of a lumen that a mask shows
-CLOSED_UM2 = (
-    25.0,
-    700.0,
-)  # of a closed capillary's section; 30 to 600 on data/kidney_stains/cd34_red_capillaries
+CLOSED_UM2 = (25.0, 700.0)  # of a closed capillary's section
 HALF_LENGTH_UM, HALF_WIDTH_UM = (3.5, 24.0), (2.2, 7.5)
-PER_TILE = (
-    6,
-    34,
-)  # closed ones on a tile whose interstitium is 18 % of it; the CD34 picture has 15 on such an area
-BROWN_SHARE = 0.12  # of a mosaic's tiles that show another immunostain
+PER_TILE = (6, 34)  # closed ones on a tile of which `USUAL_SHARE` is interstitium; more where there is more
+USUAL_SHARE = 0.18
+OPENED = 0.45  # of stained closed ones that show a small lumen
+BROWN_CELLS, HAZY = 0.3, 0.4  # of tiles with brown tubules, of those with brown nuclei; of those with haze
+OTHER_STAIN = 0.12  # of a mosaic's tiles that show another immunostain
 
 
 class TilePainter:
@@ -70,11 +68,11 @@ class TilePainter:
         d: Plane = (self.background * ~tissue.white).astype(np.float32)
         taken = np.zeros(size, np.uint8)
         marks: list[Mark] = []
-        if rng.random() < 0.3:
+        if rng.random() < BROWN_CELLS:
             marks += self._brown_tubules(tissue, d)
-        if rng.random() < 0.3:
+        if rng.random() < BROWN_CELLS:
             marks += self._brown_nuclei(tissue, d)
-        if rng.random() < 0.4:
+        if rng.random() < HAZY:
             self._haze(tissue, d)
         marks += self._open_capillaries(tissue, d, taken)
         marks += self._closed_capillaries(tissue, h, d, taken)
@@ -82,7 +80,7 @@ class TilePainter:
 
     def _open_capillaries(self, tissue: Tissue, d: Plane, taken: Mask8) -> list[Mark]:
         """Rings around real lumens; those that are not painted are negative."""
-        found = []
+        marks = []
         count, labels = cv2.connectedComponents(tissue.lumens.astype(np.uint8), connectivity=4)
         for i in range(1, count):
             lumen = (labels == i).astype(np.uint8)
@@ -99,16 +97,16 @@ class TilePainter:
             outline = _outline((wall | (lumen > 0)).astype(np.uint8))
             if outline is not None:
                 taken |= cv2.dilate(lumen, np.ones((9, 9), np.uint8))
-                found.append(Mark(POSITIVE if positive else NEGATIVE, "open", outline))
-        return found
+                marks.append(Mark(POSITIVE if positive else NEGATIVE, "open", outline))
+        return marks
 
     def _closed_capillaries(self, tissue: Tissue, h: Plane, d: Plane, taken: Mask8) -> list[Mark]:
         """Capillaries in interstitium without a lumen to be seen, as most are: painted whole, or with a small lumen."""
         rows, cols = np.nonzero(tissue.interstitium & (taken == 0))
-        wanted = int(self.rng.integers(*PER_TILE) * len(rows) / (0.18 * tissue.white.size) + 0.5)
-        found: list[Mark] = []
+        wanted = int(self.rng.integers(*PER_TILE) * len(rows) / (USUAL_SHARE * tissue.white.size) + 0.5)
+        marks: list[Mark] = []
         for at in self.rng.integers(len(rows), size=4 * wanted) if len(rows) else ():
-            if len(found) >= wanted:
+            if len(marks) >= wanted:
                 break
             positive = self.rng.random() < self.positive
             region = self._grown(tissue.interstitium, int(rows[at]), int(cols[at]))
@@ -119,8 +117,8 @@ class TilePainter:
                 continue
             taken |= cv2.dilate(region.astype(np.uint8), np.ones((5, 5), np.uint8))
             if self._fill(region, h, d, positive=positive):
-                found.append(Mark(POSITIVE if positive else NEGATIVE, "closed", outline))
-        return found
+                marks.append(Mark(POSITIVE if positive else NEGATIVE, "closed", outline))
+        return marks
 
     def _grown(self, interstitium: BoolRaster, row: int, col: int) -> BoolRaster:
         """A capillary's section at a place: along the interstitium there, as wide as it or a little wider."""
@@ -154,7 +152,7 @@ class TilePainter:
         depth = cv2.distanceTransform(region.astype(np.uint8), cv2.DIST_L2, 5)
         wall_px = float(rng.uniform(1.0, 2.6) / MPP)
         lumen = depth > wall_px
-        has_lumen = lumen.sum() * MPP**2 > 5 and rng.random() < (0.45 if positive else 1.0)
+        has_lumen = lumen.sum() * MPP**2 > 5 and rng.random() < (OPENED if positive else 1.0)
         if positive:
             strength = self.strength * rng.uniform(0.6, 1.2)
             if rng.random() < 0.5:
@@ -186,7 +184,7 @@ class TilePainter:
         inside = cv2.distanceTransform(1 - walls, cv2.DIST_L2, 5) > 9
         count, labels, stats, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8))
         fit = [i for i in range(1, count) if 300 < stats[i, cv2.CC_STAT_AREA] < 12_000]
-        found = []
+        marks = []
         for i in self.rng.permutation(fit)[: self.rng.integers(1, 6)]:
             one = cv2.dilate((labels == i).astype(np.uint8), np.ones((15, 15), np.uint8))
             cells = (one > 0) & ~tissue.white & (walls == 0)
@@ -194,8 +192,8 @@ class TilePainter:
             d[cells] += (self.strength * self.rng.uniform(0.2, 0.9) * grain)[cells]
             outline = _outline(one)
             if outline is not None:
-                found.append(Mark(NOT_COUNTED, "stained tubule", outline))
-        return found
+                marks.append(Mark(NOT_COUNTED, "stained tubule", outline))
+        return marks
 
     def _brown_nuclei(self, tissue: Tissue, d: Plane) -> list[Mark]:
         """Some nuclei, as proliferating or inflammatory cells have them."""
@@ -203,14 +201,14 @@ class TilePainter:
         dark = (smooth > np.percentile(smooth[~tissue.white], 90)) if (~tissue.white).any() else tissue.white
         count, labels, stats, _ = cv2.connectedComponentsWithStats(dark.astype(np.uint8))
         fit = [i for i in range(1, count) if 12 < stats[i, cv2.CC_STAT_AREA] * MPP**2 < 60]
-        found = []
+        marks = []
         for i in self.rng.permutation(fit)[: self.rng.integers(3, 25)]:
             nucleus = labels == i
             _lay(d, nucleus, self.strength * self.rng.uniform(0.5, 1.2), soft=0.7)
             outline = _outline(nucleus.astype(np.uint8))
             if outline is not None:
-                found.append(Mark(NOT_COUNTED, "stained nucleus", outline))
-        return found
+                marks.append(Mark(NOT_COUNTED, "stained nucleus", outline))
+        return marks
 
     def _colour(self, h: Plane, d: Plane) -> RgbImage:
         rng, scanner = self.rng, self.scanner
@@ -255,7 +253,7 @@ class KidneyMosaic:
         open_ones = [p for p in self.pictures if p.kind == "lumens"]
         brown = [p for p in self.pictures if p.kind == "brown"]
         marks: list[Mark] = []
-        if brown and rng.random() < BROWN_SHARE:
+        if brown and rng.random() < OTHER_STAIN:
             pixels = fitted(brown[int(rng.integers(len(brown)))], rng).pixels
             middle = shapely.box(0.25 * TILE_PX, 0.25 * TILE_PX, 0.75 * TILE_PX, 0.75 * TILE_PX)
             marks = [Mark(NOT_COUNTED, "other immunostain", middle)]
@@ -313,11 +311,11 @@ def write_kidney_mosaic(
     )
     features = mosaic.features(slide.name)
     write_geojson(out / f"{slide.name}.geojson", features, (0, 0))
-    counts = Counter(f.classification for f in features)
-    found = {"positive": counts[POSITIVE], "negative": counts[NEGATIVE]}
+    groups = Counter(f.classification for f in features)
+    counts = {"positive": groups[POSITIVE], "negative": groups[NEGATIVE]}
     note = "real tissue of other stains; the C4d is painted"
-    write_json(out / f"{slide.name}_truth.json", {"slide": slide.name, **found, "mpp": MPP, "note": note})
-    return found
+    write_json(out / f"{slide.name}_truth.json", {"slide": slide.name, **counts, "mpp": MPP, "note": note})
+    return counts
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], grain: float) -> Plane:

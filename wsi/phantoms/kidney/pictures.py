@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsi.arrays import BoolRaster, RgbImage
+from wsi.arrays import BoolRaster, RgbImage, oriented
 from wsi.errors import ConfigError
 from wsi.phantoms.pyramid import TILE_PX
 from wsi.phantoms.textures import Plane
+from wsi.slides.tissue import drop_small
 
 PictureKind = Literal["tissue", "lumens", "brown"]
 
@@ -24,7 +25,12 @@ MPP = 0.5  # of a mosaic: what the pictures have, and what the detector reads
 HAEMATOXYLIN, SCHIFF = (0.650, 0.704, 0.286), (0.26, 0.86, 0.44)
 GROUND = 0.30  # of Schiff's amount, kept as haematoxylin: immunostained tissue is pale, not empty
 LUMEN_UM2 = (12.0, 260.0)  # of an open lumen that was found by its whiteness
+# How the anatomy is told was chosen by eye on data/kidney_pas_tiles
+WHITE_FROM = 195  # darkest channel of a lumen
+STRONGEST = 72  # percentile of Schiff's amount from which tissue is interstitium
 WIDEST_UM = 8.0  # half width of interstitium; what is thicker and magenta is a cast or a colloid
+SMALLEST_GAP_PX = 60  # smaller pieces of strong magenta are granules
+RIM_SHARE = 0.6  # of a lumen's rim that is interstitium; a tubule's own lumen has cells around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +78,28 @@ def read_pictures(folder: Path, low: float = 0.0, high: float = 1.0) -> list[Pic
     """The pictures of a contiguous share, 0 to 1, of each source's files by name.
 
     Raises:
-        ConfigError: there is no picture of kidney among them, or one cannot be read.
+        ConfigError: there is no picture of kidney among them, one cannot be read, a mask has another size than its
+            picture, or pictures with masks are no squares of one size.
     """
-    found = []
+    pictures = []
     for source in SOURCES:
         files = sorted(p for p in folder.glob(source.pattern) if "_mask" not in p.name)
-        for path in files[round(low * len(files)) : round(high * len(files))]:
-            found.append(_picture(path, source))
-    if not any(picture.kind == "tissue" for picture in found):
+        pictures += [
+            _picture(path, source) for path in files[round(low * len(files)) : round(high * len(files))]
+        ]
+    if not any(picture.kind == "tissue" for picture in pictures):
+        share = "" if (low, high) == (0, 1) else f" from {low:.0%} to {high:.0%} of its files"
         raise ConfigError(
-            f"{folder} holds no picture of kidney; it must hold files such as {SOURCES[0].pattern}"
+            f"{folder} holds no picture of kidney{share}; it must hold files such as {SOURCES[0].pattern}"
         )
-    return found
+    shapes = {picture.pixels.shape[:2] for picture in pictures if picture.kind == "lumens"}
+    side = max((max(shape) for shape in shapes), default=1)
+    if len(shapes) > 1 or side > TILE_PX or any(rows != cols for rows, cols in shapes):
+        raise ConfigError(
+            f"pictures with masks of lumens must be squares of one size, {round(TILE_PX * MPP)} um at most; those of "
+            f"{folder} have {', '.join(f'{cols} x {rows} px at {MPP} um' for rows, cols in sorted(shapes))}"
+        )
+    return pictures
 
 
 def _picture(path: Path, source: PictureSource) -> Picture:
@@ -94,8 +110,10 @@ def _picture(path: Path, source: PictureSource) -> Picture:
     lumens = None if mask is None else cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
     if mask is not None and lumens is None:
         raise ConfigError(f"{mask} cannot be read as a picture; {path.name} needs it")
+    if lumens is not None and lumens.shape != pixels.shape[:2]:
+        raise ConfigError(f"{mask} has another size than {path.name}; make the mask of the picture as it is")
     scale = source.mpp / MPP
-    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     small = cv2.resize(pixels[..., ::-1], size, interpolation=cv2.INTER_AREA)
     shown = None if lumens is None else cv2.resize(lumens, size, interpolation=cv2.INTER_AREA) > 127
     return Picture(path.name, source.kind, np.ascontiguousarray(small), shown)
@@ -105,7 +123,7 @@ def fitted(picture: Picture, rng: np.random.Generator) -> Picture:
     """A square of `TILE_PX` out of a picture, in one of 8 orientations; what is smaller is mirrored at its border."""
     layers = [picture.pixels] if picture.lumens is None else [picture.pixels, picture.lumens.astype(np.uint8)]
     turn = int(rng.integers(8))
-    layers = [_turned(layer, turn) for layer in layers]
+    layers = [oriented(layer, turn) for layer in layers]
     short = [max(0, TILE_PX - n) for n in layers[0].shape[:2]]
     layers = [
         cv2.copyMakeBorder(a, 0, short[0], 0, short[1], cv2.BORDER_REFLECT) if any(short) else a
@@ -126,15 +144,10 @@ def collage(pictures: Sequence[Picture], rng: np.random.Generator) -> Picture:
     for row, col in np.ndindex(across, across):
         chosen, turn = pictures[int(rng.integers(len(pictures)))], int(rng.integers(8))
         place = np.s_[row * side : (row + 1) * side, col * side : (col + 1) * side]
-        pixels[place] = _turned(chosen.pixels, turn)
+        pixels[place] = oriented(chosen.pixels, turn)
         if chosen.lumens is not None:
-            lumens[place] = _turned(chosen.lumens, turn)
+            lumens[place] = oriented(chosen.lumens, turn)
     return fitted(Picture("collage", pictures[0].kind, pixels, lumens), rng)
-
-
-def _turned(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    turned = np.swapaxes(array, 0, 1) if orientation & 1 else array
-    return np.ascontiguousarray(turned[:: -1 if orientation & 2 else 1, :: -1 if orientation & 4 else 1])
 
 
 class Tissue:
@@ -148,7 +161,7 @@ class Tissue:
         amounts = np.clip(density @ np.linalg.inv(stains).astype(np.float32), 0, None)
         self.haematoxylin: Plane = np.ascontiguousarray(amounts[..., 0])
         self.schiff: Plane = np.ascontiguousarray(amounts[..., 1])
-        self.white = picture.pixels.min(axis=2) > 195
+        self.white = picture.pixels.min(axis=2) > WHITE_FROM
         self.interstitium = self._interstitium()
         self.lumens = self._lumens() if picture.lumens is None else picture.lumens
 
@@ -158,36 +171,29 @@ class Tissue:
         tissue = smooth[~self.white]
         if tissue.size < 1000:
             return np.zeros(self.white.shape, np.bool_)
-        strong = (smooth > np.percentile(tissue, 72)).astype(np.uint8)
+        strong = (smooth > np.percentile(tissue, STRONGEST)).astype(np.uint8)
         strong = cv2.morphologyEx(strong, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
         reach = cv2.distanceTransform(strong, cv2.DIST_L2, 3)
         cores = (reach > WIDEST_UM / MPP).astype(np.uint8)
         thick = cv2.dilate(cores, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (37, 37)))
-        return _without_specks((strong > 0) & (thick == 0), 60)
+        return drop_small((strong > 0) & (thick == 0), SMALLEST_GAP_PX)
 
     def _lumens(self) -> BoolRaster:
         """Small white gaps that interstitium surrounds: open capillaries, most of them."""
         count, labels, stats, _ = cv2.connectedComponentsWithStats(
             self.white.astype(np.uint8), connectivity=4
         )
-        found = np.zeros(self.white.shape, np.bool_)
+        lumens = np.zeros(self.white.shape, np.bool_)
         for i in range(1, count):
             if not LUMEN_UM2[0] < stats[i, cv2.CC_STAT_AREA] * MPP**2 < LUMEN_UM2[1]:
                 continue
             one = (labels == i).astype(np.uint8)
             rim = (cv2.dilate(one, np.ones((7, 7), np.uint8)) > 0) & (one == 0)
-            if self.interstitium[rim].mean() > 0.6:
-                found |= one > 0
-        return found
-
-
-def _without_specks(mask: BoolRaster, least: int) -> BoolRaster:
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    large = stats[:, cv2.CC_STAT_AREA] >= least
-    large[0] = False
-    return np.asarray(large[labels], np.bool_)
+            if self.interstitium[rim].mean() > RIM_SHARE:
+                lumens |= one > 0
+        return lumens
 
 
 def _unit(vector: Sequence[float]) -> npt.NDArray[np.float64]:
-    found = np.asarray(vector, np.float64)
-    return np.asarray(found / np.linalg.norm(found))
+    density = np.asarray(vector, np.float64)
+    return np.asarray(density / np.linalg.norm(density))

@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from shapely import Polygon, affinity
 from skimage.filters import threshold_otsu
 
-from wsi.arrays import RgbImage
+from wsi.arrays import RgbImage, oriented
 from wsi.datasets.patch_folder import NORMAL, TUMOUR, PatchFolder
 from wsi.errors import ConfigError
 from wsi.marks.annotations import read_annotations, tumour_regions
@@ -177,7 +177,7 @@ class Palette:
                 continue
             weight = np.exp((near[inner] - distance) / _SOFT_PX)[..., None]
             if weight.max() > 0.02:
-                turned = _orient(self.patches[which[k]], int(self.orientation[tuple(index[k] % _TABLE)]))
+                turned = oriented(self.patches[which[k]], int(self.orientation[tuple(index[k] % _TABLE)]))
                 colour[inner] += weight * turned[own]
                 total[inner] += weight
         return np.asarray(np.round(colour / np.maximum(total, 1e-6)), np.uint8)
@@ -213,11 +213,6 @@ def _apart(n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         free = np.setdiff1d(np.arange(n), table[np.ix_(rows, cols)])
         table[row, col] = rng.choice(free) if len(free) else rng.integers(n)
     return table
-
-
-def _orient(patch: RgbImage, k: int) -> RgbImage:
-    turned = patch.transpose(1, 0, 2) if k & 1 else patch
-    return turned[:: -1 if k & 2 else 1, :: -1 if k & 4 else 1]
 
 
 def _density(patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
