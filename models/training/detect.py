@@ -66,7 +66,7 @@ class DetectorTrainConfig(Config):
     enlarge_um: tuple[float, ...] = (4.0, 4.0)
     seed: int = Field(default=0, ge=0)
     batch: int = Field(default=2, gt=0)
-    examples: int = Field(default=9000, gt=0)
+    examples: int = Field(default=12000, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     validate_every: int = Field(default=1500, gt=0)

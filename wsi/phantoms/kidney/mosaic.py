@@ -47,6 +47,8 @@ HALF_LENGTH_UM, HALF_WIDTH_UM = (3.5, 24.0), (2.2, 7.5)
 PER_TILE = (6, 34)  # closed ones on a tile of which `USUAL_SHARE` is interstitium; more where there is more
 USUAL_SHARE = 0.18
 OPENED = 0.45  # of stained closed ones that show a small lumen
+PLASMA = 0.3  # of unstained ones whose lumen holds stained plasma, which does not count: the wall is pale
+PLASMA_STRENGTH = (0.2, 0.6)  # of the stain's strength
 BROWN_CELLS, HAZY = 0.3, 0.4  # of tiles with brown tubules, of those with brown nuclei; of those with haze
 OTHER_STAIN = 0.12  # of a mosaic's tiles that show another immunostain
 
@@ -94,6 +96,9 @@ class TilePainter:
                 strength = self.strength * self.rng.uniform(0.55, 1.15)
                 _lay(d, wall, strength, soft=0.8)
                 d[lumen > 0] += self.rng.uniform(0, 0.25) * strength
+            elif self.rng.random() < PLASMA:
+                d[wall] = 0
+                _lay(d, lumen > 0, self._plasma(lumen.shape), soft=0.7)
             outline = _outline((wall | (lumen > 0)).astype(np.uint8))
             if outline is not None:
                 taken |= cv2.dilate(lumen, np.ones((9, 9), np.uint8))
@@ -170,7 +175,15 @@ class TilePainter:
             inside = cv2.GaussianBlur(lumen.astype(np.float32), (0, 0), 0.7)
             h *= 1 - 0.9 * inside
             d *= 1 - (rng.uniform(0.6, 1.0) if positive else 1.0) * inside
+            if not positive and rng.random() < PLASMA:
+                d[region] = 0
+                _lay(d, lumen, self._plasma(region.shape), soft=0.7)
         return positive or has_lumen
+
+    def _plasma(self, shape: tuple[int, ...]) -> Plane:
+        """Brown of stained plasma, cloudy."""
+        strength = self.strength * self.rng.uniform(*PLASMA_STRENGTH)
+        return np.asarray(strength * (1 + 0.15 * _noise(self.rng, shape, 4.0)), np.float32)
 
     def _haze(self, tissue: Tissue, d: Plane) -> None:
         """Stained plasma and ground substance between capillaries: no mark."""
@@ -189,7 +202,18 @@ class TilePainter:
             one = cv2.dilate((labels == i).astype(np.uint8), np.ones((15, 15), np.uint8))
             cells = (one > 0) & ~tissue.white & (walls == 0)
             grain = np.clip(0.7 + 0.4 * _noise(self.rng, d.shape, 1.0), 0.2, 1)
+            look = self.rng.choice(["whole", "brush border", "single cells"], p=[0.4, 0.3, 0.3])
+            if look == "brush border":  # darkest towards the lumen
+                depth = cv2.distanceTransform(one, cv2.DIST_L2, 5)
+                grain *= np.clip(depth / self.rng.uniform(8, 20), 0.15, 1.3)
+            elif look == "single cells":  # patches of the wall, each as dark as a wall of a capillary
+                grain *= 1.5 * (_noise(self.rng, d.shape, 5.0) > self.rng.uniform(0.3, 1.0))
             d[cells] += (self.strength * self.rng.uniform(0.2, 0.9) * grain)[cells]
+            if cells.any() and self.rng.random() < 0.5:  # pale nuclei in it
+                nuclei = cv2.GaussianBlur(tissue.haematoxylin, (0, 0), 2.0)
+                d *= 1 - 0.85 * cv2.GaussianBlur(
+                    (cells & (nuclei > np.percentile(nuclei[cells], 85))).astype(np.float32), (0, 0), 0.8
+                )
             outline = _outline(one)
             if outline is not None:
                 marks.append(Mark(NOT_COUNTED, "stained tubule", outline))
