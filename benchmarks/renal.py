@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 
 from benchmarks.common import header, scratch, wsi
-from models.detector_card import DetectorCard, load_detector
 from models.engines import EngineConfig, find_models, load_engine
+from models.engines.boxes import BoxEngine
 from models.engines.contract import find_folder
-from models.engines.detect_slide import detect_slide
-from models.networks.faster_rcnn import CapillaryDetector
+from models.engines.detect_slide import detect_slide, tiles_around, tissue_tiles
 from pipelines.renal.read.checks import ChecksConfig, checked, left_out
 from pipelines.renal.read.fields import FieldSet, KidneyField, choose_fields
 from pipelines.renal.read.marks import Marks
@@ -73,7 +72,8 @@ def phantoms(args: argparse.Namespace) -> None:
 
 def stains(folder: Path, model: str) -> None:
     """What the detector counts where no C4d is: brown tubules, nuclei, macrophages; and endothelium turned to brown."""
-    network, card = load_detector(find_folder(model))
+    detector = BoxEngine(find_folder(model), EngineConfig())
+    card = detector.card
     brown = cv2.imread(str(folder / "cd34_red_capillaries.png"))[..., ::-1]
     with scratch() as out:
         header(
@@ -82,7 +82,7 @@ def stains(folder: Path, model: str) -> None:
         others = sorted((folder.parent / "ihc_dab_negatives").glob("*.jpg"))
         for path in [folder / f"{name}.png" for name in STAINS] + others:
             mpp = BROWN_UM if path in others else STAINS_UM
-            marks = counted(cv2.imread(str(path))[..., ::-1], mpp, network, card, out)
+            marks = counted(cv2.imread(str(path))[..., ::-1], mpp, detector, out)
             after = marks.counted & ~left_out(marks, ChecksConfig())
             parts = [
                 f"{int((marks.counted & chosen).sum())} {what} ({int((after & chosen).sum())})"
@@ -92,7 +92,7 @@ def stains(folder: Path, model: str) -> None:
         truth = np.genfromtxt(CD34, delimiter=",", names=True, dtype=None, encoding="utf-8")
         header(f"CD34 turned to brown: {int((truth['kind'] == 'capillary').sum())} capillaries marked by eye")
         for mpp in CD34_UM:
-            marks = counted(turned_brown(brown), mpp, network, card, out)
+            marks = counted(turned_brown(brown), mpp, detector, out)
             for what, chosen in (
                 ("at its thresholds", marks.counted & marks.positive),
                 ("after the checks", marks.counted & marks.positive & ~left_out(marks, ChecksConfig())),
@@ -101,15 +101,15 @@ def stains(folder: Path, model: str) -> None:
                 print(f"  {mpp} um/px, {what}: {hits} found, {false} false, {doubtful} where it is doubtful")
 
 
-def counted(
-    image: np.ndarray, mpp: float, network: CapillaryDetector, card: DetectorCard, out: Path
-) -> Marks:
+def counted(image: np.ndarray, mpp: float, detector: BoxEngine, out: Path) -> Marks:
     """Capillaries of a whole picture, as one feasible field, in its pixels."""
     path = out / "picture.png"
     cv2.imwrite(str(path), image[..., ::-1])
     with SlideSource(str(path), mpp).open() as slide:
         mask = find_tissue(slide, RenalConfig().tissue)
-        detections = detect_slide(slide, mask, network, card, lowest_score=0.05).found
+        card = detector.card
+        plan = tissue_tiles(slide, mask, card)
+        detections = detect_slide(slide, plan, detector, lowest_score=0.05).detections
         whole = FieldSet((KidneyField(0, 0, 1.0, 1.0, ""),), max(slide.size), slide.size)
         classes = card.detector.classes
         limits = np.array([card.thresholds[classes.index(c)] for c in (NEGATIVE, POSITIVE)])
@@ -142,7 +142,7 @@ def turned_brown(image: np.ndarray) -> np.ndarray:
 
 def timing(args: argparse.Namespace) -> None:
     header("one slide with some 20,000 x 15,000 px of tissue, from file to report")
-    network, card = load_detector(find_folder(args.model))
+    detector = BoxEngine(find_folder(args.model), EngineConfig())
     engine = load_engine(find_models([args.fields_model]), EngineConfig())
     cfg = RenalConfig()
     with scratch() as folder:
@@ -172,8 +172,9 @@ def timing(args: argparse.Namespace) -> None:
             clock.say(f"tissue and stain: {mask.area_um2(slide.mpp) / 1e6:.1f} mm2 of tissue")
             fields = choose_fields(slide, mask, engine, folder / "a.zarr", cfg.fields, fingerprint="a")
             clock.say(f"{len(fields.fields)} fields, {len(fields.feasible)} feasible")
-            found = detect_slide(slide, fields.mask, network, card, lowest_score=0.1)
-            clock.say(f"{found.tiles} tiles, {len(found.found)} detections")
+            plan = tiles_around([(f.x, f.y) for f in fields.feasible], fields.side, slide.mpp, detector.card)
+            found = detect_slide(slide, plan, detector, lowest_score=0.1)
+            clock.say(f"{found.tiles} tiles of {plan.side_px} px, {len(found.detections)} detections")
         print(f"  {whole - clock.spent:6.1f} s  starting up, brown around each capillary, pictures, files")
         print(f"  {whole:6.1f} s  wsi renal report, from file to report")
 

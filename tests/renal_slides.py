@@ -8,7 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from models.detector_card import DetectorCard
 from models.engines import Models
@@ -86,8 +85,13 @@ class FieldEngine:
 class SquareDetector:
     """Finds hollow squares by colour: brown with 0.9, pale brown with 0.4, blue with 0.8."""
 
-    def detect(self, tiles: torch.Tensor) -> list[Detections]:
-        return [self._one(tile.numpy()) for tile in tiles]
+    description = "colour, CPU"
+
+    def __init__(self, card: DetectorCard) -> None:
+        self.card = card
+
+    def detect(self, tiles: np.ndarray) -> list[Detections]:
+        return [self._one(tile) for tile in tiles]
 
     def _one(self, tile: np.ndarray) -> Detections:
         boxes, scores, labels = [], [], []
@@ -116,4 +120,4 @@ def readers(**changes: object) -> Readers:
         "sha256": "0" * 64,
     }
     own = DetectorCard(**fields | changes)  # type: ignore[arg-type]
-    return Readers(FieldEngine(), SquareDetector(), own)  # type: ignore[arg-type]
+    return Readers(FieldEngine(), SquareDetector(own))

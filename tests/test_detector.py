@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from shapely import box
 
+from models.card import ZOO
 from models.detector_card import load_detector, save_detector
+from models.engines import EngineConfig, choice
+from models.engines.boxes import BoxEngine
 from models.networks.contract import orient
 from models.networks.faster_rcnn import MOST_BOXES, CapillaryDetector, DetectorConfig, _target
 from models.training.data.detection import (
@@ -49,6 +52,7 @@ from wsi.slides.manifest import SlideRow, read_manifest
 from wsi.slides.source import SlideSource
 
 Run = Callable[..., tuple[int, str, str]]
+DEMO_DETECTOR = ZOO / "renal-ptc-demo"
 TINY = DetectorConfig(tile_px=128, anchors_px=(16.0, 24.0, 40.0))
 
 
@@ -152,9 +156,92 @@ class TestNetwork:
         nothing = [torch.empty(0, 4)] * 2, [torch.empty(0, dtype=torch.int64)] * 2
         assert all(torch.isfinite(v) for v in network.losses(tiles, *nothing).values())
 
-    def test_tiles_of_another_size_are_refused(self) -> None:
+    def test_tiles_of_another_size(self) -> None:
+        """Training wants its own; detection any side that every level of the pyramid divides, and no other."""
+        network = CapillaryDetector(TINY)
+        odd = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
         with pytest.raises(ValueError, match="tiles must be 128 x 128 px"):
-            CapillaryDetector(TINY).eval().detect(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+            network.train().losses(odd, [torch.empty(0, 4)], [torch.empty(0, dtype=torch.int64)])
+        network.eval()
+        assert len(network.detect(odd)) == 1
+        for rows, cols in ((100, 100), (64, 96)):
+            with pytest.raises(ValueError, match="squares of a multiple of 32"):
+                network.detect(torch.zeros(1, rows, cols, 3, dtype=torch.uint8))
+
+
+@pytest.fixture(scope="module")
+def tissue_like() -> np.ndarray:
+    """(2, 160, 160, 3): rings of brown and blue on noise, at uneven places."""
+    tiles = np.stack([e.pixels for e in squares(2, 5, size=160)])
+    tiles[:, 30:50, 100:131] = (150, 100, 60)
+    return tiles
+
+
+class TestEngines:
+    """The detector that ships, by every engine: as torchvision's own forward pass has it."""
+
+    def test_boxes_are_those_of_torchvision(self, tissue_like: np.ndarray) -> None:
+        network, _ = load_detector(DEMO_DETECTOR)
+        plain = network.networks[0]
+        plain.transform.min_size, plain.transform.max_size = (160,), 160
+        with torch.inference_mode():
+            theirs = plain(list(torch.from_numpy(tissue_like).permute(0, 3, 1, 2).float() / 255))
+        ours = network.detect(torch.from_numpy(tissue_like))
+        assert sum(len(d) for d in ours) > 4
+        for boxes, one in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(boxes.boxes, one["boxes"].numpy(), atol=1e-3)
+            np.testing.assert_allclose(boxes.scores, one["scores"].numpy(), atol=1e-4)
+            assert (boxes.labels == one["labels"].numpy() - 1).all()
+
+    def test_openvino_and_torch_agree_in_fp32(self, tissue_like: np.ndarray) -> None:
+        first, second = (
+            BoxEngine(DEMO_DETECTOR, EngineConfig(engine=name, precision="fp32"))
+            for name in ("openvino", "torch")
+        )
+        assert first.description.startswith("openvino")
+        assert second.description.startswith("torch")
+        for a, b in zip(first.detect(tissue_like), second.detect(tissue_like), strict=True):
+            np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-3)
+            np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
+            assert (a.labels == b.labels).all()
+        smaller = tissue_like[:, :96, :96]  # another side: compiled anew
+        assert [len(d) for d in first.detect(smaller)] == [len(d) for d in second.detect(smaller)]
+
+    def test_a_batch_gives_what_single_tiles_give(self, tissue_like: np.ndarray) -> None:
+        both, single = (
+            BoxEngine(DEMO_DETECTOR, EngineConfig(engine="torch", batch=count)) for count in (2, 1)
+        )
+        for a, b in zip(both.detect(tissue_like), single.detect(tissue_like), strict=True):
+            np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-3)
+
+    def test_half_precision_changes_the_maps_and_is_named(self, tissue_like: np.ndarray) -> None:
+        half = BoxEngine(DEMO_DETECTOR, EngineConfig(engine="torch", precision="bf16"))
+        whole = BoxEngine(DEMO_DETECTOR, EngineConfig(engine="torch", precision="fp32"))
+        assert "bf16" in half.description
+        a, b = half.detect(tissue_like)[0], whole.detect(tissue_like)[0]
+        assert a.scores.max() == pytest.approx(b.scores.max(), abs=0.1)
+        assert a.scores[0] != b.scores[0]
+
+    @pytest.mark.parametrize("engine", ["torch", "openvino"])
+    def test_what_a_cpu_cannot_do(self, engine: str) -> None:
+        with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+            BoxEngine(DEMO_DETECTOR, EngineConfig(engine=engine, precision="fp16"))  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="leave orientations at 1"):
+            BoxEngine(DEMO_DETECTOR, EngineConfig(engine=engine, orientations=8))  # type: ignore[arg-type]
+
+    def test_a_driver_without_a_gpu_that_torch_can_use(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(choice, "_has_driver", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        choice.engine_for.cache_clear()
+        assert choice.engine_for("auto") == "openvino"
+        assert "this torch cannot use it" in caplog.text
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        choice.engine_for.cache_clear()
+        assert choice.engine_for("auto") == "torch"
+        assert choice.engine_for("openvino") == "openvino"
+        choice.engine_for.cache_clear()
 
 
 class TestExamples:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
+import os
 import re
+import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +19,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipelines.renal.read.checks import brown_around
+from pipelines.renal.read import report as report_module
+from pipelines.renal.read.checks import ChecksConfig, brown_around
+from pipelines.renal.read.fields import FieldsConfig
 from pipelines.renal.read.page import _share_text, check_pdf
 from pipelines.renal.read.reading import RenalConfig
 from pipelines.renal.read.report import RenalReport
@@ -24,6 +30,7 @@ from pipelines.runs.config import load_config
 from tests.renal_slides import BLUE, BROWN, PALE_BROWN, SIDE, Square, readers, scattered, slide_of
 from tests.slides import painted, real_data, write_pyramid
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, SpacingError
+from wsi.marks.boxes import Detections
 from wsi.marks.geojson import read_objects
 from wsi.phantoms.kidney.layout import KidneyPlanner
 from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS, KidneyPainter
@@ -190,6 +197,69 @@ class TestFiles:
         store.write_bytes(whole[:-9])
         reported(tmp_path / "s.tif", tmp_path / "s", LOOSE)
         assert store.read_bytes() == whole
+
+    def test_killed_again_and_again_it_goes_on_inside_the_slide(self, tmp_path: Path) -> None:
+        """After every SIGKILL the next run begins at the first chunk that is missing, to the same bytes."""
+
+        def one_chunk_and_then_killed() -> None:
+            made = readers()
+            detect = made.detector.detect
+            calls: list[int] = []
+
+            def killed(tiles: np.ndarray) -> list[Detections]:
+                if calls:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                calls.append(len(tiles))
+                with (tmp_path / "log").open("a") as log:
+                    log.write(f"{len(tiles)}\n")
+                return detect(tiles)
+
+            made.detector.detect = killed  # type: ignore[method-assign]
+            report_slide(SlideRow(SlideSource(str(tmp_path / "s.tif"))), "s", made, tmp_path / "s", LOOSE)
+
+        slide_of(tmp_path / "s.tif", scattered(120, 0.3, 5, cols=6, rows=5), cols=7, rows=5)
+        reported(tmp_path / "s.tif", tmp_path / "whole", LOOSE)
+        codes = []
+        for _ in range(8):
+            child = multiprocessing.get_context("fork").Process(target=one_chunk_and_then_killed)
+            child.start()
+            child.join(60)
+            codes.append(child.exitcode)
+            if child.exitcode == 0:
+                break
+        assert codes == [-signal.SIGKILL] * 3 + [0]
+        assert (tmp_path / "log").read_text().split() == ["8", "8", "8", "6"]  # 30 fields, none twice
+        names = sorted(
+            p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file()
+        )
+        assert len(names) > 8
+        for name in names:
+            assert (tmp_path / "s" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+    def test_other_thresholds_and_checks_look_at_no_field_again(self, folder: Path, tmp_path: Path) -> None:
+        shutil.copytree(folder / "s", tmp_path / "s")
+        other = LOOSE.model_copy(update={"thresholds": (0.6, 0.95), "checks": ChecksConfig(certain=1.0)})
+        made = readers()
+        made.detector.detect = None  # type: ignore[assignment, method-assign]
+        row = SlideRow(SlideSource(str(folder / "s.tif")))
+        with pytest.raises(ForeignStoreError, match=r"holds a report of another .*--overwrite"):
+            report_slide(row, "s", made, tmp_path / "s", other)
+        again = report_slide(row, "s", made, tmp_path / "s", other, overwrite=True).report
+        assert again.result.positive == 0  # brown ones have 0.9
+        fields = LOOSE.model_copy(update={"fields": FieldsConfig(threshold=0.2)})
+        with pytest.raises(TypeError):  # other fields: the detector is asked again
+            report_slide(row, "s", made, tmp_path / "s", fields, overwrite=True)
+
+    def test_a_new_version_keeps_a_review_of_the_same_reading(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copytree(folder / "s", tmp_path / "s")
+        (tmp_path / "s" / "reviewed").mkdir()
+        (tmp_path / "s" / "report.html").unlink()
+        monkeypatch.setattr(report_module, "code_hash", lambda: "another")
+        reported(folder / "s.tif", tmp_path / "s")
+        assert (tmp_path / "s" / "reviewed").exists()
+        assert json.loads((tmp_path / "s" / "report.json").read_text())["code"] == "another"
 
     def test_a_review_is_set_aside_when_its_report_is_replaced(self, tmp_path: Path) -> None:
         slide_of(tmp_path / "s.tif", SQUARES[:20])

@@ -167,9 +167,9 @@ def discard_partials(folder: Path) -> None:
         match = _PARTIAL.fullmatch(path.name)
         if match and not path.is_symlink() and not _alive(int(match[1])):
             remove(path)
-    for store in folder.glob("*.zarr"):
+    for store in [*folder.glob("*.zarr"), *folder.glob("*.boxes")]:
         if not store.is_symlink():
-            for path in store.rglob("*.partial"):  # zarr's own: names of chunks with a number
+            for path in store.rglob("*.partial"):  # zarr's own have names of chunks with a number
                 if path.is_file() and not path.is_symlink():
                     path.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from models.engines.choice import engine_for
 from models.engines.contract import Engine, EngineConfig, Models, find_models
 from wsi.errors import ConfigError
 
@@ -15,7 +16,7 @@ def load_engine(models: Models, cfg: EngineConfig) -> Engine:
         ConfigError: this machine cannot run what was asked for.
         ModelError: a model is broken.
     """
-    if cfg.engine == "openvino" or (cfg.engine == "auto" and not _has_gpu()):
+    if engine_for(cfg.engine) == "openvino":
         if cfg.precision == "fp16":
             raise ConfigError("precision fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")
         from models.engines.openvino import OpenVinoEngine
@@ -24,15 +25,3 @@ def load_engine(models: Models, cfg: EngineConfig) -> Engine:
     from models.engines.torch import TorchEngine
 
     return TorchEngine(models, cfg)
-
-
-def _has_gpu() -> bool:
-    """Whether a CUDA driver answers; asked without loading torch, which takes seconds."""
-    import ctypes
-
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

@@ -1,16 +1,17 @@
-"""A detector over a whole slide: overlapping tiles, each box kept by one core, one suppression on the slide."""
+"""A detector over the tiles of a slide: chunk by chunk, each box kept by one core, one suppression on the slide."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from models.detector_card import DetectorCard
-from models.networks.faster_rcnn import CapillaryDetector
+from models.networks.faster_rcnn import SIDE_STEP
 from wsi.arrays import BoxesXYXY
 from wsi.errors import SlideError, SpacingError
 from wsi.marks.boxes import (
@@ -22,77 +23,155 @@ from wsi.marks.boxes import (
     suppress_counted,
     within,
 )
+from wsi.results.box_store import BoxStore
 from wsi.slides.slide import Slide
 from wsi.slides.tiles import read_square
 from wsi.slides.tissue import Mask
 
+FORMAT = 1  # of what a tile gives; raise it when the golden boxes of the tests change
 COARSEST = 1.2  # times the detector's spacing: a slide coarser than this lacks what it has learned to see
 OVERLAP_UM = 90.0  # the longest capillaries are some 60 um, and their boxes were enlarged
-TILES_AT_ONCE = 2
+HALO_UM = 32.0  # half of the longest capillary, with what its box was enlarged by
+SLACK = 0.05  # of a step of a tile's side: a field's side was rounded to whole pixels
 SMALLEST_UM = 2.0  # side that a box keeps when what it was enlarged by is taken off again
+CHUNK = 8  # tiles that are read, looked at and written together: some seconds of work
+
+
+class Detector(Protocol):
+    """What finds boxes on tiles: `models.engines.boxes.BoxEngine`, or a stand-in in tests."""
+
+    @property
+    def card(self) -> DetectorCard:
+        """Its card."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """Libraries, precision and device."""
+        ...
+
+    def detect(self, tiles: npt.NDArray[np.uint8]) -> list[Detections]:
+        """Boxes of (n, side, side, 3) tiles, in their own pixels."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TilePlan:
+    """Squares of one side that a detector looks at, and that side in its own pixels."""
+
+    tiles: tuple[DetectionTile, ...]
+    side_px: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SlideDetections:
-    """What was found, and level-0 (x, y) of the cores that could not be read."""
+    """Boxes of a slide, and level-0 (x, y) of the cores that could not be read."""
 
-    found: Detections
+    detections: Detections
     unreadable: tuple[tuple[int, int], ...]
     tiles: int
 
 
+def tissue_tiles(slide: Slide, mask: Mask, card: DetectorCard) -> TilePlan:
+    """Overlapping tiles of the size that the detector was trained on, whose cores hold tissue."""
+    side = round(card.detector.tile_px * card.detector.spacing_um / slide.mpp)
+    overlap = min(round(OVERLAP_UM / slide.mpp), side // 2)
+    tiles = plan_detection_tiles((0, 0, *slide.size), side, overlap)
+    return TilePlan(tuple(t for t in tiles if _has_tissue(mask, t.core)), card.detector.tile_px)
+
+
+def tiles_around(corners: Sequence[tuple[int, int]], side: int, mpp: float, card: DetectorCard) -> TilePlan:
+    """One tile for each of some squares that do not overlap, with a halo of at least `HALO_UM`.
+
+    Args:
+        corners: level-0 (x, y).
+        side: of the squares, in level-0 pixels.
+        mpp: um per level-0 pixel.
+        card: of the detector.
+    """
+    spacing = card.detector.spacing_um
+    side_px = SIDE_STEP * math.ceil((side * mpp + 2 * HALO_UM) / spacing / SIDE_STEP - SLACK)
+    whole = round(side_px * spacing / mpp)
+    before = (whole - side) // 2
+    tiles = [
+        DetectionTile(
+            (x - before, y - before, x - before + whole, y - before + whole), (x, y, x + side, y + side)
+        )
+        for x, y in corners
+    ]
+    return TilePlan(tuple(tiles), side_px)
+
+
 def detect_slide(
     slide: Slide,
-    mask: Mask,
-    network: CapillaryDetector,
-    card: DetectorCard,
+    plan: TilePlan,
+    detector: Detector,
     *,
     lowest_score: float,
     limits: Sequence[float] | None = None,
+    store: BoxStore | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> SlideDetections:
-    """Everything that the detector finds on tissue, in level-0 pixels, best first.
+    """The detector's boxes in the cores of tiles, in level-0 pixels, best first.
 
     Boxes are given as large as the capillaries: what they were enlarged by for training is taken off, after the
     suppression, which is done on what the network learned.
 
     Args:
         slide: read at the detector's spacing.
-        mask: where there is tissue; tiles whose core holds none are not looked at.
-        network: in evaluation mode.
-        card: its own.
+        plan: the tiles.
+        detector: finds boxes on a tile.
         lowest_score: boxes below are left out.
         limits: for each class, the score from which a box counts; it then comes first in the suppression. None: all
             count.
+        store: where finished chunks are kept; tiles of chunks that are there are not read again.
         tick: called with (tiles done, tiles).
 
     Raises:
         SpacingError: the slide is too coarse.
         MissingMppError: it has no usable spacing.
     """
+    card, tiles = detector.card, plan.tiles
     check_spacing(slide, card)
-    wanted = card.detector.spacing_um
-    side = round(card.detector.tile_px * wanted / slide.mpp)
-    overlap = min(round(OVERLAP_UM / slide.mpp), side // 2)
-    tiles = [t for t in plan_detection_tiles((0, 0, *slide.size), side, overlap) if _has_tissue(mask, t.core)]
     parts: list[Detections] = []
-    lost: list[tuple[int, int]] = []
-    for start in range(0, len(tiles), TILES_AT_ONCE):
-        readable, pixels = _read(
-            slide, tiles[start : start + TILES_AT_ONCE], side, card.detector.tile_px, lost
-        )
-        if readable:
-            for tile, one in zip(readable, network.detect(torch.from_numpy(np.stack(pixels))), strict=True):
-                scaled = Detections(one.boxes * (side / card.detector.tile_px), one.scores, one.labels)
-                on_slide = scaled.shifted(tile.box[:2])
-                parts.append(within(on_slide[on_slide.scores >= lowest_score], tile.core))
-        tick(min(start + TILES_AT_ONCE, len(tiles)), len(tiles))
-    every = (0.0,) * len(card.detector.classes)
-    found = suppress_counted(joined(parts), every if limits is None else limits, card.detector.iou)
-    boxes = shrunk(
-        found.boxes, found.labels, [um / slide.mpp for um in card.enlarge_um], SMALLEST_UM / slide.mpp
+    unreadable: list[tuple[int, int]] = []
+    for start in range(0, len(tiles), CHUNK):
+        chunk = None if store is None else store.read_chunk(start // CHUNK)
+        if chunk is None:
+            chunk = _detect_chunk(slide, tiles[start : start + CHUNK], plan.side_px, detector)
+            if store is not None:
+                store.write_chunk(start // CHUNK, *chunk)
+        parts.append(chunk[0])
+        unreadable += [tiles[start + int(i)].core[:2] for i in chunk[1]]
+        tick(min(start + CHUNK, len(tiles)), len(tiles))
+    boxes = joined(parts)
+    boxes = boxes[boxes.scores >= lowest_score]
+    boxes = suppress_counted(
+        boxes, (0.0,) * len(card.detector.classes) if limits is None else limits, card.detector.iou
     )
-    return SlideDetections(Detections(boxes, found.scores, found.labels), tuple(lost), len(tiles))
+    small = shrunk(
+        boxes.boxes, boxes.labels, [um / slide.mpp for um in card.enlarge_um], SMALLEST_UM / slide.mpp
+    )
+    return SlideDetections(Detections(small, boxes.scores, boxes.labels), tuple(unreadable), len(tiles))
+
+
+def _detect_chunk(
+    slide: Slide, tiles: Sequence[DetectionTile], tile_px: int, detector: Detector
+) -> tuple[Detections, npt.NDArray[np.int64]]:
+    """Boxes of some tiles, each within its core, in level-0 pixels; and the numbers of tiles that cannot be read."""
+    readable, pixels = [], []
+    for i, tile in enumerate(tiles):
+        try:
+            pixels.append(read_square(slide, tile.box[:2], tile.box[2] - tile.box[0], tile_px))
+            readable.append(i)
+        except SlideError:
+            continue
+    parts = []
+    for i, boxes in zip(readable, detector.detect(np.stack(pixels)) if pixels else [], strict=True):
+        left, top, right, _ = tiles[i].box
+        scaled = Detections(boxes.boxes * ((right - left) / tile_px), boxes.scores, boxes.labels)
+        parts.append(within(scaled.shifted((left, top)), tiles[i].core))
+    return joined(parts), np.setdiff1d(np.arange(len(tiles)), readable)
 
 
 def check_spacing(slide: Slide, card: DetectorCard) -> None:
@@ -115,20 +194,6 @@ def _has_tissue(mask: Mask, core: tuple[int, int, int, int]) -> bool:
     rows = np.s_[int(core[1] // step_y) : int(-(-core[3] // step_y))]
     cols = np.s_[int(core[0] // step_x) : int(-(-core[2] // step_x))]
     return bool(mask.pixels[rows, cols].any())
-
-
-def _read(
-    slide: Slide, tiles: Sequence[DetectionTile], side: int, size_px: int, lost: list[tuple[int, int]]
-) -> tuple[list[DetectionTile], list[npt.NDArray[np.uint8]]]:
-    """The tiles that can be read, and their pixels; the cores of the others go to ``lost``."""
-    readable, pixels = [], []
-    for tile in tiles:
-        try:
-            pixels.append(read_square(slide, (tile.box[0], tile.box[1]), side, size_px))
-            readable.append(tile)
-        except SlideError:
-            lost.append((tile.core[0], tile.core[1]))
-    return readable, pixels
 
 
 def shrunk(

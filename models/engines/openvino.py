@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
@@ -23,9 +23,15 @@ from wsi.errors import ConfigError, ModelError
 from wsi.files import cache_folder
 from wsi.slides.blocks import PatchBlock
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.networks.faster_rcnn import Convolutions, Maps
+
 log = logging.getLogger(__name__)
 
 BATCH = 8  # a stream's memory grows with it, its speed on a CPU does not
+LIBRARY = f"openvino {ov.__version__.split('-')[0]}"
 _MODELS = Path(__file__).resolve().parents[1]
 
 
@@ -47,8 +53,7 @@ class OpenVinoEngine:
         self._queue.set_callback(_receive)
         turned = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
         self.description = (
-            f"openvino {ov.__version__.split('-')[0]}, {precision.replace('f32', 'fp32')}, "
-            f"batches of {self._batch}{turned}, CPU"
+            f"{LIBRARY}, {precision.replace('f32', 'fp32')}, batches of {self._batch}{turned}, CPU"
         )
 
     def expect(self, patches: int) -> None:
@@ -76,6 +81,31 @@ class OpenVinoEngine:
                 patches = np.concatenate([patches, padding])
             self._queue.start_async(patches, (answer, start))
         return answer
+
+
+class OpenVinoConvolutions:
+    """A detector's convolutions, tile by tile; compiled once for every size of tile."""
+
+    def __init__(self, convolutions: Convolutions, precision: str, name: str) -> None:
+        import torch
+
+        self._core = ov.Core()
+        hint = _precision(precision, self._core)
+        self._settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+        self._model = _graph(convolutions, torch.zeros((1, 3, 64, 64)), name)
+        self._compiled: dict[tuple[int, ...], ov.CompiledModel] = {}
+
+    def __call__(self, pixels: Tensor) -> Maps:
+        """See `models.networks.faster_rcnn.Convolutions`."""
+        import torch
+
+        shape = (1, *pixels.shape[1:])
+        if shape not in self._compiled:
+            self._model.reshape(list(shape))
+            self._compiled[shape] = self._core.compile_model(self._model, "CPU", self._settings)
+        run = self._compiled[shape]
+        maps = [[torch.from_numpy(m.copy()) for m in run(tile[None].numpy()).values()] for tile in pixels]
+        return tuple(torch.cat(level) for level in zip(*maps, strict=True))
 
 
 class _Answer:
@@ -186,7 +216,16 @@ def _convert(models: Models, orientations: int) -> ov.Model:
 
     size = models.card.patch_px
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    network = build_network(models.folders, orientations)
+    names = " and ".join(card.name for card in models.cards)
+    return _graph(build_network(models.folders, orientations), example, names)
+
+
+def _graph(network: Any, example: Any, names: str) -> ov.Model:
+    """A torch module as a graph of OpenVINO.
+
+    Raises:
+        ModelError: OpenVINO does not know a part of it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's and openvino's notes on tracing
         try:
@@ -194,7 +233,6 @@ def _convert(models: Models, orientations: int) -> ov.Model:
         except MemoryError:
             raise
         except Exception as error:  # its front end raises several classes, some of its own
-            names = " and ".join(card.name for card in models.cards)
             raise ModelError(
                 f"{names} cannot be converted for OpenVINO ({_line(error)}); use --engine torch"
             ) from error

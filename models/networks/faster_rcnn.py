@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,8 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
@@ -21,7 +23,11 @@ from wsi.arrays import BoxesXYXY
 from wsi.config import Config
 from wsi.marks.boxes import Detections, joined
 
-MOST_BOXES = 400  # in one tile of 256 um: far more than capillaries fit into it
+MOST_BOXES = 400  # in one tile of 256 or 320 um: far more than capillaries fit into it
+SIDE_STEP = 32  # a tile's side is a multiple of it: every level of the pyramid has whole pixels
+Maps = tuple[Tensor, ...]
+"""Of each level the features, then of each its objectness, then of each its changes of boxes."""
+Convolve = Callable[[Tensor], Maps]
 
 
 class DetectorConfig(Config):
@@ -31,7 +37,7 @@ class DetectorConfig(Config):
         classes: names, from 0 as they leave this module; inside torchvision 0 is the background.
         backbone: ``resnet50`` (Kim et al. 2019 name Faster R-CNN only; this is torchvision's own), or ``small`` for
             CPUs: three stages at 1/4, 1/8 and 1/16.
-        tile_px: side of the tiles it is trained on and looks at; nothing is resized inside.
+        tile_px: side of the tiles it is trained on; nothing is resized inside.
         spacing_um: um per pixel of the tiles.
         anchors_px: side of the anchors, one for each level of the pyramid, fine to coarse.
         iou: overlap above which a box suppresses another in its tile.
@@ -41,7 +47,7 @@ class DetectorConfig(Config):
 
     classes: tuple[str, ...] = Field(default=("C4d negative", "C4d positive"), min_length=1)
     backbone: Literal["small", "resnet50"] = "small"
-    tile_px: int = Field(default=512, gt=0, multiple_of=32)
+    tile_px: int = Field(default=512, gt=0, multiple_of=SIDE_STEP)
     spacing_um: float = Field(default=0.5, gt=0)
     anchors_px: tuple[float, ...] = (32.0, 48.0, 80.0)
     iou: float = Field(default=0.4, gt=0, lt=1)
@@ -74,34 +80,80 @@ class CapillaryDetector(nn.Module):
             boxes: for each tile (k, 4) x0, y0, x1, y1 in its pixels; k may be 0.
             labels: for each tile (k,) class numbers from 0.
         """
-        pixels = list(self._pixels(tiles))
+        pixels = self._pixels(tiles)
+        side = self.cfg.tile_px
+        if tuple(pixels.shape[1:]) != (3, side, side):
+            raise ValueError(f"tiles must be {side} x {side} px, RGB, got {tuple(tiles.shape)}")
         found: dict[str, Tensor] = {}
         for i, (group, network) in enumerate(zip(self.groups, self.networks, strict=True)):
             targets = [_target(b, n, group) for b, n in zip(boxes, labels, strict=True)]
-            found |= {f"{name}.{i}": loss for name, loss in network(pixels, targets).items()}
+            found |= {f"{name}.{i}": loss for name, loss in network(list(pixels), targets).items()}
         return found
 
     @torch.inference_mode()
-    def detect(self, tiles: Tensor) -> list[Detections]:
-        """Boxes of every tile in its own pixels, in evaluation mode, at most `MOST_BOXES` each, best first."""
-        pixels = list(self._pixels(tiles))
+    def detect(self, tiles: Tensor, convolve: Sequence[Convolve] | None = None) -> list[Detections]:
+        """Boxes of every tile in its own pixels, in evaluation mode, at most `MOST_BOXES` each, best first.
+
+        Args:
+            tiles: (n, side, side, 3) RGB uint8, or float (n, 3, side, side) in 0..1; the side is a multiple of
+                `SIDE_STEP`, not only the one that it was trained on. Nothing is resized.
+            convolve: for each network what does the work of its `convolutions`; they themselves without it.
+        """
+        pixels = self._pixels(tiles)
+        if pixels.shape[2] % SIDE_STEP or pixels.shape[2] != pixels.shape[3]:
+            raise ValueError(
+                f"tiles must be squares of a multiple of {SIDE_STEP} px, got {tuple(tiles.shape)}"
+            )
         parts = []
-        for group, network in zip(self.groups, self.networks, strict=True):
+        runs: Sequence[Convolve] = self.convolutions if convolve is None else convolve
+        for group, network, run in zip(self.groups, self.networks, runs, strict=True):
             names = torch.tensor(group)
             parts.append(
                 [
-                    _detections(one["boxes"], one["scores"], names[one["labels"] - 1])
-                    for one in network(pixels)
+                    _detections(one["boxes"], one["scores"].cpu(), names[one["labels"].cpu() - 1])
+                    for one in _boxes_of(network, run(pixels), pixels)
                 ]
             )
         return [_best_first(joined(of_tile)) for of_tile in zip(*parts, strict=True)]
 
+    @property
+    def convolutions(self) -> list[Convolutions]:
+        """Of every network the part that costs the most: what an engine may run in another way."""
+        return [Convolutions(network) for network in self.networks]
+
     def _pixels(self, tiles: Tensor) -> Tensor:
-        side = self.cfg.tile_px
-        whole = tiles.permute(0, 3, 1, 2).float() / 255 if tiles.dtype == torch.uint8 else tiles
-        if tuple(whole.shape[1:]) != (3, side, side):
-            raise ValueError(f"tiles must be {side} x {side} px, RGB, got {tuple(tiles.shape)}")
-        return whole
+        return tiles.permute(0, 3, 1, 2).float() / 255 if tiles.dtype == torch.uint8 else tiles
+
+
+class Convolutions(nn.Module):
+    """Backbone, pyramid and the head of the region proposals: pixels (n, 3, h, w) in 0..1 to `Maps`."""
+
+    def __init__(self, network: FasterRCNN) -> None:
+        super().__init__()
+        self.backbone, self.head = network.backbone, network.rpn.head
+        self.mean, self.std = network.transform.image_mean[0], network.transform.image_std[0]
+
+    def forward(self, pixels: Tensor) -> Maps:
+        """The pyramid's features, then the objectness of every level, then its boxes' changes, fine to coarse."""
+        features = list(self.backbone((pixels - self.mean) / self.std).values())
+        objectness, changes = self.head(features)
+        return (*features, *objectness, *changes)
+
+
+def _boxes_of(network: FasterRCNN, maps: Maps, pixels: Tensor) -> list[dict[str, Tensor]]:
+    """What torchvision's forward pass does after the convolutions, without its resizing there and back."""
+    levels = len(maps) // 3
+    features, objectness, changes = maps[:levels], maps[levels : 2 * levels], maps[2 * levels :]
+    count, _, height, width = pixels.shape
+    images = ImageList(pixels, [(height, width)] * count)
+    anchors = network.rpn.anchor_generator(images, list(features))
+    sizes = [one[0].numel() for one in objectness]  # anchors of each level
+    flat, coded = concat_box_prediction_layers(list(objectness), list(changes))
+    proposals = network.rpn.box_coder.decode(coded, anchors).view(count, -1, 4)
+    boxes, _ = network.rpn.filter_proposals(proposals, flat, images.image_sizes, sizes)
+    pyramid = {str(i): level for i, level in enumerate(features)}
+    found: list[dict[str, Tensor]] = network.roi_heads(pyramid, boxes, images.image_sizes)[0]
+    return found
 
 
 def _target(boxes: Tensor, labels: Tensor, group: tuple[int, ...]) -> dict[str, Tensor]:

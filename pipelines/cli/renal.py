@@ -69,9 +69,9 @@ def propose(
     Examples:
     wsi renal propose biopsy.svs -o capillaries.geojson
     """
-    from models.detector_card import load_detector
+    from models.engines.boxes import BoxEngine
     from models.engines.contract import find_folder
-    from models.engines.detect_slide import detect_slide
+    from models.engines.detect_slide import detect_slide, tissue_tiles
 
     if file.suffix != ".geojson" and not file.name.endswith(".geojson.gz"):
         raise ConfigError(f"--out {file} must end in .geojson, so that QuPath reads it")
@@ -79,21 +79,23 @@ def propose(
         raise StoreError(
             f"{file} is there already, perhaps corrected; choose another --out, or pass --overwrite"
         )
-    network, card = load_detector(find_folder(model))
+    detector = BoxEngine(find_folder(model), EngineConfig())
+    card = detector.card
     source = SlideSource(slide, mpp, allow_anisotropic)
     with source.open() as opened:
         mask = find_tissue(opened, TissueConfig(method="density"))
         if not mask.pixels.any():
             raise ConfigError(f"{slide} shows no tissue; check that it is the right slide")
         with progress("tiles") as tick:
-            result = detect_slide(opened, mask, network, card, lowest_score=confidence, tick=tick)
+            plan = tissue_tiles(opened, mask, card)
+            result = detect_slide(opened, plan, detector, lowest_score=confidence, tick=tick)
         offset = origin_offset(opened.bounds, origin)
     made_by = {"model": card.name, "sha256": card.sha256[:16], "program": f"slidewright {version()}"}
     made_by |= {"code": code_hash(), "intended use": "research use only"}
-    features = proposed_labels(source.name, result.found, card.detector.classes, made_by)
+    features = proposed_labels(source.name, result.detections, card.detector.classes, made_by)
     write_geojson(file, features, offset)
     counts = [
-        f"{int((result.found.labels == i).sum())} {name}" for i, name in enumerate(card.detector.classes)
+        f"{int((result.detections.labels == i).sum())} {name}" for i, name in enumerate(card.detector.classes)
     ]
     out.print(f"{file}: {' and '.join(counts)}, on {result.tiles} tiles; for research use only", markup=False)
     if card.demonstration:
@@ -143,7 +145,7 @@ def report(
 ) -> None:
     """Choose the fields of each slide, count C4d-positive and negative capillaries, grade, and write a report.
 
-    After an interruption run the same command again: slides that are done are kept.
+    After an interruption run the same command again: it goes on inside the slide, field by field.
 
     Examples:
 
@@ -151,15 +153,15 @@ def report(
 
     wsi renal report biopsies/ --pdf -o reports
     """
-    from models.detector_card import load_detector
+    from models.engines.boxes import BoxEngine
     from models.engines.contract import find_folder
 
     cfg = RenalConfig() if config is None else load_config(config, RenalConfig)
     if pdf:
         check_pdf()
     rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic)
-    network, card = load_detector(find_folder(model))
-    readers = Readers(load_engine(find_models([fields_model]), EngineConfig()), network, card)
+    engine = EngineConfig()
+    readers = Readers(load_engine(find_models([fields_model]), engine), BoxEngine(find_folder(model), engine))
     readers.limits(cfg)  # both refuse models of something else
     field_threshold(readers.fields.models.card, cfg.fields)
     complete = RenalRun(rows, readers, cfg, folder, pdf, overwrite).go()
@@ -188,7 +190,10 @@ class RenalRun:
             out.print(
                 "demonstration models, trained without any real C4d slide: what they say of real tissue means nothing"
             )
-        settings, engine = self.cfg.model_dump(mode="json"), self.readers.fields.description
+        settings = self.cfg.model_dump(mode="json")
+        engine = (
+            f"fields: {self.readers.fields.description}; capillaries: {self.readers.detector.description}"
+        )
         record = run_record(settings, self.readers.models, engine, fingerprint)
         record["demonstration"] = demonstration
         run = RunFolder(self.folder, record, earlier_reports, write_results)

@@ -23,9 +23,16 @@ from pipelines.camelyon16.read.lesions import (
     slide_score,
 )
 from pipelines.camelyon16.read.preview import write_preview
-from pipelines.camelyon16.read.results import EXPORTS, FILES, SlideResult, finished_result, lesion_features
+from pipelines.camelyon16.read.results import (
+    EXPORTS,
+    FILES,
+    RESULT_FORMAT,
+    SlideResult,
+    finished_result,
+    lesion_features,
+)
 from pipelines.runs.likeness import UNLIKE_FROM, unlike_note, unlike_share
-from pipelines.runs.made_by import code_hash, fingerprint
+from pipelines.runs.made_by import fingerprint
 from pipelines.runs.scoring import score_chunks
 from wsi.arrays import CellsRC
 from wsi.config import Config
@@ -44,6 +51,7 @@ from wsi.slides.stain import StainTransform, fit_slide
 from wsi.slides.tissue import Mask, TissueConfig, find_tissue
 
 log = logging.getLogger(__name__)
+HEATMAP_FORMAT = 1  # of cells and their scores; raise it when the golden heatmap of the tests changes
 
 
 class ScoreConfig(Config):
@@ -118,12 +126,12 @@ def plan_slide(
 
 
 def settings_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
-    """Hash of what every heatmap of a run is made with: settings, models, engine, code."""
+    """Hash of what every heatmap of a run is made with: settings, models, engine, `HEATMAP_FORMAT`."""
     return fingerprint(
         settings=cfg.model_dump(mode="json", exclude={"lesions", "threads"}),
         models=[card.model_dump(mode="json") for card in engine.models.cards],
         engine=engine.description,
-        code=code_hash(),
+        format=HEATMAP_FORMAT,
     )
 
 
@@ -131,7 +139,9 @@ def run_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
     """Hash of what is the same for every slide of a run, with how lesions are found: one table holds one kind only."""
     cfg = cfg.of_model(engine.models.card)
     return fingerprint(
-        heatmaps=settings_fingerprint(engine, cfg), lesions=cfg.lesions.model_dump(mode="json")
+        heatmaps=settings_fingerprint(engine, cfg),
+        lesions=cfg.lesions.model_dump(mode="json"),
+        format=RESULT_FORMAT,
     )
 
 
@@ -282,6 +292,7 @@ def _write_results(
         | {
             "fingerprint": plan.spec.fingerprint,
             "settings_fingerprint": run_fingerprint(engine, cfg),
+            "format": RESULT_FORMAT,
             "lesion_settings": cfg.lesions.model_dump(mode="json"),
             "bounds": slide.bounds,
             "model": card.name,

@@ -14,7 +14,8 @@ from pydantic import Field as Setting
 
 from models.engines import Engine
 from pipelines.renal.read.checks import ChecksConfig, checked, doubt_counts, left_out
-from pipelines.renal.read.fields import FieldsConfig, FieldSet, choose_fields
+from pipelines.renal.read.fields import FORMAT as FIELD_FORMAT
+from pipelines.renal.read.fields import FieldsConfig, FieldSet, choose_fields, field_threshold
 from pipelines.renal.read.grading import (
     CountingErrors,
     Grade,
@@ -25,21 +26,24 @@ from pipelines.renal.read.grading import (
     stability,
 )
 from pipelines.renal.read.marks import Marks, Source, machine_ids
-from pipelines.runs.made_by import code_hash, fingerprint
+from pipelines.runs.made_by import fingerprint
 from wsi.config import Config
 from wsi.errors import ModelError
 from wsi.marks.boxes import Detections
 from wsi.marks.c4d import NEGATIVE, POSITIVE
+from wsi.results.box_store import BoxStore
+from wsi.results.store import HeatmapStore
 from wsi.slides.slide import Slide
 from wsi.slides.stain import MOST_EOSIN, eosin_share, tissue_pixels
 from wsi.slides.tissue import Mask, TissueConfig
 
 if TYPE_CHECKING:
     from models.detector_card import DetectorCard
-    from models.networks.faster_rcnn import CapillaryDetector
+    from models.engines.detect_slide import Detector
 
 log = logging.getLogger(__name__)
 Share = Annotated[float, Setting(ge=0, le=1, allow_inf_nan=False)]
+REPORT_FORMAT = 1  # of what is made of fields and boxes; raise it when the golden report of the tests changes
 LOWEST_SHOWN = 0.1  # detections from this score on are kept, to show what nearly counted, and for evaluation
 
 
@@ -64,8 +68,12 @@ class Readers:
     """The two networks."""
 
     fields: Engine
-    detector: CapillaryDetector
-    card: DetectorCard
+    detector: Detector
+
+    @property
+    def card(self) -> DetectorCard:
+        """The detector's card."""
+        return self.detector.card
 
     @property
     def models(self) -> list[dict[str, Any]]:
@@ -104,7 +112,7 @@ class SlideReading:
     Attributes:
         tissue_mm2: of the whole slide; ``field_mm2`` is that in feasible fields.
         eosin: share of stained pixels that are pink; NaN where there is no stain.
-        unreadable: tiles of feasible fields that could not be decoded.
+        unreadable: fields that could not be decoded, by either network.
         stability: the machine's grade at other thresholds.
         without_flagged: the grade without the positive capillaries that count though they are doubted.
         left_out: by doubt, how many reached their threshold and do not count all the same.
@@ -128,13 +136,64 @@ class SlideReading:
 
 def run_fingerprint(readers: Readers, cfg: RenalConfig) -> str:
     """Hash of what is the same for every slide of a run."""
+    from models.engines.detect_slide import FORMAT as BOX_FORMAT
+
     return fingerprint(
         settings=cfg.model_dump(mode="json"),
         fields=[card.model_dump(mode="json") for card in readers.fields.models.cards],
         engine=readers.fields.description,
         detector=readers.card.model_dump(mode="json"),
-        code=code_hash(),
+        detector_engine=readers.detector.description,
+        formats=(FIELD_FORMAT, BOX_FORMAT, REPORT_FORMAT),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where the two long steps of a slide keep what they have done, and the fingerprint of what made each.
+
+    A fingerprint holds only what changes that step's numbers: other thresholds or checks reuse both.
+    """
+
+    fields: Path
+    boxes: Path
+    fields_made_by: str
+    boxes_made_by: str
+
+    @classmethod
+    def of(cls, folder: Path, slide: dict[str, Any], readers: Readers, cfg: RenalConfig) -> Stores:
+        """The stores in a slide's folder.
+
+        Args:
+            folder: the slide's.
+            slide: what tells the slide's pixels and tissue from others: its hash, spacing and mask.
+            readers: the networks.
+            cfg: how.
+        """
+        from models.engines.detect_slide import FORMAT as BOX_FORMAT
+
+        fields = fingerprint(
+            **slide,
+            tissue=cfg.tissue.model_dump(mode="json"),
+            fields=cfg.fields.model_dump(mode="json", exclude={"threshold"}),
+            models=[card.model_dump(mode="json") for card in readers.fields.models.cards],
+            engine=readers.fields.description,
+            format=FIELD_FORMAT,
+        )
+        boxes = fingerprint(
+            fields=fields,
+            threshold=field_threshold(readers.fields.models.card, cfg.fields),
+            detector=readers.card.sha256,
+            shape=readers.card.detector.model_dump(mode="json"),
+            engine=readers.detector.description,
+            format=BOX_FORMAT,
+        )
+        return cls(folder / "fields.zarr", folder / "capillaries.boxes", fields, boxes)
+
+    def discard_others(self) -> None:
+        """Remove what was made otherwise."""
+        HeatmapStore.discard(self.fields, unless=self.fields_made_by)
+        BoxStore.discard(self.boxes, unless=self.boxes_made_by)
 
 
 def read_slide(
@@ -142,10 +201,9 @@ def read_slide(
     name: str,
     mask: Mask,
     readers: Readers,
-    path: Path,
+    stores: Stores,
     cfg: RenalConfig,
     *,
-    identity: str,
     tick: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> SlideReading:
     """Choose the fields, find the capillaries in them, count, and grade.
@@ -155,15 +213,14 @@ def read_slide(
         name: what it is called in outputs.
         mask: where there is tissue.
         readers: the networks.
-        path: of the fields' heatmap; one that is there already is gone on with.
+        stores: what is in them already is not done again.
         cfg: how.
-        identity: of the slide and all settings.
         tick: called with (steps done, steps, what is done).
 
     Raises:
         WsiError: the slide cannot be read.
     """
-    from models.engines.detect_slide import detect_slide
+    from models.engines.detect_slide import detect_slide, tiles_around
 
     limits = readers.limits(cfg)
     log.debug("%s: %.2f mm2 of tissue", slide.path, mask.area_um2(slide.mpp) / 1e6)
@@ -172,22 +229,22 @@ def read_slide(
         slide,
         mask,
         readers.fields,
-        path,
+        stores.fields,
         cfg.fields,
-        fingerprint=identity,
+        fingerprint=stores.fields_made_by,
         tick=lambda done, total: tick(done, total, "fields"),
     )
     log.debug("%s: %d of %d fields are feasible", slide.path, len(fields.feasible), len(fields.fields))
     result = detect_slide(
         slide,
-        fields.mask,
+        tiles_around([(f.x, f.y) for f in fields.feasible], fields.side, slide.mpp, readers.card),
         readers.detector,
-        readers.card,
         lowest_score=min(LOWEST_SHOWN, *limits, *cfg.stability),
         limits=tuple(limits[(NEGATIVE, POSITIVE).index(name)] for name in readers.card.detector.classes),
-        tick=lambda done, total: tick(done, total, "tiles that hold evaluated fields"),
+        store=BoxStore.create(stores.boxes, stores.boxes_made_by),
+        tick=lambda done, total: tick(done, total, "evaluated fields"),
     )
-    found = marks_of(name, result.found, fields, readers.card.detector.classes, limits)
+    found = marks_of(name, result.detections, fields, readers.card.detector.classes, limits)
     marks = checked(slide, fields, found, cfg.checks)
     out = left_out(marks, cfg.checks)
     doubted_away = doubt_counts(marks, marks.counted & out)
@@ -264,7 +321,7 @@ def _warnings(mask: Mask, eosin: float, fields: FieldSet, grade: Grade, lost: in
     elif said := count_warning(len(fields.feasible), grade.percent):
         yield said
     if lost:
-        yield f"{lost} tiles of feasible fields could not be decoded: capillaries there are missing"
+        yield f"{lost} feasible fields could not be decoded whole: capillaries there are missing"
     undecoded = sum(f.score is None for f in fields.fields)
     if undecoded:
         yield f"{undecoded} fields could not be decoded and are left out"

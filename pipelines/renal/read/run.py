@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.renal.read.page import more_pages, write_report
-from pipelines.renal.read.reading import Readers, RenalConfig, read_slide, run_fingerprint
+from pipelines.renal.read.reading import Readers, RenalConfig, Stores, read_slide, run_fingerprint
 from pipelines.renal.read.report import RenalReport, machine_report
 from pipelines.runs.made_by import fingerprint
 from wsi.config import first_mistake
-from wsi.errors import SlideError, StoreError
+from wsi.errors import ForeignStoreError, SlideError, StoreError
 from wsi.files import (
     UNREADABLE,
     changed_files,
@@ -27,6 +27,7 @@ from wsi.files import (
     write_json,
 )
 from wsi.marks.own_mask import mask_identity, read_user_mask
+from wsi.results.box_store import SPEC, BoxStore
 from wsi.results.store import HeatmapStore
 from wsi.slides.manifest import SlideRow
 from wsi.slides.tissue import find_tissue
@@ -34,6 +35,7 @@ from wsi.slides.tissue import find_tissue
 log = logging.getLogger(__name__)
 
 REVIEWED = "reviewed"  # folder of the corrected reading
+MADE_BY = {"program", "code", "libraries"}  # what may change though the reading does not
 FILES = ("report.json", "report.html", "detections.geojson", "capillaries.csv")
 
 
@@ -103,29 +105,33 @@ def report_slide(
         run = run_fingerprint(readers, cfg)
         before = row.source.state()
         source_identity = row.source.identity(lambda done, total: tick(done, total, "bytes"))
-        identity = fingerprint(
-            slide=source_identity,
-            mpp=slide.mpp,
-            mask=None if row.mask is None else mask_identity(row.mask),
-            run=run,
-        )
+        pixels = {
+            "slide": source_identity,
+            "mpp": slide.mpp,
+            "mask": None if row.mask is None else mask_identity(row.mask),
+        }
+        identity = fingerprint(**pixels, run=run)
         earlier = finished(folder, identity)
         if earlier is not None and all(
             (folder / n).exists() for n in (*FILES, *(["report.pdf"] if pdf else []))
         ):
             return earlier
         discard_partials(folder)
+        stores = Stores.of(folder, pixels, readers, cfg)
         if overwrite:
             (folder / "slide.json").unlink(missing_ok=True)  # it says that all is there
-            HeatmapStore.discard(folder / "fields.zarr", unless=identity)
+            stores.discard_others()
+        elif _made_by(folder) not in (None, identity):
+            raise ForeignStoreError(
+                f"{folder} holds a report of another slide, model or settings; "
+                f"choose another --out, or pass --overwrite"
+            )
         mask = (
             find_tissue(slide, cfg.tissue)
             if row.mask is None
             else read_user_mask(row.mask, slide, cfg.tissue.mpp)
         )
-        reading = read_slide(
-            slide, name, mask, readers, folder / "fields.zarr", cfg, identity=identity, tick=tick
-        )
+        reading = read_slide(slide, name, mask, readers, stores, cfg, tick=tick)
         if row.source.state() != before:
             raise SlideError(f"{row.source.label} changed while it was read; run the same command again")
         file = Path(row.source.label).name
@@ -144,7 +150,8 @@ def report_slide(
             "unreadable": reading.unreadable,
             "slide_identity": source_identity,
             "files": record_files(
-                folder, [*FILES, *more_pages(report.result.positive), *extra, "fields.zarr"]
+                folder,
+                [*FILES, *more_pages(report.result.positive), *extra, stores.fields.name, stores.boxes.name],
             ),
         }
         write_json(folder / "slide.json", record, durable=True)
@@ -164,9 +171,18 @@ def set_aside(reviewed: Path) -> None:
 def _same_report(folder: Path, report: RenalReport) -> bool:
     """Whether the folder's report says the same: then a page is only printed again, and its review stays."""
     try:
-        return read_report(folder).model_dump_json() == report.model_dump_json()
+        earlier, now = (r.model_dump(exclude=MADE_BY) for r in (read_report(folder), report))
+        return earlier == now
     except StoreError:
         return False
+
+
+def _made_by(folder: Path) -> str | None:
+    """The fingerprint of the report in a folder; None where there is none that can be read."""
+    try:
+        return str(json.loads((folder / "slide.json").read_bytes())["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def finished(folder: Path, identity: str) -> RenalResult | None:
@@ -182,6 +198,8 @@ def finished(folder: Path, identity: str) -> RenalResult | None:
                 discard_inside(folder, name)
         if "fields.zarr/zarr.json" in changes:  # without it nobody knows what the chunks are
             HeatmapStore.discard(folder / "fields.zarr", unless="")
+        if f"capillaries.boxes/{SPEC}" in changes:
+            BoxStore.discard(folder / "capillaries.boxes", unless="")
         if changes:
             return None
         return RenalResult(read_report(folder), value["unreadable"])

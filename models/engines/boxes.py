@@ -1,0 +1,87 @@
+"""Runs a detector: its convolutions by whatever is fastest here, what follows them in fp32 by torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.detector_card import load_detector
+from models.engines.choice import engine_for
+from models.engines.contract import EngineConfig
+from models.networks.faster_rcnn import Convolutions, Convolve, Maps
+from wsi.errors import ConfigError
+from wsi.marks.boxes import Detections
+
+BATCH_CPU, BATCH_GPU = 1, 16
+
+
+class BoxEngine:
+    """Boxes of tiles; what it is made of is in ``card`` and ``description``.
+
+    Attributes:
+        card: of the detector.
+        description: libraries, precision and device, for what is written about a result.
+        batch: tiles run at once.
+    """
+
+    def __init__(self, folder: Path, cfg: EngineConfig) -> None:
+        """Load a detector.
+
+        Raises:
+            ConfigError: this machine cannot run what was asked for.
+            ModelError: the folder holds no detector, or a broken one.
+        """
+        network, self.card = load_detector(folder)
+        if cfg.orientations != 1:
+            raise ConfigError("a detector looks at each tile once; leave orientations at 1")
+        gpu = engine_for(cfg.engine) == "torch" and torch.cuda.is_available()
+        self._device = torch.device("cuda" if gpu else "cpu")
+        self._network = network.to(self._device)
+        self.batch = cfg.batch or (BATCH_GPU if gpu else BATCH_CPU)
+        # half precision moves boxes by pixels and scores by hundredths: on a CPU only where it is asked for
+        precision = ("fp16" if gpu else "fp32") if cfg.precision == "auto" else cfg.precision
+        self._convolve: Sequence[Convolve]
+        if engine_for(cfg.engine) == "openvino":
+            if precision == "fp16":
+                raise ConfigError("precision fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")
+            from models.engines.openvino import LIBRARY, OpenVinoConvolutions
+
+            name = self.card.name
+            self._convolve = [OpenVinoConvolutions(c, precision, name) for c in network.convolutions]
+            self.description = f"{LIBRARY} and torch {torch.__version__}, {precision}, CPU"
+        else:
+            if precision == "fp16" and not gpu:
+                raise ConfigError("precision fp16 needs a GPU; use --precision fp32")
+            self._convolve = [_Autocast(c, self._device, precision) for c in network.convolutions]
+            name = torch.cuda.get_device_name() if gpu else "CPU"
+            self.description = f"torch {torch.__version__}, {precision}, batches of {self.batch}, {name}"
+
+    def detect(self, tiles: npt.NDArray[np.uint8]) -> list[Detections]:
+        """Boxes of every tile in its own pixels, best first.
+
+        Args:
+            tiles: (n, side, side, 3) RGB; the side is a multiple of 32.
+        """
+        found: list[Detections] = []
+        for start in range(0, len(tiles), self.batch):
+            part = torch.from_numpy(tiles[start : start + self.batch]).to(self._device)
+            found += self._network.detect(part, self._convolve)
+        return found
+
+
+class _Autocast:
+    """The convolutions by torch, in a precision; the maps come out in fp32."""
+
+    def __init__(self, convolutions: Convolutions, device: torch.device, precision: str) -> None:
+        self._run, self._device = convolutions.to(memory_format=torch.channels_last), device.type
+        self._dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+
+    def __call__(self, pixels: Tensor) -> Maps:
+        with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
+            maps: Maps = self._run(pixels.contiguous(memory_format=torch.channels_last))
+        return tuple(one.float() for one in maps)

@@ -1,0 +1,38 @@
+"""Which library runs a network on this machine, asked once."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import cache
+from typing import Literal
+
+log = logging.getLogger(__name__)
+Library = Literal["openvino", "torch"]
+
+
+@cache
+def engine_for(wanted: Literal["auto", "openvino", "torch"]) -> Library:
+    """What was asked for; ``auto`` is torch where it can use a GPU, else OpenVINO."""
+    if wanted != "auto":
+        return wanted
+    if not _has_driver():
+        return "openvino"
+    import torch  # takes seconds, and is needed then
+
+    if torch.cuda.is_available():
+        return "torch"
+    log.warning(
+        "there is a GPU, but this torch cannot use it (its driver is too old, or torch was built for CPUs)"
+    )
+    return "openvino"
+
+
+def _has_driver() -> bool:
+    """Whether a CUDA driver answers and sees a GPU; asked without loading torch."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

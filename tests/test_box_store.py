@@ -1,0 +1,103 @@
+"""Boxes on disk: what comes back, and what is refused or made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsi.errors import ForeignStoreError, StoreError
+from wsi.files import discard_partials
+from wsi.marks.boxes import Detections, no_detections
+from wsi.results.box_store import SPEC, BoxStore
+
+DETECTIONS = Detections(
+    np.array([[200_000.25, 3, 200_010.5, 7], [1, 2, 3, 5]]),
+    np.array([0.9, 0.125], np.float32),
+    np.array([1, 0]),
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BoxStore:
+    made = BoxStore.create(tmp_path / "a.boxes", "abc")
+    made.write_chunk(3, DETECTIONS, np.array([5, 7]))
+    return made
+
+
+def test_a_chunk_comes_back_to_the_last_bit(store: BoxStore) -> None:
+    chunk = BoxStore.create(store.path, "abc").read_chunk(3)
+    assert chunk is not None
+    for name in ("boxes", "scores", "labels"):
+        np.testing.assert_array_equal(getattr(chunk[0], name), getattr(DETECTIONS, name))
+    assert chunk[1].tolist() == [5, 7]
+    assert store.read_chunk(0) is None
+
+
+def test_a_chunk_without_boxes_is_not_a_missing_one(store: BoxStore) -> None:
+    store.write_chunk(0, no_detections(), np.array([], np.int64))
+    chunk = store.read_chunk(0)
+    assert chunk is not None
+    assert (len(chunk[0]), len(chunk[1])) == (0, 0)
+
+
+def test_the_same_boxes_give_the_same_bytes(store: BoxStore) -> None:
+    before = (store.path / "00003.npz").read_bytes()
+    store.write_chunk(3, DETECTIONS, np.array([5, 7]))
+    assert (store.path / "00003.npz").read_bytes() == before
+
+
+def test_another_run_s_store_is_refused_and_can_be_discarded(store: BoxStore) -> None:
+    with pytest.raises(ForeignStoreError, match=r"another slide, model or settings; .*--overwrite"):
+        BoxStore.create(store.path, "other")
+    BoxStore.discard(store.path, unless="abc")
+    assert store.path.exists()
+    BoxStore.discard(store.path, unless="other")
+    assert not store.path.exists()
+
+
+def test_a_link_is_not_written_through(store: BoxStore, tmp_path: Path) -> None:
+    (tmp_path / "link.boxes").symlink_to(store.path)
+    with pytest.raises(ForeignStoreError, match="is a link"):
+        BoxStore.create(tmp_path / "link.boxes", "abc")
+    BoxStore.discard(tmp_path / "link.boxes", unless="other")
+    assert store.read_chunk(3) is not None
+
+
+@pytest.mark.parametrize("at", [0, 40, 300, -30, -1])
+def test_a_changed_byte_means_the_chunk_is_made_again(
+    store: BoxStore, at: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the zip's header, in an array's header, in the boxes, at the end: never other boxes than were written."""
+    path = store.path / "00003.npz"
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    chunk = store.read_chunk(3)
+    if chunk is None:
+        assert "was damaged" in caplog.text
+    else:
+        np.testing.assert_array_equal(chunk[0].boxes, DETECTIONS.boxes)
+
+
+def test_a_cut_chunk_is_made_again(store: BoxStore) -> None:
+    path = store.path / "00003.npz"
+    whole = path.read_bytes()
+    for size in (0, 10, 100, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert store.read_chunk(3) is None
+
+
+def test_a_chunk_that_cannot_be_read_now_is_kept(store: BoxStore) -> None:
+    (store.path / "00004.npz").mkdir()
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.read_chunk(4)
+
+
+def test_what_a_killed_process_began_is_removed(store: BoxStore, tmp_path: Path) -> None:
+    left = store.path / ".00004.npz.999999.partial"
+    left.write_bytes(b"half")
+    discard_partials(tmp_path)
+    assert not left.exists()
+    assert (store.path / SPEC).exists()

@@ -1,0 +1,113 @@
+"""What a run's numbers are, held by their hashes: a change of them is a decision, and raises a FORMAT.
+
+Results of an earlier version are taken over where settings, weights, engine and FORMAT are the same. So whoever changes
+what the code computes must say so, or old and new numbers end up in one table. When a test here fails and the change is
+meant: raise the constant that it names by one, and put the new hash beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from models.engines import detect_slide
+from pipelines.camelyon16.read import results
+from pipelines.camelyon16.read import score as scoring
+from pipelines.renal.read import fields, reading
+from pipelines.renal.read.run import report_slide
+from tests.renal_slides import BLUE, BROWN, PALE_BROWN, Square, readers, scattered, slide_of
+from tests.slides import RednessEngine, write_pyramid
+from wsi.results.box_store import BoxStore
+from wsi.results.store import HeatmapStore
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
+
+# FORMAT, then the hash of what the code gives; one line for each thing that later runs take over
+GOLDEN = {
+    "heatmap": (1, "b7c7500d0334516c"),
+    "lesions": (1, "47a683dc3375a231"),
+    "fields": (1, "f29930b6474c4b0b"),
+    "boxes": (1, "8f7dc8207a552d7f"),
+    "report": (1, "fb58fa0cd3652803"),
+}
+NOW = {
+    "heatmap": scoring.HEATMAP_FORMAT,
+    "lesions": results.RESULT_FORMAT,
+    "fields": fields.FORMAT,
+    "boxes": detect_slide.FORMAT,
+    "report": reading.REPORT_FORMAT,
+}
+
+
+def digest(content: str | bytes) -> str:
+    return hashlib.sha256(content if isinstance(content, bytes) else content.encode()).hexdigest()[:16]
+
+
+def rounded(values: np.ndarray) -> bytes:
+    """To thousandths: processors round the resampling of a pixel differently, by 1 of 255."""
+    return (np.round(np.nan_to_num(values, nan=-1), 3) + 0.0).astype(np.float32).tobytes()
+
+
+@pytest.fixture(scope="module")
+def hashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("golden")
+    return _lymph_node(root) | _kidney(root)
+
+
+def _lymph_node(root: Path) -> dict[str, str]:
+    """An uneven slide of 0.21 um/px, read at 0.25: every patch is resampled."""
+    rng = np.random.default_rng(16)
+    image = np.full((2500, 3700, 3), 244, np.uint8)
+    cv2.ellipse(image, (1900, 1200), (1500, 900), 20, 0, 360, (205, 160, 190), -1)
+    cv2.ellipse(image, (1200, 1000), (420, 260), -30, 0, 360, (190, 70, 100), -1)
+    cv2.ellipse(image, (2700, 1500), (130, 200), 0, 0, 360, (190, 90, 100), -1)
+    image -= rng.integers(0, 12, image.shape).astype(np.uint8)
+    path = write_pyramid(root / "golden.tif", image, levels=4, tile=256, mpp=0.21)
+    row = SlideRow(SlideSource(str(path)))
+    scoring.score_slide(row, "golden", RednessEngine(), root / "out", scoring.ScoreConfig())
+    heatmap = HeatmapStore.open(root / "out" / "heatmap.zarr").read(1)
+    assert heatmap.scored > 200
+    lesions = [line.split(",") for line in (root / "out" / "lesions.csv").read_text().splitlines()]
+    assert len(lesions) == 2
+    places = [(round(float(score), 3), x, y) for score, x, y in lesions]
+    return {"heatmap": digest(rounded(heatmap.scores)), "lesions": digest(json.dumps(places))}
+
+
+def _kidney(root: Path) -> dict[str, str]:
+    """Capillaries across the borders of fields, too; all kinds of colours."""
+    squares = [
+        *scattered(150, 0.3, 7),
+        Square(512, 300, BROWN),
+        Square(700, 514, BLUE),
+        Square(70, 72, PALE_BROWN),
+    ]
+    slide_of(root / "kidney.tif", squares)
+    row = SlideRow(SlideSource(str(root / "kidney.tif")))
+    report = report_slide(row, "kidney", readers(), root / "kidney", reading.RenalConfig()).report
+    scores = HeatmapStore.open(root / "kidney" / "fields.zarr").read(1).scores
+    places = [(f.x, f.y, f.tissue, f.why_not) for f in report.fields]
+    store = BoxStore(root / "kidney" / "capillaries.boxes")
+    chunks = [chunk[0] for i in range(2) if (chunk := store.read_chunk(i)) is not None]
+    assert sum(map(len, chunks)) > 140
+    boxes = b"".join(rounded(c.boxes) + rounded(c.scores) + c.labels.tobytes() for c in chunks)
+    said = report.model_dump(mode="json", include={"result", "basis", "stability", "warnings", "field_mm2"})
+    return {
+        "fields": digest(rounded(scores) + json.dumps(places).encode()),
+        "boxes": digest(boxes),
+        "report": digest(
+            json.dumps(said, sort_keys=True) + (root / "kidney" / "capillaries.csv").read_text()
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_numbers_are_as_they_were_or_the_format_says_so(hashes: dict[str, str], name: str) -> None:
+    assert (NOW[name], hashes[name]) == GOLDEN[name], (
+        f"the {name} of a run have changed: if that is meant, raise the constant in NOW that belongs to it and put "
+        f"{hashes[name]!r} here"
+    )
