@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipelines.runs.made_by import commit, machine, version
 
+COMMAND = str(Path(sys.executable).with_name("wsi"))  # as it was installed
 ROOT = Path(__file__).resolve().parents[1]
 FULL_WIDTH = "inception-width-1"
 
@@ -32,8 +33,7 @@ def scratch() -> Iterator[Path]:
 
 def wsi(*words: object, ok: tuple[int, ...] = (0,)) -> str:
     """Run the command line as a process of its own; what it prints. Exit codes that are not ``ok`` end the benchmark."""
-    command = [sys.executable, "-m", "pipelines.cli", *map(str, words)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run([COMMAND, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     if ended.returncode not in ok:
         raise SystemExit(f"{ended.stderr}wsi {' '.join(map(str, words))} ended with {ended.returncode}")
     return ended.stdout

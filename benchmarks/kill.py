@@ -1,23 +1,21 @@
-"""Kill ``wsi score`` at random moments, again and again; the outputs must equal an undisturbed run's."""
+"""Kill ``wsi score`` and ``wsi renal report`` at random moments; the outputs must equal an undisturbed run's.
+
+Scoring is killed once in each of several folders. A report is killed again and again in one folder, inside its slide, and
+goes on each time.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import ROOT, header, scratch, wsi
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "run.json")
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
+from benchmarks.common import COMMAND, ROOT, header, scratch, wsi
 
 MODEL = ("--model", "lymph-node-demo")
 
@@ -25,41 +23,101 @@ MODEL = ("--model", "lymph-node-demo")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10)
-    kills = parser.parse_args().kills
-    header(f"{kills} kills at random moments")
+    parser.add_argument("--what", choices=("score", "report", "both"), default="both")
+    args = parser.parse_args()
+    equal = True
+    if args.what != "report":
+        equal &= scoring(args.kills)
+    if args.what != "score":
+        equal &= reporting(args.kills)
+    sys.exit(0 if equal else 1)
+
+
+def scoring(kills: int) -> bool:
+    header(f"wsi score: {kills} kills at random moments")
     moments = random.Random(0)
     with scratch() as folder:
         wsi("phantom", "lymph-node", "--count", 1, "--seed", 903, "--size", "10240x8192", "--out", folder)
         slide = next(folder.glob("*_001.tif"))
-        wsi("score", slide, *MODEL, "--out", folder / "warm")
-        start = time.monotonic()
-        wsi("score", slide, *MODEL, "--out", folder / "whole")
-        took = time.monotonic() - start
-        command = [sys.executable, "-m", "pipelines.cli", "score", str(slide), *MODEL, "--out"]
+        took = undisturbed(("score", slide, *MODEL), folder / "whole")
         equal = 0
         for number in range(kills):
             out = folder / f"killed{number}"
-            process = subprocess.Popen(
-                [*command, str(out)],
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=os.environ,
-            )
             after = moments.uniform(0.2, 0.98) * took
-            time.sleep(after)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            killed(("score", slide, *MODEL), out, after)
             chunks = len([p for p in out.rglob("c/0/*/*") if p.is_file()])
             wsi("score", slide, *MODEL, "--out", out)
             same = outputs(out) == outputs(folder / "whole")
             equal += same
+            word = "equal" if same else "DIFFERENT"
+            print(f"  killed after {after:.1f} of {took:.1f} s with {chunks} chunks: {word}", flush=True)
+    print(f"  {equal} of {kills} equal the undisturbed run, byte for byte")
+    return equal == kills
+
+
+def reporting(kills: int) -> bool:
+    header(f"wsi renal report: killed {kills} times in one folder, inside its slide")
+    moments = random.Random(0)
+    with scratch() as folder:
+        wsi(
+            "phantom",
+            "kidney",
+            "--count",
+            1,
+            "--seed",
+            77,
+            "--size",
+            "16384x12288",
+            "--c4d",
+            20,
+            "--out",
+            folder,
+        )
+        slide = folder / "kidney_001.tif"
+        took = undisturbed(("renal", "report", slide), folder / "whole")
+        boxes = folder / "killed" / "kidney_001" / "capillaries.boxes"
+        kept: dict[str, int] = {}
+        again = 0
+        for number in range(kills):
+            after = moments.uniform(0.3, 0.6) * took
+            running = killed(("renal", "report", slide), folder / "killed", after)
+            now = {p.name: p.stat().st_mtime_ns for p in boxes.glob("*.npz")}
+            again += sum(now.get(name) != written for name, written in kept.items())
+            kept = now
+            state = "killed" if running else "it had ended"
             print(
-                f"  killed after {after:.1f} of {took:.1f} s with {chunks} chunks: {'equal' if same else 'DIFFERENT'}",
+                f"  {number + 1}: {state} after {after:.1f} of {took:.1f} s with {len(now)} chunks",
                 flush=True,
             )
-    print(f"  {equal} of {kills} equal the undisturbed run, byte for byte")
-    sys.exit(0 if equal == kills else 1)
+        wsi("renal", "report", slide, "--out", folder / "killed", ok=(0, 1))
+        same = outputs(folder / "killed") == outputs(folder / "whole")
+        again += sum((boxes / name).stat().st_mtime_ns != written for name, written in kept.items())
+    print(f"  {'equal to' if same else 'DIFFERENT from'} the undisturbed run; {again} chunks were made twice")
+    return same and not again
+
+
+def undisturbed(words: Sequence[object], out: Path) -> float:
+    """Run a command twice, and give the seconds of the second time: caches are warm."""
+    wsi(*words, "--out", out.with_name("warm"), ok=(0, 1))
+    start = time.monotonic()
+    wsi(*words, "--out", out, ok=(0, 1))
+    return time.monotonic() - start
+
+
+def killed(words: Sequence[object], out: Path, after: float) -> bool:
+    """Run a command and kill it after so many seconds; whether it was still running."""
+    command = [COMMAND, *map(str, words), "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(after)
+    running = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return running
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "run.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from wsi.arrays import RgbImage, Scores
 from wsi.slides.blocks import PatchBlock
 
 MPP = 0.25
+COMMAND = str(Path(sys.executable).with_name("wsi"))  # as it was installed
 
 
 def write_pyramid(

@@ -18,7 +18,7 @@ import pytest
 
 from pipelines import cli
 from pipelines.cli import score as score_command
-from tests.slides import RednessEngine, card, painted, real_data, write_pyramid
+from tests.slides import COMMAND, RednessEngine, card, painted, real_data, write_pyramid
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -370,9 +370,7 @@ class TestForReal:
 
     def command(self, slides: Path, out: Path) -> list[str]:
         return [
-            sys.executable,
-            "-m",
-            "pipelines.cli",
+            COMMAND,
             "score",
             str(slides),
             "--out",

@@ -13,7 +13,7 @@ import pytest
 
 import pipelines
 import wsi
-from tests.slides import painted, write_pyramid
+from tests.slides import COMMAND, painted, write_pyramid
 from wsi.placement import Placement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,3 +104,14 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert ended.stdout.strip() == "[]"
+
+
+def test_somebody_else_s_packages_of_the_same_names_do_no_harm(tmp_path: Path) -> None:
+    """The installed command is run in a folder with a `models` and a `pipelines` of another project."""
+    for name in ("models", "pipelines", "wsi"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not this one')")
+    write_pyramid(tmp_path / "s.tif", painted(300, 200, (50, 40, 200, 150), (180, 90, 150)))
+    for words in (["--version"], ["info", "s.tif"], ["models", "list"]):
+        ended = subprocess.run([COMMAND, *words], capture_output=True, text=True, cwd=tmp_path)
+        assert (ended.returncode, "not this one" in ended.stderr) == (0, False), ended.stderr

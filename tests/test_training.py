@@ -50,6 +50,7 @@ from models.training.progress import Listeners, Progress
 from models.training.recipe import TrainConfig
 from models.training.state import CHECKPOINT, TrainingState, average_of, use_bf16
 from models.training.team import Team
+from tests.slides import COMMAND
 from wsi.datasets.patch_folder import NORMAL, TUMOUR, read_patches
 from wsi.errors import ConfigError, ModelError, RegionError
 from wsi.marks.annotations import Annotation, read_annotations, tumour_regions, write_asap
@@ -672,10 +673,11 @@ def test_two_processes_lose_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     )
     (tmp_path / "c.yaml").write_text(f"{recipe}learning_rate: 0.001\npatches: {tmp_path / 'patches'}\n")
     losses = []
-    for out, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
-        words = [*launcher, "-m", "pipelines.cli", "train", "classifier", str(tmp_path / "c.yaml")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    for out, launcher in (("one", []), ("two", torchrun)):
+        words = [*launcher, COMMAND, "train", "classifier", str(tmp_path / "c.yaml")]
         done = subprocess.run(
-            [sys.executable, *words, "--out", str(tmp_path / out)],
+            [*words, "--out", str(tmp_path / out)],
             capture_output=True,
             text=True,
             timeout=300,

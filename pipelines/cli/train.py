@@ -91,7 +91,7 @@ def classifier(
     """Train the patch classifier; the best network by validation AUC is kept in OUT/model.
 
     Ctrl-C stops after the batch at hand; the same command with --resume goes on. For several GPUs:
-    torchrun --nproc-per-node N -m pipelines.cli train classifier ...
+    torchrun --nproc-per-node N --no-python wsi train classifier ...
 
     Examples:
     wsi train classifier configs/camelyon16.yaml --slides CAMELYON16 -o runs/camelyon16

@@ -1,5 +1,0 @@
-"""``python -m pipelines.cli`` is ``wsi``."""
-
-from pipelines.cli import main
-
-main()
