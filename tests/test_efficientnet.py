@@ -210,7 +210,7 @@ class TestTraining:
         cfg = self.CFG.model_copy(update={"patches": folders[0], "validation": folders[1]})
         data = patch_data(learn, range(16), cfg, choose)
         assert data.facts["split"]["held out"] == {"normal": 6, "tumour": 6}
-        listeners = Listeners(report=lambda p: seen.append(p.auc))
+        listeners = Listeners(report=lambda p: seen.append(p.quality))
         best = train(data, cfg, tmp_path, code_version="v", listeners=listeners)
         known = [value for value in seen if value is not None]
         assert best == max(known)

@@ -13,6 +13,7 @@ import shapely
 
 from wsi.errors import ConfigError
 from wsi.marks.c4d import NEGATIVE, NOT_COUNTED, POSITIVE
+from wsi.phantoms.kidney import mosaic
 from wsi.phantoms.kidney.mosaic import KidneyMosaic, TilePainter, write_kidney_mosaic
 from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS
 from wsi.phantoms.kidney.pictures import MPP, Picture, Tissue, collage, fitted, read_pictures
@@ -106,9 +107,33 @@ class TestPainter:
     ) -> None:
         for name in ("_haze", "_brown_tubules", "_brown_nuclei"):
             monkeypatch.setattr(TilePainter, name, lambda *_: [])
-        pixels, marks = self.painter(0.0).paint(tissue)
+        monkeypatch.setattr(mosaic, "PLASMA", 0.0)
+        painter = self.painter(0.0)
+        painter.background = 0.0
+        pixels, marks = painter.paint(tissue)
         assert {m.group for m in marks} == {NEGATIVE}
         assert not brown(pixels).any()
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_plasma_is_brown_within_a_pale_wall_and_makes_no_positive(
+        self, tissue: Tissue, seed: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("_haze", "_brown_tubules", "_brown_nuclei"):
+            monkeypatch.setattr(TilePainter, name, lambda *_: [])
+        monkeypatch.setattr(mosaic, "PLASMA", 1.0)
+        painter = self.painter(0.0, seed)
+        painter.background = 0.0
+        pixels, marks = painter.paint(tissue)
+        assert {m.group for m in marks} == {NEGATIVE}
+        is_brown = brown(pixels)
+        outlines = [m.outline for m in marks]
+        assert is_brown[covered(outlines, is_brown.shape, 2)].sum() > 0.99 * is_brown.sum() > 0
+        density = -np.log10((pixels.astype(np.float64) + 1) / 246)
+        brownness = density[..., 2] - density[..., 0]
+        gap = min(outlines, key=lambda o: o.distance(shapely.Point(GAP)))  # the open one
+        inside = covered([shapely.Point(GAP).buffer(3)], is_brown.shape, 0)
+        rim = covered([gap], is_brown.shape, 0) & ~covered([gap.buffer(-1.5)], is_brown.shape, 0)
+        assert brownness[inside].mean() > brownness[rim].mean() + 0.05
 
     def test_a_ring_leaves_its_lumen_open(self, tissue: Tissue, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("_haze", "_brown_tubules", "_brown_nuclei", "_closed_capillaries"):

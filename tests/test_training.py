@@ -24,7 +24,7 @@ from models.card import ZOO, Architecture, read_card
 from models.checkpoint import load_checkpoint, load_start
 from models.networks.contract import normalise
 from models.networks.inception import InceptionV3
-from models.training.classify import classification_loss, step, train
+from models.training.classify import Classify, classification_loss, train
 from models.training.cross_validation import cross_validate
 from models.training.data.augment import (
     AugmentConfig,
@@ -402,16 +402,10 @@ def test_one_step_has_the_gradient_of_a_plain_reference(precision: str) -> None:
         memory_format=torch.channels_last
     )  # another order of sums differs by some per cent
     wanted = reference_gradients(network, pixels, labels)
-    cfg = TrainConfig(name="x", batch=4, dropout=0.0)
+    cfg = TrainConfig(name="x", batch=4, dropout=0.0, precision=precision)  # type: ignore[arg-type]
     state = TrainingState(network, torch.optim.SGD(network.parameters(), lr=0.0), None, generator())  # type: ignore[arg-type]
-    step(
-        state,
-        (pixels, labels),
-        0.0,
-        cfg,
-        Team(),
-        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-    )
+    task = Classify(None, cfg, Path(), "", Team(), torch.device("cpu"))  # type: ignore[arg-type]
+    task.loss_of(state, pixels, labels).backward()
     got = [p.grad for p in network.parameters()]
     names = [name for name, _ in network.named_parameters()]
     for name, mine, theirs in zip(names, got, wanted, strict=True):
@@ -492,7 +486,7 @@ class TestRun:
         shown: list[np.ndarray] = []
         listeners = Listeners(report=seen.append, show=lambda patches, labels: shown.append(patches))
         best = self.run(cohort, tmp_path / "a", cfg, listeners=listeners)
-        assert [p.examples for p in seen if p.auc is None] == [8, 16, 24, 32, 40, 48]
+        assert [p.examples for p in seen if p.quality is None] == [8, 16, 24, 32, 40, 48]
         assert shown[0].shape == (32, 299, 299, 3)
         card = read_card(tmp_path / "a" / "model")
         assert card.metrics["validation_patch_auc"] == pytest.approx(best, abs=1e-6)

@@ -158,7 +158,7 @@ def _boxes_of(network: FasterRCNN, maps: Maps, pixels: Tensor) -> list[dict[str,
 
 def _target(boxes: Tensor, labels: Tensor, group: tuple[int, ...]) -> dict[str, Tensor]:
     """What a network of some of the classes is to find: 0 is its background, 1 the first of its classes."""
-    mine = torch.isin(labels, torch.tensor(group))
+    mine = torch.isin(labels, torch.tensor(group, device=labels.device))
     return {"boxes": boxes[mine].float(), "labels": labels[mine] - group[0] + 1}
 
 

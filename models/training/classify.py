@@ -1,10 +1,8 @@
-"""Training of a patch classifier: one run that reads top to bottom."""
+"""The task of a patch classifier: its loss, its validation, its card."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,19 +22,20 @@ from models.networks.inception import InceptionV3
 from models.registry import HEADS, make_network
 from models.training.data.augment import augment, draw_changes, wear
 from models.training.data.feed import Batch, Feed
-from models.training.data.places import Sampler
 from models.training.data.splits import TrainingData, stride_of
+from models.training.loop import Judgement, run
 from models.training.optimiser import TensorFlowRMSprop
-from models.training.progress import NOBODY, Clock, Listeners, Progress, crossed, metrics_csv, progress_row
+from models.training.progress import NOBODY, Listeners
 from models.training.recipe import TrainConfig
 from models.training.state import TrainingState, average_of, use_bf16
-from models.training.team import Team, join_team, leave_team, share_batch_norm
+from models.training.team import Team, choose_device, join_team, share_batch_norm
 from wsi.datasets.patch_folder import TUMOUR
-from wsi.errors import ConfigError, ModelError, SlideError
-from wsi.files import write_text
+from wsi.errors import ModelError, SlideError
 from wsi.metrics.ranking import auc
 
 SHEET_PATCHES = 32
+# of a recipe, in cards and checkpoints: paths and names, which may tell of patients
+HIDDEN = {"slides", "patches", "validation", "init", "hard_negatives", "limits", "training_data", "dataset"}
 
 
 def train(
@@ -56,7 +55,7 @@ def train(
         out: ``model/``, ``metrics.csv`` and ``checkpoint.safetensors`` go here.
         code_version: stated in the card.
         resume: go on from ``out/checkpoint.safetensors``; on a CPU to the same bits as without the stop.
-        listeners: who hears of it.
+        listeners: the functions that are told of the run's progress.
 
     Returns:
         The best validation AUC; NaN where nothing is held out.
@@ -66,93 +65,151 @@ def train(
         ModelError: the loss is not finite, or there is nothing to resume; the last checkpoint is kept.
     """
     device = choose_device(cfg.device)
-    team = join_team(cfg.batch, device)
-    run = _Run(data, cfg, out, code_version, team, listeners if team.leads else NOBODY)
-    listeners = run.listeners
-    state = begin(data, cfg, team, device, resume=resume)
-    if resume:
-        state.load(out, run.resumable, rank=team.rank)
-        listeners.say(f"resumed after {state.seen} examples")
-    elif team.leads:
-        listeners.show(*_first_patches(data, cfg))
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(cfg.precision, device))
-    clock = Clock(state.seen, state.seconds)
-
-    for phase, end in ((1, cfg.examples), (2, cfg.total)):
-        if state.seen >= end:
-            continue
-        _enter_phase(phase, state, cfg, data.sampler, listeners)
-        with Feed(data.sampler, cfg.batch, team, threads=cfg.threads) as feed:
-            while state.seen < end:
-                with clock.waiting():
-                    batch = feed.next()
-                changes = draw_changes(cfg.batch, cfg.augment, state.generator).of(team.share(cfg.batch))
-                worn = wear(batch.patches, cfg.augment, changes)
-                pixels = augment(torch.from_numpy(worn).to(device), cfg.augment, changes)
-                labels = torch.from_numpy(batch.labels).to(device)
-                rate = cfg.rate(state.seen)
-                loss = step(state, (pixels, labels), rate, cfg, team, autocast)
-                _check_loss(loss, state, cfg, out)
-                state.count(cfg.batch, loss, batch.after, clock.elapsed)
-                now = clock.progress(state, cfg.total, rate)
-                listeners.report(now)
-                if crossed(state.seen, cfg.batch, cfg.validate_every) or state.seen >= end:
-                    _validate(state, run, now)
-                stop = listeners.stop()
-                due = stop or crossed(state.seen, cfg.batch, cfg.checkpoint_every) or state.seen >= end
-                if due and team.leads:
-                    state.save(out, run.resumable)
-                if stop:
-                    raise KeyboardInterrupt
-        data.sampler.state = state.drawn  # the feed has drawn ahead
-    leave_team(team)
-    return math.nan if state.best is None else state.best
+    task = Classify(data, cfg, out, code_version, join_team(cfg.batch, device), device)
+    return run(task, begin(task, resume=resume), out, resume=resume, listeners=listeners)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Run:
-    """What stays the same during a run."""
+class Classify:
+    """Telling two classes of patches apart; see `models.training.loop.Task`."""
 
     data: TrainingData
     cfg: TrainConfig
     out: Path
     code_version: str
     team: Team
-    listeners: Listeners
+    device: torch.device
+    measure: str = "auc"
+    clip: float | None = None
+
+    @property
+    def recipe(self) -> TrainConfig:
+        """The recipe."""
+        return self.cfg
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Examples after which each of the two phases ends."""
+        return (self.cfg.examples, self.cfg.total)
 
     @property
     def resumable(self) -> dict[str, Any]:
         """What must be the same to go on with a run: all but paths, names and how fast it goes."""
-        free = {
-            "name",
-            "slides",
-            "patches",
-            "validation",
-            "init",
-            "hard_negatives",
-            "threads",
-            "device",
-            "dataset",
-        }
-        free |= {"limits", "training_data", "checkpoint_every"}
-        recipe = self.cfg.model_dump(mode="json", exclude=free)
+        recipe = self.cfg.model_dump(
+            mode="json", exclude=HIDDEN | {"name", "threads", "device", "checkpoint_every"}
+        )
         return recipe | {"learning_rate": self.cfg.first_rate, "data": self.data.identity}
 
+    def show(self, listeners: Listeners) -> None:
+        """Show some of the first examples as the network will see them."""
+        listeners.show(*_first_patches(self.data, self.cfg))
 
-def begin(
-    data: TrainingData, cfg: TrainConfig, team: Team, device: torch.device, *, resume: bool = False
-) -> TrainingState:
-    """A run's state before its first batch; the weights to start from are not needed to ``resume``."""
+    def enter(self, phase: int, state: TrainingState, listeners: Listeners) -> None:
+        """Fix all but the output layer in the second phase, and draw at the true class frequencies."""
+        if phase == 1:
+            return
+        sampler = self.data.sampler
+        share = sampler.tumour_share = sampler.frequency
+        for name, parameter in state.network.named_parameters():
+            parameter.requires_grad_(name.startswith(HEADS[self.cfg.architecture][0]))
+        if state.phase == 1:
+            state.phase, state.best = 2, None
+            state.optimiser.state.clear()
+            listeners.say(
+                f"second phase: the output layer alone, {share:.3%} of the draws are {self.cfg.classes[1]}"
+            )
+
+    def feed(self, state: TrainingState) -> Feed:
+        """Batches of patches, read ahead by threads."""
+        return Feed(self.data.sampler, self.cfg.batch, self.team, threads=self.cfg.threads)
+
+    def loss(self, state: TrainingState, batch: Batch) -> Tensor:
+        """Augment this process's share of a batch, and its mean loss."""
+        share = self.team.share(self.cfg.batch)
+        changes = draw_changes(self.cfg.batch, self.cfg.augment, state.generator).of(share)
+        worn = wear(batch.patches, self.cfg.augment, changes)
+        pixels = augment(torch.from_numpy(worn).to(self.device), self.cfg.augment, changes)
+        return self.loss_of(state, pixels, torch.from_numpy(batch.labels).to(self.device))
+
+    def loss_of(self, state: TrainingState, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of augmented pixels (n, 3, side, side) and labels (n,)."""
+        network: InceptionV3 | EfficientNetLite0 = state.network  # type: ignore[assignment]
+        network.train()
+        if state.phase == 2:  # what is fixed must not drift by its running means either
+            network.eval()
+            network.dropout.train()
+        bf16 = use_bf16(self.cfg.precision, self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            main, aux = network.forward_train(pixels.contiguous(memory_format=torch.channels_last))
+        loss = classification_loss(main.float(), labels, self.cfg.focal_gamma)
+        if state.phase == 1 and aux is not None:
+            loss = loss + self.cfg.aux_weight * classification_loss(aux.float(), labels, self.cfg.focal_gamma)
+        return loss
+
+    def judge(self, state: TrainingState) -> Judgement:
+        """The AUC of the validation patches, and a threshold where the recipe asks for one.
+
+        Raises:
+            ModelError: a score is not a number.
+        """
+        if not self.data.held_out:
+            return Judgement(card={"threshold": None, "metrics": {}})
+        tumour, scores = score_batches(state.judged, self.data.held_out)
+        if np.isnan(scores).any():
+            raise ModelError(
+                f"after {state.seen} examples the network gives scores that are not numbers; lower learning_rate "
+                f"({self.cfg.first_rate:g}); what was written before is kept in {self.out}"
+            )
+        quality = auc(tumour, scores)
+        fields = self.cfg.task == "fields"
+        threshold = sensitive_threshold(tumour, scores, self.cfg.sensitivity) if fields else None
+        return Judgement(
+            quality, {"threshold": threshold, "metrics": {"validation_patch_auc": round(quality, 6)}}
+        )
+
+    def keep(self, state: TrainingState, judgement: Judgement) -> None:
+        """Write ``model/``."""
+        cfg, data = self.cfg, self.data
+        save_checkpoint(
+            self.out / "model",
+            state.judged,
+            name=cfg.name,
+            architecture=cfg.network,
+            classes=cfg.classes,
+            positive=cfg.classes[TUMOUR],
+            patch_px=cfg.patch_px,
+            stride_px=stride_of(cfg),
+            spacing_um=cfg.spacing_um,
+            spacing_tolerance=cfg.spacing_tolerance,
+            stain_normalisation=cfg.stain_normalisation,
+            demonstration=cfg.demonstration,
+            limits=cfg.limits,
+            training={
+                "data": cfg.training_data,
+                **data.facts,
+                "places_that_could_not_be_read": len(data.sampler.excluded),
+                "started_from": None if cfg.init is None else cfg.init.name,
+                "examples": state.seen,
+                "recipe": cfg.model_dump(mode="json", exclude=HIDDEN),
+            },
+            code_version=self.code_version,
+            **judgement.card,
+        )
+
+
+def begin(task: Classify, *, resume: bool = False) -> TrainingState:
+    """The state of a run before its first batch; the weights to start from are not needed to ``resume``."""
+    cfg, team = task.cfg, task.team
     torch.manual_seed(cfg.seed)
     network = make_network(cfg.network, 2, dropout=cfg.dropout, train=True)
     if cfg.init is not None and not resume:
         load_start(network, cfg.network, cfg.init)
     share_batch_norm(network, team)
     torch.manual_seed(cfg.seed + team.rank)  # dropout differs between processes
-    network = network.to(device).to(memory_format=torch.channels_last)
+    network = network.to(task.device).to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(cfg.seed)
     average = average_of(network, min(1.0, cfg.batch / cfg.average)) if cfg.average else None
-    return TrainingState(network, _optimiser(network, cfg), data.sampler, generator, average=average)
+    return TrainingState(network, _optimiser(network, cfg), task.data.sampler, generator, average=average)
 
 
 def _optimiser(network: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
@@ -168,88 +225,10 @@ def _optimiser(network: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
-def _enter_phase(
-    phase: int, state: TrainingState, cfg: TrainConfig, sampler: Sampler, listeners: Listeners
-) -> None:
-    """Set what the second phase changes; done again after a resume."""
-    if phase == 1:
-        return
-    share = sampler.tumour_share = sampler.frequency
-    for name, parameter in state.network.named_parameters():
-        parameter.requires_grad_(name.startswith(HEADS[cfg.architecture][0]))
-    if state.phase == 1:
-        state.phase, state.best = 2, None
-        state.optimiser.state.clear()
-        listeners.say(f"second phase: the output layer alone, {share:.3%} of the draws are tumour")
-
-
-def step(
-    state: TrainingState,
-    examples: tuple[Tensor, Tensor],
-    rate: float,
-    cfg: TrainConfig,
-    team: Team,
-    autocast: torch.autocast,
-) -> float:
-    """One update by augmented pixels (n, 3, side, side) and labels (n,); the loss of the whole batch."""
-    pixels, labels = examples
-    network: InceptionV3 | EfficientNetLite0 = state.network  # type: ignore[assignment]
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
-    network.train()
-    if state.phase == 2:  # what is fixed must not drift by its running means either
-        network.eval()
-        network.dropout.train()
-    with autocast:
-        main, aux = network.forward_train(pixels.contiguous(memory_format=torch.channels_last))
-    loss = classification_loss(main.float(), labels, cfg.focal_gamma)
-    if state.phase == 1 and aux is not None:
-        loss = loss + cfg.aux_weight * classification_loss(aux.float(), labels, cfg.focal_gamma)
-    value = float(team.mean(loss.detach()))
-    if math.isfinite(value):
-        state.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        team.average_gradients(network)
-        state.optimiser.step()
-    return value
-
-
 def classification_loss(logits: Tensor, labels: Tensor, gamma: float = 0.0) -> Tensor:
     """Mean cross-entropy, or with ``gamma`` focal loss: -(1 - p)^gamma log p of the true class (Lin et al. 2017)."""
     losses = F.cross_entropy(logits, labels, reduction="none")
     return ((1 - torch.exp(-losses)) ** gamma * losses if gamma else losses).mean()
-
-
-def _check_loss(loss: float, state: TrainingState, cfg: TrainConfig, out: Path) -> None:
-    if not math.isfinite(loss):
-        raise ModelError(
-            f"the loss became {loss} after {state.seen} examples; lower learning_rate ({cfg.first_rate:g}); "
-            f"the last checkpoint and the best network so far, if there are any, are kept in {out}"
-        )
-
-
-def _validate(state: TrainingState, run: _Run, now: Progress) -> None:
-    """Measure, log, and keep the network if it is the best; with nothing held out the last is kept."""
-    if not run.team.leads:
-        return
-    score, threshold = None, None
-    if run.data.held_out:
-        tumour, scores = score_batches(state.judged, run.data.held_out)
-        if np.isnan(scores).any():
-            raise ModelError(
-                f"after {state.seen} examples the network gives scores that are not numbers; lower learning_rate "
-                f"({run.cfg.first_rate:g}); what was written before is kept in {run.out}"
-            )
-        score = auc(tumour, scores)
-        if run.cfg.task == "fields":
-            threshold = sensitive_threshold(tumour, scores, run.cfg.sensitivity)
-        run.listeners.report(dataclasses.replace(now, auc=score))
-    state.rows.append(progress_row(now) | {"auc": score})
-    write_text(run.out / "metrics.csv", metrics_csv(state.rows))
-    run.listeners.metrics(state.rows)
-    if score is None or state.best is None or score > state.best:
-        state.best = score
-        _save(state.judged, run, now, score, threshold)
 
 
 def score_batches(
@@ -289,66 +268,9 @@ def _first_patches(
     return shown, np.array(labels, np.int64)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device a recipe asks for; under ``torchrun`` each process's own GPU."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no GPU; use device: auto or cpu")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
-    if index >= torch.cuda.device_count():
-        raise ConfigError(
-            f"there are more processes than GPUs ({torch.cuda.device_count()}); start fewer, or set device: cpu"
-        )
-    device = torch.device("cuda", index)
-    torch.cuda.set_device(device)
-    return device
-
-
 def sensitive_threshold(
     positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float32], share: float
 ) -> float:
     """The highest score from which on this share of the positive ones, or more, is kept."""
     mine = np.sort(scores[positive])[::-1]
     return float(mine[math.ceil(share * len(mine)) - 1])
-
-
-def _save(network: nn.Module, run: _Run, now: Progress, score: float | None, threshold: float | None) -> None:
-    cfg, data = run.cfg, run.data
-    hidden = {
-        "slides",
-        "patches",
-        "validation",
-        "init",
-        "hard_negatives",
-        "limits",
-        "training_data",
-        "dataset",
-    }  # paths, names
-    recipe = cfg.model_dump(mode="json", exclude=hidden)
-    save_checkpoint(
-        run.out / "model",
-        network,
-        name=cfg.name,
-        architecture=cfg.network,
-        classes=cfg.classes,
-        positive=cfg.classes[TUMOUR],
-        patch_px=cfg.patch_px,
-        stride_px=stride_of(cfg),
-        spacing_um=cfg.spacing_um,
-        spacing_tolerance=cfg.spacing_tolerance,
-        stain_normalisation=cfg.stain_normalisation,
-        demonstration=cfg.demonstration,
-        limits=cfg.limits,
-        training={
-            "data": cfg.training_data,
-            **data.facts,
-            "places_that_could_not_be_read": len(data.sampler.excluded),
-            "started_from": None if cfg.init is None else cfg.init.name,
-            "examples": now.examples,
-            "recipe": recipe,
-        },
-        threshold=threshold,
-        metrics={} if score is None else {"validation_patch_auc": round(score, 6)},
-        code_version=run.code_version,
-    )

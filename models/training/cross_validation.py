@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from models.checkpoint import load_checkpoint
-from models.training.classify import choose_device, score_batches, train
+from models.training.classify import score_batches, train
 from models.training.data.splits import fold_parts, patch_batches, patch_data
 from models.training.progress import Listeners
 from models.training.recipe import TrainConfig
 from models.training.state import CHECKPOINT
+from models.training.team import choose_device
 from wsi.datasets.patch_folder import NORMAL, TUMOUR, PatchFolder
 from wsi.errors import ConfigError
 

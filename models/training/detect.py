@@ -1,13 +1,13 @@
-"""Training the capillary detector: a run that reads top to bottom, stops at any time, and goes on to the same bits."""
+"""The task of the capillary detector: its recipe, tiles, losses, validation and card."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,12 @@ from models.training.data.detection import (
     read_marked,
     turned,
 )
-from models.training.progress import NOBODY, Clock, Listeners, Progress, crossed, metrics_csv, progress_row
+from models.training.loop import Judgement, run
+from models.training.progress import NOBODY, Listeners
+from models.training.recipe import Recipe, cosine
 from models.training.state import TrainingState, use_bf16
-from wsi.config import Config
-from wsi.errors import ConfigError, ModelError, SlideError
-from wsi.files import write_text
+from models.training.team import Team, choose_device, join_team, share_batch_norm
+from wsi.errors import ConfigError, SlideError
 from wsi.marks.boxes import Detections, joined, suppress
 from wsi.metrics.detection import Marked, average_precision
 from wsi.slides.manifest import SlideRow
@@ -40,31 +41,27 @@ from wsi.slides.slide import Slide
 
 CLIP = 5.0  # largest norm of a gradient: a tile with many false boxes must not undo what was learned
 TRIES = 100  # places drawn in turn that cannot be read before the run gives up
-RISE = 0.05  # share of the examples in which the rate rises
 
 
-class DetectorTrainConfig(Config):
-    """The recipe.
+class DetectorTrainConfig(Recipe):
+    """The recipe of a detector.
 
     Attributes:
         slides: a manifest with truth (GeoJSON or ASAP XML) and split, or several.
         enlarge_um: for each class, by how much its boxes grow on each side. Kim et al. 2019: 40 px for negative and 50
             for positive capillaries, at a spacing they do not state.
-        examples: tiles to train on, drawn around an object of each class in turn, then around a trap if any is marked.
+        examples: tiles, drawn around an object of each class in turn, then around a trap if any is marked.
         validation_tiles: drawn once from the validation slides.
-        validate_every, checkpoint_every: in examples.
         augment: its orientations and colours; tiles are drawn anywhere, so its jitter means nothing here.
         scale: tiles are read at spacings up to so many times finer or coarser, boxes and enlargement with them: the
             spacing of a slide is not always what its file says.
-        precision: of the forward pass of training; ``auto`` is bf16 where it is fast. Validation is in fp32.
+        precision: of the forward pass of training; validation is in fp32.
         init: a detector to start from, by name or folder; from random weights without it.
     """
 
-    name: str
     slides: Path | tuple[Path, ...] | None = None
     detector: DetectorConfig = DetectorConfig()
     enlarge_um: tuple[float, ...] = (4.0, 4.0)
-    seed: int = Field(default=0, ge=0)
     batch: int = Field(default=2, gt=0)
     examples: int = Field(default=12000, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -76,11 +73,7 @@ class DetectorTrainConfig(Config):
         brightness=0.1, saturation=0.2, hue=0.03, contrast=0.25, stain=0.15
     )
     scale: float = Field(default=1.0, ge=1, le=2)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
     init: str | None = None
-    demonstration: bool = False
-    training_data: str = ""
-    limits: str = ""
 
     @model_validator(mode="after")
     def _one_enlargement_a_class(self) -> DetectorTrainConfig:
@@ -97,10 +90,14 @@ class DetectorTrainConfig(Config):
             return ()
         return (self.slides,) if isinstance(self.slides, Path) else self.slides
 
+    @property
+    def first_rate(self) -> float:
+        """The learning rate at the start."""
+        return self.learning_rate
+
     def rate(self, seen: int) -> float:
         """The learning rate after ``seen`` examples: a short rise, then a cosine down to 0."""
-        rise = min(1.0, (seen + self.batch) / (RISE * self.examples))
-        return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(seen / self.examples, 1.0)))
+        return self.learning_rate * cosine(seen, self.batch, self.examples)
 
 
 @dataclass(eq=False)
@@ -184,7 +181,7 @@ def train_detector(
         out: ``model/``, ``metrics.csv`` and ``checkpoint.safetensors`` go here.
         code_version: stated in the card.
         resume: go on from ``out/checkpoint.safetensors``; on a CPU to the same bits as without the stop.
-        listeners: who hears of it.
+        listeners: the functions that are told of the run's progress.
 
     Returns:
         The best mean average precision at an overlap of 0.5; NaN where nothing is held out.
@@ -193,43 +190,136 @@ def train_detector(
         ConfigError: no slide to train on, or none of its places can be read.
         ModelError: the loss is not finite, or there is nothing to resume.
     """
+    device = choose_device(cfg.device)
+    team = join_team(cfg.batch, device)
     torch.manual_seed(cfg.seed)
-    network = _start(cfg).to(memory_format=torch.channels_last)
+    network = _start(cfg)
+    share_batch_norm(network, team)
+    network = network.to(device).to(memory_format=torch.channels_last)
     with ExitStack() as stack:
-        train_on = _sampler(training_rows(rows), cfg, cfg.seed, stack)
-        if train_on is None:
+        sampler = _sampler(training_rows(rows), cfg, cfg.seed, stack)
+        if sampler is None:
             raise ConfigError("no slide to train on: none of the split 'train' has anything marked on it")
-        tiles = validation_tiles(rows, cfg, stack)
+        task = Detect(sampler, validation_tiles(rows, cfg, stack), cfg, out, code_version, team, device)
         optimiser = torch.optim.AdamW(network.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay)
-        state = TrainingState(network, optimiser, train_on, torch.Generator().manual_seed(cfg.seed))
-        recipe = cfg.model_dump(
-            mode="json", exclude={"name", "slides", "limits", "training_data", "checkpoint_every"}
+        state = TrainingState(network, optimiser, sampler, torch.Generator().manual_seed(cfg.seed))
+        return run(task, state, out, resume=resume, listeners=listeners)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TileBatch:
+    """This process's tiles of one step, and the state of the sampler after it."""
+
+    tiles: tuple[Example, ...]
+    after: Any
+
+
+class TileFeed:
+    """Batches in the order of the draws. Every process of a team reads the whole batch, and keeps its own share."""
+
+    def __init__(self, sampler: TileSampler, batch: int, team: Team, seen: int) -> None:
+        self._sampler, self._batch, self._team, self._drawn = sampler, batch, team, seen
+
+    def next(self) -> TileBatch:
+        """The next batch.
+
+        Raises:
+            ConfigError: no place can be read.
+        """
+        tiles = [self._sampler.draw(self._drawn + i) for i in range(self._batch)]
+        self._drawn += self._batch
+        return TileBatch(tuple(tiles[i] for i in self._team.share(self._batch)), self._sampler.state)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Detect:
+    """Finding capillaries on tiles; see `models.training.loop.Task`."""
+
+    sampler: TileSampler
+    held_out: Sequence[Example]
+    cfg: DetectorTrainConfig
+    out: Path
+    code_version: str
+    team: Team
+    device: torch.device
+    measure: str = "ap50"
+    clip: float | None = CLIP
+
+    @property
+    def recipe(self) -> DetectorTrainConfig:
+        """The recipe."""
+        return self.cfg
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """There is one phase."""
+        return (self.cfg.examples,)
+
+    @property
+    def resumable(self) -> dict[str, Any]:
+        """What must be the same to go on with a run: all but paths, names and how fast it goes."""
+        free = {"name", "slides", "limits", "training_data", "checkpoint_every", "device"}
+        return self.cfg.model_dump(mode="json", exclude=free)
+
+    def show(self, listeners: Listeners) -> None:
+        """Nothing is shown: tiles with boxes need a picture of their own."""
+
+    def enter(self, phase: int, state: TrainingState, listeners: Listeners) -> None:
+        """Nothing changes."""
+
+    def feed(self, state: TrainingState) -> AbstractContextManager[TileFeed]:
+        """Batches from the next tile on."""
+        return nullcontext(TileFeed(self.sampler, self.cfg.batch, self.team, state.seen))
+
+    def loss(self, state: TrainingState, batch: TileBatch) -> Tensor:
+        """Sum of the network's losses on this process's share of a batch."""
+        network = _detector(state)
+        network.train()
+        share = self.team.share(self.cfg.batch)
+        pixels = np.stack([tile.pixels for tile in batch.tiles])
+        tiles = _recoloured(pixels, self.cfg.augment, state.generator, self.cfg.batch, share).to(self.device)
+        boxes = [torch.from_numpy(tile.boxes).to(self.device) for tile in batch.tiles]
+        labels = [torch.from_numpy(tile.labels).to(self.device) for tile in batch.tiles]
+        bf16 = use_bf16(self.cfg.precision, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            losses = network.losses(tiles, boxes, labels)
+        return torch.stack(list(losses.values())).sum()
+
+    def judge(self, state: TrainingState) -> Judgement:
+        """The mean of the classes' average precisions at an overlap of 0.5 on the held-out tiles, and thresholds."""
+        tiles = self.held_out
+        detections = detect_tiles(_detector(state), tiles)
+        truth = [Marked(tile.boxes, tile.labels) for tile in tiles]
+        names = self.cfg.detector.classes if tiles else ()
+        precisions = {name: average_precision(detections, truth, i) for i, name in enumerate(names)}
+        known = {name: value for name, value in precisions.items() if math.isfinite(value)}
+        card = {
+            "thresholds": count_thresholds(detections, truth, self.cfg.detector),
+            "metrics": {"AP50": {name: round(value, 4) for name, value in known.items()}},
+        }
+        return Judgement(sum(known.values()) / len(known) if known else None, card)
+
+    def keep(self, state: TrainingState, judgement: Judgement) -> None:
+        """Write ``model/``."""
+        cfg = self.cfg
+        save_detector(
+            self.out / "model",
+            _detector(state),
+            name=cfg.name,
+            detector=cfg.detector,
+            enlarge_um=cfg.enlarge_um,
+            demonstration=cfg.demonstration,
+            limits=cfg.limits,
+            training={"examples": state.seen, "seed": cfg.seed, "data": cfg.training_data},
+            code_version=self.code_version,
+            **judgement.card,
         )
-        if resume:
-            state.load(out, recipe)
-            listeners.say(f"resumed after {state.seen} examples")
-        clock = Clock(state.seen, state.seconds)
-        while state.seen < cfg.examples:
-            with clock.waiting():
-                examples = [train_on.draw(state.seen + i) for i in range(cfg.batch)]
-            rate = cfg.rate(state.seen)
-            loss = _step(state, examples, rate, cfg)
-            if not math.isfinite(loss):
-                raise ModelError(
-                    f"the loss is {loss} after {state.seen} examples; lower learning_rate and --resume"
-                )
-            state.count(cfg.batch, loss, train_on.state, clock.elapsed)
-            now = clock.progress(state, cfg.examples, rate)
-            listeners.report(now)
-            done = state.seen >= cfg.examples
-            if done or crossed(state.seen, cfg.batch, cfg.validate_every):
-                _validate(state, tiles, cfg, out, now, code_version, listeners)
-            stop = listeners.stop()
-            if stop or done or crossed(state.seen, cfg.batch, cfg.checkpoint_every):
-                state.save(out, recipe)
-            if stop:
-                raise KeyboardInterrupt
-    return math.nan if state.best is None else state.best
+
+
+def _detector(state: TrainingState) -> CapillaryDetector:
+    """The network that `train_detector` made."""
+    assert isinstance(state.judged, CapillaryDetector)
+    return state.judged
 
 
 def _start(cfg: DetectorTrainConfig) -> CapillaryDetector:
@@ -307,29 +397,11 @@ def validation_tiles(rows: Sequence[SlideRow], cfg: DetectorTrainConfig, stack: 
     return [sampler.draw(i) for i in range(cfg.validation_tiles)]
 
 
-def _step(state: TrainingState, examples: Sequence[Example], rate: float, cfg: DetectorTrainConfig) -> float:
-    """One update; the sum of the four losses."""
-    network, optimiser = state.network, state.optimiser
-    assert isinstance(network, CapillaryDetector)  # `train_detector` made it
-    network.train()
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    tiles = _recoloured(np.stack([e.pixels for e in examples]), cfg.augment, state.generator)
-    boxes = [torch.from_numpy(e.boxes) for e in examples]
-    with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16(cfg.precision, torch.device("cpu"))):
-        losses = network.losses(tiles, boxes, [torch.from_numpy(e.labels) for e in examples])
-    loss = torch.stack(list(losses.values())).sum()
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-    if torch.isfinite(loss):
-        optimiser.step()
-    return float(loss.detach())
-
-
-def _recoloured(pixels: npt.NDArray[np.uint8], cfg: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Float (n, 3, h, w) in 0..1; orientations were drawn with the boxes."""
-    draws = draw_changes(len(pixels), cfg, generator).draws
+def _recoloured(
+    pixels: npt.NDArray[np.uint8], cfg: AugmentConfig, generator: torch.Generator, batch: int, share: range
+) -> Tensor:
+    """Float (n, 3, h, w) in 0..1 of a share of a batch; orientations were drawn with the boxes."""
+    draws = draw_changes(batch, cfg, generator).of(share).draws
     tiles = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     if cfg.stain:
         tiles = restain(tiles, 1 + cfg.stain * draws[:, 4:7], 0.1 * cfg.stain * draws[:, 7:10])
@@ -340,7 +412,8 @@ def _recoloured(pixels: npt.NDArray[np.uint8], cfg: AugmentConfig, generator: to
 def detect_tiles(network: CapillaryDetector, tiles: Sequence[Example]) -> list[Detections]:
     """What the network finds on each tile."""
     network.eval()
-    return [network.detect(torch.from_numpy(tile.pixels[None]))[0] for tile in tiles]
+    device = next(network.parameters()).device
+    return [network.detect(torch.from_numpy(tile.pixels[None]).to(device))[0] for tile in tiles]
 
 
 def count_thresholds(
@@ -362,44 +435,3 @@ def count_thresholds(
         else:
             chosen.append(float(scores[marked - 1]) if len(scores) >= marked else cfg.lowest_score)
     return tuple(round(value, 4) for value in chosen)
-
-
-def _validate(
-    state: TrainingState,
-    tiles: Sequence[Example],
-    cfg: DetectorTrainConfig,
-    out: Path,
-    now: Progress,
-    code_version: str,
-    listeners: Listeners,
-) -> None:
-    """Measure, write a row, and keep the network if it is the best; without validation tiles, always."""
-    assert isinstance(state.network, CapillaryDetector)  # `train_detector` made it
-    found = detect_tiles(state.network, tiles)
-    truth = [Marked(tile.boxes, tile.labels) for tile in tiles]
-    names = cfg.detector.classes if tiles else ()
-    precisions = {name: average_precision(found, truth, i) for i, name in enumerate(names)}
-    known = [value for value in precisions.values() if math.isfinite(value)]
-    mean = sum(known) / len(known) if known else None
-    now = replace(now, auc=mean)
-    state.rows.append(progress_row(now))
-    listeners.report(now)
-    if mean is None or state.best is None or mean > state.best:
-        state.best = mean
-        save_detector(
-            out / "model",
-            state.network,
-            name=cfg.name,
-            detector=cfg.detector,
-            enlarge_um=cfg.enlarge_um,
-            thresholds=count_thresholds(found, truth, cfg.detector),
-            demonstration=cfg.demonstration,
-            limits=cfg.limits,
-            training={"examples": state.seen, "seed": cfg.seed, "data": cfg.training_data},
-            metrics={
-                "AP50": {name: round(value, 4) for name, value in precisions.items() if math.isfinite(value)}
-            },
-            code_version=code_version,
-        )
-    write_text(out / "metrics.csv", metrics_csv(state.rows))
-    listeners.metrics(state.rows)

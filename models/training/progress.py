@@ -1,9 +1,7 @@
-"""Where a training run stands, who hears of it, and how its time is counted."""
+"""Where a training run stands, whom it tells, and how its time is counted."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.training.state import TrainingState
+from wsi.files import csv_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,8 @@ class Progress:
         examples_per_s: since this process began.
         waiting: share of the time in which the network waited for pixels, 0 to 1.
         seconds: of training so far, those before a resume counted.
-        auc: of the validation patches, or a detector's mean average precision; None between validations.
+        quality: the figure that networks are compared by, such as the AUC of the validation patches; None between
+            validations.
     """
 
     examples: int
@@ -35,7 +35,7 @@ class Progress:
     examples_per_s: float
     waiting: float
     seconds: float
-    auc: float | None = None
+    quality: float | None = None
 
 
 def _silent(*_: Any) -> None:
@@ -49,7 +49,7 @@ def _never() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Who hears of a run; every one is called by the leading process only.
+    """Functions that a run tells of its progress; the leading process alone calls them.
 
     Attributes:
         report: after every batch, and with an AUC after every validation.
@@ -113,15 +113,13 @@ def crossed(seen: int, batch: int, every: int) -> bool:
     return seen // every > (seen - batch) // every
 
 
-def progress_row(now: Progress) -> dict[str, Any]:
-    """One row of ``metrics.csv``."""
-    return {name: getattr(now, name) for name in Progress.__dataclass_fields__}
+def progress_row(now: Progress, measure: str, quality: float | None) -> dict[str, Any]:
+    """One row of ``metrics.csv``, whose last column is named after the figure that networks are compared by."""
+    names = [name for name in Progress.__dataclass_fields__ if name != "quality"]
+    return {name: getattr(now, name) for name in names} | {measure: quality}
 
 
 def metrics_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """``metrics.csv``."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(Progress.__dataclass_fields__), lineterminator="\n")
-    table.writeheader()
-    table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    return text.getvalue()
+    """The text of ``metrics.csv``; there is one row at least."""
+    values = [[f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows]
+    return csv_text(list(rows[0]), [["" if v is None else v for v in row] for row in values])

@@ -17,11 +17,51 @@ from wsi.marks.c4d import FEASIBLE, NOT_FEASIBLE
 from wsi.slides.stain import StainMethod
 
 STRIDE_PX = 128  # the centre square that a patch speaks for (Liu et al. 2017)
+RISE = 0.05  # share of the examples in which the rate rises
 FROM_SCRATCH, FROM_WEIGHTS = 0.05, 0.002  # first learning rates of Liu et al. 2017
 
 
-class TrainConfig(Config):
-    """The recipe; defaults are those of Liu et al. 2017 where they state one.
+class Recipe(Config):
+    """What the training loop asks of every recipe.
+
+    Attributes:
+        examples: to train on.
+        validate_every: examples between validations.
+        checkpoint_every: examples between checkpoints to resume from.
+        precision: of the forward pass; weights and optimiser stay in fp32. ``auto`` is bf16 where it is fast.
+        device: ``auto`` is a GPU where torch can use one.
+    """
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    batch: int = Field(gt=0)
+    examples: int = Field(gt=0)
+    validate_every: int = Field(gt=0)
+    checkpoint_every: int = Field(gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    demonstration: bool = False
+    training_data: str = ""
+    limits: str = ""
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate at the start."""
+        raise NotImplementedError
+
+    def rate(self, seen: int) -> float:
+        """The learning rate after ``seen`` examples."""
+        raise NotImplementedError
+
+
+def cosine(seen: int, batch: int, examples: int) -> float:
+    """Share of the first rate after ``seen`` examples: a short rise, then a cosine to 0 (Loshchilov, Hutter 2017)."""
+    rise = min(1.0, (seen + batch) / (RISE * examples))
+    return rise * 0.5 * (1 + math.cos(math.pi * min(seen / examples, 1.0)))
+
+
+class TrainConfig(Recipe):
+    """The recipe of a classifier; defaults are those of Liu et al. 2017 where they state one.
 
     Attributes:
         slides: a manifest, or a folder of slides and truth files of the same names.
@@ -40,7 +80,6 @@ class TrainConfig(Config):
         init: weights to start from: a model's folder or shipped name, or ImageNet's file at width 1; ``imagenet``
             downloads that.
         stain_normalisation: recolour every slide first; Liu et al. found no gain.
-        examples: patches to train on.
         learning_rate: None is 0.05, or 0.002 when started from weights (Liu et al. 2017).
         schedule: ``halve`` after every ``halve_every`` examples, or ``cosine`` down to 0 after a short rise.
         optimiser: ``rmsprop`` is TensorFlow's, as published; ``adamw`` suits short runs from weights.
@@ -51,14 +90,10 @@ class TrainConfig(Config):
         second_phase: examples after which everything but the output layer is fixed, drawn at the true class
             frequencies (Havaei et al. 2017); 0 is none. It starts from the last network, and its best one replaces
             that of the first phase.
-        validate_every: examples between validations.
         validation_patches: patches, half of each class, drawn once from the validation slides.
-        checkpoint_every: examples between checkpoints to resume from.
         aux_weight: share of the auxiliary head's loss (Szegedy et al. 2015 use 0.3; REPATH 0.4).
-        precision: of the forward pass; weights and optimiser stay in fp32. ``auto`` is bf16 where it is fast.
     """
 
-    name: str
     slides: Path | None = None
     patches: Path | None = None
     validation: Path | None = None
@@ -76,7 +111,6 @@ class TrainConfig(Config):
     spacing_um: float | None = Field(default=0.243, gt=0)
     spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
     stain_normalisation: StainMethod = "none"
-    seed: int = Field(default=0, ge=0)
     batch: int = Field(default=32, gt=1)
     examples: int = Field(default=10_000_000, gt=0)
     learning_rate: float | None = Field(default=None, gt=0)
@@ -97,13 +131,8 @@ class TrainConfig(Config):
     validate_every: int = Field(default=100_000, gt=0)
     validation_patches: int = Field(default=4_000, gt=1)
     checkpoint_every: int = Field(default=20_000, gt=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, gt=0)
     augment: AugmentConfig = AugmentConfig()
-    demonstration: bool = False
-    training_data: str = ""
-    limits: str = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -150,5 +179,4 @@ class TrainConfig(Config):
         seen = min(seen, self.examples - 1)
         if self.schedule == "halve":
             return self.first_rate * 0.5 ** (seen // self.halve_every)
-        rise = min(1.0, (seen + self.batch) / (0.05 * self.examples))
-        return self.first_rate * rise * 0.5 * (1 + math.cos(math.pi * seen / self.examples))
+        return self.first_rate * cosine(seen, self.batch, self.examples)

@@ -58,6 +58,22 @@ class Team:
             gradient.copy_(part.view_as(gradient))
 
 
+def choose_device(wanted: str) -> torch.device:
+    """The device a recipe asks for; under ``torchrun`` each process's own GPU."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no GPU; use device: auto or cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"there are more processes than GPUs ({torch.cuda.device_count()}); start fewer, or set device: cpu"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
 def join_team(batch: int, device: torch.device) -> Team:
     """Join the processes that ``torchrun`` started; a team of one without it.
 

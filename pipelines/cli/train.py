@@ -254,15 +254,15 @@ def _listeners(
     def report(p: Progress) -> None:
         note = f"loss {p.loss:.3f}, rate {p.learning_rate:.2g}, {p.examples_per_s:.0f} examples/s"
         tick(p.examples, p.total, f"{note}, waiting {p.waiting:.0%}")
-        if p.auc is not None:
-            say(f"{title}{p.examples} examples: loss {p.loss:.4f}, validation AUC {p.auc:.4f}")
+        if p.quality is not None:
+            say(f"{title}{p.examples} examples: loss {p.loss:.4f}, validation AUC {p.quality:.4f}")
 
     def show(patches: Any, labels: Any) -> None:
-        heading = f"{cfg.name}: what the network sees first (red: tumour, green: normal)"
+        heading = f"{cfg.name}: what the network sees first (red: {cfg.classes[1]}, green: {cfg.classes[0]})"
         write_contact_sheet(folder / "contact_sheet.png", patches, labels, title=heading)
 
     def metrics(rows: list[dict[str, Any]]) -> None:
-        write_curves(folder / "metrics.png", rows, cfg.name)
+        write_curves(folder / "metrics.png", rows, cfg.name, measure="auc", label="validation AUC")
 
     return Listeners(report=report, metrics=metrics, show=show, say=say, stop=stop)
 

@@ -219,10 +219,10 @@ def _listeners(name: str, folder: Path, tick: Tick, stop: Callable[[], bool]) ->
 
     def report(p: Progress) -> None:
         tick(p.examples, p.total, f"loss {p.loss:.3f}, {p.examples_per_s:.1f} tiles/s")
-        if p.auc is not None:
-            say(f"{p.examples} tiles: loss {p.loss:.4f}, validation AP50 {p.auc:.4f}")
+        if p.quality is not None:
+            say(f"{p.examples} tiles: loss {p.loss:.4f}, validation AP50 {p.quality:.4f}")
 
     def metrics(rows: list[dict[str, Any]]) -> None:
-        write_curves(folder / "metrics.png", rows, name, label="validation mean AP50")
+        write_curves(folder / "metrics.png", rows, name, measure="ap50", label="validation mean AP50")
 
     return Listeners(report=report, metrics=metrics, say=say, stop=stop)

@@ -50,9 +50,7 @@ def _text(sheet: RgbImage, text: str, at: tuple[int, int], size: float) -> None:
     cv2.putText(sheet, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, (40, 40, 40), 1, cv2.LINE_AA)
 
 
-def write_curves(
-    path: Path, rows: Sequence[dict[str, Any]], name: str, *, label: str = "validation AUC"
-) -> None:
+def write_curves(path: Path, rows: Sequence[dict[str, Any]], name: str, *, measure: str, label: str) -> None:
     """Loss, the validation's figure and learning rate over the examples, as one PNG."""
     seen = [row["examples"] for row in rows]
     figure = Figure(figsize=(8, 6), layout="constrained")
@@ -60,7 +58,7 @@ def write_curves(
     loss.plot(seen, [row["loss"] for row in rows], "o-", color="#1565c0", markersize=3)
     loss.set_ylabel("loss")
     loss.set_title(f"{name}: training")
-    known = [(row["examples"], row["auc"]) for row in rows if row["auc"] is not None]
+    known = [(row["examples"], row[measure]) for row in rows if row[measure] is not None]
     score.plot(*zip(*known, strict=True) if known else ([], []), "o-", color="#2e7d32", markersize=3)
     score.set_ylabel(label)
     if not known:
