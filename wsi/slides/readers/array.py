@@ -14,9 +14,8 @@ from wsi.errors import SlideError
 from wsi.slides.slide import Level, Slide, over_white
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-LARGEST_PX = (
-    1 << 28
-)  # 16,384 px square: 0.8 GB of RGB; a picture of a few bytes may claim more than memory holds
+# 16,384 px square: 0.8 GB of RGB; a picture of a few bytes may claim more than memory holds
+LARGEST_PX = 1 << 28
 Image.MAX_IMAGE_PIXELS = LARGEST_PX  # Pillow's own limit is below it
 
 
