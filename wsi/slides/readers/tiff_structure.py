@@ -98,8 +98,8 @@ def _pixels(page: Any) -> str:
         return f"holds pixels of {bits} bits"
     if page.samplesperpixel not in (1, 3, 4):
         return f"holds {page.samplesperpixel} channels"
-    rgb_or_ycbcr = page.photometric in (2, 6)  # these may have an alpha channel
-    if page.samplesperpixel == 4 and not rgb_or_ycbcr:
+    # RGB (2) and YCbCr (6) may have an alpha channel
+    if page.samplesperpixel == 4 and page.photometric not in (2, 6):
         return "holds 4 channels that are not red, green, blue and alpha"
     return ""
 
