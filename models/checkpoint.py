@@ -122,9 +122,9 @@ def load_imagenet(network: nn.Module, name: str, path: Path) -> None:
         heads = HEADS[name]
         own_state = network.state_dict()
         body = {k: v for k, v in state.items() if k in own_state and not k.startswith(heads)}
-        missing = [k for k in own_state if k not in body and not k.startswith((*heads, _AUX))]
-        if missing:
-            raise ModelError(f"{path} lacks {len(missing)} arrays of {name}, first {missing[0]}")
+        missing_keys = [k for k in own_state if k not in body and not k.startswith((*heads, _AUX))]
+        if missing_keys:
+            raise ModelError(f"{path} lacks {len(missing_keys)} arrays of {name}, first {missing_keys[0]}")
         network.load_state_dict(own_state | body)
     except ModelError:
         raise

@@ -28,7 +28,9 @@ FilesRecord = Mapping[str, tuple[int, str]]
 """Size in bytes and hex sha256 of each file, by its name relative to a folder."""
 UNREADABLE = "cannot be read"
 
-_PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # what `replacing` writes to: the number is the process
+_PARTIAL = re.compile(
+    r"\..+\.(\d+)\.partial"
+)  # name of a file that `replacing` writes; the number is that of the process
 
 
 def cannot_write(path: Path, error: OSError) -> StoreError:
@@ -46,7 +48,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Give a path beside ``path`` to write to, and rename it to ``path`` when the block ends without an error.
 
     Args:
-        path: the file or folder to replace; a link of this name is replaced, not followed.
+        path: the file to replace; a link of this name is replaced, not followed.
         durable: wait until the bytes are on the disk before renaming, and until the name is before returning: after a
             power cut there is either the complete new file or the old one.
 
@@ -87,7 +89,9 @@ def flush(path: Path) -> None:
     windows, folder = fcntl is None, path.is_dir()
     if windows and folder:
         return  # Windows has no handle for a folder
-    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)  # Windows flushes only what may be written
+    handle = os.open(
+        path, os.O_RDWR if windows else os.O_RDONLY
+    )  # Windows flushes only files that are open for writing
     try:
         os.fsync(handle)
     except OSError as error:

@@ -99,10 +99,10 @@ def find_models(names: Sequence[str]) -> Models:
     cards = tuple(_card(folder) for folder in folders)
     for name, card in zip(names, cards, strict=True):
         for field in ("classes", "positive", "stain_normalisation"):
-            first, this = getattr(cards[0], field), getattr(card, field)
-            if first != this:
+            first_value, value = getattr(cards[0], field), getattr(card, field)
+            if first_value != value:
                 raise ModelError(
-                    f"models {names[0]} and {name} differ in {field} ({first} and {this}); "
+                    f"models {names[0]} and {name} differ in {field} ({first_value} and {value}); "
                     f"only models that answer the same question can be averaged"
                 )
         if not _same_cells(cards[0], card):

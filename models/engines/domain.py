@@ -1,4 +1,4 @@
-"""The tissue that a model knows, by the distance of a patch's features from those of its training patches.
+"""Domain of a model: the tissue that it knows, by the distance of features from those of its training patches.
 
 A network gives a score to any tissue: skin, a kidney, another stain. The features half-way through it separate such
 tissue from known tissue better than those at its end, which hold little but the classes.

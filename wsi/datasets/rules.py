@@ -27,7 +27,7 @@ class Dataset(Config):
 
     Attributes:
         normal: names of slides without tumour, which have no truth file.
-        train, validation, test: which split a slide is in; the first that fits, in the order validation,
+        train, validation, test: names of slides in this split; the first that fits counts, in the order validation,
             test, train. A manifest's own column wins.
         exclude: names of slides that are never used, each with the reason.
         partial: names of slides whose tumour is not marked exhaustively: they give no normal patches, and do not count

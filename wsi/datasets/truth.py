@@ -31,7 +31,7 @@ class Truth:
 
     Attributes:
         tumour: (rows, cols) of the grid.
-        note: what was repaired or detected; may be empty.
+        note: a sentence on repaired outlines or the detected value; may be empty.
         mask_value: the mask's value that was detected as tumour; None where the user stated it, or for outlines.
     """
 

@@ -132,18 +132,18 @@ def suppress(detections: Detections, iou: float, *, across_classes: bool = True)
     first, second = STRtree(boxes).query(boxes, predicate="intersects")
     later = second > first
     first, second = first[later], second[later]
-    close = _iou(ranked.boxes[first], ranked.boxes[second]) > iou
+    overlapping = _iou(ranked.boxes[first], ranked.boxes[second]) > iou
     if not across_classes:
-        close &= ranked.labels[first] == ranked.labels[second]
-    first, second = first[close], second[close]
+        overlapping &= ranked.labels[first] == ranked.labels[second]
+    first, second = first[overlapping], second[overlapping]
     by_first = np.argsort(first, kind="stable")
     first, second = first[by_first], second[by_first]
     starts = np.searchsorted(first, np.arange(len(ranked) + 1))
-    kept = np.ones(len(ranked), np.bool_)
+    keep_mask = np.ones(len(ranked), np.bool_)
     for i in range(len(ranked)):
-        if kept[i]:
-            kept[second[starts[i] : starts[i + 1]]] = False
-    return ranked[kept]
+        if keep_mask[i]:
+            keep_mask[second[starts[i] : starts[i + 1]]] = False
+    return ranked[keep_mask]
 
 
 def suppress_counted(detections: Detections, limits: Sequence[float], iou: float) -> Detections:

@@ -59,7 +59,7 @@ def parse_json(path: Path, data: bytes) -> Any:
     """The value of a JSON file, which is compressed if its name ends in ``.gz``.
 
     Raises:
-        AnnotationError: it is not JSON, or nested too deeply.
+        AnnotationError: the file is not JSON, or nested too deeply.
     """
     try:
         if path.suffix == ".gz":

@@ -93,8 +93,8 @@ def read_png(path: Path) -> npt.NDArray[np.integer]:
     """The pixels of a PNG, of any colours and depth; its header is checked first, as it may state any size.
 
     Raises:
-        ValueError: it is not a PNG.
-        AnnotationError: it is larger than `LARGEST_PX`.
+        ValueError: the file is not a PNG.
+        AnnotationError: the picture is larger than `LARGEST_PX`.
     """
     data = path.read_bytes()
     if data[:8] != _PNG or len(data) < 24:

@@ -12,7 +12,7 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Patches whose scores lie in one tenth of 0..1: how many, their mean score, their share of tumour."""
+    """Patches whose scores lie in one tenth of 0..1: their number, mean score and share of tumour."""
 
     count: int
     score: float

@@ -30,7 +30,7 @@ class Block:
         corner_px: (x, y) of the region's corner, in model pixels from the slide's corner.
         size_px: (width, height) of the region in model pixels.
         offsets_px: (n, 2) x, y of each patch's corner inside the region.
-        plan: how the region is read.
+        plan: the plan for reading the region.
     """
 
     chunk: tuple[int, int]

@@ -23,7 +23,7 @@ class TileGrid:
     Attributes:
         shape: (rows, cols) of the whole heatmap.
         cells: (n, 2) row, col of the cells with tissue.
-        plan: how a cell's patch is read.
+        plan: the plan for reading a cell's patch.
     """
 
     shape: tuple[int, int]
@@ -38,7 +38,7 @@ class TileGrid:
 
     @property
     def placement(self) -> Placement:
-        """Where the heatmap lies on the slide."""
+        """Placement of the heatmap on the slide."""
         return Placement(self.plan.stride_l0, self.plan.stride_l0)
 
     @property

@@ -24,7 +24,7 @@ class Overview:
     Attributes:
         pixels: RGB, white where nothing could be decoded.
         broken: True where a pixel holds a region that could not be decoded.
-        placement: where the pixels lie on the slide.
+        placement: placement of the pixels on the slide.
         mpp: um per pixel of this picture.
     """
 

@@ -190,7 +190,7 @@ def over_white(pixels: npt.NDArray[np.uint8]) -> RgbImage:
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """How pixels of the model's frame come from the slide.
+    """Plan for reading pixels of the model's frame from a slide.
 
     Attributes:
         level: the level that is read.
@@ -211,19 +211,19 @@ class ReadPlan:
 
     @property
     def halo_px(self) -> int:
-        """How far a patch reaches left of and above its cell: 85 for 299 around 128."""
+        """Model pixels by which a patch reaches beyond its cell on the left and at the top: 85 for 299 around 128."""
         return (self.size_px - self.stride_px) // 2
 
     @property
     def size_l0(self) -> int:
-        """Side of the patch on the slide."""
+        """Side of the patch in level-0 pixels."""
         return round(self.size_px * self.scale)
 
 
 def plan_read(
     slide: Slide, size_px: int, stride_px: int, spacing_um: float | None, *, tolerance: float = 0.1
 ) -> ReadPlan:
-    """Choose the level and step that show the model its spacing.
+    """Choose the level and the step for reading a slide at the model's spacing.
 
     Args:
         slide: the slide to read; its `mpp` is used only when ``spacing_um`` is given.

@@ -38,7 +38,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|evaluation|reviewe
 
 @dataclass(frozen=True, slots=True)
 class SlideSource:
-    """A slide's path or URL and how to open it.
+    """A slide's path or URL, with the settings for opening it.
 
     Attributes:
         path: a file, or an fsspec URL such as ``s3://bucket/slide.tif``.
@@ -52,7 +52,7 @@ class SlideSource:
 
     @property
     def is_url(self) -> bool:
-        """Whether fsspec must fetch it."""
+        """Whether the path is a URL, which fsspec reads."""
         return "://" in self.path
 
     @property
@@ -114,7 +114,7 @@ class SlideSource:
 
     @property
     def place(self) -> str:
-        """Where the slide is, as results state it: an absolute path, or a URL without its query."""
+        """The absolute path of the slide, or its URL without the query, as results state it."""
         return self.label if self.is_url else str(Path(self.path).absolute())
 
     def identity(self, tick: Callable[[int, int], None] = lambda done, total: None) -> str:
@@ -194,9 +194,8 @@ def _size_text(slide: Slide) -> str:
 
 def safe_name(name: str) -> str:
     """The name, changed so that it can name a folder on any system: no separator, not ``..``, no reserved name."""
-    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).rstrip(
-        ". "
-    )  # what Windows refuses; it drops the end, too
+    # Windows refuses these characters, and drops dots and spaces at the end
+    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).rstrip(". ")
     if not name.strip("."):
         return "slide"
     return f"{name}_" if _RESERVED.fullmatch(name) else name

@@ -38,7 +38,7 @@ class TissueConfig(Config):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Mask:
-    """True where there is tissue, placed on the slide."""
+    """A mask that is True where there is tissue, and its placement on the slide."""
 
     pixels: BoolRaster
     placement: Placement
@@ -157,9 +157,9 @@ def pen_and_black(image: RgbImage) -> BoolRaster:
 def drop_small(raster: BoolRaster, min_pixels: float) -> BoolRaster:
     """Remove 8-connected pieces of fewer than ``min_pixels`` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(raster.astype(np.uint8), connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= min_pixels
-    keep[0] = False  # label 0 is what is not in the raster
-    return np.asarray(keep[labels])
+    large_enough = stats[:, cv2.CC_STAT_AREA] >= min_pixels
+    large_enough[0] = False  # label 0 is the background
+    return np.asarray(large_enough[labels])
 
 
 def fill_small(raster: BoolRaster, max_pixels: float) -> BoolRaster:

@@ -1,4 +1,4 @@
-"""Fields of a kidney phantom, of which those are feasible in which a reader would count capillaries."""
+"""Fields of a kidney phantom; a field is feasible if a reader would count capillaries in it."""
 
 from __future__ import annotations
 

@@ -237,9 +237,9 @@ class KidneyPlanner(Planner):
         if self.rng.random() < 0.55:
             for _ in range(self.rng.integers(1, 4)):
                 middle = sites[int(self.rng.integers(len(sites)))]
-                near = np.hypot(*(sites - middle).T) < self.px(self.rng.uniform(120, 320))
-                amount[near] = np.where(
-                    self.rng.random(int(near.sum())) < 0.5, self.rng.uniform(0.3, 1.0), amount[near]
+                in_group = np.hypot(*(sites - middle).T) < self.px(self.rng.uniform(120, 320))
+                amount[in_group] = np.where(
+                    self.rng.random(int(in_group.sum())) < 0.5, self.rng.uniform(0.3, 1.0), amount[in_group]
                 )
         return amount
 

@@ -78,8 +78,8 @@ def read_pictures(folder: Path, low: float = 0.0, high: float = 1.0) -> list[Pic
     """The pictures of a contiguous share, 0 to 1, of each source's files by name.
 
     Raises:
-        ConfigError: there is no picture of kidney among them, one cannot be read, a mask has another size than its
-            picture, or pictures with masks are no squares of one size.
+        ConfigError: there is no picture of kidney, one cannot be read, a mask has another size than its picture, or
+            pictures with masks are not squares of one size.
     """
     pictures = []
     for source in SOURCES:

@@ -64,7 +64,7 @@ class Piece:
         self.ellipse(plane, r.x, r.y, (share * r.radius, share * r.radius), 0, value)
 
     def clear_outside(self, shape: Polygon) -> None:
-        """Clear the DAB plane outside a shape, where a line along its border painted."""
+        """Clear the DAB plane outside a shape, as a line along its border also paints there."""
         inside = np.zeros(self.d.shape, np.uint8)
         cv2.fillPoly(inside, [self._points(shape.exterior.coords)], 1, cv2.LINE_8, _SHIFT)
         self.d *= inside

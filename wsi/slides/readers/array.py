@@ -60,7 +60,7 @@ def open_image(path: str, *, mpp: float | None = None, allow_anisotropic: bool =
     """Read a plain image whole; transparency is laid over white.
 
     Raises:
-        SlideError: it is broken, larger than `LARGEST_PX`, or holds more than 8 bits a channel.
+        SlideError: the image is broken, larger than `LARGEST_PX`, or holds more than 8 bits a channel.
     """
     try:
         with warnings.catch_warnings():

@@ -36,7 +36,7 @@ def _check_first_page(path: str) -> None:
     """Refuse a TIFF whose first page would begin beyond the file's end: programs write it last.
 
     Raises:
-        SlideError: it is cut short.
+        SlideError: the file is cut short.
     """
     try:
         with Path(path).open("rb") as file:

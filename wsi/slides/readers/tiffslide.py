@@ -30,7 +30,7 @@ class TiffSlideReader(Slide):
             problem = tiff_problem(self._handle.ts_tifffile)
             sizes = zip(self._handle.level_dimensions, self._handle.level_downsamples, strict=True)
             levels = [Level((int(w), int(h)), float(downsample)) for (w, h), downsample in sizes]
-        except Exception as error:  # fsspec and tifffile raise whatever their back ends raise
+        except Exception as error:  # back ends of fsspec and tifffile raise many classes
             raise SlideError(
                 f"{path} cannot be opened as a TIFF slide ({_first_line(error)}); check it, and that it is all there"
             ) from error
