@@ -2,6 +2,6 @@
 
 import sys
 
-# OpenVINO imports this package to tell its makers that it was imported. With None in its place it is not found, and
-# nothing is sent: no command looks a name up that was not in a URL its user gave.
+# OpenVINO imports the package openvino_telemetry to report its use to its makers. With None in its place the package
+# is not found and nothing is sent: commands contact only hosts of URLs that the user gave.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

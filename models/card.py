@@ -1,4 +1,4 @@
-"""What a model says of itself: read and checked without loading the network."""
+"""The card of a model, which is read and checked without loading the network."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from wsi.slides.stain import StainMethod
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
 DOMAIN = "domain.safetensors"
-TUMOUR_CLASSES = ("tumor", "tumour", "metastasis", "metastases")  # names of the class that lesions are of
-DEFAULT_MODEL = "lymph-node-10x"  # has seen real tissue, and reads every slide of 1 um/px and finer
+TUMOUR_CLASSES = ("tumor", "tumour", "metastasis", "metastases")  # names of a class that means tumour
+DEFAULT_MODEL = "lymph-node-10x"  # trained on real tissue; reads slides of 1 um/px and finer
 ZOO = Path(__file__).resolve().parent / "zoo"
 
 
 class Architecture(Config):
-    """Which network, and how large.
+    """Kind and size of a network.
 
     Attributes:
-        width: multiplier of the channels, of ``inception_v3``.
-        input_px: side that patches are brought to inside ``efficientnet_lite0``; None leaves them.
+        width: multiplier of the channels, for ``inception_v3``.
+        input_px: side to which ``efficientnet_lite0`` resizes patches; None leaves them as they are.
     """
 
     name: Literal["inception_v3", "efficientnet_lite0", "torchscript"] = "inception_v3"
@@ -36,25 +36,25 @@ class Architecture(Config):
 
 
 class ModelCard(Config):
-    """Everything a run needs to know of a model, and a reader wants to.
+    """Properties of a model that a run needs, and information for readers.
 
     Attributes:
-        classes: in the order of the network's outputs.
+        classes: names of the classes, in the order of the network's outputs.
         positive: the class whose probability is the heatmap that lesions are found on.
-        patch_px: side of the patch the network sees.
-        stride_px: side of the cell it speaks for; the distance between patches.
-        spacing_um: um per pixel it was trained at; None reads every slide at level 0.
+        patch_px: side of the patch that the network reads.
+        stride_px: side of the cell that is scored; the distance between patches.
+        spacing_um: um per pixel of the training; None reads every slide at level 0.
         spacing_tolerance: relative difference within which a slide's level 0 is read as it is.
         stain_normalisation: slides are recoloured by this method before the network sees them.
         threshold: score from which a patch counts as of the positive class, chosen on the validation patches; or None.
         confidence: slide scores from which a slide is probably normal, equivocal, probably and definitely tumour, as
-            checked for this model; None: nobody checked, and slides get a score without a word.
-        calibration: scale and offset of the log-odds of the positive one of two classes, which make a score of 0.9 mean
-            nine in ten on the patches it was fitted on (Platt 1999); None: scores are the network's own.
-        domain: sha256 of ``domain.safetensors``, by which tissue that the model does not know is noticed; None: nothing
-            is noticed.
+            checked for this model; None: they were not checked, and slides get a score without a verdict.
+        calibration: scale and offset of the log-odds of the positive one of two classes, so that a score of 0.9 means
+            nine in ten on the patches of the fit (Platt 1999); None: scores come from the network unchanged.
+        domain: sha256 of ``domain.safetensors``, by which tissue that the model does not know is recognised; None:
+            such tissue is not recognised.
         demonstration: trained on phantoms; not for real tissue.
-        sha256: of the weight file.
+        sha256: hex sha256 of the weight file.
     """
 
     format: Literal[1] = 1
@@ -104,9 +104,9 @@ class ModelCard(Config):
 
 
 def common_card(cards: Sequence[ModelCard]) -> ModelCard:
-    """The card by which several models are fed together: the finest one's, its patch large enough for all of them.
+    """The card of the common input of several models: that of the finest, with a patch large enough for all.
 
-    A coarser model's patch is cut out of the middle and made smaller inside the network: all speak for the same cell.
+    A coarser model's patch is cut out of the middle and reduced inside the network, so all score the same cell.
     """
     finest = min(cards, key=lambda card: card.spacing_um or 0.0)
     if finest.spacing_um is None:
@@ -121,7 +121,7 @@ def read_card(folder: Path) -> ModelCard:
     """Read ``card.json`` and check the other files' hashes against it.
 
     Raises:
-        ModelError: a file is missing, the card is not valid, or a byte of the others changed.
+        ModelError: a file is missing, the card is not valid, or a byte of the other files changed.
     """
     path = folder / CARD
     try:
@@ -134,15 +134,15 @@ def read_card(folder: Path) -> ModelCard:
     except ValidationError as error:
         raise ModelError(f"{path} is not a valid card: {first_mistake(error)}") from error
     for name, stated in ((WEIGHTS, card.sha256), (DOMAIN, card.domain)):
-        if stated is not None and (found := hash_file(folder / name)) != stated:
+        if stated is not None and (digest := hash_file(folder / name)) != stated:
             raise ModelError(
-                f"{folder / name} has sha256 {found[:12]}..., its card says {stated[:12]}...; copy the model again"
+                f"{folder / name} has sha256 {digest[:12]}..., its card says {stated[:12]}...; copy the model again"
             )
     return card
 
 
 def is_detector(folder: Path) -> bool:
-    """Whether a folder holds a detector of capillaries, whose card is another one."""
+    """Whether a folder holds a detector of capillaries, which has another kind of card."""
     try:
         return bool(json.loads((folder / CARD).read_bytes()).get("kind") == "detector")
     except (OSError, ValueError, AttributeError, RecursionError):

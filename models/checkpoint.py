@@ -20,11 +20,11 @@ _AUX = "AuxLogits."
 
 
 def save_checkpoint(folder: Path, network: nn.Module, **card: Any) -> ModelCard:
-    """Write weights (without the auxiliary head) and card; each file whole or not at all.
+    """Write the weights (without the auxiliary head) and the card; each file is written completely or not at all.
 
     Args:
-        folder: made if it is not there.
-        network: what is saved.
+        folder: the folder, which is made if it does not exist.
+        network: the network to save.
         card: the fields of `ModelCard` except ``sha256``.
     """
     state = {
@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, network: nn.Module, **card: Any) -> ModelCard:
     with replacing(folder / WEIGHTS) as partial:
         try:
             save_file(state, partial)
-        except SafetensorError as error:  # its own wrapping of a full disk
+        except SafetensorError as error:  # safetensors raises it for a full disk
             raise OSError(str(error)) from error
     result = ModelCard(sha256=hash_file(folder / WEIGHTS), **card)
     write_text(folder / CARD, card_json(result))
@@ -51,22 +51,22 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, ModelCard]:
     try:
         network.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()})
     except (SafetensorError, RuntimeError) as error:
-        first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        first_line = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise ModelError(
-            f"{folder / WEIGHTS} does not hold an {_kind(card)} with {len(card.classes)} classes ({first[:160]})"
+            f"{folder / WEIGHTS} does not hold an {_kind(card)} with {len(card.classes)} classes ({first_line[:160]})"
         ) from error
     return network.eval(), card
 
 
 def _kind(card: ModelCard) -> str:
-    """What a card says of its network, in words."""
+    """Description of a card's network, in words."""
     if card.architecture.name == "inception_v3":
         return f"Inception-v3 of width {card.architecture.width}"
     return card.architecture.name
 
 
 def load_start(network: nn.Module, architecture: Architecture, path: Path) -> None:
-    """Start from a model's folder or shipped name (all but the output layers), or from ImageNet's weights.
+    """Load weights to start a training from: a model's, without its output layers, or ImageNet's.
 
     Raises:
         ModelError: the weights are broken or of another architecture.
@@ -86,8 +86,8 @@ def load_start(network: nn.Module, architecture: Architecture, path: Path) -> No
     network.load_state_dict(network.state_dict() | state)
 
 
-def _fetched() -> dict[str, Tensor]:
-    """Torchvision's ImageNet weights of Inception-v3: all that is ever fetched without a URL given."""
+def _fetch_imagenet() -> dict[str, Tensor]:
+    """Torchvision's ImageNet weights of Inception-v3, the only file that is fetched without a URL from the user."""
     try:
         return dict(Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True))
     except OSError as error:
@@ -98,42 +98,42 @@ def _fetched() -> dict[str, Tensor]:
 
 
 def load_imagenet(network: nn.Module, name: str, path: Path) -> None:
-    """Start from ImageNet weights except the class layers.
+    """Load ImageNet weights to start a training from, except the class layers.
 
     Args:
-        network: changed in place; of width 1.
-        name: of its architecture.
+        network: the network, changed in place; of width 1.
+        name: name of the network's architecture.
         path: a ``.pth`` or ``.safetensors`` file, or the word ``imagenet`` for torchvision's own download or the file
             that a package brings.
 
     Raises:
-        ModelError: the file is broken or cannot be had, or the network is not of width 1.
+        ModelError: the file is broken or cannot be fetched, or the network is not of width 1.
     """
     try:
         state: dict[str, Tensor]
         if str(path) == "imagenet":
             path = imagenet_file(network) or path
         if str(path) == "imagenet":
-            state = _fetched()
+            state = _fetch_imagenet()
         elif path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, weights_only=True, map_location="cpu")
         heads = HEADS[name]
-        wanted = network.state_dict()
-        body = {k: v for k, v in state.items() if k in wanted and not k.startswith(heads)}
-        missing = [k for k in wanted if k not in body and not k.startswith((*heads, _AUX))]
-        if missing:
-            raise ModelError(f"{path} lacks {len(missing)} arrays of {name}, first {missing[0]}")
-        network.load_state_dict(wanted | body)
+        own_state = network.state_dict()
+        body = {k: v for k, v in state.items() if k in own_state and not k.startswith(heads)}
+        missing_keys = [k for k in own_state if k not in body and not k.startswith((*heads, _AUX))]
+        if missing_keys:
+            raise ModelError(f"{path} lacks {len(missing_keys)} arrays of {name}, first {missing_keys[0]}")
+        network.load_state_dict(own_state | body)
     except ModelError:
         raise
-    except Exception as error:  # torch.load raises by pickle's and zip's many ways
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # torch.load raises many classes of pickle and zip
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         kind = "Inception-v3 of width 1" if name == "inception_v3" else name
-        raise ModelError(f"{path} is not a weight file for {kind} ({first[:160]})") from error
+        raise ModelError(f"{path} is not a weight file for {kind} ({first_line[:160]})") from error
 
 
 def parameters_of(network: nn.Module) -> int:
-    """How many numbers are trained."""
+    """Number of trained parameters."""
     return sum(p.numel() for p in network.parameters())

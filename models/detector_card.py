@@ -18,16 +18,16 @@ from wsi.files import replacing, write_json
 
 
 class DetectorCard(Config):
-    """Everything a run needs to know of a detector, and a reader wants to.
+    """Properties of a detector that a run needs, and information for readers.
 
     Attributes:
-        enlarge_um: for each class, by how much the boxes it learned were larger than the capillaries, on each side.
-        thresholds: for each class, the score from which a detection counts: with it as many were found on the
-            validation tiles as were marked.
-        counting_errors: of each validation slide, how many positive capillaries were hit, false and missed in its
-            report, and how many negative ones (wsi renal evaluate --into); empty where nobody measured it.
+        enlarge_um: for each class, the margin on each side by which boxes in training were larger than capillaries.
+        thresholds: for each class, the score from which a detection counts; with it the validation tiles have as many
+            detections as marks.
+        counting_errors: for each validation slide, the numbers of hit, false and missed positive capillaries in its
+            report, then those of negative ones (wsi renal evaluate --into); empty where not measured.
         demonstration: trained without a real C4d slide; not for real tissue.
-        sha256: of the weight file.
+        sha256: hex sha256 of the weight file.
     """
 
     kind: Literal["detector"] = "detector"
@@ -46,17 +46,17 @@ class DetectorCard(Config):
 
 
 def save_detector(folder: Path, network: CapillaryDetector, **card: Any) -> DetectorCard:
-    """Write weights and card; each file whole or not at all.
+    """Write the weights and the card; each file is written completely or not at all.
 
     Args:
-        folder: made if it is not there.
-        network: what is saved.
+        folder: the folder, which is made if it does not exist.
+        network: the detector to save.
         card: the fields of `DetectorCard` except ``sha256``.
     """
     with replacing(folder / WEIGHTS) as partial:
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, partial)
-        except SafetensorError as error:  # its own wrapping of a full disk
+        except SafetensorError as error:  # safetensors raises it for a full disk
             raise OSError(str(error)) from error
     result = DetectorCard(sha256=hash_file(folder / WEIGHTS), **card)
     write_json(folder / CARD, result.model_dump(mode="json"))
@@ -67,7 +67,7 @@ def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
     """Read a detector, in evaluation mode.
 
     Raises:
-        ModelError: a file is missing or broken, a byte changed, or it is another kind of model.
+        ModelError: a file is missing or broken, a byte changed, or the folder holds another kind of model.
     """
     try:
         value = json.loads((folder / CARD).read_bytes())

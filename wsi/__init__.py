@@ -1,6 +1,6 @@
 """Slides, tissue, grids, heatmaps and geometry, without any network.
 
-What a notebook needs is here by name (docs/library.md), and is imported when it is asked for.
+The names that a notebook needs are here (docs/library.md); each is imported when it is first used.
 """
 
 from __future__ import annotations

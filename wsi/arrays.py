@@ -23,16 +23,16 @@ BoxesXYXY = npt.NDArray[np.float64]
 """(n, 4): x0, y0, x1, y1 in level-0 pixels, half-open."""
 
 Scores = npt.NDArray[np.float32]
-"""Probabilities in 0..1; NaN is "not scored". The shape is said where it is used."""
+"""Probabilities in 0..1; NaN is "not scored". Each use states the shape."""
 
 
 def oriented(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Pixels (rows, cols, ...) in orientation 0..7: a transpose for odd ones, then flips by the other bits.
+    """Pixels (rows, cols, ...) in orientation 0..7: bit 1 transposes, then bit 2 reverses rows and bit 4 columns.
 
     The same as `models.networks.contract.orient`.
     """
-    turned = np.swapaxes(pixels, 0, 1) if orientation & 1 else pixels
-    return turned[:: -1 if orientation & 2 else 1, :: -1 if orientation & 4 else 1]
+    transposed = np.swapaxes(pixels, 0, 1) if orientation & 1 else pixels
+    return transposed[:: -1 if orientation & 2 else 1, :: -1 if orientation & 4 else 1]
 
 
 def check_array(name: str, array: npt.NDArray[Any], *, ndim: int, dtype: npt.DTypeLike) -> None:

@@ -1,4 +1,4 @@
-"""Errors a user can mend: each message names the file, the value and the way out."""
+"""Errors that a user can mend: each message names the file, the value and the way out."""
 
 
 class WsiError(Exception):
@@ -6,11 +6,11 @@ class WsiError(Exception):
 
 
 class SlideError(WsiError):
-    """A slide that cannot be opened, or not read at all."""
+    """A slide that cannot be opened or read."""
 
 
 class UnknownFormatError(SlideError):
-    """A file of a form that this reader does not know; another may. Never one that is known and broken."""
+    """A file of a form that this reader does not know, but another reader may; never a broken file of a known form."""
 
 
 class RegionError(SlideError):

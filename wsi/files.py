@@ -1,4 +1,4 @@
-"""Writing so that a file is either there and whole, or not there; and knowing files again by their hashes."""
+"""Writing of files, so that each is complete or absent, and records of files with their hashes."""
 
 from __future__ import annotations
 
@@ -25,30 +25,32 @@ except ImportError:  # Windows: runs that share a folder are not kept from writi
     fcntl = None
 
 FilesRecord = Mapping[str, tuple[int, str]]
-"""By name, relative to a folder: size in bytes and hex sha256."""
+"""Size in bytes and hex sha256 of each file, by its name relative to a folder."""
 UNREADABLE = "cannot be read"
 
-_PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # what `replacing` writes to: the number is the process
+_PARTIAL = re.compile(
+    r"\..+\.(\d+)\.partial"
+)  # name of a file that `replacing` writes; the number is that of the process
 
 
 def cannot_write(path: Path, error: OSError) -> StoreError:
-    """No space, no right, no folder: one sentence for all of them."""
+    """The error for a path that cannot be written, whatever the cause: no space, no right, no folder."""
     if isinstance(error, FileExistsError | NotADirectoryError):
         return StoreError(f"cannot write {path}: a file has the name of the folder; choose another --out")
-    why = error.strerror or str(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    way_out = "free space and run the same command again" if full else "see that it can be written there"
-    return StoreError(f"cannot write {path} ({why}); {way_out}, or choose another place")
+    reason = error.strerror or str(error)
+    no_space = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    way_out = "free space and run the same command again" if no_space else "see that it can be written there"
+    return StoreError(f"cannot write {path} ({reason}); {way_out}, or choose another place")
 
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to, and rename it when the block ends well.
+    """Give a path beside ``path`` to write to, and rename it to ``path`` when the block ends without an error.
 
     Args:
-        path: what is replaced; a link of this name is replaced, not followed.
-        durable: bytes reach the disk before the new name does, and the name before this returns: after a power cut
-            the file is whole, or the old one.
+        path: the file to replace; a link of this name is replaced, not followed.
+        durable: wait until the bytes are on the disk before renaming, and until the name is before returning: after a
+            power cut there is either the complete new file or the old one.
 
     Raises:
         StoreError: the file cannot be written: no space, no right, no folder.
@@ -71,7 +73,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def _usual_mode(path: Path) -> int:
-    """Who may read and write a new file here: what the user's mask says; nothing is left at the path."""
+    """Permission bits that the user's umask gives to a new file at this path; no file stays there."""
     path.touch()
     mode = path.stat().st_mode & 0o777
     path.unlink()
@@ -86,8 +88,10 @@ def flush(path: Path) -> None:
     """
     windows, folder = fcntl is None, path.is_dir()
     if windows and folder:
-        return  # it has no handle for it
-    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)  # Windows flushes only what may be written
+        return  # Windows has no handle for a folder
+    handle = os.open(
+        path, os.O_RDWR if windows else os.O_RDONLY
+    )  # Windows flushes only files that are open for writing
     try:
         os.fsync(handle)
     except OSError as error:
@@ -99,7 +103,7 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process holds this folder: for reading and writing what sums a run up, not for scoring."""
+    """Hold a folder alone, after waiting for other processes: for a run's summary files, not for scoring."""
     if fcntl is None:
         yield
         return
@@ -109,18 +113,18 @@ def alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(folder, error) from error
     try:
-        with suppress(OSError):  # a network disk without locks: as before, the last one wins
+        with suppress(OSError):  # a network disk without locks: the last process to write wins
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)  # lets the lock go, too
+        os.close(handle)  # releases the lock, too
 
 
 class AtWork:
-    """That this process works in a folder, for others to see: it ends with the process, however that ends."""
+    """A sign to other processes that this one works in a folder; it ends with the process, however that ends."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin; call it, and everything below, inside `alone_in`.
+        """Set the sign; call this, and every method below, inside `alone_in`.
 
         Raises:
             StoreError: the folder cannot be written.
@@ -139,7 +143,7 @@ class AtWork:
             fcntl.flock(self._handle, fcntl.LOCK_SH)
 
     def look(self) -> bool:
-        """Whether another process works in the folder now; this one is then to `leave`."""
+        """Whether another process works in the folder now; it changes this process's lock, so `leave` must follow."""
         if self._handle is None:
             return self.others
         try:
@@ -152,7 +156,7 @@ class AtWork:
         return self.others
 
     def leave(self) -> None:
-        """End; the last to leave takes the sign away."""
+        """End the sign; the last process to leave removes its file."""
         if self._handle is None:
             return
         if not self.look():
@@ -162,7 +166,7 @@ class AtWork:
 
 
 def discard_partials(folder: Path) -> None:
-    """Remove what killed runs of ours had begun to write in one slide's folder; what a living process writes stays."""
+    """Remove unfinished files of killed runs from one slide's folder; files of a living process stay."""
     for path in folder.glob(".*.partial"):
         match = _PARTIAL.fullmatch(path.name)
         if match and not path.is_symlink() and not _alive(int(match[1])):
@@ -175,12 +179,12 @@ def discard_partials(folder: Path) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Where this process writes what is then renamed to ``path``."""
+    """The path where this process writes a file before it renames it to ``path``."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all in it; a failure leaves the rest."""
+    """Remove a file, a link, or a folder with its content; what cannot be removed stays, without an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -190,7 +194,7 @@ def remove(path: Path) -> None:
 
 def _alive(process: int) -> bool:
     if fcntl is None:
-        return True  # Windows, where asking would end it
+        return True  # on Windows os.kill would end the process
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -226,7 +230,7 @@ def file_sha256(path: Path, read: Callable[[int], None] = lambda count: None) ->
 
     Args:
         path: the file.
-        read: told of every piece: how many bytes it has.
+        read: called after every piece with its number of bytes.
 
     Raises:
         OSError: the file cannot be read.
@@ -240,7 +244,7 @@ def file_sha256(path: Path, read: Callable[[int], None] = lambda count: None) ->
 
 
 def record_files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """Size and hash of files that a result consists of, once their bytes are on the disk; a folder gives all of its.
+    """Size and hash of a result's files, once their bytes are on the disk; a folder stands for all files in it.
 
     Raises:
         StoreError: one of them cannot be read.
@@ -248,9 +252,9 @@ def record_files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str
     record = {}
     for name in names:
         path = folder / name
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         try:
-            for file in inside:
+            for file in files:
                 flush(file)
                 record[file.relative_to(folder).as_posix()] = (file.stat().st_size, file_sha256(file))
         except OSError as error:
@@ -259,10 +263,10 @@ def record_files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str
 
 
 def read_record(value: Any) -> FilesRecord:
-    """The ``files`` of a ``slide.json``.
+    """The record of files that a ``slide.json`` holds under ``files``.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: there is none, or a name leaves the folder.
+        KeyError, TypeError, ValueError, AttributeError: there is no record, or a name leads outside the folder.
     """
     record = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
     for name in record:
@@ -272,14 +276,14 @@ def read_record(value: Any) -> FilesRecord:
 
 
 def changed_files(folder: Path, record: FilesRecord) -> dict[str, str]:
-    """Files of a record that are not as they were written: by name, ``is missing``, ``is cut short`` or ``changed``."""
+    """What is wrong with each file of a record that is not as it was written: missing, other size, changed ..."""
     changes = {}
     for name, (size, digest) in record.items():
         path = folder / name
         try:
-            found = path.stat().st_size
-            if found != size:
-                changes[name] = f"holds {found} bytes instead of {size}"
+            size_now = path.stat().st_size
+            if size_now != size:
+                changes[name] = f"holds {size_now} bytes instead of {size}"
             elif file_sha256(path) != digest:
                 changes[name] = "changed after it was written"
         except FileNotFoundError:
@@ -290,13 +294,13 @@ def changed_files(folder: Path, record: FilesRecord) -> dict[str, str]:
 
 
 def discard_inside(folder: Path, name: str) -> None:
-    """Remove a file that a record names; one that a link leads to, outside the folder, stays."""
+    """Remove a file that a record names; a file outside the folder, reached through a link, stays."""
     path = folder / name
     if path.parent.resolve().is_relative_to(folder.resolve()):
         path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: ``$XDG_CACHE_HOME/slidewright`` or ``~/.cache/slidewright``."""
+    """The folder for files that can be made again: ``$XDG_CACHE_HOME/slidewright`` or ``~/.cache/slidewright``."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "slidewright"

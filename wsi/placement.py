@@ -1,4 +1,4 @@
-"""Where a raster (tissue mask, heatmap) lies on the slide."""
+"""Placement of a raster (tissue mask, heatmap) on the slide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wsi.arrays import BoxesXYXY, CellsRC, PointsXY
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Cell (row, col) covers ``step_x`` x ``step_y`` level-0 pixels.
+    """The placement of a raster whose cell (row, col) covers ``step_x`` x ``step_y`` level-0 pixels.
 
     The top-left corner of cell (0, 0) lies at level-0 pixel (0, 0). The two steps
     differ a little where a pyramid level was rounded to whole pixels.
@@ -42,5 +42,5 @@ class Placement:
         return np.stack([rows, cols], axis=1).astype(np.int64)
 
     def raster_points(self, points: PointsXY) -> PointsXY:
-        """Level-0 (x, y) as (x, y) in cells, with fractions: (0, 0) is the raster's corner."""
+        """Level-0 (x, y) converted to (x, y) in cells, with fractions: (0, 0) is the raster's corner."""
         return np.asarray(points / np.array([self.step_x, self.step_y]))

@@ -1,4 +1,4 @@
-"""One contract, several ways to run a network: arrays in, arrays out."""
+"""Engines, which run a network in several ways by one interface: arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Engine", "EngineConfig", "Models", "find_models", "load_engine"]
 
 
 def load_engine(models: Models, cfg: EngineConfig) -> Engine:
-    """Make the engine that suits this machine, or the one asked for.
+    """The engine that the configuration names; ``auto`` is the engine that suits this machine.
 
     Raises:
-        ConfigError: this machine cannot run what was asked for.
+        ConfigError: this machine cannot run the engine with these settings.
         ModelError: a model is broken.
     """
     if engine_for(cfg.engine) == "openvino":

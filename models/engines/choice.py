@@ -1,4 +1,4 @@
-"""Which library runs a network on this machine, asked once."""
+"""Choice of the library that runs a network on this machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Library = Literal["openvino", "torch"]
 
 @cache
 def engine_for(wanted: Literal["auto", "openvino", "torch"]) -> Library:
-    """What was asked for; ``auto`` is torch where it can use a GPU, else OpenVINO."""
+    """The library that ``wanted`` names; ``auto`` is torch where it can use a GPU, else OpenVINO."""
     if wanted != "auto":
         return wanted
     if not _has_driver():
         return "openvino"
-    import torch  # takes seconds, and is needed then
+    import torch  # takes seconds, so it is imported only when needed
 
     if torch.cuda.is_available():
         return "torch"
@@ -29,7 +29,7 @@ def engine_for(wanted: Literal["auto", "openvino", "torch"]) -> Library:
 
 
 def _has_driver() -> bool:
-    """Whether a CUDA driver answers and sees a GPU; asked without loading torch."""
+    """Whether a CUDA driver answers and has a GPU; the check does not load torch."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""What every engine promises, and how one is chosen."""
+"""The interface of every engine, its settings, and the search for models."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CELL_TOLERANCE = 0.05  # 32 px of 0.97 um and 128 px of 0.243 um differ by 0.2 %
 
 
 class EngineConfig(Config):
-    """How the network is run.
+    """Settings for running a network.
 
     Attributes:
         engine: ``auto`` is torch where there is a GPU, else openvino.
         precision: ``auto`` is fp16 on a GPU, bf16 on a CPU that computes in it, else fp32.
         orientations: 1, or the mean over the 8 flips and turns.
-        batch: patches run at once; None is 8 on a CPU and 256 on a GPU, orientations counted in.
+        batch: patches run at once; None is 8 on a CPU and 256 on a GPU, divided by the orientations.
     """
 
     engine: Literal["auto", "openvino", "torch"] = "auto"
@@ -36,26 +36,26 @@ class EngineConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """One model, or several whose scores are averaged, perhaps each at a spacing of its own."""
+    """One model, or several whose scores are averaged; each may have its own spacing."""
 
     folders: tuple[Path, ...]
     cards: tuple[ModelCard, ...]
 
     @property
     def card(self) -> ModelCard:
-        """The card that says what the engine is fed with: that of one model, or `common_card` of several."""
+        """The card of the engine's input: that of the one model, or `common_card` of several."""
         return self.cards[0] if len(self.cards) == 1 else common_card(self.cards)
 
     @property
     def confidence(self) -> tuple[float, float, float, float] | None:
-        """The scores at which the words change; none unless all models were checked with the same ones."""
+        """The slide scores at which the verdict changes; None unless all models were checked with the same scores."""
         return self.card.confidence if len({c.confidence for c in self.cards}) == 1 else None
 
     def with_positive(self, name: str) -> Models:
-        """The same models, asked for another of their classes.
+        """The same models, with another of their classes as the positive one.
 
         Raises:
-            ModelError: they do not have it.
+            ModelError: the models have no class of this name.
         """
         if name not in self.card.classes:
             raise ModelError(f"the model has no class {name!r}; it has {', '.join(self.card.classes)}")
@@ -68,13 +68,13 @@ class Models:
 
 
 class Engine(Protocol):
-    """Scores patches; what it was made of is in ``models`` and ``description``."""
+    """Interface of an engine, which scores patches; ``models`` and ``description`` state what it runs."""
 
     models: Models
     description: str
 
     def expect(self, patches: int) -> None:
-        """Say how many patches the whole slide has, scored already or not, before its first block."""
+        """Prepare for a slide, before its first block; ``patches`` counts all its patches, already scored ones, too."""
         ...
 
     def score(
@@ -82,27 +82,27 @@ class Engine(Protocol):
     ) -> Iterator[Scores]:
         """One (n, classes) array of 0..1 per block, in the order of the blocks.
 
-        ``scored`` is told of every batch how many patches it held, perhaps from another thread.
-        Blocks are taken a few ahead of the answers, so a generator that reads them runs meanwhile.
-        The answer for a patch does not depend on the blocks around its own.
+        ``scored`` is called after every batch with its number of patches, perhaps from another thread.
+        The engine takes a few blocks before it gives the first scores, so a generator can read meanwhile.
+        The scores of a patch do not depend on other blocks.
         """
         ...
 
 
 def find_models(names: Sequence[str]) -> Models:
-    """Look models up: a folder, or the name of one that ships.
+    """The models of these names; a name is a folder, or that of a model that ships.
 
     Raises:
-        ModelError: there is none of this name, or several do not go together.
+        ModelError: there is no model of a name, or the models cannot be averaged.
     """
     folders = tuple(find_folder(name) for name in names)
     cards = tuple(_card(folder) for folder in folders)
     for name, card in zip(names, cards, strict=True):
         for field in ("classes", "positive", "stain_normalisation"):
-            first, this = getattr(cards[0], field), getattr(card, field)
-            if first != this:
+            first_value, value = getattr(cards[0], field), getattr(card, field)
+            if first_value != value:
                 raise ModelError(
-                    f"models {names[0]} and {name} differ in {field} ({first} and {this}); "
+                    f"models {names[0]} and {name} differ in {field} ({first_value} and {value}); "
                     f"only models that answer the same question can be averaged"
                 )
         if not _same_cells(cards[0], card):
@@ -114,7 +114,7 @@ def find_models(names: Sequence[str]) -> Models:
 
 
 def _same_cells(first: ModelCard, second: ModelCard) -> bool:
-    """Whether both speak for squares of the same size on the slide, within a twentieth."""
+    """Whether both models score squares of the same size on the slide, within a twentieth."""
     if first.spacing_um is None or second.spacing_um is None:
         return (first.spacing_um, first.patch_px, first.stride_px) == (
             second.spacing_um,
@@ -142,10 +142,10 @@ def _card(folder: Path) -> ModelCard:
 
 
 def find_folder(name: str) -> Path:
-    """A model's folder, or that of the one that ships by this name.
+    """The folder of this path, or that of the model that ships by this name.
 
     Raises:
-        ModelError: there is neither.
+        ModelError: there is no such folder and no such model.
     """
     for folder in (Path(name), ZOO / name):
         if folder.is_dir():

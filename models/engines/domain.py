@@ -1,7 +1,7 @@
-"""What tissue a model knows: how far a patch's features lie from those of patches that it was trained on.
+"""Domain of a model: the tissue that it knows, by the distance of features from those of its training patches.
 
-A network gives a score to whatever it is shown: skin, a kidney, another stain. The features half-way through it tell
-such tissue from its own better than those at its end, which hold little but the classes.
+A network gives a score to any tissue: skin, a kidney, another stain. The features half-way through it separate such
+tissue from known tissue better than those at its end, which hold little but the classes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from wsi.arrays import RgbImage
 from wsi.errors import ModelError
 from wsi.files import replacing
 
-USUAL = 0.95  # share of patches like the model's own that lie within the limit
-RIDGE = 1e-3  # of the mean variance, added to all: features that hardly vary must not decide
+USUAL = 0.95  # share of patches of known tissue that lie within the limit
+RIDGE = (
+    1e-3  # share of the mean variance that is added to all, so that features that hardly vary do not dominate
+)
 BATCH = 64
 
 Features = npt.NDArray[np.float32]  # (n, features)
@@ -38,9 +40,9 @@ class Domain:
     """The features of the patches that a model knows.
 
     Attributes:
-        mean: (d,) of the training patches' features.
-        whiten: (d, d), which turns differences from the mean into ones of variance 1 that do not correlate.
-        limit: the distance that one in twenty patches of other slides of the same kind exceeds.
+        mean: (d,) mean of the training patches' features.
+        whiten: (d, d) matrix that turns differences from the mean into uncorrelated ones of variance 1.
+        limit: distance that one in twenty patches of other slides of the same kind exceeds.
     """
 
     mean: Features
@@ -48,13 +50,13 @@ class Domain:
     limit: float
 
     def distances(self, features: Features) -> npt.NDArray[np.float64]:
-        """Squared Mahalanobis distance by feature, (n,): about 1 for training patches."""
-        away = (features.astype(np.float64) - self.mean) @ self.whiten
-        distances: npt.NDArray[np.float64] = (away**2).mean(axis=1)
+        """Squared Mahalanobis distance divided by the number of features, (n,): about 1 for training patches."""
+        deviations = (features.astype(np.float64) - self.mean) @ self.whiten
+        distances: npt.NDArray[np.float64] = (deviations**2).mean(axis=1)
         return distances
 
     def unlike(self, features: Features) -> npt.NDArray[np.bool_]:
-        """Which patches lie beyond the limit, (n,)."""
+        """True for each patch that lies beyond the limit, (n,)."""
         return self.distances(features) > self.limit
 
 
@@ -76,7 +78,7 @@ def fit_domain(training: Features, others: Features) -> Domain:
 def middle_features(
     network: nn.Module, patches: Sequence[RgbImage], window: nn.Module | None = None
 ) -> Features:
-    """Features half-way through the network, (n, d), of patches of its side or that ``window`` brings to it."""
+    """Features half-way through the network, (n, d); patches have its side, or ``window`` brings them to it."""
     parts = []
     with torch.inference_mode():
         for start in range(0, len(patches), BATCH):
@@ -87,7 +89,7 @@ def middle_features(
 
 
 def write_domain(folder: Path, domain: Domain) -> str:
-    """Write ``domain.safetensors`` into a model's folder; its sha256."""
+    """Write ``domain.safetensors`` into a model's folder, and return its sha256."""
     arrays = {
         "mean": domain.mean,
         "whiten": domain.whiten,
@@ -96,16 +98,16 @@ def write_domain(folder: Path, domain: Domain) -> str:
     with replacing(folder / DOMAIN) as partial:
         try:
             save_file(arrays, partial)
-        except SafetensorError as error:  # its own wrapping of a full disk
+        except SafetensorError as error:  # safetensors raises it for a full disk
             raise OSError(str(error)) from error
     return hash_file(folder / DOMAIN)
 
 
 def read_domain(folder: Path, card: ModelCard) -> Domain | None:
-    """What the model in ``folder`` knows; None where its card, as `read_card` checked it, has no such record.
+    """The domain of the model in ``folder``; None where its card, which `read_card` has checked, names no record of it.
 
     Raises:
-        ModelError: the file is no such record.
+        ModelError: the file is not the record of a domain.
     """
     if card.domain is None:
         return None
@@ -118,23 +120,23 @@ def read_domain(folder: Path, card: ModelCard) -> Domain | None:
 
 
 def look_unlike(folder: Path, patches: Sequence[RgbImage], frame: ModelCard) -> npt.NDArray[np.bool_]:
-    """Which patches look unlike what the model in ``folder`` knows; (n,).
+    """True for each patch that looks unlike the tissue that the model in ``folder`` knows, (n,).
 
     Args:
-        folder: the model's.
+        folder: folder of the model.
         patches: RGB uint8, of the side and spacing of ``frame``.
-        frame: the model's own card, or the common one of several.
+        frame: card of the model, or the common card of several.
 
     Raises:
-        ModelError: the model has no record of what it knows, or a file of it is damaged.
+        ModelError: the model has no record of its domain, or one of its files is damaged.
     """
-    network, domain, card = _known(folder, (folder / CARD).stat().st_mtime_ns)
+    network, domain, card = _loaded(folder, (folder / CARD).stat().st_mtime_ns)
     return domain.unlike(middle_features(network, patches, shown(nn.Identity(), card, frame)))
 
 
 @lru_cache(maxsize=1)
-def _known(folder: Path, _written: int) -> tuple[nn.Module, Domain, ModelCard]:
-    """Network, domain and card, kept from slide to slide until the model is written anew."""
+def _loaded(folder: Path, _card_time: int) -> tuple[nn.Module, Domain, ModelCard]:
+    """Network, domain and card of a model, kept from slide to slide until its card is written anew."""
     network, card = load_checkpoint(folder)
     domain = read_domain(folder, card)
     if domain is None:

@@ -1,4 +1,4 @@
-"""The CPU engine: OpenVINO, static batches, two streams, converted once and cached."""
+"""The CPU engine by OpenVINO, with batches of one size; converted networks are kept in a cache."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BATCH = 8  # a stream's memory grows with it, its speed on a CPU does not
+BATCH = 8  # a larger batch takes more memory in each stream, but is not faster on a CPU
 LIBRARY = f"openvino {ov.__version__.split('-')[0]}"
 _MODELS = Path(__file__).resolve().parents[1]
 
 
 class OpenVinoEngine:
-    """Runs uint8 patches; normalisation, orientations and softmax are inside the graph."""
+    """The OpenVINO engine; normalisation, orientations and softmax are inside its graph."""
 
     def __init__(self, models: Models, cfg: EngineConfig) -> None:
         self.models = models
@@ -51,25 +51,25 @@ class OpenVinoEngine:
             compiled = core.compile_model(model, "CPU", settings)
         self._queue = ov.AsyncInferQueue(compiled)
         self._queue.set_callback(_receive)
-        turned = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
+        orientation_text = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
         self.description = (
-            f"{LIBRARY}, {precision.replace('f32', 'fp32')}, batches of {self._batch}{turned}, CPU"
+            f"{LIBRARY}, {precision.replace('f32', 'fp32')}, batches of {self._batch}{orientation_text}, CPU"
         )
 
     def expect(self, patches: int) -> None:
-        """Nothing depends on it here."""
+        """Do nothing, as this engine needs no preparation."""
 
     def score(
         self, blocks: Iterable[PatchBlock], *, scored: Callable[[int], None] = lambda patches: None
     ) -> Iterator[Scores]:
-        """See `Engine`; one block waits behind the one that is worked on."""
-        waiting: deque[_Answer] = deque()
+        """Scores of each block; see `Engine`. One block waits while another is scored."""
+        queue: deque[_Answer] = deque()
         for block in blocks:
-            waiting.append(self._start(block, scored))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            queue.append(self._start(block, scored))
+            if len(queue) > 1:
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
 
     def _start(self, block: PatchBlock, scored: Callable[[int], None]) -> _Answer:
         starts = range(0, len(block), self._batch)
@@ -96,7 +96,7 @@ class OpenVinoConvolutions:
         self._compiled: dict[tuple[int, ...], ov.CompiledModel] = {}
 
     def __call__(self, pixels: Tensor) -> Maps:
-        """See `models.networks.faster_rcnn.Convolutions`."""
+        """The maps of tiles; see `models.networks.faster_rcnn.Convolutions`."""
         import torch
 
         shape = (1, *pixels.shape[1:])
@@ -114,7 +114,7 @@ class _Answer:
     def __init__(self, patches: int, classes: int, batches: int, scored: Callable[[int], None]) -> None:
         self._scored = scored
         self._scores = np.empty((patches, classes), np.float32)
-        self._left = batches
+        self._batches_left = batches
         self._lock = threading.Lock()
         self._done = threading.Event()
         if batches == 0:
@@ -125,10 +125,10 @@ class _Answer:
         self._scores[start:stop] = scores[: stop - start]
         try:
             self._scored(stop - start)
-        finally:  # whoever waits for the block must not wait for ever if a terminal is gone
+        finally:  # no thread may wait for ever for the block if the callback fails
             with self._lock:
-                self._left -= 1
-                if self._left == 0:
+                self._batches_left -= 1
+                if self._batches_left == 0:
                     self._done.set()
 
     def result(self) -> Scores:
@@ -141,16 +141,16 @@ def _receive(request: Any, place: tuple[_Answer, int]) -> None:
     answer.put(start, request.get_output_tensor(0).data)
 
 
-def _precision(wanted: str, core: ov.Core) -> str:
+def _precision(setting: str, core: ov.Core) -> str:
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if wanted == "bf16" and not has_bf16:
+    if setting == "bf16" and not has_bf16:
         raise ConfigError("this CPU has neither AMX nor AVX512-bf16; use --precision fp32")
-    return "bf16" if has_bf16 and wanted in ("auto", "bf16") else "f32"
+    return "bf16" if has_bf16 and setting in ("auto", "bf16") else "f32"
 
 
 @contextmanager
 def _converted(models: Models, orientations: int) -> Iterator[Path]:
-    """The cached graph of these weights, converted when it is not there; where none can be kept, for this run only."""
+    """The cached graph of these weights, converted if it is missing; for this run only if it cannot be kept."""
     key = [ov.__version__, str(orientations), *(card.model_dump_json() for card in models.cards)]
     key += [
         (_MODELS / source).read_text()
@@ -244,8 +244,8 @@ def _save(model: ov.Model, path: Path) -> None:
     try:
         ov.save_model(model, partial, compress_to_fp16=False)
         os.replace(partial.with_suffix(".bin"), path.with_suffix(".bin"))
-        os.replace(partial, path)  # last: a graph that is there is whole
+        os.replace(partial, path)  # last, so that a graph that exists is complete
     finally:
-        for left in (partial, partial.with_suffix(".bin")):
+        for leftover in (partial, partial.with_suffix(".bin")):
             with suppress(OSError):
-                left.unlink(missing_ok=True)
+                leftover.unlink(missing_ok=True)

@@ -20,13 +20,13 @@ from wsi.slides.blocks import PatchBlock
 log = logging.getLogger(__name__)
 
 BATCH_CPU, BATCH_GPU = 8, 256
-# Patches of a slide from which compiling, half a minute, pays.
+# Number of patches of a slide from which compiling, which takes half a minute, saves time
 COMPILE_FROM = 60_000
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchEngine:
-    """Cuts patches on its own device, so that a block crosses to a GPU once, as uint8."""
+    """The torch engine, which cuts patches on its device, so that a block is copied to a GPU once, as uint8."""
 
     def __init__(self, models: Models, cfg: EngineConfig) -> None:
         self.models = models
@@ -49,11 +49,13 @@ class TorchEngine:
         self._compiled: nn.Module | None = None
         self._run: nn.Module = self._network
         name = torch.cuda.get_device_name() if self._gpu else "CPU"
-        turned = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
-        self.description = f"torch {torch.__version__}, {precision}, batches of {self._batch}{turned}, {name}"
+        orientation_text = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
+        self.description = (
+            f"torch {torch.__version__}, {precision}, batches of {self._batch}{orientation_text}, {name}"
+        )
 
     def expect(self, patches: int) -> None:
-        """Compile for a large slide. Decided by the whole slide, so that a resumed run computes alike."""
+        """Compile for a large slide; the whole slide decides, so that a resumed run computes the same."""
         self._run = self._network
         if self._gpu and patches >= COMPILE_FROM:
             self._compiled = self._compiled or self._compile()
@@ -62,14 +64,14 @@ class TorchEngine:
     def score(
         self, blocks: Iterable[PatchBlock], *, scored: Callable[[int], None] = lambda patches: None
     ) -> Iterator[Scores]:
-        """See `Engine`."""
+        """Scores of each block; see `Engine`."""
         for block in blocks:
             yield self._score_block(block, scored)
 
     def _score_block(self, block: PatchBlock, scored: Callable[[int], None]) -> Scores:
         pixels = torch.from_numpy(np.ascontiguousarray(block.pixels)).to(self._device)
         offsets = torch.from_numpy(block.offsets_px).to(self._device)
-        out = np.empty((len(block), len(self.models.card.classes)), np.float32)
+        block_scores = np.empty((len(block), len(self.models.card.classes)), np.float32)
         start = 0
         while start < len(block):
             try:
@@ -77,15 +79,17 @@ class TorchEngine:
             except torch.cuda.OutOfMemoryError as error:
                 self._halve(error)
                 continue
-            out[start : start + len(scores)] = scores
+            block_scores[start : start + len(scores)] = scores
             start += len(scores)
             scored(len(scores))
-        return out
+        return block_scores
 
     @torch.inference_mode()
     def _score_batch(self, pixels: Tensor, offsets: Tensor, size: int) -> Scores:
         count = len(offsets)
-        if count < self._batch:  # one batch size: one compiled graph, and the same sums every time
+        if (
+            count < self._batch
+        ):  # a single batch size needs one compiled graph only, and always gives the same sums
             offsets = torch.cat([offsets, offsets[:1].expand(self._batch - count, 2)])
         scores: Scores = self._run(cut(pixels, offsets, size))[:count].float().cpu().numpy()
         return scores
@@ -105,7 +109,7 @@ class TorchEngine:
             size = self.models.card.patch_px
             with torch.inference_mode():
                 compiled(torch.zeros((self._batch, size, size, 3), dtype=torch.uint8, device=self._device))
-        except Exception as error:  # no C compiler, no Triton: the back ends raise what they like
+        except Exception as error:  # without C compiler or Triton the back ends raise various classes
             log.warning("the network cannot be compiled (%s); going on without", type(error).__name__)
             return self._network
         return compiled
@@ -113,9 +117,9 @@ class TorchEngine:
 
 def cut(pixels: Tensor, offsets: Tensor, size: int) -> Tensor:
     """Patches (n, size, size, 3) of a block (h, w, 3) by their (n, 2) x, y corners, on its device."""
-    along = torch.arange(size, device=pixels.device)
-    rows = (offsets[:, 1, None] + along)[:, :, None]  # (n, size, 1)
-    cols = (offsets[:, 0, None] + along)[:, None, :]  # (n, 1, size)
+    steps = torch.arange(size, device=pixels.device)
+    rows = (offsets[:, 1, None] + steps)[:, :, None]  # (n, size, 1)
+    cols = (offsets[:, 0, None] + steps)[:, None, :]  # (n, 1, size)
     return pixels[rows, cols]
 
 

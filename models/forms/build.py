@@ -1,4 +1,4 @@
-"""From model folders to one network that every engine runs."""
+"""Building of one network, which every engine runs, from model folders."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ def build_network(folders: Sequence[Path], orientations: int = 1) -> nn.Module:
     Raises:
         ModelError: a folder is not a model.
     """
-    loaded = [load_wsinfer(folder) if is_wsinfer(folder) else _own(folder) for folder in folders]
+    loaded = [
+        load_wsinfer(folder) if is_wsinfer(folder) else _load_checkpoint_network(folder) for folder in folders
+    ]
     frame = common_card([card for _, card in loaded])
     networks: list[nn.Module] = []
     for network, card in loaded:
         network = shown(network, card, frame)
         networks.append(Oriented(network) if orientations > 1 else network)
-    whole = networks[0] if len(networks) == 1 else MeanOf(networks)
-    return whole.eval()
+    combined = networks[0] if len(networks) == 1 else MeanOf(networks)
+    return combined.eval()
 
 
-def _own(folder: Path) -> tuple[nn.Module, ModelCard]:
+def _load_checkpoint_network(folder: Path) -> tuple[nn.Module, ModelCard]:
     body, card = load_checkpoint(folder)
     return PatchNetwork(body, card.calibration, card.positive_index), card
 
 
 def shown(network: nn.Module, card: ModelCard, frame: ModelCard) -> nn.Module:
-    """A model that takes the patches of several: those of ``frame``."""
+    """The model, changed if needed so that it takes patches of the side and spacing of ``frame``."""
     if (card.patch_px, card.spacing_um) == (frame.patch_px, frame.spacing_um):
         return network
-    assert card.spacing_um is not None  # models of any spacing are averaged only with their like
+    assert card.spacing_um is not None  # models of any spacing are averaged only with each other
     assert frame.spacing_um is not None
     return Window(network, card.patch_px, card.spacing_um / frame.spacing_um)

@@ -1,4 +1,4 @@
-"""Models for other programs: ONNX, and WSInfer's folder form; each is run and compared before it is there."""
+"""Export of models for other programs: ONNX, and WSInfer's folder form; each is compared before it is written."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _PATCHES = 16
 
 
 def export_onnx(source: Path, out: Path) -> float:
-    """Write ``model.onnx`` (uint8 patches in, scores out, nothing to be normalised) and ``card.json``.
+    """Write ``model.onnx`` (uint8 patches in, scores out, normalisation inside) and ``card.json``.
 
     Returns:
-        The largest difference of a score from the model's own, over random tissue-like patches.
+        The largest difference between the scores of both forms, over random tissue-like patches.
 
     Raises:
         ModelError: the model cannot be exported, or its answers differ.
     """
-    card = _own(source, out)
+    card = _card_of_source(source, out)
     network = build_network([source])
     example = torch.zeros((2, card.patch_px, card.patch_px, 3), dtype=torch.uint8)
     with replacing(out / ONNX) as partial, warnings.catch_warnings():
@@ -63,12 +63,12 @@ def export_wsinfer(source: Path, out: Path) -> float:
     WSInfer cuts patches side by side: its heatmap has one cell per patch of 299 px.
 
     Returns:
-        The largest difference of a score from the model's own.
+        The largest difference between the scores of both forms.
 
     Raises:
         ModelError: the model cannot be exported, or its answers differ.
     """
-    card = _own(source, out)
+    card = _card_of_source(source, out)
     if card.spacing_um is None:
         raise ModelError(f"{source} states no spacing, which WSInfer needs; set spacing_um and train again")
     if card.stain_normalisation != "none":
@@ -91,20 +91,20 @@ def export_wsinfer(source: Path, out: Path) -> float:
         write_json(trial / CONFIG, _wsinfer_config(card))
         patches = _patches(size)
         with torch.inference_mode():
-            theirs = load_wsinfer(trial)[0](torch.from_numpy(patches)).numpy()
-        difference = _compare(source, patches, theirs)
+            exported_scores = load_wsinfer(trial)[0](torch.from_numpy(patches)).numpy()
+        difference = _compare(source, patches, exported_scores)
         for name in (WEIGHTS, CONFIG):
             with replacing(out / name) as partial:
                 shutil.copyfile(trial / name, partial)
-    known = {"name": card.name, "demonstration": card.demonstration, "intended_use": card.intended_use}
-    known |= {"limits": card.limits, "sha256": card.sha256, "torchscript_sha256": hash_file(out / WEIGHTS)}
-    write_json(out / OWN_CARD, known)
+    own_card = {"name": card.name, "demonstration": card.demonstration, "intended_use": card.intended_use}
+    own_card |= {"limits": card.limits, "sha256": card.sha256, "torchscript_sha256": hash_file(out / WEIGHTS)}
+    write_json(out / OWN_CARD, own_card)
     write_text(out / "README.md", _model_card(card))
     return difference
 
 
 def _model_card(card: ModelCard) -> str:
-    """What a person must know who finds the exported files, as Markdown."""
+    """Information for a person who finds the exported files, as Markdown."""
     warning = (
         "**A demonstration model, trained on drawings of tissue: its scores on real tissue mean nothing.**\n\n"
         if card.demonstration
@@ -136,7 +136,7 @@ def _wsinfer_config(card: ModelCard) -> dict[str, Any]:
     }
 
 
-def _own(source: Path, out: Path) -> ModelCard:
+def _card_of_source(source: Path, out: Path) -> ModelCard:
     if out.resolve() == source.resolve():
         raise ModelError(f"{out} is the model itself; choose another --out")
     if is_wsinfer(source):
@@ -145,17 +145,17 @@ def _own(source: Path, out: Path) -> ModelCard:
 
 
 def _patches(size: int) -> npt.NDArray[np.uint8]:
-    """Smooth colour noise in the range of tissue."""
+    """Patches of smooth colour noise in the range of tissue."""
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.uniform(60, 250, (_PATCHES, 3, 40, 40)))
-    full = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
-    return full.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous().numpy()
+    enlarged = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
+    return enlarged.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous().numpy()
 
 
-def _compare(source: Path, patches: npt.NDArray[np.uint8], theirs: npt.NDArray[np.float32]) -> float:
+def _compare(source: Path, patches: npt.NDArray[np.uint8], exported_scores: npt.NDArray[np.float32]) -> float:
     with torch.inference_mode():
-        ours = build_network([source])(torch.from_numpy(patches)).numpy()
-    difference = float(np.abs(ours - theirs).max())
+        model_scores = build_network([source])(torch.from_numpy(patches)).numpy()
+    difference = float(np.abs(model_scores - exported_scores).max())
     if not difference <= LARGEST_DIFFERENCE:
         raise ModelError(
             f"the exported {source.name} differs from the model by {difference:.1e} in a score; it was not kept"

@@ -1,6 +1,6 @@
 """Models in WSInfer's folder form: ``torchscript_model.pt`` and ``config.json``.
 
-TorchScript runs the code that is in the file. Use models only from those whose programs you would run.
+TorchScript runs the code that is in the file. Use models only from people whose programs you would run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wsi.errors import ModelError
 
 WEIGHTS = "torchscript_model.pt"
 CONFIG = "config.json"
-OWN_CARD = "slidewright.json"  # beside WSInfer's files: what its config.json has no room for
+OWN_CARD = "slidewright.json"  # beside WSInfer's files, for facts that its config.json cannot hold
 
 
 def is_wsinfer(folder: Path) -> bool:
@@ -33,7 +33,7 @@ def is_wsinfer(folder: Path) -> bool:
 
 
 def read_wsinfer(folder: Path) -> tuple[ModelCard, list[dict[str, Any]]]:
-    """The card that ``config.json`` amounts to, and its list of transforms.
+    """The card with the content of ``config.json``, and its list of transforms.
 
     WSInfer cuts patches side by side, so the stride is the patch. The positive class is the last.
 
@@ -95,7 +95,7 @@ class WSInferNetwork(nn.Module):
             )
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Resize with antialiasing as Pillow does, scale to 0..1, normalise, run."""
+        """Scores of patches, which are resized with antialiasing as in Pillow, scaled to 0..1 and normalised."""
         pixels = patches.permute(0, 3, 1, 2).float() / 255
         if self.size is not None and list(pixels.shape[2:]) != self.size:
             pixels = TF.resize(pixels, self.size, antialias=True)
@@ -104,14 +104,14 @@ class WSInferNetwork(nn.Module):
 
 
 def _bytes(value: Tensor) -> bytes:
-    plain = value.detach().cpu().contiguous()
-    if plain.dtype == torch.bfloat16:  # numpy has none
-        plain = plain.view(torch.int16)
-    return plain.numpy().tobytes()
+    array = value.detach().cpu().contiguous()
+    if array.dtype == torch.bfloat16:  # numpy has none
+        array = array.view(torch.int16)
+    return array.numpy().tobytes()
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Hex sha256 of a network's weights by name, whatever file they lie in: traced and plain ones are alike."""
+    """Hex sha256 of a network's weights by name, the same for a traced and a plain network."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(name.encode() + b"\0" + _bytes(value))
@@ -119,10 +119,10 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def demonstration_of(folder: Path) -> str:
-    """The demonstration model that a scripted model is; empty where it is none.
+    """Name of the demonstration model that a scripted model is a copy of; empty if it is none.
 
-    Told by the model card that ``wsi models export`` writes beside it, or by its weights: a copy of WSInfer's two files
-    alone must not lose the warning either.
+    The name comes from the model card that ``wsi models export`` writes beside it, or from its weights, so that a copy
+    of WSInfer's two files alone keeps the warning, too.
     """
     try:
         value = json.loads((folder / OWN_CARD).read_bytes())
@@ -133,7 +133,7 @@ def demonstration_of(folder: Path) -> str:
     try:
         digest = weights_digest(_scripted(folder).state_dict())
     except RuntimeError:
-        return ""  # not TorchScript: loading it will say so
+        return ""  # not TorchScript, which loading it reports
     for path in sorted(ZOO.glob("*/card.json")):
         if (path.parent / SAFETENSORS).is_file() and not is_detector(path.parent):
             card = ModelCard.model_validate_json(path.read_bytes())
@@ -144,7 +144,7 @@ def demonstration_of(folder: Path) -> str:
 
 def _scripted(folder: Path) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated is known
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
         body: nn.Module = torch.jit.load(folder / WEIGHTS, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     return body
 
@@ -159,6 +159,6 @@ def load_wsinfer(folder: Path) -> tuple[WSInferNetwork, ModelCard]:
     try:
         body = _scripted(folder)
     except RuntimeError as error:
-        first = (str(error).splitlines() or ["unknown"])[0]
-        raise ModelError(f"{folder / WEIGHTS} is not a TorchScript file ({first[:160]})") from error
+        first_line = (str(error).splitlines() or ["unknown"])[0]
+        raise ModelError(f"{folder / WEIGHTS} is not a TorchScript file ({first_line[:160]})") from error
     return WSInferNetwork(body, transforms, folder).eval(), card

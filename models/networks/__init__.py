@@ -1,1 +1,1 @@
-"""Networks: one file each, and the contract by which every engine runs them."""
+"""Networks, each in its own file, and the interface by which every engine runs them."""

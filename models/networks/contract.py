@@ -1,4 +1,4 @@
-"""A network as every engine runs it: RGB uint8 patches in, scores in 0..1 out.
+"""The form of a network that every engine runs: RGB uint8 patches in, scores in 0..1 out.
 
 Preprocessing, softmax, the 8 orientations and the mean over several models are all part of the
 module, so that an engine only runs or converts one graph.
@@ -15,12 +15,12 @@ ORIENTATIONS = 8
 
 
 def normalise(patches: Tensor) -> Tensor:
-    """RGB uint8 (n, h, w, 3) to float (n, 3, h, w) in [-1, 1], as Inception-v3 was trained."""
+    """RGB uint8 (n, h, w, 3) to float (n, 3, h, w) in [-1, 1], as in the training of Inception-v3."""
     return patches.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_scores(logits: Tensor) -> Tensor:
-    """Softmax over the classes; sigmoid where there is only one."""
+    """Scores of logits: softmax over the classes, or sigmoid where there is only one class."""
     logits = logits.float()
     return torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
 
@@ -41,14 +41,14 @@ class PatchNetwork(nn.Module):
     def __init__(
         self, body: nn.Module, calibration: tuple[float, float] | None = None, positive: int = 1
     ) -> None:
-        """Take logits' network, and for two classes the scale and offset of the positive one's log-odds."""
+        """Take a network of logits, and for two classes the scale and offset of the positive class's log-odds."""
         super().__init__()
         self.body = body
         self.calibration = calibration
         self.positive = positive
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Normalise, run, turn logits into scores."""
+        """Normalise the patches, run the network, and turn its logits into scores."""
         logits = self.body(cast_like(normalise(patches), self.body)).float()
         if self.calibration is not None:
             scale, offset = self.calibration
@@ -65,16 +65,16 @@ class Oriented(nn.Module):
         self.network = network
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Run the eight as one batch, eight times as large."""
+        """Run all eight orientations as one batch, which is eight times as large."""
         scores: Tensor = self.network(torch.cat([orient(patches, k) for k in range(ORIENTATIONS)]))
         return scores.reshape(ORIENTATIONS, -1, scores.shape[1]).mean(dim=0)
 
 
 class Window(nn.Module):
-    """A model that is shown larger patches of a finer spacing: it sees their middle, as small as it was trained on."""
+    """A model behind larger patches of a finer spacing: it gets their middle, reduced to the model's own spacing."""
 
     def __init__(self, network: nn.Module, side: int, factor: float) -> None:
-        """Take the model, the side of its patch, and how many pixels that are shown make one of its own, 1 or more."""
+        """Take the model, the side of its patch, and the number of given pixels, 1 or more, along one of its own."""
         super().__init__()
         self.network = network
         self.seen = round(side * factor)
@@ -83,21 +83,21 @@ class Window(nn.Module):
         )
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Scores of uint8 (n, shown, shown, 3)."""
+        """Scores of uint8 patches (n, given side, given side, 3)."""
         start = (patches.shape[1] - self.seen) // 2
         middle = patches[:, start : start + self.seen, start : start + self.seen]
         if self.weights is not None:
             assert isinstance(self.weights, Tensor)
             weights = self.weights.to(patches.device)
             planes = middle.permute(0, 3, 1, 2).float()
-            # two products: as one einsum OpenVINO takes gigabytes
+            # two products, as OpenVINO needs gigabytes for one einsum
             middle = (weights @ planes @ weights.T).permute(0, 2, 3, 1)
         scores: Tensor = self.network(middle)
         return scores
 
 
 def area_weights(before: int, after: int) -> Tensor:
-    """(after, before) shares by which pixels are averaged into fewer, each by the length that lies in the new one."""
+    """(after, before) weights that average pixels into fewer ones, by the length of each that lies in the new pixel."""
     edges = torch.arange(after + 1, dtype=torch.float64) * before / after
     starts = torch.arange(before, dtype=torch.float64)
     high = torch.minimum(edges[1:, None], starts + 1)
@@ -113,12 +113,12 @@ class MeanOf(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Average."""
+        """Mean of the scores of all networks."""
         return torch.stack([network(patches) for network in self.networks]).mean(dim=0)
 
 
 def orient(patches: Tensor, k: int) -> Tensor:
-    """Orientation ``k`` of 8 of (n, h, w, c): a transpose for odd ``k``, then flips by its other bits."""
+    """Patches (n, h, w, c) in orientation ``k`` of 8: transposed for odd ``k``, then flipped by its other bits."""
     if k & 1:
         patches = patches.transpose(1, 2)
     dims = [dim for bit, dim in ((2, 1), (4, 2)) if k & bit]

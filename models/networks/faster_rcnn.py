@@ -1,4 +1,4 @@
-"""Faster R-CNN for capillaries, every borrowed default set (Ren et al. 2015; torchvision)."""
+"""Faster R-CNN for capillaries, with all relevant defaults of torchvision set (Ren et al. 2015)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from wsi.arrays import BoxesXYXY
 from wsi.config import Config
 from wsi.marks.boxes import Detections, joined
 
-MOST_BOXES = 400  # in one tile of 256 or 320 um: far more than capillaries fit into it
+MOST_BOXES = 400  # in one tile of 256 or 320 um, which holds far fewer capillaries
 SIDE_STEP = 32  # a tile's side is a multiple of it: every level of the pyramid has whole pixels
 Maps = tuple[Tensor, ...]
-"""Of each level the features, then of each its objectness, then of each its changes of boxes."""
+"""Features of all levels, then objectness of all levels, then changes of boxes of all levels."""
 Convolve = Callable[[Tensor], Maps]
 
 
@@ -35,14 +35,14 @@ class DetectorConfig(Config):
 
     Attributes:
         classes: names, from 0 as they leave this module; inside torchvision 0 is the background.
-        backbone: ``resnet50`` (Kim et al. 2019 name Faster R-CNN only; this is torchvision's own), or ``small`` for
+        backbone: ``resnet50`` (Kim et al. 2019 name Faster R-CNN only; this is torchvision's default), or ``small`` for
             CPUs: three stages at 1/4, 1/8 and 1/16.
-        tile_px: side of the tiles it is trained on; nothing is resized inside.
+        tile_px: side of the tiles that the network is trained on; it resizes nothing.
         spacing_um: um per pixel of the tiles.
         anchors_px: side of the anchors, one for each level of the pyramid, fine to coarse.
         iou: overlap above which a box suppresses another in its tile.
-        lowest_score: boxes below are not given at all.
-        separate: a whole network for each class, as Kim et al. 2019 have it, instead of one for all; twice the time.
+        lowest_score: boxes with a lower score are left out.
+        separate: a whole network for each class, as in Kim et al. 2019, instead of one for all; takes twice the time.
     """
 
     classes: tuple[str, ...] = Field(default=("C4d negative", "C4d positive"), min_length=1)
@@ -63,13 +63,13 @@ class DetectorConfig(Config):
 
 
 class CapillaryDetector(nn.Module):
-    """RGB uint8 tiles in, boxes out; preprocessing is inside."""
+    """A detector of capillaries: RGB uint8 tiles in, boxes out; preprocessing is inside."""
 
     def __init__(self, cfg: DetectorConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        every = tuple(range(len(cfg.classes)))
-        self.groups = tuple((i,) for i in every) if cfg.separate else (every,)  # classes of each network
+        indices = tuple(range(len(cfg.classes)))
+        self.groups = tuple((i,) for i in indices) if cfg.separate else (indices,)  # classes of each network
         self.networks = nn.ModuleList(_network(cfg, len(group)) for group in self.groups)
 
     def losses(self, tiles: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -84,20 +84,20 @@ class CapillaryDetector(nn.Module):
         side = self.cfg.tile_px
         if tuple(pixels.shape[1:]) != (3, side, side):
             raise ValueError(f"tiles must be {side} x {side} px, RGB, got {tuple(tiles.shape)}")
-        found: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         for i, (group, network) in enumerate(zip(self.groups, self.networks, strict=True)):
             targets = [_target(b, n, group) for b, n in zip(boxes, labels, strict=True)]
-            found |= {f"{name}.{i}": loss for name, loss in network(list(pixels), targets).items()}
-        return found
+            losses |= {f"{name}.{i}": loss for name, loss in network(list(pixels), targets).items()}
+        return losses
 
     @torch.inference_mode()
     def detect(self, tiles: Tensor, convolve: Sequence[Convolve] | None = None) -> list[Detections]:
         """Boxes of every tile in its own pixels, in evaluation mode, at most `MOST_BOXES` each, best first.
 
         Args:
-            tiles: (n, side, side, 3) RGB uint8, or float (n, 3, side, side) in 0..1; the side is a multiple of
-                `SIDE_STEP`, not only the one that it was trained on. Nothing is resized.
-            convolve: for each network what does the work of its `convolutions`; they themselves without it.
+            tiles: (n, side, side, 3) RGB uint8, or float (n, 3, side, side) in 0..1; the side is any multiple of
+                `SIDE_STEP`, not only that of training. Nothing is resized.
+            convolve: for each network a function to run in place of its `convolutions`; None runs the convolutions.
         """
         pixels = self._pixels(tiles)
         if pixels.shape[2] % SIDE_STEP or pixels.shape[2] != pixels.shape[3]:
@@ -110,15 +110,15 @@ class CapillaryDetector(nn.Module):
             names = torch.tensor(group)
             parts.append(
                 [
-                    _detections(one["boxes"], one["scores"].cpu(), names[one["labels"].cpu() - 1])
-                    for one in _boxes_of(network, run(pixels), pixels)
+                    _detections(result["boxes"], result["scores"].cpu(), names[result["labels"].cpu() - 1])
+                    for result in _boxes_of(network, run(pixels), pixels)
                 ]
             )
-        return [_best_first(joined(of_tile)) for of_tile in zip(*parts, strict=True)]
+        return [_best_first(joined(tile_parts)) for tile_parts in zip(*parts, strict=True)]
 
     @property
     def convolutions(self) -> list[Convolutions]:
-        """Of every network the part that costs the most: what an engine may run in another way."""
+        """The part of every network that takes the most time, and that an engine may run in another way."""
         return [Convolutions(network) for network in self.networks]
 
     def _pixels(self, tiles: Tensor) -> Tensor:
@@ -134,52 +134,52 @@ class Convolutions(nn.Module):
         self.mean, self.std = network.transform.image_mean[0], network.transform.image_std[0]
 
     def forward(self, pixels: Tensor) -> Maps:
-        """The pyramid's features, then the objectness of every level, then its boxes' changes, fine to coarse."""
+        """The pyramid's features, then the objectness, then the changes of boxes; of each level, fine to coarse."""
         features = list(self.backbone((pixels - self.mean) / self.std).values())
         objectness, changes = self.head(features)
         return (*features, *objectness, *changes)
 
 
 def _boxes_of(network: FasterRCNN, maps: Maps, pixels: Tensor) -> list[dict[str, Tensor]]:
-    """What torchvision's forward pass does after the convolutions, without its resizing there and back."""
+    """Boxes of every tile from the maps, as in torchvision's forward pass but without its resizing there and back."""
     levels = len(maps) // 3
     features, objectness, changes = maps[:levels], maps[levels : 2 * levels], maps[2 * levels :]
     count, _, height, width = pixels.shape
     images = ImageList(pixels, [(height, width)] * count)
     anchors = network.rpn.anchor_generator(images, list(features))
-    sizes = [one[0].numel() for one in objectness]  # anchors of each level
+    sizes = [level_objectness[0].numel() for level_objectness in objectness]  # anchors of each level
     flat, coded = concat_box_prediction_layers(list(objectness), list(changes))
     proposals = network.rpn.box_coder.decode(coded, anchors).view(count, -1, 4)
     boxes, _ = network.rpn.filter_proposals(proposals, flat, images.image_sizes, sizes)
     pyramid = {str(i): level for i, level in enumerate(features)}
-    found: list[dict[str, Tensor]] = network.roi_heads(pyramid, boxes, images.image_sizes)[0]
-    return found
+    results: list[dict[str, Tensor]] = network.roi_heads(pyramid, boxes, images.image_sizes)[0]
+    return results
 
 
 def _target(boxes: Tensor, labels: Tensor, group: tuple[int, ...]) -> dict[str, Tensor]:
-    """What a network of some of the classes is to find: 0 is its background, 1 the first of its classes."""
-    mine = torch.isin(labels, torch.tensor(group, device=labels.device))
-    return {"boxes": boxes[mine].float(), "labels": labels[mine] - group[0] + 1}
+    """The target for a network of some of the classes: 0 is its background, 1 the first of its classes."""
+    in_group = torch.isin(labels, torch.tensor(group, device=labels.device))
+    return {"boxes": boxes[in_group].float(), "labels": labels[in_group] - group[0] + 1}
 
 
-def _best_first(found: Detections) -> Detections:
-    return found[np.argsort(-found.scores, kind="stable")]
+def _best_first(detections: Detections) -> Detections:
+    return detections[np.argsort(-detections.scores, kind="stable")]
 
 
 def _detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
-    """On the CPU in float64 from here on; boxes without an area are left out."""
-    found: BoxesXYXY = boxes.cpu().numpy().astype(np.float64)
-    whole = (found[:, 2:] > found[:, :2]).all(axis=1)
+    """Detections on the CPU with boxes in float64; boxes without an area are left out."""
+    boxes_float64: BoxesXYXY = boxes.cpu().numpy().astype(np.float64)
+    has_area = (boxes_float64[:, 2:] > boxes_float64[:, :2]).all(axis=1)
     return Detections(
-        found[whole],
-        scores.float().cpu().numpy()[whole].astype(np.float32),
-        labels.cpu().numpy()[whole].astype(np.int64),
+        boxes_float64[has_area],
+        scores.float().cpu().numpy()[has_area].astype(np.float32),
+        labels.cpu().numpy()[has_area].astype(np.int64),
     )
 
 
 def _network(cfg: DetectorConfig, classes: int) -> FasterRCNN:
     backbone = _small() if cfg.backbone == "small" else _resnet50()
-    hidden = 256 if cfg.backbone == "small" else 1024  # torchvision's is 1024
+    hidden = 256 if cfg.backbone == "small" else 1024  # that of torchvision is 1024
     outputs = classes + 1  # and the background
     names = [str(i) for i in range(len(cfg.anchors_px))]
     return FasterRCNN(
@@ -208,7 +208,7 @@ def _network(cfg: DetectorConfig, classes: int) -> FasterRCNN:
 
 
 def _small() -> BackboneWithFPN:
-    """Eight convolutions and the pyramid."""
+    """Backbone of eight convolutions with a feature pyramid."""
     body = nn.Sequential(
         nn.Sequential(_block(3, 24, 2), _block(24, 32, 1), _block(32, 48, 2), _block(48, 48, 1)),
         nn.Sequential(_block(48, 96, 2), _block(96, 96, 1)),
@@ -230,7 +230,7 @@ def _block(before: int, after: int, stride: int) -> nn.Module:
 
 
 def _resnet50() -> BackboneWithFPN:
-    """All of it is trained, with batch normalisation: there are no weights to keep."""
+    """Backbone that is trained as a whole, with batch normalisation, as there are no weights to keep."""
     return BackboneWithFPN(
         resnet50(weights=None),
         return_layers={"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"},
@@ -241,10 +241,10 @@ def _resnet50() -> BackboneWithFPN:
 
 
 class _NoMore(ExtraFPNBlock):  # type: ignore[misc]
-    """In place of the further, coarser level that `BackboneWithFPN` would add."""
+    """A block that adds nothing, in place of the further, coarser level that `BackboneWithFPN` would add."""
 
     def forward(
         self, results: list[Tensor], x: list[Tensor], names: list[str]
     ) -> tuple[list[Tensor], list[str]]:
-        """The levels as they are."""
+        """The levels without a change."""
         return results, names

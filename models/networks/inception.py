@@ -55,7 +55,7 @@ class InceptionA(nn.Module):
         self.outputs = 2 * c(64) + c(96) + pooled
 
     def forward(self, x: Tensor) -> Tensor:
-        """Keep the side, change the channels."""
+        """Map (n, inputs, h, w) to (n, outputs, h, w)."""
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         five = self.branch5x5_2(self.branch5x5_1(x))
         return torch.cat([self.branch1x1(x), five, double, self.branch_pool(_pool3(x))], 1)
@@ -73,7 +73,7 @@ class InceptionB(nn.Module):
         self.outputs = c(384) + c(96) + inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Halve the side."""
+        """Map (n, inputs, h, w) to (n, outputs, h', w'), about half as large."""
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=2)], 1)
 
@@ -98,7 +98,7 @@ class InceptionC(nn.Module):
         self.outputs = 4 * wide
 
     def forward(self, x: Tensor) -> Tensor:
-        """Keep the side, change the channels."""
+        """Map (n, inputs, h, w) to (n, outputs, h, w)."""
         seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
@@ -119,7 +119,7 @@ class InceptionD(nn.Module):
         self.outputs = c(320) + c(192) + inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Halve the side."""
+        """Map (n, inputs, h, w) to (n, outputs, h', w'), about half as large."""
         seven = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
         three = self.branch3x3_2(self.branch3x3_1(x))
         return torch.cat([three, self.branch7x7x3_4(seven), F.max_pool2d(x, 3, stride=2)], 1)
@@ -142,7 +142,7 @@ class InceptionE(nn.Module):
         self.outputs = c(320) + 4 * c(384) + c(192)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Keep the side, change the channels."""
+        """Map (n, inputs, h, w) to (n, outputs, h, w)."""
         three = self.branch3x3_1(x)
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         branches = [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three)]
@@ -166,7 +166,7 @@ class InceptionAux(nn.Module):
 
 
 class Widths:
-    """Scales a channel count by the multiplier, to a multiple of 8 and at least 8."""
+    """Function that scales a number of channels by the multiplier, to a multiple of 8 and at least 8."""
 
     def __init__(self, width: float) -> None:
         if not 0 < width <= 1:
@@ -174,7 +174,7 @@ class Widths:
         self.width = width
 
     def __call__(self, channels: int) -> int:
-        """Exact at width 1, where every count of the paper is a multiple of 16."""
+        """The scaled number; at width 1 it is exact, as every number of the paper is a multiple of 16."""
         return max(8, round(channels * self.width / 8) * 8)
 
 
@@ -215,7 +215,7 @@ class InceptionV3(nn.Module):
             nn.init.zeros_(head.bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """Everything up to Mixed_6e: (n, 3, 299, 299) to (n, 768 * width, 17, 17)."""
+        """Features of Mixed_6e: (n, 3, 299, 299) to (n, 768 * width, 17, 17)."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2)
         x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, stride=2)

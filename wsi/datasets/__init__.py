@@ -1,4 +1,4 @@
 """Many slides or patches whose truth is known: rules of a data set, truth as cells, folders of patches.
 
-Knows `wsi.marks` and `wsi.slides`.
+Imports `wsi.marks` and `wsi.slides`.
 """

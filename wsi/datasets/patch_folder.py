@@ -41,12 +41,12 @@ class PatchFile:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PatchFolder:
-    """The patches that can be read, in their order, and what could not.
+    """The patches that can be read, in their order, and notes on those that cannot.
 
     Attributes:
         files: the patches of both classes, in the order of the list.
-        pixels: of each, RGB; all of one size.
-        left_out: a sentence for each file that could not be decoded, or is there already.
+        pixels: RGB pixels of each patch; all of one size.
+        left_out: a sentence for each file that cannot be decoded, or repeats another one.
     """
 
     files: tuple[PatchFile, ...]
@@ -59,11 +59,11 @@ class PatchFolder:
 
     def part(self, low: float, high: float) -> list[int]:
         """Indices of a contiguous share of each class, 0 to 1: neighbours often come from one slide."""
-        found = []
+        indices = []
         for label in (NORMAL, TUMOUR):
-            every = self.of(label)
-            found += every[round(low * len(every)) : round(high * len(every))]
-        return sorted(found)
+            members = self.of(label)
+            indices += members[round(low * len(members)) : round(high * len(members))]
+        return sorted(indices)
 
 
 def read_patches(folder: Path) -> PatchFolder:
@@ -74,15 +74,15 @@ def read_patches(folder: Path) -> PatchFolder:
             patches of several sizes, or a class with no patch that can be read.
     """
     files = _listed(folder) if (folder / "patches.csv").is_file() else _in_folders(folder)
-    kept, pixels, left_out = [], [], []
-    seen: dict[bytes, PatchFile] = {}
+    readable_files, pixels, left_out = [], [], []
+    files_by_digest: dict[bytes, PatchFile] = {}
     for file in files:
         try:
             data = file.path.read_bytes()
         except OSError as error:
             left_out.append(f"{file.path} cannot be read ({error.strerror})")
             continue
-        first = seen.setdefault(hashlib.sha256(data).digest(), file)
+        first = files_by_digest.setdefault(hashlib.sha256(data).digest(), file)
         if first is not file:
             _check_label(first, file)
             left_out.append(f"{file.path} is the same picture as {first.path}")
@@ -92,26 +92,27 @@ def read_patches(folder: Path) -> PatchFolder:
         except SlideError as error:
             left_out.append(str(error))
             continue
-        kept.append(file)
+        readable_files.append(file)
     for label, name in ((NORMAL, "normal"), (TUMOUR, "tumour")):
-        if not any(file.label == label for file in kept):
+        if not any(file.label == label for file in readable_files):
             raise ConfigError(f"{folder} has no {name} patch that can be read; add some, or check the labels")
-    _check_sizes(kept, pixels)
-    return PatchFolder(tuple(kept), tuple(pixels), tuple(left_out))
+    _check_sizes(readable_files, pixels)
+    return PatchFolder(tuple(readable_files), tuple(pixels), tuple(left_out))
 
 
 def decode_patch(path: Path, data: bytes) -> RgbImage:
-    """A picture's bytes as RGB; grey becomes three equal channels, what is transparent lies on white.
+    """A picture's bytes as RGB; grey becomes three equal channels, transparent pixels are laid over white.
 
     Raises:
-        SlideError: it is cut short, no picture, or not of 8 bits.
+        SlideError: the data is cut short, no picture, or not of 8 bits.
     """
-    cut = (
-        data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]
-    )  # libjpeg paints the rest of a cut file grey
+    # libjpeg paints the rest of a cut file grey
+    truncated = data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]
     try:
         image = (
-            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data and not cut else None
+            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            if data and not truncated
+            else None
         )
     except BROKEN_PICTURE:
         image = None
@@ -123,8 +124,8 @@ def decode_patch(path: Path, data: bytes) -> RgbImage:
     if image.ndim == 2:
         return np.repeat(image[:, :, None], 3, axis=2)
     if image.shape[2] == 4:
-        share = image[:, :, 3:] / 255
-        image = np.round(image[:, :, :3] * share + 255 * (1 - share)).astype(np.uint8)
+        opacity = image[:, :, 3:] / 255
+        image = np.round(image[:, :, :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
@@ -151,11 +152,11 @@ def _listed(folder: Path) -> list[PatchFile]:
             rows = list(csv.DictReader(file))
         if rows and "order" in rows[0]:
             rows.sort(key=lambda row: int(row["order"]))
-        listed = [(row["file"].strip(), row["label"].strip()) for row in rows]
+        lines = [(row["file"].strip(), row["label"].strip()) for row in rows]
     except (OSError, AttributeError, TypeError, ValueError, KeyError, csv.Error) as error:
         raise ConfigError(f"{path} needs the columns file and label, and whole numbers in order") from error
     labels: dict[str, int] = {}
-    for name, label in listed:
+    for name, label in lines:
         if labels.setdefault(name, _label(label, path)) != _label(label, path):
             raise ConfigError(f"{path} lists {name} under two labels; remove one of the lines")
     return [PatchFile(folder / name, label, name) for name, label in labels.items()]

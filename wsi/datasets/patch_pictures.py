@@ -25,29 +25,29 @@ class PatchPicture:
 
 
 def list_patches(folder: Path) -> list[PatchPicture]:
-    """Every picture of a folder and of its subfolders, by name; or what its ``patches.csv`` lists, in that order.
+    """Every picture of a folder and its subfolders, by name; or the lines of its ``patches.csv``, in their order.
 
-    A subfolder that has the name of a class gives its patches that label; another name, or none, leaves it unknown.
+    A subfolder with the name of a class gives its patches that label; in other folders the label is unknown.
 
     Raises:
-        ConfigError: there is no folder, no picture, or the list cannot be read.
+        ConfigError: the folder does not exist, holds no picture, or its list cannot be read.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder; give one that holds patches")
-    found = _listed(folder) if (folder / LIST).is_file() else _in_folder(folder)
-    if not found:
+    pictures = _listed(folder) if (folder / LIST).is_file() else _in_folder(folder)
+    if not pictures:
         raise ConfigError(f"{folder} holds no patch; patches end in {', '.join(SUFFIXES)}")
-    return found
+    return pictures
 
 
 def _in_folder(folder: Path) -> list[PatchPicture]:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    inside = [(path, path.relative_to(folder)) for path in paths if not path.name.startswith(".")]
+    named_paths = [(path, path.relative_to(folder)) for path in paths if not path.name.startswith(".")]
     return [
         PatchPicture(
             path, name.as_posix(), LABELS.get(name.parts[0].casefold()) if len(name.parts) > 1 else None
         )
-        for path, name in inside
+        for path, name in named_paths
     ]
 
 
@@ -56,26 +56,26 @@ def _listed(folder: Path) -> list[PatchPicture]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-        listed = [(row["file"].strip(), (row.get("label") or "").strip()) for row in rows]
+        lines = [(row["file"].strip(), (row.get("label") or "").strip()) for row in rows]
     except (OSError, AttributeError, KeyError, ValueError, csv.Error) as error:
         raise ConfigError(f"{path} needs the column file, and may have the column label") from error
-    unknown = [text for _, text in listed if text and text.casefold() not in LABELS]
+    unknown = [text for _, text in lines if text and text.casefold() not in LABELS]
     if unknown:
         raise ConfigError(
             f"{path}: label {unknown[0]!r} is unknown; known are {', '.join(LABELS)}, or nothing"
         )
-    counts = Counter(name for name, _ in listed)
-    twice = [name for name, count in counts.items() if count > 1]
-    if twice:
-        raise ConfigError(f"{path} lists {twice[0]} twice; remove one of the lines")
-    return [PatchPicture(folder / name, name, LABELS.get(text.casefold())) for name, text in listed]
+    counts = Counter(name for name, _ in lines)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise ConfigError(f"{path} lists {repeated[0]} twice; remove one of the lines")
+    return [PatchPicture(folder / name, name, LABELS.get(text.casefold())) for name, text in lines]
 
 
 def read_patch(path: Path) -> RgbImage:
-    """A patch as RGB; grey becomes three equal channels, what is transparent lies on white.
+    """A patch as RGB; grey becomes three equal channels, transparent pixels are laid over white.
 
     Raises:
-        SlideError: it cannot be read, is cut short, or is not of 8 bits.
+        SlideError: the file cannot be read, is cut short, or is not of 8 bits.
     """
     try:
         data = path.read_bytes()
@@ -85,12 +85,12 @@ def read_patch(path: Path) -> RgbImage:
 
 
 def sizes_text(sizes: Sequence[tuple[int, int]], side: int) -> str:
-    """What was done to patches that do not have the model's side, in a sentence; empty where all have it."""
+    """A sentence on patches that do not have the model's side and were changed; empty where all have it."""
     smaller = sum(min(size) < side for size in sizes)
     larger = sum(max(size) > side and min(size) >= side for size in sizes)
-    said = []
+    parts = []
     if smaller:
-        said.append(f"{smaller} smaller than {side} px, mirrored at the border")
+        parts.append(f"{smaller} smaller than {side} px, mirrored at the border")
     if larger:
-        said.append(f"{larger} larger, cropped to the middle")
-    return f"patches: {len(sizes)}; " + "; ".join(said) if said else ""
+        parts.append(f"{larger} larger, cropped to the middle")
+    return f"patches: {len(sizes)}; " + "; ".join(parts) if parts else ""

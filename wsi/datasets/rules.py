@@ -1,4 +1,4 @@
-"""What is known of a data set by its slides' names: split, exclusions, slides that are marked in part."""
+"""Rules of a data set by its slides' names: split, exclusions, slides that are marked in part."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Dataset(Config):
 
     Attributes:
         normal: names of slides without tumour, which have no truth file.
-        train, validation, test: which split a slide is in; the first that fits, in the order validation,
+        train, validation, test: names of slides in this split; the first that fits counts, in the order validation,
             test, train. A manifest's own column wins.
-        exclude: names that are never used, each with the reason.
+        exclude: names of slides that are never used, each with the reason.
         partial: names of slides whose tumour is not marked exhaustively: they give no normal patches, and do not count
             for FROC.
     """
@@ -43,14 +43,14 @@ class Dataset(Config):
 
     def why_excluded(self, name: str) -> str | None:
         """The reason why a slide is never used, or None."""
-        return next((why for key, why in self.exclude.items() if _fits(name, (key,))), None)
+        return next((reason for pattern, reason in self.exclude.items() if _fits(name, (pattern,))), None)
 
     def is_normal(self, name: str) -> bool:
         """Whether the slide's name says that it has no tumour."""
         return _fits(name, self.normal)
 
     def is_partial(self, name: str) -> bool:
-        """Whether its tumour is not marked exhaustively."""
+        """Whether the slide's tumour is not marked exhaustively."""
         return _fits(name, self.partial)
 
 
@@ -58,7 +58,7 @@ def read_dataset(name: str) -> Dataset:
     """The rules that ship under this name.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no rules ship under this name.
     """
     shipped = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
     if name not in shipped:
@@ -68,15 +68,15 @@ def read_dataset(name: str) -> Dataset:
 
 @dataclass(frozen=True, slots=True)
 class DataRows:
-    """Slides to use, and a sentence for each that is left out."""
+    """Slides to use, and a sentence for each slide that is left out."""
 
     rows: tuple[SlideRow, ...]
     left_out: tuple[str, ...]
 
 
 def apply_dataset(rows: Sequence[SlideRow], dataset: Dataset) -> DataRows:
-    """Fill in split, label and partial truth by name, and leave out what must not be used."""
-    kept, left_out = [], []
+    """Fill in split, label and partial truth by name, and leave out slides that must not be used."""
+    used_rows, left_out = [], []
     for row in rows:
         name = row.source.name
         reason = dataset.why_excluded(name)
@@ -86,19 +86,19 @@ def apply_dataset(rows: Sequence[SlideRow], dataset: Dataset) -> DataRows:
         splits = ("validation", "test", "train")
         split = row.split or next((s for s in splits if _fits(name, getattr(dataset, s))), None)
         label = row.label or ("normal" if dataset.is_normal(name) else None)
-        kept.append(replace(row, split=split, label=label, partial=dataset.is_partial(name)))
-    return DataRows(tuple(kept), tuple(left_out))
+        used_rows.append(replace(row, split=split, label=label, partial=dataset.is_partial(name)))
+    return DataRows(tuple(used_rows), tuple(left_out))
 
 
 def rows_of_folder(folder: Path) -> list[SlideRow]:
-    """Every slide below a folder with the truth file of its name, wherever below the folder that lies; the lines of
-    its ``slides.csv`` where it holds one.
+    """Every slide below a folder, with the truth file of the same name anywhere below it; or the lines of the folder's
+    ``slides.csv`` where it holds one.
 
     Truth is an annotation file ``NAME.xml``, ``.geojson`` or ``.json``, else a mask ``NAME_mask``. Hidden files, masks
     and plain images other than TIFF are no slides.
 
     Raises:
-        ConfigError: no slides, or one name twice.
+        ConfigError: there are no slides, or two of one name.
     """
     manifest = manifest_in(folder)
     if manifest:
@@ -106,20 +106,20 @@ def rows_of_folder(folder: Path) -> list[SlideRow]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     outlines = {p.stem.casefold(): p for p in reversed(files) if p.suffix.lower() in _OUTLINES}
     pictures = {p.stem.casefold(): p for p in reversed(files) if p.suffix.lower() in PICTURES}
-    found: dict[str, SlideRow] = {}
+    slides: dict[str, SlideRow] = {}
     for path in files:
         source = SlideSource(str(path))
         name = source.name.casefold()
         if path.suffix.lower() not in _SLIDES or _fits(path.stem, _NOT_SLIDES):
             continue
-        if name in found:
+        if name in slides:
             raise ConfigError(
-                f"{path} and {found[name].source.path} have one name; list the slides in a slides.csv"
+                f"{path} and {slides[name].source.path} have one name; list the slides in a slides.csv"
             )
-        found[name] = SlideRow(source, truth=outlines.get(name) or pictures.get(f"{name}_mask"))
-    if not found:
+        slides[name] = SlideRow(source, truth=outlines.get(name) or pictures.get(f"{name}_mask"))
+    if not slides:
         raise ConfigError(f"{folder} holds no slides ({', '.join(SLIDE_SUFFIXES[:4])} ...); check the path")
-    return list(found.values())
+    return list(slides.values())
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

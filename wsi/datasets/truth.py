@@ -22,17 +22,17 @@ from wsi.slides.grid import TileGrid
 from wsi.slides.slide import Slide
 
 # 0/1 and 0/255 masks have one value besides 0; with 1 and 2 it is 2 (Camelyon16's masks as released with the data)
-_MEANT = {frozenset({1}): 1, frozenset({255}): 255, frozenset({2}): 2, frozenset({1, 2}): 2}
+_TUMOUR_VALUES = {frozenset({1}): 1, frozenset({255}): 255, frozenset({2}): 2, frozenset({1, 2}): 2}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Truth:
-    """Which cells hold tumour.
+    """The cells of a slide that hold tumour.
 
     Attributes:
         tumour: (rows, cols) of the grid.
-        note: what was repaired or detected; may be empty.
-        mask_value: of a mask, which was detected to mean tumour; None where it was said, or for outlines.
+        note: a sentence on repaired outlines or the detected value; may be empty.
+        mask_value: the mask's value that was detected as tumour; None where the user stated it, or for outlines.
     """
 
     tumour: BoolRaster
@@ -45,7 +45,7 @@ def read_truth(path: Path, slide: Slide, grid: TileGrid, *, label: int | None = 
 
     Args:
         path: ASAP or ImageScope XML, GeoJSON, NCRF's JSON, or a mask of the whole slide (PNG, TIFF).
-        slide: what it is the truth of.
+        slide: the slide of the truth.
         grid: all cells of the slide.
         label: the mask's value that means tumour; None detects 0/1, 0/255 and 0/1/2.
 
@@ -54,9 +54,9 @@ def read_truth(path: Path, slide: Slide, grid: TileGrid, *, label: int | None = 
     """
     truth = _read(path, slide, grid, label)
     if not truth.tumour.any():
-        why = f" ({truth.note})" if truth.note else ""
+        note = f" ({truth.note})" if truth.note else ""
         raise AnnotationError(
-            f"{path} marks no tumour on {slide.path}{why}; if the slide has none, write 'normal' in the column 'label'"
+            f"{path} marks no tumour on {slide.path}{note}; if the slide has none, write 'normal' in the column 'label'"
         )
     return truth
 
@@ -65,7 +65,7 @@ def refuse_tumour(path: Path, slide: Slide, grid: TileGrid, *, label: int | None
     """Check the truth of a slide that is labelled as normal: it must not be trained on as normal if it has tumour.
 
     Raises:
-        AnnotationError: it marks tumour.
+        AnnotationError: the truth marks tumour.
     """
     truth = _read(path, slide, grid, label)
     if truth.tumour.any():
@@ -90,7 +90,7 @@ def _from_outlines(path: Path, slide: Slide, grid: TileGrid) -> Truth:
 
 
 def named_note(path: Path, *notes: str) -> str:
-    """What is to be said of a file, after its name; empty where there is nothing."""
+    """The notes on a file, after its name; empty where there are none."""
     text = ", ".join(note for note in notes if note)
     return f"{path.name}: {text}" if text else ""
 
@@ -103,10 +103,10 @@ def outlined_cells(area: MultiPolygon, grid: TileGrid) -> BoolRaster:
     shapely.prepare(area)
     x0, y0, x1, y1 = np.array(area.bounds) / grid.plan.stride_l0
     rows, cols = grid.cells.T
-    near = grid.cells[(rows >= y0 - 1) & (rows <= y1) & (cols >= x0 - 1) & (cols <= x1)]
-    boxes = shapely.box(*grid.placement.boxes(near).T)
+    candidates = grid.cells[(rows >= y0 - 1) & (rows <= y1) & (cols >= x0 - 1) & (cols <= x1)]
+    boxes = shapely.box(*grid.placement.boxes(candidates).T)
     touched = shapely.intersects(area, boxes) & ~shapely.touches(area, boxes)
-    marked[tuple(near[touched].T)] = True
+    marked[tuple(candidates[touched].T)] = True
     return marked
 
 
@@ -122,7 +122,7 @@ def _check_inside(path: Path, slide: Slide, area: MultiPolygon) -> None:
 
 
 def _from_mask(path: Path, slide: Slide, grid: TileGrid, label: int | None) -> Truth:
-    """Down-sampled by maximum: a cell is tumour if any pixel of the mask in it is."""
+    """The truth from a mask: a cell is tumour if any pixel of the mask in it is."""
     present: dict[int, BoolRaster] = {}
     with mask_errors(path):
         shape = mask_shapes(path)[0]
@@ -130,35 +130,35 @@ def _from_mask(path: Path, slide: Slide, grid: TileGrid, label: int | None) -> T
         for top, left, piece in mask_pieces(path):
             for value in np.unique(piece):
                 if value:
-                    where = present.setdefault(int(value), np.zeros(grid.shape, np.bool_))
-                    _mark(where, piece == value, (top, left), step, grid.plan.stride_l0)
-    meant = tumour_value(path, present, label, "truth_label in the recipe")
+                    cells = present.setdefault(int(value), np.zeros(grid.shape, np.bool_))
+                    _mark(cells, piece == value, (top, left), step, grid.plan.stride_l0)
+    tumour_label = tumour_value(path, present, label, "truth_label in the recipe")
     if label is not None:
         return Truth(present.get(label, np.zeros(grid.shape, np.bool_)))
-    tumour = present[meant] if meant is not None else np.zeros(grid.shape, np.bool_)
-    return Truth(tumour, mask_note(path, present, meant), meant)
+    tumour = present[tumour_label] if tumour_label is not None else np.zeros(grid.shape, np.bool_)
+    return Truth(tumour, mask_note(path, present, tumour_label), tumour_label)
 
 
 def tumour_value(path: Path, present: Collection[int], label: int | None, option: str) -> int | None:
-    """The mask's value that means tumour: as said, or detected from the values besides 0; None where there is none.
+    """The mask's value that means tumour: ``label``, or detected from the values besides 0; None for an empty mask.
 
     Args:
         path: the mask.
-        present: its values besides 0.
-        label: what the user says, or None.
-        option: how the user would say it.
+        present: the mask's values besides 0.
+        label: the value that the user states, or None.
+        option: name of the option by which the user states it.
 
     Raises:
-        AnnotationError: values of which no convention is known.
+        AnnotationError: no convention is known for these values.
     """
-    meant = _MEANT.get(frozenset(present)) if label is None else label
-    if present and meant is None:
+    value = _TUMOUR_VALUES.get(frozenset(present)) if label is None else label
+    if present and value is None:
         raise AnnotationError(f"{path} holds the values {sorted(present)}; say which is tumour with {option}")
-    return meant
+    return value
 
 
 def mask_note(path: Path, present: Collection[int], meant: int | None) -> str:
-    """What was detected, for the user; empty for a mask that holds nothing."""
+    """A sentence about the detected value, for the user; empty for a mask that holds nothing."""
     if meant is None:
         return ""
     values = ", ".join(map(str, sorted(present)))
@@ -182,7 +182,7 @@ def mask_step(path: Path, shape: tuple[int, int], size: tuple[int, int]) -> tupl
 
 @contextmanager
 def mask_errors(path: Path) -> Iterator[None]:
-    """Turn what a picture library raises into one sentence."""
+    """Turn errors of picture libraries into one sentence."""
     try:
         yield
     except BROKEN_PICTURE as error:
@@ -192,26 +192,28 @@ def mask_errors(path: Path) -> Iterator[None]:
 
 
 def _mark(
-    where: BoolRaster,
+    marked: BoolRaster,
     piece: BoolRaster,
     corner: tuple[int, int],
     step: tuple[float, float],
     stride_l0: int,
 ) -> None:
-    """Every cell that a mask pixel of a piece reaches into; corner and step are (row, col)."""
-    cells = []
+    """Set every cell that a True pixel of a mask's piece reaches into; corner and step are (row, col)."""
+    axis_cells = []
     for axis in (0, 1):
         starts = (np.arange(piece.shape[axis]) + corner[axis]) * step[axis]
-        within = np.linspace(0, 0.999 * step[axis], math.ceil(step[axis] / stride_l0) + 1)
-        last = where.shape[axis] - 1
-        cells.append([np.minimum(((starts + w) // stride_l0).astype(np.int64), last) for w in within])
-    for rows in cells[0]:
+        offsets = np.linspace(0, 0.999 * step[axis], math.ceil(step[axis] / stride_l0) + 1)
+        last = marked.shape[axis] - 1
+        axis_cells.append(
+            [np.minimum(((starts + offset) // stride_l0).astype(np.int64), last) for offset in offsets]
+        )
+    for rows in axis_cells[0]:
         first_rows = np.flatnonzero(np.diff(rows, prepend=-1))
         by_row = np.logical_or.reduceat(piece, first_rows, axis=0)
-        for cols in cells[1]:
+        for cols in axis_cells[1]:
             first_cols = np.flatnonzero(np.diff(cols, prepend=-1))
-            found = np.logical_or.reduceat(by_row, first_cols, axis=1)
-            where[np.ix_(rows[first_rows], cols[first_cols])] |= found
+            marks = np.logical_or.reduceat(by_row, first_cols, axis=1)
+            marked[np.ix_(rows[first_rows], cols[first_cols])] |= marks
 
 
 _Piece = tuple[int, int, npt.NDArray[np.integer]]
@@ -230,9 +232,9 @@ def mask_shapes(path: Path) -> list[tuple[int, int]]:
 
 
 def mask_pieces(path: Path, level: int = 0) -> Iterator[_Piece]:
-    """(top, left, values) of all that one level of a mask holds, piece by piece.
+    """(top, left, values) of one level of a mask, piece by piece.
 
-    The finest level is the default: the coarser ones may have lost small lesions. A piece that holds nothing may be
+    The finest level is the default: the coarser ones may have lost small lesions. An empty piece may be
     given as a single 0.
     """
     if path.suffix.lower() == ".png":

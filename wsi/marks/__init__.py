@@ -1,1 +1,1 @@
-"""What is marked on a slide: outlines, boxes, masks, their classes and files. Knows `wsi.slides`."""
+"""Marks on a slide: outlines, boxes, masks, their classes and files. Imports `wsi.slides`."""

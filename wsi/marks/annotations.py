@@ -28,13 +28,12 @@ log = logging.getLogger(__name__)
 TUMOUR_GROUPS = frozenset(
     {"tumor", "tumour", "_0", "_1", "metastases", "metastasis", "none", "lesion", "positive"}
 )
-HOLE_GROUPS = frozenset(
-    {"_2", "exclusion", "normal", "negative", "ignore*"}
-)  # cut out (NCRF annotation.py; NCRF#61)
+# Areas that are cut out (NCRF annotation.py; NCRF#61)
+HOLE_GROUPS = frozenset({"_2", "exclusion", "normal", "negative", "ignore*"})
 AREA_TYPES = frozenset({"Polygon", "Spline", "Rectangle"})  # of ASAP; dots and measurements enclose nothing
 ELLIPSE_TYPES = frozenset({"2", "ellipse"})  # of ImageScope and HALO: two corners of the box around it
 BOX_TYPES = frozenset({"1", "rectangle"})  # of the same, where two corners are given
-SMALLEST_AREA = 1e-6  # level-0 px2: what rounding leaves of a line
+SMALLEST_AREA = 1e-6  # level-0 px2: a line may keep so much by rounding
 ELLIPSE_CORNERS = 64  # of the polygon that stands for an ellipse: 0.2 % of its area is lost
 GROUP_COLOURS = {"Tumor": "#c80000", "Exclusion": "#0000c8"}
 
@@ -50,11 +49,11 @@ class Annotation:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Outlines:
-    """What a file marks.
+    """The outlines that a file marks.
 
     Attributes:
-        annotations: everything that encloses an area.
-        note: what was left out because it encloses nothing, or was read otherwise than it stands; may be empty.
+        annotations: every outline that encloses an area.
+        note: a sentence about objects that enclose nothing, or that were read in a changed form; may be empty.
     """
 
     annotations: tuple[Annotation, ...]
@@ -67,7 +66,7 @@ class Regions:
 
     Attributes:
         area: union of the positive outlines less the negative ones; may be empty.
-        repaired: rings that crossed themselves and were mended.
+        repaired: number of rings that crossed themselves and were repaired.
     """
 
     area: MultiPolygon
@@ -75,7 +74,7 @@ class Regions:
 
     @property
     def note(self) -> str:
-        """How many rings were repaired, as a sentence; empty where none was."""
+        """A sentence with the number of repaired rings; empty where none was repaired."""
         if self.repaired == 0:
             return ""
         return (
@@ -86,7 +85,7 @@ class Regions:
 
 
 def read_annotations(path: Path) -> list[Annotation]:
-    """The outlines of `read_outlines`; what is to be said of the file goes to the log.
+    """The outlines of `read_outlines`; its note on the file goes to the log.
 
     Raises:
         AnnotationError: the file is none of these, or broken.
@@ -100,7 +99,7 @@ def read_annotations(path: Path) -> list[Annotation]:
 def read_outlines(path: Path) -> Outlines:
     """Read ASAP XML, ImageScope or HALO XML, or GeoJSON; rings as they are in the file.
 
-    Dots, lines and measurements enclose nothing: they are counted in the note, never dropped in silence.
+    Dots, lines and measurements enclose nothing: the note counts them, so none is dropped silently.
 
     Raises:
         AnnotationError: the file is none of these, or broken.
@@ -120,21 +119,21 @@ def read_outlines(path: Path) -> Outlines:
 
 
 def _outlines(annotations: Iterable[Annotation | None], kinds: Iterable[str], ellipses: int = 0) -> Outlines:
-    """Outlines, and a note on those that are None: their kinds are given in the same order."""
-    both = list(zip(annotations, kinds, strict=True))
-    empty = Counter(kind for annotation, kind in both if annotation is None)
+    """Outlines, and a note on the annotations that are None; ``kinds`` has the kind of each, in the same order."""
+    pairs = list(zip(annotations, kinds, strict=True))
+    empty = Counter(kind for annotation, kind in pairs if annotation is None)
     parts = []
     if empty:
-        listed = ", ".join(f"{count} x {kind}" for kind, count in sorted(empty.items()))
-        what = (
+        kinds_text = ", ".join(f"{count} x {kind}" for kind, count in sorted(empty.items()))
+        verb_phrase = (
             "object encloses no area and counts"
             if empty.total() == 1
             else "objects enclose no area and count"
         )
-        parts.append(f"{empty.total()} {what} for nothing ({listed})")
+        parts.append(f"{empty.total()} {verb_phrase} for nothing ({kinds_text})")
     if ellipses:
         parts.append(f"ellipses that are given by two corners were read as outlines: {ellipses}")
-    return Outlines(tuple(a for a, _ in both if a is not None), "; ".join(parts))
+    return Outlines(tuple(a for a, _ in pairs if a is not None), "; ".join(parts))
 
 
 def _read_xml(path: Path, data: bytes) -> Outlines:
@@ -199,14 +198,14 @@ def _numbers(rows: Sequence[tuple[str, str, str]], path: Path) -> np.ndarray[Any
 
 
 def _polygon(points: np.ndarray[Any, np.dtype[np.float64]], group: str, name: str) -> Annotation | None:
-    """A ring of three points at least that encloses something; None for dots and lines."""
+    """A ring of at least three points that encloses an area; None for dots and lines."""
     if len(points) < 3 or not _encloses(Polygon(points)):
         return None
     return Annotation(Polygon(points), group, name)
 
 
 def _encloses(outline: Polygon) -> bool:
-    """Whether its corners span an area: those of a line do not, however many they are."""
+    """Whether the corners span an area; corners on one line do not, however many there are."""
     return bool(outline.convex_hull.area > SMALLEST_AREA)
 
 
@@ -224,15 +223,15 @@ def _read_geojson(path: Path, data: bytes) -> Outlines:
 
 
 def _ncrf(value: dict[str, Any], path: Path) -> Outlines:
-    found = []
+    annotations = []
     try:
         for key, group in (("positive", "Tumor"), ("negative", "Exclusion")):
             for ring in value.get(key, []):
                 points = _numbers([("0", x, y) for x, y in ring["vertices"]], path)[:, 1:]
-                found.append(_polygon(points, group, str(ring.get("name", ""))))
+                annotations.append(_polygon(points, group, str(ring.get("name", ""))))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise AnnotationError(f"{path} is not NCRF's form of outlines ({error!r})") from error
-    return _outlines(found, ["ring"] * len(found))
+    return _outlines(annotations, ["ring"] * len(annotations))
 
 
 def tumour_regions(annotations: Iterable[Annotation], source: Path | None = None) -> Regions:
@@ -240,10 +239,10 @@ def tumour_regions(annotations: Iterable[Annotation], source: Path | None = None
 
     Args:
         annotations: their groups must be in `TUMOUR_GROUPS` or `HOLE_GROUPS`.
-        source: named in the error.
+        source: the file that the error names.
 
     Raises:
-        AnnotationError: a group that is in neither: it must not count as tumour, nor be left out in silence.
+        AnnotationError: a group is in neither; it must neither count as tumour nor be left out silently.
     """
     parts: dict[bool, list[Annotation]] = {True: [], False: []}
     for annotation in annotations:
@@ -259,19 +258,19 @@ def tumour_regions(annotations: Iterable[Annotation], source: Path | None = None
 
 def marked_regions(annotations: Iterable[Annotation], source: Path | None = None) -> Regions:
     """Union of all outlines, whatever their group, less those named exclusion or ignore: a tissue mask."""
-    cut = {"exclusion", "ignore*"}
+    excluded_groups = {"exclusion", "ignore*"}
     outlines = list(annotations)
-    keep = [a for a in outlines if a.group.casefold() not in cut]
-    return _union(keep, [a for a in outlines if a.group.casefold() in cut], source)
+    included_outlines = [a for a in outlines if a.group.casefold() not in excluded_groups]
+    return _union(included_outlines, [a for a in outlines if a.group.casefold() in excluded_groups], source)
 
 
 def _union(positive: Iterable[Annotation], negative: Iterable[Annotation], source: Path | None) -> Regions:
-    (area, mended), (holes, mended_too) = (_valid(group, source) for group in (positive, negative))
-    return Regions(MultiPolygon(_polygons(area.difference(holes))), mended + mended_too)
+    (area, repaired_area), (holes, repaired_holes) = (_valid(group, source) for group in (positive, negative))
+    return Regions(MultiPolygon(_polygons(area.difference(holes))), repaired_area + repaired_holes)
 
 
 def _valid(annotations: Iterable[Annotation], source: Path | None = None) -> tuple[BaseGeometry, int]:
-    """The union of the outlines, and how many had to be repaired."""
+    """The union of the outlines, and the number of those that had to be repaired."""
     outlines = [a.outline for a in annotations]
     broken = [not outline.is_valid for outline in outlines]
     where = f"{source}: an outline" if source else "an outline"
@@ -287,16 +286,16 @@ def _polygons(shape: BaseGeometry) -> list[Polygon]:
 
 def _without_holes(shape: BaseGeometry) -> list[Polygon]:
     """Polygons without holes that cover the same area: cut through each hole, left to right."""
-    done = []
+    polygons = []
     for polygon in _polygons(shape):
         if not polygon.interiors:
-            done.append(polygon)
+            polygons.append(polygon)
             continue
         x0, y0, x1, y1 = polygon.bounds
         middle = polygon.interiors[0].centroid.x
-        for half in (shapely.box(x0, y0, middle, y1), shapely.box(middle, y0, x1, y1)):
-            done += _without_holes(polygon.intersection(half))
-    return done
+        for side in (shapely.box(x0, y0, middle, y1), shapely.box(middle, y0, x1, y1)):
+            polygons += _without_holes(polygon.intersection(side))
+    return polygons
 
 
 def write_asap(path: Path, annotations: Iterable[Annotation]) -> None:
@@ -308,9 +307,9 @@ def write_asap(path: Path, annotations: Iterable[Annotation]) -> None:
     body = SubElement(root, "Annotations")
     groups: dict[str, None] = {}
     index = 0
-    every = list(annotations)
-    outlines, _ = _valid(every)
-    for annotation in every:
+    marks = list(annotations)
+    outlines, _ = _valid(marks)
+    for annotation in marks:
         rings = [(annotation.outline.exterior, annotation.group, annotation.name)]
         for hole in annotation.outline.interiors:
             # an island inside a hole is another outline: it must not be cut out with the hole
@@ -325,10 +324,10 @@ def write_asap(path: Path, annotations: Iterable[Annotation]) -> None:
             for order, (x, y) in enumerate(list(ring.coords)[:-1]):
                 SubElement(coordinates, "Coordinate", Order=str(order), X=f"{x:.2f}", Y=f"{y:.2f}")
             index += 1
-    declared = SubElement(root, "AnnotationGroups")
+    group_list = SubElement(root, "AnnotationGroups")
     for group in groups:
         colour = GROUP_COLOURS.get(group, "#f4fa58")
-        node = SubElement(declared, "Group", Name=group, PartOfGroup="None", Color=colour)
+        node = SubElement(group_list, "Group", Name=group, PartOfGroup="None", Color=colour)
         SubElement(node, "Attributes")
     indent(root, " ")
     write_text(path, '<?xml version="1.0"?>\n' + tostring(root, encoding="unicode") + "\n")

@@ -1,4 +1,4 @@
-"""Boxes with scores and classes on a slide, and how tiles share them without loss or double count."""
+"""Boxes with scores and classes on a slide, and tiles that share them so that none is lost or counted twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsi.arrays import BoxesXYXY, PointsXY, Scores, check_array
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Detections:
-    """What a detector found, in level-0 pixels.
+    """Detections of a detector, in level-0 pixels.
 
     Attributes:
         boxes: (n, 4) x0, y0, x1, y1, half-open, float64: slide coordinates never pass through half precision.
@@ -43,7 +43,7 @@ class Detections:
         return len(self.scores)
 
     def __getitem__(self, which: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Detections:
-        """Those that a mask or an index array picks."""
+        """The detections that a mask or an index array selects."""
         return Detections(self.boxes[which], self.scores[which], self.labels[which])
 
     @property
@@ -52,17 +52,17 @@ class Detections:
         return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
 
     def shifted(self, corner: tuple[float, float]) -> Detections:
-        """Boxes of a tile whose corner lies there, on the slide."""
+        """The boxes of a tile, moved to slide coordinates; ``corner`` is the tile's level-0 (x, y)."""
         return Detections(self.boxes + np.array([*corner, *corner], np.float64), self.scores, self.labels)
 
 
 def no_detections() -> Detections:
-    """None at all."""
+    """Detections without any box."""
     return Detections(np.empty((0, 4)), np.empty(0, np.float32), np.empty(0, np.int64))
 
 
 def joined(parts: Sequence[Detections]) -> Detections:
-    """All of several, in their order."""
+    """The detections of all parts, in the order of the parts."""
     if not parts:
         return no_detections()
     return Detections(
@@ -74,7 +74,7 @@ def joined(parts: Sequence[Detections]) -> Detections:
 
 @dataclass(frozen=True, slots=True)
 class DetectionTile:
-    """A square that a detector looks at: its box, and the core whose boxes it keeps; x0, y0, x1, y1 in level-0 px."""
+    """A square that a detector reads: its box, and the core whose boxes are kept; x0, y0, x1, y1 in level-0 px."""
 
     box: tuple[int, int, int, int]
     core: tuple[int, int, int, int]
@@ -83,15 +83,15 @@ class DetectionTile:
 def plan_detection_tiles(
     area: tuple[int, int, int, int], side: int, overlap: int
 ) -> tuple[DetectionTile, ...]:
-    """Overlapping squares whose cores share out an area, row by row.
+    """Overlapping squares whose cores cover an area exactly once, row by row.
 
     A core is its tile less half the overlap on each side, cut at the area's border.
 
     Args:
-        area: (x0, y0, x1, y1); tiles may reach off it, and then look at what is beside it.
-        side: of a tile.
-        overlap: of neighbouring tiles: at least the largest object, so that each lies whole in the tile whose core
-            holds its middle.
+        area: (x0, y0, x1, y1); tiles may reach beyond it, and then also show its surroundings.
+        side: side of a tile.
+        overlap: overlap of neighbouring tiles: at least the largest object, so that each object lies whole in the tile
+            whose core holds its middle.
     """
     if not 0 <= overlap < side:
         raise ValueError(f"overlap must lie in 0..{side - 1}, got {overlap}")
@@ -108,18 +108,18 @@ def plan_detection_tiles(
 
 
 def within(detections: Detections, core: tuple[float, float, float, float]) -> Detections:
-    """Those whose middle lies in a box, half-open: each middle lies in one core only."""
+    """Detections whose middle lies in a half-open box, so that each middle lies in one core only."""
     x, y = detections.centres.T
     return detections[(x >= core[0]) & (x < core[2]) & (y >= core[1]) & (y < core[3])]
 
 
 def suppress(detections: Detections, iou: float, *, across_classes: bool = True) -> Detections:
-    """Non-maximum suppression in float64: keep the best, drop what overlaps it by more than ``iou``, and so on.
+    """Non-maximum suppression in float64: keep the best box, drop those that overlap it by over ``iou``, and so on.
 
     Args:
-        detections: of one slide.
+        detections: those of one slide.
         iou: largest intersection over union of two boxes that stay.
-        across_classes: a box suppresses those of other classes, too: one capillary is not positive and negative.
+        across_classes: a box also suppresses boxes of other classes, as one capillary has one class only.
 
     Returns:
         By falling score; of equal scores the one further up, then further left, comes first.
@@ -132,48 +132,48 @@ def suppress(detections: Detections, iou: float, *, across_classes: bool = True)
     first, second = STRtree(boxes).query(boxes, predicate="intersects")
     later = second > first
     first, second = first[later], second[later]
-    close = _iou(ranked.boxes[first], ranked.boxes[second]) > iou
+    overlapping = _iou(ranked.boxes[first], ranked.boxes[second]) > iou
     if not across_classes:
-        close &= ranked.labels[first] == ranked.labels[second]
-    first, second = first[close], second[close]
+        overlapping &= ranked.labels[first] == ranked.labels[second]
+    first, second = first[overlapping], second[overlapping]
     by_first = np.argsort(first, kind="stable")
     first, second = first[by_first], second[by_first]
     starts = np.searchsorted(first, np.arange(len(ranked) + 1))
-    kept = np.ones(len(ranked), np.bool_)
+    keep_mask = np.ones(len(ranked), np.bool_)
     for i in range(len(ranked)):
-        if kept[i]:
-            kept[second[starts[i] : starts[i + 1]]] = False
-    return ranked[kept]
+        if keep_mask[i]:
+            keep_mask[second[starts[i] : starts[i + 1]]] = False
+    return ranked[keep_mask]
 
 
 def suppress_counted(detections: Detections, limits: Sequence[float], iou: float) -> Detections:
-    """Suppression in which what counts comes first: a box below its class's limit never hides one that reaches its own.
+    """Suppression in two groups: a box below its class's limit never suppresses a box that reaches its own limit.
 
     Args:
-        detections: of one slide or tile.
+        detections: those of one slide or tile.
         limits: for each class, the score from which a box counts.
         iou: see `suppress`.
 
     Returns:
-        By falling score; boxes that do not count are kept where none that counts overlaps them.
+        By falling score; boxes below their limit are kept where no box that reaches its limit overlaps them.
     """
-    counts = detections.scores >= np.asarray(limits)[detections.labels]
-    kept = suppress(detections[counts], iou)
-    rest = suppress(detections[~counts], iou)
-    if len(kept) and len(rest):
-        free = np.ones(len(rest), np.bool_)
-        tree = STRtree([shapely.box(*box) for box in kept.boxes])
-        i, j = tree.query([shapely.box(*box) for box in rest.boxes], predicate="intersects")
-        free[i[_iou(rest.boxes[i], kept.boxes[j]) > iou]] = False
-        rest = rest[free]
-    both = joined([kept, rest])
-    return both[np.argsort(-both.scores, kind="stable")]
+    reaches_limit = detections.scores >= np.asarray(limits)[detections.labels]
+    counted_detections = suppress(detections[reaches_limit], iou)
+    other_detections = suppress(detections[~reaches_limit], iou)
+    if len(counted_detections) and len(other_detections):
+        unhidden = np.ones(len(other_detections), np.bool_)
+        tree = STRtree([shapely.box(*box) for box in counted_detections.boxes])
+        i, j = tree.query([shapely.box(*box) for box in other_detections.boxes], predicate="intersects")
+        unhidden[i[_iou(other_detections.boxes[i], counted_detections.boxes[j]) > iou]] = False
+        other_detections = other_detections[unhidden]
+    all_detections = joined([counted_detections, other_detections])
+    return all_detections[np.argsort(-all_detections.scores, kind="stable")]
 
 
 def overlaps(a: BoxesXYXY, b: BoxesXYXY) -> npt.NDArray[np.float64]:
-    """Intersection over union of every box of ``a`` (n, 4) with every one of ``b`` (m, 4): (n, m)."""
-    every = np.repeat(a, len(b), axis=0), np.tile(b, (len(a), 1))
-    return _iou(*every).reshape(len(a), len(b))
+    """Intersection over union of every box of ``a`` (n, 4) with every box of ``b`` (m, 4): (n, m)."""
+    pairs = np.repeat(a, len(b), axis=0), np.tile(b, (len(a), 1))
+    return _iou(*pairs).reshape(len(a), len(b))
 
 
 def _iou(a: BoxesXYXY, b: BoxesXYXY) -> npt.NDArray[np.float64]:
@@ -185,15 +185,15 @@ def _iou(a: BoxesXYXY, b: BoxesXYXY) -> npt.NDArray[np.float64]:
 
 
 def enlarged(boxes: BoxesXYXY, labels: npt.NDArray[np.int64], by: Sequence[float]) -> BoxesXYXY:
-    """Boxes whose sides each move outward, so that a detector sees what lies around a capillary (Kim et al. 2019).
+    """Boxes with each side moved outward, so that a detector sees the surroundings of a capillary (Kim et al. 2019).
 
-    The paper says by how many pixels label masks were enlarged (50 for positive, 40 for negative capillaries), and not
+    The paper states by how many pixels label masks were enlarged (50 for positive, 40 for negative capillaries), not
     whether in all or on each side; here it is each side.
 
     Args:
         boxes: (n, 4).
         labels: (n,) class numbers.
-        by: for each class, in the unit of the boxes.
+        by: enlargement of each class, in the unit of the boxes.
     """
-    grow = np.asarray(by, np.float64)[labels][:, None]
-    return np.asarray(boxes + grow * np.array([-1, -1, 1, 1]))
+    margins = np.asarray(by, np.float64)[labels][:, None]
+    return np.asarray(boxes + margins * np.array([-1, -1, 1, 1]))

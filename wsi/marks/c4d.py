@@ -1,21 +1,18 @@
-"""Names and colours of what is marked on C4d-stained kidneys: one vocabulary for phantoms, training and reports."""
+"""Names and colours of marks on C4d-stained kidneys: one vocabulary for phantoms, training and reports."""
 
 from __future__ import annotations
 
 POSITIVE, NEGATIVE = "C4d positive", "C4d negative"  # peritubular capillaries and vasa recta
-NOT_COUNTED = (
-    "not a capillary"  # what a detector may take for one: marked to train against, or to take one back
-)
+# An object that a detector may take for a capillary: marked to train against, or to correct a detection
+NOT_COUNTED = "not a capillary"
 FEASIBLE, NOT_FEASIBLE = "feasible", "not feasible"  # fields
-FIELD_UM = (
-    256.0  # 1,024 px at 0.25 um/px: Kim et al. 2019's field is 1,024 px, of a spacing they do not state
-)
+# 1,024 px at 0.25 um/px: Kim et al. 2019's field is 1,024 px, of a spacing they do not state
+FIELD_UM = 256.0
 FIELD_UNITS = 13  # of a field's side at most: fields are placed to a thirteenth of it, 20 um
-REACH_UM = (
-    8.0  # between middles of what agrees: half a capillary's median length (tests/test_kidney_phantom.py)
-)
+# Distance of middles within which two marks agree: half a capillary's median length (tests/test_kidney_phantom.py)
+REACH_UM = 8.0
 
-# brown for what is stained, blue for what is not
+# brown for stained capillaries, blue for unstained ones
 COLOURS = {
     POSITIVE: (150, 75, 0),
     NEGATIVE: (40, 90, 200),

@@ -1,4 +1,4 @@
-"""GeoJSON as QuPath and others write it: every object with what tells it from another."""
+"""Objects of GeoJSON as QuPath and others write it, with their ids, classes, metadata and measurements."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class MarkedObject:
     """One GeoJSON feature, in level-0 pixels.
 
     Attributes:
-        id: as other programs keep it; empty where it has none.
-        group: its class; empty where it has none.
-        metadata, measurements: what QuPath calls so.
+        id: the id that other programs keep; empty where there is none.
+        group: class of the object; empty where there is none.
+        metadata, measurements: QuPath's properties of these names.
     """
 
     id: str
@@ -40,13 +40,13 @@ class MarkedObject:
 
 
 def read_objects(path: Path) -> list[MarkedObject]:
-    """Read GeoJSON with what tells one feature from another.
+    """Read the objects of a GeoJSON file.
 
-    Coordinates are those of the slide: what our own exports subtracted for QuPath, which says so in the metadata of
-    every feature, is added again, to features drawn by hand in the same file, too.
+    Coordinates are those of the slide: the offset that our own exports subtracted for QuPath, and state in the metadata
+    of every feature, is added again, also to features that were drawn by hand in the same file.
 
     Raises:
-        AnnotationError: the file is not GeoJSON, or its features disagree in what was subtracted.
+        AnnotationError: the file is not GeoJSON, or its features state different offsets.
     """
     try:
         data = path.read_bytes()
@@ -56,10 +56,10 @@ def read_objects(path: Path) -> list[MarkedObject]:
 
 
 def parse_json(path: Path, data: bytes) -> Any:
-    """The value that a file holds as JSON, compressed where its name ends in ``.gz``.
+    """The value of a JSON file, which is compressed if its name ends in ``.gz``.
 
     Raises:
-        AnnotationError: it is not JSON, or nested too deeply.
+        AnnotationError: the file is not JSON, or nested too deeply.
     """
     try:
         if path.suffix == ".gz":
@@ -70,7 +70,7 @@ def parse_json(path: Path, data: bytes) -> Any:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """What gzip holds, up to a limit: a small file may unpack to more than memory holds."""
+    """Unpacked gzip data, up to a limit: a small file may unpack to more than memory holds."""
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         text = file.read(MOST_BYTES + 1)
     if len(text) > MOST_BYTES:
@@ -78,7 +78,7 @@ def _unpacked(data: bytes) -> bytes:
     return text
 
 
-# what the parts of a file that is not GeoJSON make of the code that reads them
+# errors that come from reading parts of a file that is not GeoJSON
 _NOT_GEOJSON = (
     *(AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError),
     shapely.errors.ShapelyError,
@@ -88,8 +88,8 @@ _NOT_GEOJSON = (
 def objects_of(path: Path, value: Any) -> list[MarkedObject]:
     """The objects of parsed GeoJSON: a collection, a list of features, or one geometry; see `read_objects`."""
     try:
-        found = [_object(feature) for feature in (_features(value))]
-        objects = [o for o in found if o is not None]
+        parsed = [_object(feature) for feature in (_features(value))]
+        objects = [o for o in parsed if o is not None]
         offset = _offset(path, objects)
         if not all(np.isfinite(shapely.get_coordinates(o.shape)).all() for o in objects):
             raise AnnotationError(f"{path} holds a coordinate that is not finite; export it again")
@@ -107,7 +107,7 @@ def _features(value: Any) -> Any:
 
 
 def _object(feature: Any) -> MarkedObject | None:
-    """None for an object without a place, such as QuPath's image itself."""
+    """The object of a feature; None if it has no geometry, as QuPath's entry for the image itself."""
     properties = feature.get("properties") or {}
     geometry = feature.get("geometry", feature)
     if geometry is None:
@@ -116,34 +116,34 @@ def _object(feature: Any) -> MarkedObject | None:
     label = properties.get("classification") or ""
     group = _class_name(label) if isinstance(label, dict) else str(label)
     metadata = {str(k): str(v) for k, v in (properties.get("metadata") or {}).items()}
-    measured = _measurements(properties.get("measurements")).items()
-    numbers = {str(k): float(v) for k, v in measured if v is not None}
-    own, name = str(feature.get("id") or ""), str(properties.get("name", ""))
-    return MarkedObject(own, group, name, shape, metadata, numbers)
+    measurements = _measurements(properties.get("measurements")).items()
+    numbers = {str(k): float(v) for k, v in measurements if v is not None}
+    identifier, name = str(feature.get("id") or ""), str(properties.get("name", ""))
+    return MarkedObject(identifier, group, name, shape, metadata, numbers)
 
 
 def _measurements(value: Any) -> dict[str, Any]:
-    """QuPath writes an object; before version 0.4 it wrote a list of names and values. NaN may be a string."""
+    """Measurements by name: QuPath writes an object, before version 0.4 a list of names and values; NaN may be text."""
     if isinstance(value, list):
         return {item["name"]: item["value"] for item in value}
     return value or {}
 
 
 def _class_name(value: dict[str, Any]) -> str:
-    """QuPath writes derived classes as a list of names, which it shows with a colon."""
+    """Name of a class; QuPath writes derived classes as a list of names, and shows them with a colon."""
     return str(value["name"]) if "name" in value else ": ".join(value["names"])
 
 
-def _offset(path: Path, found: Iterable[MarkedObject]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """What our exports subtracted from level-0 (x, y); 0 in files of other programs."""
-    said = {o.metadata["origin offset"] for o in found if "origin offset" in o.metadata}
-    if len(said) > 1:
+def _offset(path: Path, objects: Iterable[MarkedObject]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The offset that our exports subtracted from level-0 (x, y); 0 in files of other programs."""
+    offsets = {o.metadata["origin offset"] for o in objects if "origin offset" in o.metadata}
+    if len(offsets) > 1:
         raise AnnotationError(
-            f"{path} mixes features of several frames ({', '.join(sorted(said))}); export it again"
+            f"{path} mixes features of several frames ({', '.join(sorted(offsets))}); export it again"
         )
-    if not said:
+    if not offsets:
         return np.zeros(2)
-    text = said.pop()
+    text = offsets.pop()
     try:
         x, y = (float(v) for v in text.split(","))
     except ValueError as error:

@@ -21,10 +21,10 @@ from wsi.slides.slide import Slide
 from wsi.slides.tissue import Mask
 
 PICTURES = (".png", ".tif", ".tiff")
-COARSEST_MPP = 16.0  # half of what tissue is found at by default
+COARSEST_MPP = 16.0  # twice the spacing at which tissue is found by default
 LARGEST_PX = 1 << 28
 _PNG = b"\x89PNG\r\n\x1a\n"
-# what picture libraries raise for broken files
+# errors that picture libraries raise for broken files
 BROKEN_PICTURE = (
     *(OSError, ValueError, IndexError, KeyError, TypeError, RuntimeError, ZeroDivisionError, OverflowError),
     *(MemoryError, struct.error, cv2.error, tifffile.TiffFileError),
@@ -42,7 +42,7 @@ def read_user_mask(path: Path, slide: Slide, mpp: float) -> Mask:
 
     Args:
         path: the mask.
-        slide: what it is of.
+        slide: the slide of the mask.
         mpp: um per pixel that outlines are rasterised at.
 
     Raises:
@@ -57,7 +57,7 @@ def read_user_mask(path: Path, slide: Slide, mpp: float) -> Mask:
 
 
 def _picture(path: Path, slide: Slide) -> Mask:
-    """Every pixel that is not 0 is tissue."""
+    """A mask from a picture; every pixel that is not 0 is tissue."""
     picture = _read_picture(path, slide)
     rows, cols = picture.shape
     step_x, step_y = slide.size[0] / cols, slide.size[1] / rows
@@ -70,14 +70,14 @@ def _picture(path: Path, slide: Slide) -> Mask:
 
 
 def _read_picture(path: Path, slide: Slide) -> BoolRaster:
-    """Where a picture is not 0, whatever its colours and depth; a pyramid's coarsest level within 16 um per pixel."""
+    """True where a picture is not 0, at any colours and depth; a pyramid's coarsest level within 16 um per pixel."""
     try:
         if path.suffix.lower() == ".png":
             picture = read_png(path)
         else:
             with tifffile.TiffFile(path) as tif:
-                wanted = slide.size[0] * slide.mpp / COARSEST_MPP
-                levels = [v for v in tif.series[0].levels if v.shape[1] >= wanted] or [tif.series[0]]
+                least_width = slide.size[0] * slide.mpp / COARSEST_MPP
+                levels = [v for v in tif.series[0].levels if v.shape[1] >= least_width] or [tif.series[0]]
                 _check_size(path, levels[-1].shape)
                 picture = levels[-1].asarray()
     except BROKEN_PICTURE as error:
@@ -90,11 +90,11 @@ def _read_picture(path: Path, slide: Slide) -> BoolRaster:
 
 
 def read_png(path: Path) -> npt.NDArray[np.integer]:
-    """A PNG as it is stored, whatever its colours and depth; its header is read first, as it may claim any size.
+    """The pixels of a PNG, of any colours and depth; its header is checked first, as it may state any size.
 
     Raises:
-        ValueError: it is not a PNG.
-        AnnotationError: it is larger than `LARGEST_PX`.
+        ValueError: the file is not a PNG.
+        AnnotationError: the picture is larger than `LARGEST_PX`.
     """
     data = path.read_bytes()
     if data[:8] != _PNG or len(data) < 24:

@@ -1,4 +1,4 @@
-"""Polygons onto rasters."""
+"""Polygons drawn onto rasters."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def fill_polygon(
     *,
     corner: tuple[float, float] = (0.0, 0.0),
 ) -> None:
-    """Set the cells of a polygon with holes: those whose centre lies inside, and those that its edge runs through.
+    """Set the cells of a polygon with holes: cells whose centre lies inside, and cells that its edge runs through.
 
     Args:
-        raster: changed in place.
+        raster: the raster, changed in place.
         shape: in level-0 pixels; may reach off the raster.
         step: level-0 pixels per cell, (x, y).
-        value: what is written.
+        value: value of the set cells.
         corner: level-0 (x, y) of the raster's top-left corner.
     """
     rings = [shape.exterior, *shape.interiors]
@@ -45,30 +45,30 @@ def cells_inside(area: MultiPolygon, step: tuple[float, float], shape: tuple[int
     """The cells whose centre lies in the area, exactly.
 
     A row's cells are inside between the first and second crossing of its middle line with the outlines, the third and
-    fourth, and so on; holes need no case of their own.
+    fourth, and so on; holes need no special case.
 
     Args:
         area: in level-0 pixels, valid; may reach off the raster.
         step: level-0 pixels per cell, (x, y); the corner of cell (0, 0) is level-0 pixel (0, 0).
         shape: (rows, cols).
     """
-    found = np.zeros(shape, np.bool_)
+    inside = np.zeros(shape, np.bool_)
     for polygon in area.geoms:
         part = cells_of(polygon, step, shape)
-        found[part.window] |= part.inside
-    return found
+        inside[part.window] |= part.inside
+    return inside
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PolygonCells:
-    """The cells of one polygon: ``window`` of the raster, and which of its cells are inside."""
+    """The cells of one polygon: a window of the raster, and True for its cells that are inside."""
 
     window: tuple[slice, slice]
     inside: BoolRaster
 
 
 def cells_of(polygon: Polygon, step: tuple[float, float], shape: tuple[int, int]) -> PolygonCells:
-    """As `cells_inside`, for one polygon, in the window that holds it; empty where it lies off the raster."""
+    """The cells inside one polygon (see `cells_inside`), in a window around it; empty if it lies off the raster."""
     x0, y0, x1, y1 = polygon.bounds
     left, right = (min(max(0, n), shape[1]) for n in (math.floor(x0 / step[0]), math.ceil(x1 / step[0])))
     top, bottom = (min(max(0, n), shape[0]) for n in (math.floor(y0 / step[1]), math.ceil(y1 / step[1])))
@@ -83,11 +83,11 @@ def cells_of(polygon: Polygon, step: tuple[float, float], shape: tuple[int, int]
 
 
 def _crossings(ring: PointsXY, height: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where a closed ring crosses the lines y = 0 ... height - 1: each row, and the first whole x at or after it."""
+    """Crossings of a closed ring with the lines y = 0 ... height - 1: each row, and the first whole x from there on."""
     upward = ring[:-1, 1] <= ring[1:, 1]
     low = np.where(upward[:, None], ring[:-1], ring[1:])
     high = np.where(upward[:, None], ring[1:], ring[:-1])
-    # an edge holds its lower end and not its upper one, so that a corner on a line counts once or twice, as it must
+    # an edge includes its lower end but not its upper one, so that a corner on a line counts as often as it must
     first = np.clip(np.ceil(low[:, 1]), 0, height).astype(np.int64)
     last = np.clip(np.ceil(high[:, 1]), 0, height).astype(np.int64)
     count = last - first

@@ -1,4 +1,4 @@
-"""Rings that cross themselves: repaired where that is a matter of moments, refused where it is not."""
+"""Repair of rings that cross themselves; rings with so many crossings that it would take long are refused."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _AT_ONCE = 512  # segments whose crossings are counted together
 
 
 def repaired(outline: Polygon, where: str = "an outline") -> BaseGeometry:
-    """The area of a ring that crosses itself; what collapses to a line encloses nothing.
+    """The area of a ring that crosses itself; parts that collapse to a line enclose nothing.
 
     Args:
-        outline: as it was drawn.
-        where: what is named in the error.
+        outline: the outline as it was drawn.
+        where: description of the outline for the error.
 
     Raises:
-        AnnotationError: it crosses itself more than `MOST_CROSSINGS` times.
+        AnnotationError: the outline crosses itself more than `MOST_CROSSINGS` times.
     """
     if crossings_exceed(outline, MOST_CROSSINGS):
         x0, y0, x1, y1 = outline.bounds
@@ -35,14 +35,14 @@ def repaired(outline: Polygon, where: str = "an outline") -> BaseGeometry:
 
 
 def crossings_exceed(outline: Polygon, most: int) -> bool:
-    """Whether the segments of an outline meet others, but for their neighbours, more often than ``most`` times."""
+    """Whether the segments of an outline cross each other more than ``most`` times; neighbours do not count."""
     rings = [np.asarray(ring.coords)[:, :2] for ring in (outline.exterior, *outline.interiors)]
     segments = np.concatenate([shapely.linestrings(np.stack([r[:-1], r[1:]], axis=1)) for r in rings])
     tree = STRtree(segments)
     count = 0
     for start in range(0, len(segments), _AT_ONCE):
-        found = tree.query(segments[start : start + _AT_ONCE], predicate="intersects").shape[1]
-        count += found - 3 * len(segments[start : start + _AT_ONCE])  # itself, the one before, the one after
-        if count > 2 * most:  # each crossing is met from both sides
+        hits = tree.query(segments[start : start + _AT_ONCE], predicate="intersects").shape[1]
+        count += hits - 3 * len(segments[start : start + _AT_ONCE])  # itself, the one before, the one after
+        if count > 2 * most:  # each crossing is counted from both segments
             return True
     return False

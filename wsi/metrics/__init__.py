@@ -1,1 +1,1 @@
-"""How good scores and detections are: arrays in, numbers out. Knows boxes and nothing else."""
+"""Measures of scores and detections: arrays in, numbers out. Imports only boxes."""

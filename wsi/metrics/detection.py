@@ -1,4 +1,4 @@
-"""How good detections are: average precision, and agreement by distance."""
+"""Measures of detections: average precision, and agreement by distance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RECALLS = np.linspace(0, 1, 101)  # COCO reads precision at these
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Marked:
-    """What is truly on one slide or tile: boxes (n, 4), and class numbers (n,) from 0."""
+    """The truth of one slide or tile: boxes (n, 4), and class numbers (n,) from 0."""
 
     boxes: BoxesXYXY
     labels: npt.NDArray[np.int64]
@@ -32,23 +32,23 @@ def average_precision(
     second one on the same box is a false alarm.
 
     Args:
-        found: of each picture.
-        truth: of each picture.
+        found: detections of each picture.
+        truth: truth of each picture.
         label: class number.
         iou: least overlap of a hit.
 
     Returns:
         0..1; NaN where nothing of the class is marked.
     """
-    marked = sum(int((t.labels == label).sum()) for t in truth)
+    marked = sum(int((marks.labels == label).sum()) for marks in truth)
     if marked == 0:
         return float("nan")
     scores, hits = [], []
-    for d, t in zip(found, truth, strict=True):
-        mine = d[d.labels == label]
-        mine = mine[np.argsort(-mine.scores, kind="stable")]
-        scores.append(mine.scores)
-        hits.append(_taken(overlaps(mine.boxes, t.boxes[t.labels == label]), iou))
+    for picture, marks in zip(found, truth, strict=True):
+        detections = picture[picture.labels == label]
+        detections = detections[np.argsort(-detections.scores, kind="stable")]
+        scores.append(detections.scores)
+        hits.append(_hits(overlaps(detections.boxes, marks.boxes[marks.labels == label]), iou))
     order = np.argsort(-np.concatenate(scores), kind="stable")
     hit = np.concatenate(hits)[order]
     if len(hit) == 0:
@@ -56,25 +56,25 @@ def average_precision(
     true = np.cumsum(hit)
     precision = np.maximum.accumulate((true / np.arange(1, len(hit) + 1))[::-1])[::-1]
     recall = true / marked
-    at = np.searchsorted(recall, _RECALLS, side="left")  # the first point that reaches each recall
-    return float(np.mean(np.append(precision, 0.0)[at]))
+    first_points = np.searchsorted(recall, _RECALLS, side="left")  # the first point that reaches each recall
+    return float(np.mean(np.append(precision, 0.0)[first_points]))
 
 
-def _taken(overlap: npt.NDArray[np.float64], least: float) -> npt.NDArray[np.bool_]:
-    """(n, m) overlaps, best detection first: which detections take a box that none before took."""
-    free = np.ones(overlap.shape[1], np.bool_)
+def _hits(overlap: npt.NDArray[np.float64], least: float) -> npt.NDArray[np.bool_]:
+    """Which detections hit, (n,): each takes a free box, best detection first; ``overlap`` is (n, m)."""
+    untaken = np.ones(overlap.shape[1], np.bool_)
     hit = np.zeros(len(overlap), np.bool_)
     for i, row in enumerate(overlap):
-        usable = np.where(free, row, -1.0)
-        if len(usable) and usable.max() >= least:
+        candidates = np.where(untaken, row, -1.0)
+        if len(candidates) and candidates.max() >= least:
             hit[i] = True
-            free[int(usable.argmax())] = False
+            untaken[int(candidates.argmax())] = False
     return hit
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Detections against marks: how many agree, are false, are missed."""
+    """Counts of detections against marks: those that agree, are false, are missed."""
 
     hits: int
     false: int
@@ -90,7 +90,7 @@ class Agreement:
 def by_distance(
     points: PointsXY, scores: npt.NDArray[np.floating], marks: PointsXY, reach: float
 ) -> Agreement:
-    """Middles that lie within a distance agree: see `hits_by_distance`."""
+    """Agreement of middles that lie within a distance; see `hits_by_distance`."""
     hits = int(hits_by_distance(points, scores, marks, reach).sum())
     return Agreement(hits, len(points) - hits, len(marks) - hits)
 
@@ -98,11 +98,11 @@ def by_distance(
 def hits_by_distance(
     points: PointsXY, scores: npt.NDArray[np.floating], marks: PointsXY, reach: float
 ) -> npt.NDArray[np.bool_]:
-    """Which detections lie near a mark; each mark is taken once, by the best detection that is near it.
+    """Which detections lie near a mark; each mark is taken once, by the best detection near it.
 
     Args:
-        points: (n, 2) of detections.
-        scores: (n,)
+        points: (n, 2) middles of detections.
+        scores: (n,).
         marks: (m, 2).
         reach: largest distance, in the unit of the points.
 
@@ -112,5 +112,5 @@ def hits_by_distance(
     order = np.argsort(-scores, kind="stable")
     gaps = np.hypot(*(points[order][:, None] - marks[None]).transpose(2, 0, 1))  # (n, m)
     hit = np.zeros(len(points), np.bool_)
-    hit[order] = _taken(-gaps + 2 * reach, reach)  # nearer is more; at the reach it is still a hit
+    hit[order] = _hits(-gaps + 2 * reach, reach)  # nearer is more; at the reach it is still a hit
     return hit

@@ -1,4 +1,4 @@
-"""Numbers that say how good scores are."""
+"""Measures of how well scores rank positives above negatives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> fl
     """Area under the ROC curve: the chance that a positive scores above a negative, ties as a half.
 
     Args:
-        positive: (n,) which are positive.
+        positive: (n,) True for positive items.
         scores: (n,) finite.
 
     Returns:
@@ -35,18 +35,18 @@ def auc_interval(
 ) -> tuple[float, float]:
     """95 % interval of `auc`: percentiles of a bootstrap within each class, the same for the same seed.
 
-    It takes the items as independent; patches of one slide are not, so the truth is wider.
+    It assumes independent items; patches of one slide are not independent, so the true interval is wider.
     """
     rng = np.random.default_rng(seed)
     groups = [scores[positive], scores[~positive]]
     if min(map(len, groups)) == 0:
         return float("nan"), float("nan")
     labels = np.repeat([True, False], [len(g) for g in groups])
-    drawn = [
+    values = [
         auc(labels, np.concatenate([rng.choice(group, len(group)) for group in groups]))
         for _ in range(RESAMPLES)
     ]
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -56,9 +56,9 @@ def auc_draws(
     """`auc` of many weightings of the same items.
 
     Args:
-        positive: (n,) which are positive; n is some hundreds: it takes n * n memory.
+        positive: (n,) True for positive items; n is some hundreds, as memory grows with n * n.
         scores: (n,) finite.
-        weights: (draws, n) how often each item is taken.
+        weights: (draws, n) number of times that each item is drawn.
 
     Returns:
         (draws,); NaN where a draw has one class only.

@@ -1,4 +1,4 @@
-"""Where a piece of a phantom lies, and what of the layout it shows: shared by drawings and mosaics."""
+"""Pieces of a phantom, and the parts of the layout that they show: shared by drawings and mosaics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsi.marks.raster import fill_polygon
 from wsi.phantoms.layout import Disc, Layout
 from wsi.phantoms.textures import Plane
 
-COARSE = 8  # regions are decided on every 8th pixel, then enlarged
+COARSE = 8  # regions are computed on every 8th pixel, then enlarged
 _MARGIN = 2  # coarse cells around a piece, so that smoothing sees the same on both sides of its border
 _EDGE = _MARGIN * COARSE
 _FAR = 64  # distance to the border is kept on every 64th pixel
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 class Canvas:
-    """One slide's fields: the same value at the same place, whatever piece is asked for."""
+    """The random fields and regions of one slide: a place has the same value in every piece that shows it."""
 
     def __init__(self, layout: Layout, rng: np.random.Generator) -> None:
         self.layout = layout
@@ -55,35 +55,42 @@ class Canvas:
         inside = np.zeros((rows, cols), np.uint8)
         for node in self.layout.nodes:
             fill_polygon(inside, node, (_FAR, _FAR), 1)
-        within = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
-        outside = cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5)
-        return np.asarray((within - outside) * _FAR * self.mpp, np.float32)
+        depth_inside = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
+        depth_outside = cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5)
+        return np.asarray((depth_inside - depth_outside) * _FAR * self.mpp, np.float32)
 
     def grid(self, place: Place) -> tuple[Plane, Plane]:
         """Level-0 x and y of the middle of every coarse pixel, with the margin."""
         x0, y0, width, height = place
         x = (np.arange(width // COARSE + 2 * _MARGIN, dtype=np.float32) + 0.5 - _MARGIN) * COARSE + x0
         y = (np.arange(height // COARSE + 2 * _MARGIN, dtype=np.float32) + 0.5 - _MARGIN) * COARSE + y0
-        across, down = np.meshgrid(x, y)
-        return across, down
+        x_grid, y_grid = np.meshgrid(x, y)
+        return x_grid, y_grid
 
     def depth(self, x: Plane, y: Plane) -> Plane:
         """Signed distance to the nodes' border in um, positive inside."""
-        at = (x / _FAR - 0.5, y / _FAR - 0.5)
+        coordinates = (x / _FAR - 0.5, y / _FAR - 0.5)
         return np.asarray(
-            cv2.remap(self.depth_um, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32
+            cv2.remap(self.depth_um, *coordinates, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
+            np.float32,
         )
 
     def noise(self, which: int, blob_um: float, x: Plane, y: Plane) -> Plane:
         """Smooth noise of mean 0 and standard deviation near 1."""
         step = blob_um / self.mpp
-        at = [np.asarray(c / step % _LATTICE, np.float32) for c in (x, y)]
+        coordinates = [np.asarray(c / step % _LATTICE, np.float32) for c in (x, y)]
         return np.asarray(
-            cv2.remap(self.lattices[which], at[0], at[1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP)
+            cv2.remap(
+                self.lattices[which],
+                coordinates[0],
+                coordinates[1],
+                cv2.INTER_CUBIC,
+                borderMode=cv2.BORDER_WRAP,
+            )
         )
 
     def mask(self, where: npt.NDArray[np.bool_], place: Place) -> npt.NDArray[np.uint8]:
-        """255 on the piece's pixels where the coarse raster says so, with cell-sized wiggles at the border."""
+        """255 on the piece's pixels where the coarse raster is True, with cell-sized wiggles at the border."""
         x0, y0, width, height = place
         soft = self.enlarge(cv2.blur(where.astype(np.uint8) * 255, (3, 3)), place)
         rows = np.arange(y0, y0 + height) % _WIGGLE
@@ -110,7 +117,7 @@ class Canvas:
     def lesions(
         self, place: Place, shape: tuple[int, ...], leave_out: Collection[str] = ()
     ) -> npt.NDArray[np.bool_]:
-        """The coarse pixels inside lesions, but for those of some kinds."""
+        """The coarse pixels inside lesions, except lesions of the kinds in ``leave_out``."""
         raster = np.zeros(shape, np.uint8)
         corner = (place.x0 - _EDGE, place.y0 - _EDGE)
         for lesion in self.layout.lesions:
@@ -119,7 +126,7 @@ class Canvas:
         return raster > 0
 
     def uneven(self, image: cv2.typing.MatLike, x: Plane, y: Plane, place: Place) -> npt.NDArray[np.uint8]:
-        """Thickness varies: density up to 15 % more or less, over half a millimetre."""
+        """The image with uneven thickness: density varies by up to 15 %, over half a millimetre."""
         gain = self.enlarge(1 + np.clip(0.06 * self.noise(1, 500, x, y), -0.15, 0.15), place)
-        dark = cv2.multiply(cv2.bitwise_not(image), cv2.merge([gain] * 3), dtype=cv2.CV_8U)
-        return np.asarray(cv2.bitwise_not(dark), np.uint8)
+        darkness = cv2.multiply(cv2.bitwise_not(image), cv2.merge([gain] * 3), dtype=cv2.CV_8U)
+        return np.asarray(cv2.bitwise_not(darkness), np.uint8)

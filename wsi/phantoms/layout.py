@@ -1,4 +1,4 @@
-"""What lies where on a phantom of a lymph node: outlines in level-0 pixels, drawn from one seed."""
+"""The layout of a phantom of a lymph node: outlines in level-0 pixels, drawn from one seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARTEFACTS: tuple[ArtefactKind, ...] = ("fold", "blur", "pen", "bubble", "edge")
 
 @dataclass(frozen=True, slots=True)
 class Lesion:
-    """A metastasis: its class by longest side, and its true outline."""
+    """A metastasis: its class by its longest side, and its true outline."""
 
     kind: LesionClass
     outline: Polygon
@@ -41,7 +41,7 @@ class Disc:
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """Something that is on the slide and is not tissue: a line of points and a width, in pixels."""
+    """An artefact on the slide: a line of points and a width, in level-0 pixels."""
 
     kind: ArtefactKind
     line: tuple[tuple[float, float], ...]
@@ -65,9 +65,9 @@ class Layout:
 
 
 class Planner:
-    """Draws a layout: one generator, every draw from it.
+    """Planner of a layout, which draws all random numbers from one generator.
 
-    Lesions have invented outlines, or those of ``outlines``: around the origin, of longest side 1.
+    Lesions have random outlines, or those of ``outlines``, which lie around the origin and have a longest side of 1.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Planner:
         lesions, cells = self.lesions(nodes) if tumour else ((), np.empty((0, 2)))
         follicles = self.discs(nodes, per_mm2=2.2, radius_um=(90, 240), inset_um=170)
         vessels = self.discs(nodes, per_mm2=1.5, radius_um=(15, 55), inset_um=60)
-        # where a slide is out of focus it is so in several places
+        # a slide that is out of focus is so in several places
         counts = {kind: int(self.rng.integers(1, 5)) if kind == "blur" else 1 for kind in ARTEFACTS}
         present = [kind for kind in ARTEFACTS if self.rng.random() < 0.5]
         artefacts = tuple(self.artefact(kind) for kind in present for _ in range(counts[kind]))
@@ -101,23 +101,23 @@ class Planner:
     def blob(self, x: float, y: float, radius: tuple[float, float], rough: float, waves: int) -> Polygon:
         """A closed outline around (x, y): an ellipse with ``waves`` harmonics of falling size."""
         angle = np.linspace(0, 2 * np.pi, 16 * waves, endpoint=False)
-        swing = np.zeros_like(angle)
+        deviation = np.zeros_like(angle)
         for k in range(2, waves + 2):
-            swing += self.rng.normal(0, rough / k) * np.cos(k * angle + self.rng.uniform(0, 2 * np.pi))
-        r = np.maximum(1 + swing, 0.35)
+            deviation += self.rng.normal(0, rough / k) * np.cos(k * angle + self.rng.uniform(0, 2 * np.pi))
+        factor = np.maximum(1 + deviation, 0.35)
         turn = self.rng.uniform(0, np.pi)
-        u, v = radius[0] * r * np.cos(angle), radius[1] * r * np.sin(angle)
+        u, v = radius[0] * factor * np.cos(angle), radius[1] * factor * np.sin(angle)
         points = np.stack(
             [x + u * np.cos(turn) - v * np.sin(turn), y + u * np.sin(turn) + v * np.cos(turn)], axis=1
         )
         return _largest(shapely.make_valid(Polygon(np.round(points, 1))))
 
     def nodes(self) -> tuple[Polygon, ...]:
-        """One to three sections beside each other, each well inside the slide."""
+        """Outlines of one to three sections beside each other, each well inside the slide."""
         width, height = self.size
         count = int(self.rng.integers(1, 4)) if width * self.mpp > 6000 else int(self.rng.integers(1, 3))
         along_x = width >= height
-        out = []
+        outlines = []
         frame = shapely.box(0.03 * width, 0.03 * height, 0.97 * width, 0.97 * height)
         shares = self.rng.dirichlet(np.full(count, 8.0))
         start = 0.0
@@ -128,9 +128,9 @@ class Planner:
             side = self.rng.uniform(0.36, 0.43)
             node = self.blob(x, y, (side * min(w, 1.6 * h), side * min(h, 1.6 * w)), 0.13, 5)
             slot = shapely.box(x - 0.47 * w, y - 0.47 * h, x + 0.47 * w, y + 0.47 * h)
-            out.append(_largest(node.intersection(slot).intersection(frame)))
+            outlines.append(_largest(node.intersection(slot).intersection(frame)))
             start += share
-        return tuple(out)
+        return tuple(outlines)
 
     def point_in(self, area: BaseGeometry) -> tuple[float, float]:
         """A uniform point of the area; its representative point where 200 draws all miss."""
@@ -146,33 +146,33 @@ class Planner:
         self, nodes: tuple[Polygon, ...], *, per_mm2: float, radius_um: tuple[float, float], inset_um: float
     ) -> tuple[Disc, ...]:
         """Discs inside the nodes, some way from the border."""
-        out = []
+        discs = []
         for node in nodes:
-            inner = node.buffer(-self.px(inset_um))
-            if inner.is_empty:
+            interior = node.buffer(-self.px(inset_um))
+            if interior.is_empty:
                 continue
             for _ in range(self.rng.poisson(per_mm2 * node.area * self.mpp**2 / 1e6)):
-                x, y = self.point_in(inner)
-                out.append(Disc(x, y, self.px(self.rng.uniform(*radius_um))))
-        return tuple(out)
+                x, y = self.point_in(interior)
+                discs.append(Disc(x, y, self.px(self.rng.uniform(*radius_um))))
+        return tuple(discs)
 
     def lesions(self, nodes: tuple[Polygon, ...]) -> tuple[tuple[Lesion, ...], PointsXY]:
-        """One macro- or micrometastasis at least, up to two more, and up to three groups of isolated cells."""
-        wanted: list[float] = [self.rng.uniform(2100, 3200)] if self.rng.random() < 0.35 else []
-        extra = self.rng.integers(0 if wanted else 1, 3)
-        wanted += [float(np.exp(self.rng.uniform(np.log(260), np.log(1500)))) for _ in range(extra)]
-        found: list[Lesion] = []
-        for length_um in wanted:
-            outline = self.metastasis(nodes, length_um, [lesion.outline for lesion in found])
+        """At least one macro- or micrometastasis, up to two more, and up to three groups of isolated cells."""
+        lengths_um: list[float] = [self.rng.uniform(2100, 3200)] if self.rng.random() < 0.35 else []
+        more_count = self.rng.integers(0 if lengths_um else 1, 3)
+        lengths_um += [float(np.exp(self.rng.uniform(np.log(260), np.log(1500)))) for _ in range(more_count)]
+        lesions: list[Lesion] = []
+        for length_um in lengths_um:
+            outline = self.metastasis(nodes, length_um, [lesion.outline for lesion in lesions])
             if outline is not None:
-                found.append(Lesion(size_class(outline, self.mpp), outline))
+                lesions.append(Lesion(size_class(outline, self.mpp), outline))
         cells = []
         for _ in range(self.rng.integers(0, 4)):
             group, outline = self.isolated(nodes)
-            if all(outline.distance(lesion.outline) > self.px(120) for lesion in found):
+            if all(outline.distance(lesion.outline) > self.px(120) for lesion in lesions):
                 cells.append(group)
-                found.append(Lesion("isolated", outline))
-        return tuple(found), np.concatenate(cells) if cells else np.empty((0, 2))
+                lesions.append(Lesion("isolated", outline))
+        return tuple(lesions), np.concatenate(cells) if cells else np.empty((0, 2))
 
     def metastasis(
         self, nodes: tuple[Polygon, ...], length_um: float, others: list[Polygon]
@@ -195,14 +195,14 @@ class Planner:
         return None
 
     def real_outline(self, x: float, y: float, length: float) -> Polygon:
-        """One of the outlines, turned, its longest side ``length`` pixels, around (x, y)."""
+        """One of the given outlines, turned, around (x, y), with a longest side of ``length`` pixels."""
         shape = self.outlines[int(self.rng.integers(len(self.outlines)))]
         angle, flip = self.rng.uniform(0, 360), self.rng.choice([-1, 1])
         turned = affinity.rotate(affinity.scale(shape, length * flip, length, origin=(0, 0)), angle, (0, 0))
         return _largest(shapely.set_precision(affinity.translate(turned, x, y), 0.1))
 
     def with_islands(self, shape: Polygon) -> Polygon:
-        """Leave islands of lymphoid tissue inside a large lesion: holes of the truth."""
+        """The lesion with islands of lymphoid tissue if it is large: they are holes of the truth."""
         for _ in range(self.rng.integers(0, 3) if longest(shape) * self.mpp > 900 else 0):
             radius = self.px(self.rng.uniform(50, 110))
             x, y = self.point_in(shape)
@@ -214,8 +214,8 @@ class Planner:
     def isolated(self, nodes: tuple[Polygon, ...]) -> tuple[PointsXY, Polygon]:
         """2 to 20 tumour cells within less than 0.2 mm, and the outline around them."""
         node = nodes[int(self.rng.integers(len(nodes)))]
-        inner = node.buffer(-self.px(80))
-        x, y = self.point_in(node if inner.is_empty else inner)
+        interior = node.buffer(-self.px(80))
+        x, y = self.point_in(node if interior.is_empty else interior)
         if self.outlines:
             length_um = self.rng.uniform(*ISOLATED_UM)
             return np.empty((0, 2)), self.real_outline(x, y, self.px(length_um))
@@ -223,8 +223,8 @@ class Planner:
         spread = self.px(min(9.0 * np.sqrt(count), 70.0))
         angle, reach = self.rng.uniform(0, 2 * np.pi, count), spread * np.sqrt(self.rng.random(count))
         cells = np.stack([x + reach * np.cos(angle), y + reach * np.sin(angle)], axis=1)
-        around = shapely.MultiPoint(cells).buffer(self.px(9)).buffer(self.px(12)).buffer(-self.px(12))
-        return cells, _largest(shapely.convex_hull(around) if around.geom_type != "Polygon" else around)
+        hull = shapely.MultiPoint(cells).buffer(self.px(9)).buffer(self.px(12)).buffer(-self.px(12))
+        return cells, _largest(shapely.convex_hull(hull) if hull.geom_type != "Polygon" else hull)
 
     def artefact(self, kind: ArtefactKind) -> Artefact:
         """A line across part of the slide, or a disc as a line of one point."""
@@ -232,10 +232,10 @@ class Planner:
         x, y = self.rng.uniform(0.1, 0.9) * width, self.rng.uniform(0.1, 0.9) * height
         angle = self.rng.uniform(0, 2 * np.pi)
         if kind == "edge":
-            left = self.rng.random() < 0.5
-            at = self.rng.uniform(0.004, 0.015) * width
-            at = at if left else width - at
-            return Artefact(kind, ((at, -100.0), (at, height + 100.0)), self.px(14), (150, 158, 156))
+            on_left = self.rng.random() < 0.5
+            edge_x = self.rng.uniform(0.004, 0.015) * width
+            edge_x = edge_x if on_left else width - edge_x
+            return Artefact(kind, ((edge_x, -100.0), (edge_x, height + 100.0)), self.px(14), (150, 158, 156))
         steps = 1 if kind in ("blur", "bubble") else 24
         length = {"fold": 900.0, "pen": 1800.0}.get(kind, 0.0)
         points = []
@@ -264,7 +264,7 @@ def size_class(shape: Polygon, mpp: float) -> LesionClass:
 
 
 def _largest(shape: BaseGeometry) -> Polygon:
-    """The largest polygon of what an operation left; an empty polygon if none."""
+    """The largest polygon of a geometry; an empty polygon if it has none."""
     if isinstance(shape, Polygon):
         return shape
     parts = [g for g in getattr(shape, "geoms", []) if isinstance(g, Polygon | MultiPolygon)]

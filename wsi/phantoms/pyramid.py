@@ -1,4 +1,4 @@
-"""Writes a pyramidal JPEG TIFF piece by piece: memory does not grow with the slide's height."""
+"""Writing of a pyramidal JPEG TIFF piece by piece, so that memory does not grow with the slide's height."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from wsi.files import replacing
 
 TILE_PX = 512  # Camelyon16's tile side
 PIECE_TILES = 4  # tiles rendered at once, side by side
-JPEG_QUALITY = 80  # Camelyon16's
+JPEG_QUALITY = 80  # that of Camelyon16
 SMALLEST_LEVEL_PX = 512
 
 Render = Callable[[int, int, int, int], RgbImage | None]
-"""(x0, y0, width, height) in level-0 pixels to pixels; None is plain background."""
+"""Function from (x0, y0, width, height) in level-0 pixels to the pixels; None stands for plain background."""
 
 
 @dataclass(slots=True)
 class _Level:
-    """Encoded tiles of one level, in a file of their own until they are written."""
+    """Encoded tiles of one level, kept in a temporary file until they are written."""
 
     size: tuple[int, int]
     spool: IO[bytes]
@@ -52,7 +52,7 @@ class _Level:
 
 
 class PyramidWriter:
-    """Turns rows of tiles into levels, each half as large as the one before."""
+    """Builder of the pyramid's levels from rows of tiles; each level is half as large as the one before."""
 
     def __init__(self, size: tuple[int, int], background: tuple[int, int, int], stack: ExitStack) -> None:
         sizes = [size]
@@ -64,23 +64,23 @@ class PyramidWriter:
 
     def add_row(self, level: int, row: int, tiles: dict[int, tuple[bytes, RgbImage]]) -> None:
         """Take one row of tiles (by column: JPEG and the tile at half size); absent ones are background."""
-        here = self.levels[level]
-        for col in range(here.cols):
+        current = self.levels[level]
+        for col in range(current.cols):
             encoded = tiles[col][0] if col in tiles else self._blank_bytes
-            here.spool.write(encoded)
-            here.lengths.append(len(encoded))
+            current.spool.write(encoded)
+            current.lengths.append(len(encoded))
         if level + 1 == len(self.levels):
             return
-        below = self.levels[level + 1]
+        coarser = self.levels[level + 1]
         for col, (_, half) in tiles.items():
-            tile = below.waiting.setdefault(col // 2, self._blank.copy())
+            tile = coarser.waiting.setdefault(col // 2, self._blank.copy())
             y, x = (row % 2) * (TILE_PX // 2), (col % 2) * (TILE_PX // 2)
             tile[y : y + TILE_PX // 2, x : x + TILE_PX // 2] = half
-        last = row + 1 == here.rows
-        if (row % 2 == 1 or last) and row // 2 < below.rows:
-            done = {c: finish_tile(tile) for c, tile in below.waiting.items() if c < below.cols}
-            below.waiting.clear()
-            self.add_row(level + 1, row // 2, done)
+        last = row + 1 == current.rows
+        if (row % 2 == 1 or last) and row // 2 < coarser.rows:
+            finished_tiles = {c: finish_tile(tile) for c, tile in coarser.waiting.items() if c < coarser.cols}
+            coarser.waiting.clear()
+            self.add_row(level + 1, row // 2, finished_tiles)
 
 
 def encode(tile: RgbImage) -> bytes:
@@ -106,11 +106,11 @@ def write_pyramid(
     """Write a tiled BigTIFF that OpenSlide and tiffslide read, with levels halved down to 512 px.
 
     Args:
-        path: where; written beside and renamed.
+        path: the file; it is written beside this path and renamed.
         size: (width, height) of level 0.
         mpp: um per pixel, stored as the TIFF's resolution.
         render: gives the pixels of each piece; called from two threads.
-        background: colour of what `render` leaves out.
+        background: colour of pieces for which `render` gives None.
         progress: called with (pieces done, pieces).
     """
     with replacing(path) as partial, ExitStack() as stack:
@@ -140,7 +140,7 @@ def _render_rows(writer: PyramidWriter, render: Render, progress: Callable[[int,
     per_row = -(-base.cols // PIECE_TILES)
     total = base.rows * per_row
     jobs: deque[Future[dict[int, tuple[bytes, RgbImage]]]] = deque()
-    done = 0
+    finished = 0
     with ThreadPoolExecutor(2, thread_name_prefix="render") as pool:
         places = iter([(row, piece) for row in range(base.rows) for piece in range(per_row)])
         for row in range(base.rows):
@@ -149,9 +149,9 @@ def _render_rows(writer: PyramidWriter, render: Render, progress: Callable[[int,
                 while len(jobs) < 4 and (place := next(places, None)) is not None:
                     jobs.append(pool.submit(_render_piece, render, base.size, *place))
                 tiles |= jobs.popleft().result()
-                done += 1
+                finished += 1
                 if progress is not None:
-                    progress(done, total)
+                    progress(finished, total)
             writer.add_row(0, row, tiles)
 
 

@@ -70,7 +70,7 @@ class Nuclei:
 
 
 class Texturer:
-    """Draws textures of one slide: one generator, every draw from it."""
+    """Painter of one slide's textures, which draws all random numbers from one generator."""
 
     def __init__(self, rng: np.random.Generator, mpp: float) -> None:
         self.rng = rng
@@ -101,7 +101,7 @@ class Texturer:
         return points % side
 
     def draw_nuclei(self, plane: Plane, kind: Nuclei, where: npt.NDArray[np.bool_] | None = None) -> None:
-        """Draw a population into a haematoxylin plane, over what is there."""
+        """Draw a population of nuclei into a haematoxylin plane, over its content."""
         side = plane.shape[0]
         points = self.places(side, kind.pitch_um / self.mpp, kind.jitter)
         points = points[self.rng.random(len(points)) < kind.present]
@@ -123,7 +123,7 @@ class Texturer:
                     ellipse(plane, dot, (r * 0.2, r * 0.2), 0, d + kind.nucleolus)
 
     def grain(self, plane: Plane, amount: float, blob_um: float = 0.9) -> Plane:
-        """Chromatin: multiply by fine noise."""
+        """The plane multiplied by fine noise, as chromatin looks."""
         return np.asarray(
             plane * np.clip(1 + amount * self.noise(plane.shape[0], blob_um), 0.3, 2), np.float32
         )
@@ -142,7 +142,7 @@ def ellipse(
 
 
 def wrapped(point: npt.NDArray[np.float64], reach: float, side: int) -> list[npt.NDArray[np.float64]]:
-    """The point, and its copies across borders that it reaches over."""
+    """The point, and its copies across the borders that its reach crosses."""
     copies = [point]
     for axis in (0, 1):
         for sign in (1, -1):
@@ -223,24 +223,24 @@ def fat(t: Texturer, side: int) -> Stains:
 
 def tumour(t: Texturer, side: int) -> Stains:
     """Nests of large, pale, irregular nuclei with nucleoli and ample cytoplasm, some round lumina."""
-    size, pale = t.tumour_size, t.tumour_density
-    between = t.noise(side, 70.0) > 1.35
+    size, density = t.tumour_size, t.tumour_density
+    septa = t.noise(side, 70.0) > 1.35
     lumen = t.noise(side, 55.0) > t.rng.uniform(1.7, 2.6)
     h = np.zeros((side, side), np.float32)
     cells = Nuclei(
         13.5 * size,
         (8.8 * size, 13.5 * size),
-        (pale - 0.12, pale + 0.18),
+        (density - 0.12, density + 0.18),
         (1.0, 1.7),
         present=0.95,
         rim=0.28,
         nucleolus=0.45,
         jitter=0.28,
     )
-    t.draw_nuclei(h, cells, ~(between | lumen))
-    t.draw_nuclei(h, Nuclei(11.0, (5.8, 7.5), (0.85, 1.2), present=0.35), between)
+    t.draw_nuclei(h, cells, ~(septa | lumen))
+    t.draw_nuclei(h, Nuclei(11.0, (5.8, 7.5), (0.85, 1.2), present=0.35), septa)
     cytoplasm = np.clip(t.rng.uniform(0.5, 0.8) + 0.16 * t.noise(side, 5.0), 0.1, 1.2)
-    eosin = np.where(lumen, 0.03, np.where(between, 0.75 + 0.15 * t.noise(side, 4.0), cytoplasm))
+    eosin = np.where(lumen, 0.03, np.where(septa, 0.75 + 0.15 * t.noise(side, 4.0), cytoplasm))
     return Stains(t.grain(h, 0.34, 1.2), np.asarray(np.clip(eosin, 0, 1.4), np.float32))
 
 
@@ -290,7 +290,7 @@ TISSUES: dict[str, tuple[Callable[[Texturer, int], Stains], int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Staining:
-    """One slide's stain: the scanner's, a little off, as from day to day."""
+    """One slide's stain: that of the scanner with a small deviation, as from day to day."""
 
     scanner: Scanner
     strength_h: float
@@ -298,7 +298,7 @@ class Staining:
     blur_px: float
 
     def colour(self, stains: Stains, rng: np.random.Generator) -> RgbImage:
-        """Beer and Lambert's law, the optics' blur, the sensor's noise."""
+        """The colours of stains, by Beer and Lambert's law, with the blur of the optics and the noise of the sensor."""
         side = stains.haematoxylin.shape[0]
         planes = [self.strength_h * stains.haematoxylin, self.strength_e * stains.eosin]
         pad = 8
@@ -325,11 +325,11 @@ def wrap_crop(texture: RgbImage, x0: int, y0: int, width: int, height: int) -> R
     """A crop of the endless plane that the texture tiles."""
     side = texture.shape[0]
     rows = np.arange(y0, y0 + height) % side
-    out = np.empty((height, width, 3), np.uint8)
+    crop = np.empty((height, width, 3), np.uint8)
     x = 0
     while x < width:
         start = (x0 + x) % side
         step = min(side - start, width - x)
-        out[:, x : x + step] = texture[rows, start : start + step]
+        crop[:, x : x + step] = texture[rows, start : start + step]
         x += step
-    return out
+    return crop

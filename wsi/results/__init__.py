@@ -1,1 +1,1 @@
-"""What is written for a slide: heatmaps in zarr, and files for other programs. Knows `wsi.marks` and `wsi.slides`."""
+"""Results of a slide: heatmaps in zarr, and files for other programs. Imports `wsi.marks` and `wsi.slides`."""

@@ -22,7 +22,9 @@ from wsi.results.heatmap import Heatmap
 
 Origin = Literal["auto", "slide", "bounds"]
 ObjectType = Literal["annotation", "detection", "tile"]
-_NAMESPACE = uuid.UUID("6f1b4bd0-7a0c-4a55-9d57-1f2f0c1d6a10")  # ours, drawn once: ids are the same every run
+_NAMESPACE = uuid.UUID(
+    "6f1b4bd0-7a0c-4a55-9d57-1f2f0c1d6a10"
+)  # drawn once, so that ids are the same in every run
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,12 @@ class Feature:
     """One object in QuPath, in level-0 pixels of the slide.
 
     Attributes:
-        key: what makes its id: the same key gives the same UUID.
-        name: as QuPath shows it; empty for none.
-        classification: its class; empty for none.
-        measurements: finite numbers; those that are NaN are left out.
-        id: a UUID that it has already, instead of that of its key.
-        locked: an annotation that QuPath does not move by mistake; what a person is to correct is not.
+        key: text that the id is made from: the same key gives the same UUID.
+        name: name that QuPath shows; may be empty.
+        classification: name of the class; may be empty.
+        measurements: numbers by name; those that are NaN or infinite are left out.
+        id: a UUID that the object has already, instead of that of its key.
+        locked: whether QuPath protects the annotation from being moved; False for annotations that a person corrects.
     """
 
     key: str
@@ -51,7 +53,7 @@ class Feature:
 
 
 def origin_offset(bounds: tuple[int, int, int, int] | None, origin: Origin) -> tuple[int, int]:
-    """What is subtracted from level-0 (x, y).
+    """The offset that is subtracted from level-0 (x, y).
 
     QuPath's OpenSlide server crops a slide to ``openslide.bounds-*`` where the file states them (MRXS,
     Leica SCN, sparse TIFF); ``auto`` follows it, as does ``bounds``; ``slide`` subtracts nothing.
@@ -87,13 +89,13 @@ def feature_id(key: str) -> str:
 
 def _feature(feature: Feature, offset: tuple[int, int]) -> dict[str, Any]:
     moved = shapely.transform(feature.shape, lambda xy: np.round(xy - np.array(offset), 2))
-    measured = {k: round(float(v), 6) for k, v in feature.measurements.items() if np.isfinite(v)}
+    measurements = {k: round(float(v), 6) for k, v in feature.measurements.items() if np.isfinite(v)}
     properties: dict[str, Any] = {"objectType": feature.kind}
     if feature.name:
         properties["name"] = feature.name
     if feature.classification:
         properties["classification"] = {"name": feature.classification, "color": list(feature.colour)}
-    properties["measurements"] = measured
+    properties["measurements"] = measurements
     properties["metadata"] = feature.metadata | {"origin offset": f"{offset[0]},{offset[1]}"}
     if feature.kind == "annotation" and feature.locked:
         properties["isLocked"] = True
@@ -108,9 +110,9 @@ def _feature(feature: Feature, offset: tuple[int, int]) -> dict[str, Any]:
 def tile_features(
     key: str, boxes: BoxesXYXY, scores: Scores, classification: str, threshold: float
 ) -> list[Feature]:
-    """A tile for every scored cell, for QuPath's measurement maps; only those from the threshold on have the class.
+    """A tile for every scored cell, for QuPath's measurement maps; only tiles from the threshold on have the class.
 
-    Else QuPath would show all tissue in the colour of the class.
+    Otherwise QuPath would show all tissue in the colour of the class.
     """
     return [
         Feature(
@@ -144,9 +146,8 @@ def write_ome_tiff(path: Path, heatmap: Heatmap, mpp: float, name: str) -> None:
         "PhysicalSizeY": heatmap.placement.step_y * mpp,
         "PhysicalSizeYUnit": "µm",
     }
-    identity = uuid.uuid5(
-        _NAMESPACE, hashlib.sha256(heatmap.scores.tobytes()).hexdigest()
-    )  # not a random one
+    # not a random one, so that the same scores give the same bytes
+    identity = uuid.uuid5(_NAMESPACE, hashlib.sha256(heatmap.scores.tobytes()).hexdigest())
     with replacing(path) as partial:
         tifffile.imwrite(
             partial,

@@ -1,4 +1,4 @@
-"""Scores over a slide's cells, and where they lie."""
+"""Scores of a slide's cells, and their place on the slide."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Heatmap:
     """One class's scores: (rows, cols) float32 in 0..1, NaN where nothing was scored.
 
     Attributes:
-        cell_px: side of a cell in the pixels the model saw.
+        cell_px: side of a cell in the pixels that the model saw.
     """
 
     scores: Scores
@@ -33,7 +33,7 @@ class Heatmap:
 
     @property
     def scored(self) -> int:
-        """How many cells have a score."""
+        """Number of cells that have a score."""
         return int(np.isfinite(self.scores).sum())
 
     @property
@@ -45,7 +45,7 @@ class Heatmap:
         """Draw the scores in level-0 pixels, y downward; cells without a score are left empty.
 
         Args:
-            axes: what is drawn on; None is matplotlib's current one.
+            axes: matplotlib's axes to draw on; None takes the current ones.
         """
         from matplotlib import pyplot as plt  # takes a second, and only a notebook asks for it
 

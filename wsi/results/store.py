@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HeatmapSpec:
-    """What is fixed before the first chunk.
+    """The properties of a heatmap that are fixed before its first chunk is written.
 
     Attributes:
-        classes: names, in the order of the first axis.
+        classes: names of the classes, in the order of the first axis.
         shape: (rows, cols).
         chunk: cells along a chunk's side.
         stride_l0: level-0 pixels from cell to cell; the corner of cell (0, 0) is level-0 pixel (0, 0).
-        stride_px: the same in the pixels the model saw.
+        stride_px: the same distance in the pixels that the model saw.
         patch_l0: side of the patch around each cell, in level-0 pixels.
         mpp: um per level-0 pixel.
-        fingerprint: of the slide, settings, weights and code.
+        fingerprint: hash of the slide, settings, weights and code.
     """
 
     classes: tuple[str, ...]
@@ -55,7 +55,7 @@ class HeatmapSpec:
         return cls(classes, grid.shape, chunk, plan.stride_l0, plan.stride_px, plan.size_l0, mpp, fingerprint)
 
     def attributes(self) -> dict[str, Any]:
-        """As written into the array's metadata."""
+        """The properties as the array's metadata stores them."""
         return {
             "classes": list(self.classes),
             "origin_level0": [0, 0],
@@ -86,25 +86,25 @@ class HeatmapStore:
             raise ForeignStoreError(f"{path} is a link, and results are not written through links; remove it")
         if path.exists():
             store = cls.open(path)
-            before = store.attributes
-            differ = [
-                f"{key} {before.get(key)}, now {value}"
+            stored = store.attributes
+            changes = [
+                f"{key} {stored.get(key)}, now {value}"
                 for key, value in spec.attributes().items()
-                if key != "fingerprint" and before.get(key) != value
+                if key != "fingerprint" and stored.get(key) != value
             ]
             sides = (len(spec.classes), spec.chunk, spec.chunk)
             if (store._array.shape, store._array.chunks) != ((len(spec.classes), *spec.shape), sides):
-                differ.append(f"chunks {store._array.chunks} of {store._array.shape}")
-            if before.get("fingerprint") != spec.fingerprint or differ:
+                changes.append(f"chunks {store._array.chunks} of {store._array.shape}")
+            if stored.get("fingerprint") != spec.fingerprint or changes:
                 raise ForeignStoreError(
                     f"{path} was made from another slide, model or settings"
-                    f"{' (' + '; '.join(differ) + ')' if differ else ''}; choose another --out, or pass --overwrite"
+                    f"{' (' + '; '.join(changes) + ')' if changes else ''}; choose another --out, or pass --overwrite"
                 )
             store.discard_damaged()
             return store
         partial = partial_of(path)
         try:
-            remove(partial)  # of a killed process that had our number
+            remove(partial)  # of a killed process that had the same number
             path.parent.mkdir(parents=True, exist_ok=True)
             zarr.create_array(
                 partial,
@@ -127,7 +127,7 @@ class HeatmapStore:
 
     @staticmethod
     def discard(path: Path, *, unless: str) -> None:
-        """Remove a store, but not one whose fingerprint is ``unless``."""
+        """Remove a store, unless its fingerprint is ``unless``."""
         if path.exists():
             try:
                 same = HeatmapStore.open(path).attributes.get("fingerprint") == unless
@@ -138,17 +138,17 @@ class HeatmapStore:
 
     @classmethod
     def open(cls, path: Path) -> HeatmapStore:
-        """Open what `create` made.
+        """Open a store that `create` made.
 
         Raises:
-            StoreError: there is no heatmap there.
+            ForeignStoreError: there is no heatmap at this path, or its metadata is damaged.
         """
         try:
-            # an all-NaN chunk is written too: it says that its cells were tried
+            # an all-NaN chunk is written, too: it shows that its cells were tried
             array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
             if array.ndim != 3 or array.dtype != np.float32 or "stride_level0" not in array.attrs:
                 raise ValueError("it is an array of something else")
-        except Exception as error:  # zarr raises what a changed letter of its metadata makes of its code
+        except Exception as error:  # damaged metadata may raise anything in zarr
             raise ForeignStoreError(
                 f"{path} is not a heatmap, or its metadata is damaged ({error}); make it again with --overwrite"
             ) from error
@@ -160,11 +160,11 @@ class HeatmapStore:
         return dict(self._array.attrs)
 
     def has_chunk(self, chunk: tuple[int, int]) -> bool:
-        """Whether this (row, col) of chunks was written."""
+        """Whether the chunk at this (row, col) of chunks was written."""
         return (self.path / "c" / "0" / str(chunk[0]) / str(chunk[1])).is_file()
 
     def write_chunk(self, chunk: tuple[int, int], cells: np.ndarray[Any, Any], scores: Scores) -> None:
-        """Write one chunk: the rest of it is NaN.
+        """Write one chunk; cells that are not given are NaN.
 
         Args:
             chunk: (row, col) of the chunk.
@@ -182,17 +182,17 @@ class HeatmapStore:
         try:
             self._array[:, top : top + values.shape[1], left : left + values.shape[2]] = values
         except FileNotFoundError as error:
-            # another process that scores the same slide took ours for what a killed run had left
+            # another process that scores the same slide took this one's file for that of a killed run
             if not self.has_chunk(chunk):
                 raise cannot_write(self.path, error) from error
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
     def discard_damaged(self) -> None:
-        """Remove chunks whose bytes are not as they were written, with a word: they are made again.
+        """Remove chunks whose bytes are not as they were written, and log each; they are then made again.
 
         Raises:
-            StoreError: the disk fails; the chunk may be good.
+            ForeignStoreError: the disk fails; the chunk may be good.
         """
         side = self._array.chunks[1]
         for path in sorted(self.path.glob("c/0/*/*")):
@@ -221,6 +221,8 @@ class HeatmapStore:
         try:
             scores = np.asarray(self._array[class_index], dtype=np.float32)
             return Heatmap(scores, Placement(step_x, step_y), self.attributes["stride_model_px"])
+        except MemoryError:
+            raise
         except Exception as error:  # codecs raise their own classes
             raise ForeignStoreError(
                 f"{self.path} is broken ({error}); run the command that made it again: what is damaged is made again"

@@ -1,4 +1,4 @@
-"""Blocks of cells that are read at once: each source tile is decoded once, patches are views."""
+"""Blocks of neighbouring cells that are read at once, so that each tile of the file is decoded once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Block:
         corner_px: (x, y) of the region's corner, in model pixels from the slide's corner.
         size_px: (width, height) of the region in model pixels.
         offsets_px: (n, 2) x, y of each patch's corner inside the region.
-        plan: how it is read.
+        plan: the plan for reading the region.
     """
 
     chunk: tuple[int, int]
@@ -43,7 +43,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PatchBlock:
-    """Pixels and the patches in them: what an engine is given.
+    """Pixels and the patches in them: the input of an engine.
 
     Attributes:
         pixels: the region, RGB.
@@ -61,15 +61,15 @@ class PatchBlock:
     def patches(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Patches ``start`` to ``stop`` as one (n, size, size, 3) array."""
         offsets = self.offsets_px[start:stop]
-        out = np.empty((len(offsets), self.size_px, self.size_px, 3), np.uint8)
+        patches = np.empty((len(offsets), self.size_px, self.size_px, 3), np.uint8)
         for i, (x, y) in enumerate(offsets):
-            out[i] = self.pixels[y : y + self.size_px, x : x + self.size_px]
-        return out
+            patches[i] = self.pixels[y : y + self.size_px, x : x + self.size_px]
+        return patches
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ReadBlock:
-    """A block as it was read: ``readable`` says which of its cells could be decoded."""
+    """A block with its pixels: ``readable`` tells which cells could be decoded, ``reason`` why some could not."""
 
     block: Block
     patches: PatchBlock
@@ -79,8 +79,8 @@ class ReadBlock:
 
 def chunk_side(slide: Slide, plan: ReadPlan) -> int:
     """Cells along a chunk's side, so that a block without its halo stays within 4,096 px square: 32 for stride 128."""
-    enlarged = plan.scale / slide.levels[plan.level].downsample
-    return max(1, int(BLOCK_PX / (plan.stride_px * max(enlarged, 1.0))))
+    enlargement = plan.scale / slide.levels[plan.level].downsample
+    return max(1, int(BLOCK_PX / (plan.stride_px * max(enlargement, 1.0))))
 
 
 def plan_blocks(grid: TileGrid, chunk: int) -> list[Block]:
@@ -103,12 +103,12 @@ def _block(cells: CellsRC, chunk: tuple[int, int], plan: ReadPlan) -> Block:
 
 
 def plan_cells(cells: CellsRC, plan: ReadPlan) -> list[Block]:
-    """One block for each of these cells, to look at a few of many; they belong to no chunk."""
+    """One block for each of these cells, for reading a few cells of many; the blocks belong to no chunk."""
     return [_block(cells[i : i + 1], (0, 0), plan) for i in range(len(cells))]
 
 
 def read_block(slide: Slide, block: Block, recolour: StainTransform | None = None) -> ReadBlock:
-    """Read a block's region once, and recolour it; what cannot be decoded costs the cells whose patch touches it."""
+    """Read a block's region once and recolour it; cells whose patch touches broken pixels are not readable."""
     plan = block.plan
     to_level = plan.scale / slide.levels[plan.level].downsample  # level px per model px
     location = (round(block.corner_px[0] * plan.scale), round(block.corner_px[1] * plan.scale))
@@ -125,12 +125,12 @@ def read_block(slide: Slide, block: Block, recolour: StainTransform | None = Non
 
 
 def _untouched(block: Block, broken: Iterable[Box], to_level: float) -> npt.NDArray[np.bool_]:
-    ok = np.ones(len(block.cells), np.bool_)
+    readable = np.ones(len(block.cells), np.bool_)
     x, y = block.offsets_px.T * to_level
     side = block.plan.size_px * to_level
     for x0, y0, x1, y1 in broken:
-        ok &= (x + side <= x0) | (x >= x1) | (y + side <= y0) | (y >= y1)
-    return ok
+        readable &= (x + side <= x0) | (x >= x1) | (y + side <= y0) | (y >= y1)
+    return readable
 
 
 def read_ahead(
@@ -141,7 +141,7 @@ def read_ahead(
     threads: int = 1,
     ahead: int = 2,
 ) -> Generator[ReadBlock]:
-    """Blocks in order, read by ``threads`` while the caller works; at most ``ahead`` wait in memory."""
+    """Blocks in order, read by ``threads`` threads while the caller works; at most ``ahead`` wait in memory."""
     pending: deque[Future[ReadBlock]] = deque()
     source = iter(blocks)
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:

@@ -1,4 +1,4 @@
-"""Which cells of a slide are scored: numbers only, no pixels."""
+"""The grid of cells that are scored on a slide: numbers only, no pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TileGrid:
     Attributes:
         shape: (rows, cols) of the whole heatmap.
         cells: (n, 2) row, col of the cells with tissue.
-        plan: how a cell's patch is read.
+        plan: the plan for reading a cell's patch.
     """
 
     shape: tuple[int, int]
@@ -38,7 +38,7 @@ class TileGrid:
 
     @property
     def placement(self) -> Placement:
-        """Where the heatmap lies on the slide."""
+        """Placement of the heatmap on the slide."""
         return Placement(self.plan.stride_l0, self.plan.stride_l0)
 
     @property
@@ -51,7 +51,7 @@ class TileGrid:
 def make_grid(
     size: tuple[int, int], plan: ReadPlan, mask: Mask | None, *, min_tissue: float = MIN_TISSUE
 ) -> TileGrid:
-    """Cells that cover the slide once, and of them those with tissue.
+    """The grid of cells that cover the slide once, with those that hold tissue selected.
 
     Args:
         size: (width, height) of the slide in level-0 pixels.
@@ -62,10 +62,10 @@ def make_grid(
     width, height = size
     shape = math.ceil(height / plan.stride_l0), math.ceil(width / plan.stride_l0)
     if mask is None:
-        wanted = np.ones(shape, np.bool_)
+        selected = np.ones(shape, np.bool_)
     else:
-        wanted = tissue_share(mask, size, plan.stride_l0, shape) >= min_tissue
-    return TileGrid(shape, np.argwhere(wanted).astype(np.int64), plan)
+        selected = tissue_share(mask, size, plan.stride_l0, shape) >= min_tissue
+    return TileGrid(shape, np.argwhere(selected).astype(np.int64), plan)
 
 
 def tissue_share(
@@ -86,9 +86,11 @@ def tissue_share(
     return np.asarray(tissue / np.outer(np.diff(edges_y), np.diff(edges_x)))
 
 
-def _interpolate(rows: npt.NDArray[np.float64], at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Linear interpolation between rows; beyond the last row its value."""
-    at = np.minimum(at, len(rows) - 1)
-    low = np.minimum(np.floor(at).astype(np.int64), len(rows) - 2)
-    weight = (at - low)[:, None]
+def _interpolate(
+    rows: npt.NDArray[np.float64], positions: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Linear interpolation between rows; beyond the last row the last row's value."""
+    positions = np.minimum(positions, len(rows) - 1)
+    low = np.minimum(np.floor(positions).astype(np.int64), len(rows) - 2)
+    weight = (positions - low)[:, None]
     return np.asarray(rows[low] * (1 - weight) + rows[low + 1] * weight)

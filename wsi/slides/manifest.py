@@ -41,7 +41,7 @@ class SlideRow:
 
     @property
     def said_normal(self) -> bool:
-        """Whether its label says that it has no tumour."""
+        """Whether the slide's label says that it has no tumour."""
         return (self.label or "").strip().casefold() in NORMAL_LABELS
 
     @property
@@ -49,7 +49,7 @@ class SlideRow:
         """The truth file; None for a slide that is labelled as having no tumour.
 
         Raises:
-            ConfigError: neither says whether there is tumour: it must not count as normal in silence.
+            ConfigError: neither label nor truth says whether there is tumour; it must not count as normal silently.
         """
         if self.said_normal:
             return None
@@ -62,7 +62,7 @@ class SlideRow:
 
 
 def manifest_in(folder: Path) -> Path | None:
-    """The table of slides that a folder holds: it then stands for the folder, in every command, and that is said."""
+    """The table of slides in a folder, or None; every command then reads the table for the folder, and logs that."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -77,11 +77,11 @@ def read_manifest(
 
     Args:
         path: the file.
-        problems: takes a sentence for each line that cannot be used, which is then left out; None raises the first.
-        slides_needed: whether the slides themselves must be there; else only their names count.
+        problems: gets a sentence for each line that cannot be used and is left out; None raises the first as an error.
+        slides_needed: whether the slides themselves must exist; otherwise only their names count.
 
     Raises:
-        ConfigError: an unknown or missing column, a number that is none, a file that is not there.
+        ConfigError: an unknown or missing column, text in place of a number, or a file that does not exist.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -98,22 +98,22 @@ def read_manifest(
                     problems.append(str(error))
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path} cannot be read as a CSV manifest ({why}); check the path") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read as a CSV manifest ({reason}); check the path") from error
 
 
 def _check_columns(path: Path, columns: Iterable[str]) -> None:
-    known = ", ".join(COLUMNS)
+    names = ", ".join(COLUMNS)
     for column in columns:
         if column not in COLUMNS:
-            raise ConfigError(f"{path} has the unknown column {column!r}; known are {known}")
+            raise ConfigError(f"{path} has the unknown column {column!r}; known are {names}")
     if "path" not in columns:
-        raise ConfigError(f"{path} has no column 'path'; known columns are {known}")
+        raise ConfigError(f"{path} has no column 'path'; known columns are {names}")
 
 
 def _row(manifest: Path, line: int, values: dict[str, str], slides_needed: bool) -> SlideRow:
-    beyond: Any = dict[Any, Any](values).get(None)  # csv's key for cells beyond the header
-    if beyond and any(beyond):
+    extra_cells: Any = dict[Any, Any](values).get(None)  # csv's key for cells beyond the header
+    if extra_cells and any(extra_cells):
         raise ConfigError(
             f"{manifest} line {line} has more cells than the header; a decimal comma would do that: write 0.25"
         )
@@ -122,10 +122,10 @@ def _row(manifest: Path, line: int, values: dict[str, str], slides_needed: bool)
         text = (values.get(column) or "").strip()
         if not text:
             return None
-        found = manifest.parent / text
-        if not found.exists() and (slides_needed or column != "path"):
-            raise ConfigError(f"{manifest} line {line}: {column} {found} does not exist; check the path")
-        return found
+        target = manifest.parent / text
+        if not target.exists() and (slides_needed or column != "path"):
+            raise ConfigError(f"{manifest} line {line}: {column} {target} does not exist; check the path")
+        return target
 
     path = (values.get("path") or "").strip()
     if not path:

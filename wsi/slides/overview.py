@@ -24,7 +24,7 @@ class Overview:
     Attributes:
         pixels: RGB, white where nothing could be decoded.
         broken: True where a pixel holds a region that could not be decoded.
-        placement: where the pixels lie on the slide.
+        placement: placement of the pixels on the slide.
         mpp: um per pixel of this picture.
     """
 
@@ -40,10 +40,10 @@ def read_overview(slide: Slide, mpp: float) -> Overview:
     Raises:
         SlideError: no part of the level can be decoded.
     """
-    wanted = max(mpp / slide.mpp, 1.0)
-    level = slide.level_for(wanted)
+    target_downsample = max(mpp / slide.mpp, 1.0)
+    level = slide.level_for(target_downsample)
     downsample = slide.levels[level].downsample
-    factor = max(1, math.floor(wanted / downsample * (1 + LEVEL_TOLERANCE)))
+    factor = max(1, math.floor(target_downsample / downsample * (1 + LEVEL_TOLERANCE)))
     width, height = (math.ceil(n / factor) for n in slide.levels[level].size)
     pixels = np.empty((height, width, 3), np.uint8)
     broken = np.zeros((height, width), np.bool_)

@@ -1,4 +1,4 @@
-"""Reading that a broken region does not end: whole if possible, else piece by piece."""
+"""Reading of regions that may be broken in part: whole if possible, else piece by piece."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from wsi.arrays import RgbImage
 from wsi.errors import RegionError
 from wsi.slides.slide import Slide
 
-SMALLEST_PX = 256  # a common tile side: what cannot be decoded is rarely smaller
-GIVE_UP_AFTER = 64  # pieces that fail with none between them that can be decoded: the rest is taken as broken
+SMALLEST_PX = 256  # a common tile side: broken parts are rarely smaller
+GIVE_UP_AFTER = 64  # failed pieces in a row; all pieces after them are taken as broken
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels of the region, half-open."""
@@ -30,7 +30,7 @@ def read_salvaging(slide: Slide, location: tuple[int, int], level: int, size: tu
     """Read a region; where that fails, halve it until the pieces that fail are small.
 
     Args:
-        slide: what is read.
+        slide: the slide to read.
         location: (x, y) in level-0 pixels.
         level: index of the level.
         size: (width, height) in pixels of ``level``.
@@ -39,7 +39,7 @@ def read_salvaging(slide: Slide, location: tuple[int, int], level: int, size: tu
 
 
 class _Salvage:
-    """One region's reading: counts failures, so that a file that is broken throughout does not take hours."""
+    """The reading of one region; it counts failures, so that a file that is broken throughout does not take hours."""
 
     def __init__(self, slide: Slide, level: int) -> None:
         self.slide = slide

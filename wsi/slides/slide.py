@@ -1,4 +1,4 @@
-"""What a slide promises, its spacing, and which level serves a wanted spacing."""
+"""The interface of a slide, its spacing, and the level that is read for a spacing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Spacing:
-    """Micrometres per level-0 pixel, and who says so (``--mpp or manifest``, ``openslide``, ``TIFF tags`` ...)."""
+    """Micrometres per level-0 pixel, and their origin (``--mpp or manifest``, ``openslide``, ``TIFF tags`` ...)."""
 
     x_um: float
     y_um: float
@@ -39,7 +39,7 @@ class Spacing:
 
     @property
     def sane(self) -> bool:
-        """Whether both values can be those of a microscope's scanner."""
+        """Whether both values are possible for a slide scanner."""
         return all(SANE_MPP[0] <= value <= SANE_MPP[1] for value in (self.x_um, self.y_um))
 
     @property
@@ -52,8 +52,8 @@ class Spacing:
 class Slide(ABC):
     """A pyramid of RGB pixels. Location (x, y) is always in level-0 pixels, origin top-left.
 
-    Readers give `_read` and `close`; this class makes sure of the promises: exactly the size
-    asked for, uint8 RGB, white off the slide and where nothing was scanned.
+    Readers implement `_read` and `close`; this class guarantees pixels of exactly the requested
+    size, uint8 RGB, white off the slide and where nothing was scanned.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Slide(ABC):
         self.path = path
         self.levels = tuple(levels)
         self.stored = tuple(stored)
-        given = [] if mpp is None else [Spacing(mpp, mpp, "--mpp or manifest")]
-        usable = given or [spacing for spacing in stored if spacing.sane]
-        self.spacing = usable[0] if usable else None
+        overrides = [] if mpp is None else [Spacing(mpp, mpp, "--mpp or manifest")]
+        candidates = overrides or [spacing for spacing in stored if spacing.sane]
+        self.spacing = candidates[0] if candidates else None
         self._allow_anisotropic = allow_anisotropic
 
     vendor = "unknown"
@@ -90,13 +90,15 @@ class Slide(ABC):
             MissingMppError: nothing sane is stored, or x and y differ by more than 5 %.
         """
         if self.spacing is None:
-            found = ", ".join(f"{s.origin}: {s.x_um:.5g} um/px" for s in self.stored)
-            why = (
-                f"stores only {found}, outside {SANE_MPP[0]} to {SANE_MPP[1]}"
-                if found
+            stored_text = ", ".join(f"{s.origin}: {s.x_um:.5g} um/px" for s in self.stored)
+            problem = (
+                f"stores only {stored_text}, outside {SANE_MPP[0]} to {SANE_MPP[1]}"
+                if stored_text
                 else "stores no micron size"
             )
-            raise MissingMppError(f"{self.path} {why}; pass --mpp with the micrometres per pixel of level 0")
+            raise MissingMppError(
+                f"{self.path} {problem}; pass --mpp with the micrometres per pixel of level 0"
+            )
         if not (self.spacing.square or self._allow_anisotropic):
             raise MissingMppError(
                 f"{self.path} has pixels of {self.spacing.x_um:.4g} x {self.spacing.y_um:.4g} um, "
@@ -105,12 +107,12 @@ class Slide(ABC):
         return (self.spacing.x_um + self.spacing.y_um) / 2
 
     def level_for(self, downsample: float) -> int:
-        """The coarsest level that need not be enlarged to show ``downsample`` level-0 pixels in one; level 0 from 1 on.
+        """Index of the coarsest level that needs no enlarging for this downsample (level-0 px per px); 0 for 1 or less.
 
-        A level counts as fine enough within `LEVEL_TOLERANCE`: it is the same level whoever asks.
+        A level counts as fine enough within `LEVEL_TOLERANCE`; every caller gets the same level.
         """
-        enough = max(downsample, 1.0) * (1 + LEVEL_TOLERANCE)
-        return max(i for i, level in enumerate(self.levels) if level.downsample <= enough)
+        limit = max(downsample, 1.0) * (1 + LEVEL_TOLERANCE)
+        return max(i for i, level in enumerate(self.levels) if level.downsample <= limit)
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> RgbImage:
         """RGB pixels of one region of one level.
@@ -138,9 +140,9 @@ class Slide(ABC):
         return self._whiten_outside(image, location, level)
 
     def _bands(self, level: int, height: int) -> list[tuple[int, int]]:
-        """Rows (top, bottom) read at once: a large region with its alpha, several times over, would fill memory.
+        """Bands of rows (top, bottom) that are read one by one, as copies of a large region with alpha fill memory.
 
-        Only where a band starts at a whole level-0 pixel; else one band.
+        There is more than one band only where each starts at a whole level-0 pixel.
         """
         if height <= 2 * BAND_PX or not self.levels[level].downsample.is_integer():
             return [(0, height)]
@@ -160,7 +162,7 @@ class Slide(ABC):
 
     @abstractmethod
     def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        """RGB or RGBA of exactly ``size``; what lies off the slide may be anything."""
+        """RGB or RGBA pixels of exactly ``size``; those off the slide may have any value."""
 
     @abstractmethod
     def close(self) -> None:
@@ -174,26 +176,26 @@ class Slide(ABC):
 
 
 def over_white(pixels: npt.NDArray[np.uint8]) -> RgbImage:
-    """A writable RGB copy of RGB or RGBA pixels, what is transparent laid over white."""
+    """A writable RGB copy of RGB or RGBA pixels, with transparent ones laid over white."""
     if pixels.shape[2] == 3:
         return np.array(pixels)
     rgb: RgbImage = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)
     alpha = pixels[..., 3]
     if alpha.min() < 255:
-        partial = alpha < 255
-        a = alpha[partial].astype(np.uint32)[:, None]
-        rgb[partial] = (rgb[partial] * a + 255 * (255 - a) + 127) // 255
+        translucent = alpha < 255
+        opacity = alpha[translucent].astype(np.uint32)[:, None]
+        rgb[translucent] = (rgb[translucent] * opacity + 255 * (255 - opacity) + 127) // 255
     return rgb
 
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """How pixels of the model's frame come from the slide.
+    """Plan for reading pixels of the model's frame from a slide.
 
     Attributes:
         level: the level that is read.
         stride_l0: level-0 pixels from cell to cell.
-        stride_px: the same in the model's pixels.
+        stride_px: the same distance in the model's pixels.
         size_px: side of the patch the model sees, at least ``stride_px``.
     """
 
@@ -209,22 +211,22 @@ class ReadPlan:
 
     @property
     def halo_px(self) -> int:
-        """How far a patch reaches left of and above its cell: 85 for 299 around 128."""
+        """Model pixels by which a patch reaches beyond its cell on the left and at the top: 85 for 299 around 128."""
         return (self.size_px - self.stride_px) // 2
 
     @property
     def size_l0(self) -> int:
-        """Side of the patch on the slide."""
+        """Side of the patch in level-0 pixels."""
         return round(self.size_px * self.scale)
 
 
 def plan_read(
     slide: Slide, size_px: int, stride_px: int, spacing_um: float | None, *, tolerance: float = 0.1
 ) -> ReadPlan:
-    """Choose the level and step that show the model its spacing.
+    """Choose the level and the step for reading a slide at the model's spacing.
 
     Args:
-        slide: what is read; its `mpp` is asked for only when ``spacing_um`` is given.
+        slide: the slide to read; its `mpp` is used only when ``spacing_um`` is given.
         size_px: side of a patch, in pixels the model sees.
         stride_px: side of a cell, in the same pixels.
         spacing_um: um per pixel the model was trained at; None reads level 0 as it is.
@@ -242,5 +244,5 @@ def plan_read(
             f"{slide.path} has {slide.mpp:.4g} um/px, the model needs {spacing_um * (1 + tolerance):.3g} or finer; "
             f"use a model trained at this spacing, or pass --native to read level 0 as it is"
         )
-    wanted = spacing_um / slide.mpp
-    return ReadPlan(slide.level_for(wanted), round(stride_px * wanted), stride_px, size_px)
+    downsample = spacing_um / slide.mpp
+    return ReadPlan(slide.level_for(downsample), round(stride_px * downsample), stride_px, size_px)

@@ -1,4 +1,4 @@
-"""What travels to another thread, process or machine instead of an open slide."""
+"""The source of a slide, which travels to another thread, process or machine instead of an open slide."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|evaluation|reviewe
 
 @dataclass(frozen=True, slots=True)
 class SlideSource:
-    """A slide's path or URL and how to open it.
+    """A slide's path or URL, with the settings for opening it.
 
     Attributes:
         path: a file, or an fsspec URL such as ``s3://bucket/slide.tif``.
@@ -52,7 +52,7 @@ class SlideSource:
 
     @property
     def is_url(self) -> bool:
-        """Whether fsspec must fetch it."""
+        """Whether the path is a URL, which fsspec reads."""
         return "://" in self.path
 
     @property
@@ -74,18 +74,20 @@ class SlideSource:
         return slide
 
     def _open(self) -> Slide:
-        first, *others = self._readers()
+        first_reader, *other_readers = self._readers()
         if not self.is_url and self.path.lower().endswith(TIFF_SUFFIXES):
             check_tiff(self.path)
         try:
-            return first(self.path, mpp=self.mpp, allow_anisotropic=self.allow_anisotropic)
+            return first_reader(self.path, mpp=self.mpp, allow_anisotropic=self.allow_anisotropic)
         except SlideError as error:
-            if not others or (first is OpenSlideReader and not isinstance(error, UnknownFormatError)):
-                raise  # a broken file, which no other reader may make the best of
-            for reader in others:  # what the first said of the file is the better sentence
+            if not other_readers or (
+                first_reader is OpenSlideReader and not isinstance(error, UnknownFormatError)
+            ):
+                raise  # the file is broken: no other reader may read a part of it as if it were whole
+            for reader in other_readers:  # the first reader's message is better than theirs
                 with suppress(SlideError):
                     slide = reader(self.path, mpp=self.mpp, allow_anisotropic=self.allow_anisotropic)
-                    slide.read_region((0, 0), len(slide.levels) - 1, (1, 1))  # can it decode, too?
+                    slide.read_region((0, 0), len(slide.levels) - 1, (1, 1))  # whether it can decode, too
                     return slide
             raise
 
@@ -101,8 +103,8 @@ class SlideSource:
         if lower.endswith((".ome.tif", ".ome.tiff")):
             return (TiffSlideReader, PlanarReader)
         # OpenSlide does not know every TIFF: strips, tiles without a pyramid, planes
-        others = (TiffSlideReader, PlanarReader) if lower.endswith((".tif", ".tiff")) else ()
-        return (OpenSlideReader, *others)
+        other_readers = (TiffSlideReader, PlanarReader) if lower.endswith((".tif", ".tiff")) else ()
+        return (OpenSlideReader, *other_readers)
 
     @property
     def label(self) -> str:
@@ -112,26 +114,26 @@ class SlideSource:
 
     @property
     def place(self) -> str:
-        """Where the slide is, as results state it: an absolute path, or a URL without its query."""
+        """The absolute path of the slide, or its URL without the query, as results state it."""
         return self.label if self.is_url else str(Path(self.path).absolute())
 
     def identity(self, tick: Callable[[int, int], None] = lambda done, total: None) -> str:
-        """A short hash of every byte of the slide and of the files that belong to it; of a URL what its server says of
-        size and version.
+        """A short hash of every byte of the slide and of the files that belong to it; for a URL, of the size and
+        version that its server states.
 
-        A file's hash is kept in the user's cache by path, size and time of change, so that a large slide is read for
-        it once; `wsi verify` reads it again.
+        A file's hash is kept in the user's cache by path, size and time of change, so that a large slide is hashed only
+        once; `wsi verify` reads it again.
 
         Args:
-            tick: called with (bytes read, bytes).
+            tick: called with (bytes read, bytes in total).
 
         Raises:
             SlideError: a file cannot be read.
         """
-        return self._identity(_kept_sha256, tick)
+        return self._identity(_cached_sha256, tick)
 
     def read_identity(self, tick: Callable[[int, int], None] = lambda done, total: None) -> str:
-        """`identity`, from the bytes as they are now, whatever was kept.
+        """`identity` computed from the bytes as they are now, without the cache.
 
         Raises:
             WsiError: a file cannot be read, or the server of a URL does not answer.
@@ -143,10 +145,10 @@ class SlideSource:
         return self._identity(file_sha256, tick)
 
     def state(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, size and time of change of each of its files: whether it changed while it was read, told at no cost.
+        """Name, size and time of change of each file: a cheap check for changes while reading; empty for a URL.
 
         Raises:
-            SlideError: a file is gone.
+            SlideError: a file no longer exists.
         """
         if self.is_url:
             return ()
@@ -166,12 +168,12 @@ class SlideSource:
         try:
             first = Path(self.path)
             files = [first, *(path for path in _companions(first) if path != first)]
-            total, done = sum(path.stat().st_size for path in files), 0
+            total, bytes_read = sum(path.stat().st_size for path in files), 0
 
             def read(count: int) -> None:
-                nonlocal done
-                done += count
-                tick(done, total)
+                nonlocal bytes_read
+                bytes_read += count
+                tick(bytes_read, total)
 
             for path in files:
                 name = "" if path == first else path.name  # a slide of one file may be renamed
@@ -191,10 +193,9 @@ def _size_text(slide: Slide) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A name that is one folder inside another, on any system: no separator, not ``..``, none that is reserved."""
-    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).rstrip(
-        ". "
-    )  # what Windows refuses; it drops the end, too
+    """The name, changed so that it can name a folder on any system: no separator, not ``..``, no reserved name."""
+    # Windows refuses these characters, and drops dots and spaces at the end
+    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).rstrip(". ")
     if not name.strip("."):
         return "slide"
     return f"{name}_" if _RESERVED.fullmatch(name) else name
@@ -224,25 +225,25 @@ def check_url(path: str) -> None:
         raise ConfigError(f"{path} names no file; give the slide's own URL")
 
 
-def _kept_sha256(path: Path, read: Callable[[int], None]) -> str:
-    """The hash of a file's bytes, from the cache where size and time of change are those it was made with."""
+def _cached_sha256(path: Path, read: Callable[[int], None]) -> str:
+    """Hex sha256 of a file's bytes; it comes from the cache if the file has the same size and time of change."""
     facts = path.stat()
     key = [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
-    kept = cache_folder() / "hashes" / f"{hashlib.sha256(key[0].encode()).hexdigest()[:32]}.json"  # type: ignore[attr-defined]
+    cache_file = cache_folder() / "hashes" / f"{hashlib.sha256(key[0].encode()).hexdigest()[:32]}.json"  # type: ignore[attr-defined]
     with suppress(OSError, ValueError, KeyError, TypeError):
-        value = json.loads(kept.read_bytes())
+        value = json.loads(cache_file.read_bytes())
         if value["file"] == key:
-            log.debug("%s: its hash was kept in %s", path, kept)
+            log.debug("%s: its hash was kept in %s", path, cache_file)
             read(facts.st_size)
             return str(value["sha256"])
     digest = file_sha256(path, read)
     with suppress(StoreError):  # without a cache the file is read again next time
-        write_json(kept, {"file": key, "sha256": digest})
+        write_json(cache_file, {"file": key, "sha256": digest})
     return digest
 
 
 def _companions(path: Path) -> list[Path]:
-    """Files that a slide of several files keeps beside its first."""
+    """Files beside the first one that belong to the same slide; DICOM includes the first itself."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
         return sorted(p for p in path.with_suffix("").glob("*") if p.is_file())
@@ -250,9 +251,9 @@ def _companions(path: Path) -> list[Path]:
         return sorted(p for p in path.parent.glob(f"{escape(path.stem)}*") if p.is_file())
     if suffix != ".dcm":
         return []
-    beside = sorted(path.parent.glob("*.dcm"))
-    series = _series_of(path) if len(beside) > 1 else None
-    return [p for p in beside if series is not None and _series_of(p) == series]
+    neighbours = sorted(path.parent.glob("*.dcm"))
+    series = _series_of(path) if len(neighbours) > 1 else None
+    return [p for p in neighbours if series is not None and _series_of(p) == series]
 
 
 def _series_of(path: Path) -> str | None:
@@ -267,14 +268,14 @@ def _series(path: str, size: int, time: int) -> str | None:
 
 
 def _remote_facts(url: str) -> str | None:
-    """What a server says of a file's size and version; None where it does not answer."""
+    """Size and version of a file as its server states them; None where it does not answer."""
     try:
         system, path = fsspec.core.url_to_fs(url, **storage_options(url))
         facts = system.info(path)
-    except Exception:  # every back end raises its own; opening the slide will say what is wrong
+    except Exception:  # each back end raises its own classes; opening the slide reports what is wrong
         return None
-    known = ("size", "ETag", "etag", "LastModified", "mtime", "created")
-    return "".join(f" {key}={facts[key]}" for key in known if key in facts)
+    keys = ("size", "ETag", "etag", "LastModified", "mtime", "created")
+    return "".join(f" {key}={facts[key]}" for key in keys if key in facts)
 
 
 def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:

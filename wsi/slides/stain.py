@@ -23,7 +23,7 @@ HE_STRENGTH = np.array([1.9705, 1.0308])
 LIGHT = 240.0  # of empty glass (Macenko et al. 2009)
 FAINTEST = 0.15  # optical density below which a pixel is glass (Macenko et al. 2009)
 # Mean and deviation in L*a*b* (OpenCV's scale, 0..255) that tissue is matched to: the method is Reinhard et al.'s
-# (2001), the values are ours
+# (2001), the values are our own choice
 LAB_MEAN, LAB_STD = np.array([148.0, 170.0, 105.0]), np.array([41.0, 12.0, 11.0])
 # Brown and red chromogens absorb more blue than green, haematoxylin and eosin do not: tests/test_stain.py tries real
 # Camelyon16 patches of both laboratories and five real immunostains. Sparse red chromogens may pass at 4 um.
@@ -40,12 +40,12 @@ class StainError(SlideError):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class StainTransform:
-    """What makes a slide look like the reference.
+    """Transform of a slide's colours into those of the reference.
 
     Attributes:
-        method: how `matrix` and `offset` are meant.
+        method: the method that `matrix` and `offset` belong to.
         matrix: (3, 3) on optical density (Macenko), or the diagonal on L*a*b* (Reinhard).
-        offset: (3,) added after it.
+        offset: (3,) added after the matrix.
     """
 
     method: StainMethod
@@ -57,8 +57,8 @@ class StainTransform:
         affine = np.hstack([self.matrix, self.offset[:, None]]).astype(np.float32)
         if self.method == "reinhard":
             lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB).astype(np.float32)
-            moved = np.clip(np.round(cv2.transform(lab, affine)), 0, 255).astype(np.uint8)
-            return np.asarray(cv2.cvtColor(moved, cv2.COLOR_LAB2RGB), np.uint8)
+            recoloured = np.clip(np.round(cv2.transform(lab, affine)), 0, 255).astype(np.uint8)
+            return np.asarray(cv2.cvtColor(recoloured, cv2.COLOR_LAB2RGB), np.uint8)
         density = cv2.transform(_DENSITY[pixels], affine)
         return np.asarray(np.clip(np.round(LIGHT * np.exp(-density)), 0, 255), np.uint8)
 
@@ -78,7 +78,7 @@ def fit_slide(slide: Slide, mask: Mask, method: StainMethod) -> StainTransform |
 
 
 def tissue_pixels(slide: Slide, mask: Mask) -> npt.NDArray[np.uint8]:
-    """(n, 3) RGB of the tissue at 4 um per pixel, without what cannot be decoded."""
+    """(n, 3) RGB of the tissue at 4 um per pixel, without pixels that cannot be decoded."""
     overview = read_overview(slide, FIT_MPP)
     rows, cols = overview.pixels.shape[:2]
     tissue = cv2.resize(mask.pixels.astype(np.uint8), (cols, rows), interpolation=cv2.INTER_NEAREST) > 0
@@ -89,7 +89,7 @@ def fit_stain(tissue: npt.NDArray[np.uint8], method: StainMethod, source: str) -
     """Fit on (n, 3) RGB pixels of tissue; the same pixels give the same transform.
 
     Raises:
-        StainError: they are too few, or not of haematoxylin and eosin.
+        StainError: the pixels are too few, or not of haematoxylin and eosin.
     """
     stains, strength = stain_vectors(tissue, source)
     if method == "macenko":
@@ -144,12 +144,12 @@ def stain_vectors(
     plane = vectors[:, [2, 1]]
     plane *= np.where(plane.sum(axis=0) < 0, -1, 1)
     angles = np.arctan2(*(density @ plane).T[::-1])
-    found = np.array([plane @ [np.cos(a), np.sin(a)] for a in np.percentile(angles, [1, 99])])
-    found *= np.sign(found.sum(axis=1, keepdims=True))
-    if found[0, 0] < found[1, 0]:  # haematoxylin absorbs more red
-        found = found[::-1]
-    amounts = np.linalg.lstsq(found.T, density.T, rcond=None)[0]
-    return found, np.percentile(amounts, 99, axis=1)
+    stains = np.array([plane @ [np.cos(a), np.sin(a)] for a in np.percentile(angles, [1, 99])])
+    stains *= np.sign(stains.sum(axis=1, keepdims=True))
+    if stains[0, 0] < stains[1, 0]:  # haematoxylin absorbs more red
+        stains = stains[::-1]
+    amounts = np.linalg.lstsq(stains.T, density.T, rcond=None)[0]
+    return stains, np.percentile(amounts, 99, axis=1)
 
 
 def _unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The one way to the pixels of a square of a slide, at whatever size they are wanted."""
+"""Squares of a slide, resampled to any size."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def read_square(slide: Slide, corner: tuple[int, int], side_l0: float, size_px: 
     """A square of the slide, resampled to ``size_px``, from the coarsest level that needs no enlarging.
 
     Args:
-        slide: what is read.
+        slide: the slide to read.
         corner: level-0 (x, y); may lie off the slide, which is white there.
         side_l0: side on the slide, in level-0 pixels.
-        size_px: side of what is given.
+        size_px: side of the result.
 
     Returns:
-        RGB uint8, (size_px, size_px, 3): averaged where there are more pixels than wanted, else interpolated.
+        RGB uint8, (size_px, size_px, 3): averaged where the level has more pixels than the result, else interpolated.
 
     Raises:
         RegionError: the place cannot be decoded.

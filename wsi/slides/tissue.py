@@ -1,4 +1,4 @@
-"""Where there is tissue: named methods, deterministic, on an overview near 8 um per pixel."""
+"""Masks of tissue by named, deterministic methods, on an overview near 8 um per pixel."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MethodName = Literal["otsu-saturation", "liu2017", "ncrf", "density"]
 
 
 class TissueConfig(Config):
-    """How tissue is found.
+    """Settings for finding tissue.
 
     Attributes:
         method: a key of `METHODS`.
-        mpp: um per pixel of the overview it is found on.
+        mpp: um per pixel of the overview that the method works on.
         min_speck_um2: smaller pieces are dropped.
         max_hole_um2: smaller holes are filled.
     """
@@ -38,12 +38,12 @@ class TissueConfig(Config):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Mask:
-    """True where there is tissue, placed on the slide."""
+    """A mask that is True where there is tissue, and its placement on the slide."""
 
     pixels: BoolRaster
     placement: Placement
     why_empty: str = ""
-    """Why no tissue was found; empty where some was, or where nothing is known of it."""
+    """Reason why no tissue was found; empty where some was found, or where the reason is not known."""
 
     def area_um2(self, mpp: float) -> float:
         """Area of tissue for a slide of ``mpp`` um per level-0 pixel."""
@@ -51,11 +51,11 @@ class Mask:
 
 
 def find_tissue(slide: Slide, cfg: TissueConfig | None = None) -> Mask:
-    """Find tissue on an overview; what cannot be decoded counts as tissue, so that it is reported.
+    """Find tissue on an overview; pixels that cannot be decoded count as tissue, so that they are reported.
 
     Args:
-        slide: opened.
-        cfg: how; None is the default method.
+        slide: an open slide.
+        cfg: the settings; None takes the defaults.
 
     Raises:
         MissingMppError: the slide has no usable spacing.
@@ -66,19 +66,19 @@ def find_tissue(slide: Slide, cfg: TissueConfig | None = None) -> Mask:
 
 
 def tissue_of(overview: Overview, cfg: TissueConfig) -> Mask:
-    """Apply the method, then leave out pen, pure black, specks, and fill holes."""
+    """The mask of an overview: the method's result without pen, pure black and specks, with holes filled."""
     ink = pen_and_black(overview.pixels)
     pixel_um2 = overview.mpp**2
     stained = METHODS[cfg.method](overview.pixels)
-    found = drop_small(stained & ~ink, cfg.min_speck_um2 / pixel_um2)
-    found = fill_small(found, cfg.max_hole_um2 / pixel_um2) & ~ink
-    tissue = found | overview.broken
-    why = "" if tissue.any() else _why_empty(stained, ink, pixel_um2, cfg)
-    return Mask(tissue, overview.placement, why)
+    pieces = drop_small(stained & ~ink, cfg.min_speck_um2 / pixel_um2)
+    pieces = fill_small(pieces, cfg.max_hole_um2 / pixel_um2) & ~ink
+    tissue = pieces | overview.broken
+    reason = "" if tissue.any() else _why_empty(stained, ink, pixel_um2, cfg)
+    return Mask(tissue, overview.placement, reason)
 
 
 def _why_empty(stained: BoolRaster, ink: BoolRaster, pixel_um2: float, cfg: TissueConfig) -> str:
-    """What there was instead of tissue."""
+    """Reason why there is no tissue, as a part of a sentence."""
     if not (stained | ink).any():
         return f"no stain, or only in specks of some tens of um: the slide is glass, or too pale; {IMMUNO}"
     if not (stained & ~ink).any():
@@ -121,7 +121,7 @@ def density(image: RgbImage) -> BoolRaster:
     Density is the sum over R, G, B; its threshold is Otsu's, kept between 0.06 (glass varies by 0.03) and 0.15 (pale
     tissue of data/kidney_stains has 0.2 and more). The average, over 40 um at 8 um per pixel, closes lumens.
     """
-    # the glass is the brightest there is; lumens are as bright where a picture holds no glass
+    # the glass is the brightest part; where a picture holds no glass, lumens are as bright
     glass = np.percentile(image.reshape(-1, 3), 99.5, axis=0) + 1
     dense = -np.log10((image.astype(np.float32) + 1) / glass.astype(np.float32)).sum(axis=2)
     smooth = cv2.blur(np.clip(dense, 0, 1.5), (5, 5))
@@ -157,13 +157,13 @@ def pen_and_black(image: RgbImage) -> BoolRaster:
 def drop_small(raster: BoolRaster, min_pixels: float) -> BoolRaster:
     """Remove 8-connected pieces of fewer than ``min_pixels`` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(raster.astype(np.uint8), connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= min_pixels
-    keep[0] = False  # label 0 is what is not in the raster
-    return np.asarray(keep[labels])
+    large_enough = stats[:, cv2.CC_STAT_AREA] >= min_pixels
+    large_enough[0] = False  # label 0 is the background
+    return np.asarray(large_enough[labels])
 
 
 def fill_small(raster: BoolRaster, max_pixels: float) -> BoolRaster:
-    """Fill holes below ``max_pixels`` pixels; what reaches the border is no hole."""
+    """Fill holes of fewer than ``max_pixels`` pixels; an area that reaches the border is no hole."""
     framed = np.pad(~raster, 1, constant_values=True)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(framed.astype(np.uint8), connectivity=8)
     hole = stats[:, cv2.CC_STAT_AREA] < max_pixels

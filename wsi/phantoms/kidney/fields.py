@@ -1,4 +1,4 @@
-"""Which fields of a kidney phantom are feasible: those that a reader would count capillaries in."""
+"""Fields of a kidney phantom; a field is feasible if a reader would count capillaries in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_UNFIT = 2 / 3  # a field with more of it unfit is not feasible (Kim's thesi
 
 @dataclass(frozen=True, slots=True)
 class KidneyField:
-    """A square field: its corner and side in level-0 pixels, and why it is not feasible; empty where it is."""
+    """A square field: corner and side in level-0 pixels, and the reason why it is not feasible; empty if it is."""
 
     x: int
     y: int
@@ -26,7 +26,7 @@ class KidneyField:
 
     @property
     def box(self) -> Polygon:
-        """Its square."""
+        """The square of the field, in level-0 pixels."""
         return shapely.box(self.x, self.y, self.x + self.side, self.y + self.side)
 
 
@@ -38,12 +38,12 @@ def fields_of(layout: KidneyLayout) -> tuple[KidneyField, ...]:
     capillary at all.
     """
     tissue = shapely.union_all(layout.pieces)
-    unfit = [("scar or infarct", shapely.union_all([z.outline for z in layout.zones]))]
+    unfit_areas = [("scar or infarct", shapely.union_all([z.outline for z in layout.zones]))]
     rounds = [shapely.Point(r.x, r.y).buffer(r.radius) for r in (*layout.glomeruli, *layout.arteries)]
-    unfit.append(("glomerulus or large vessel", shapely.union_all(rounds)))
-    unfit.append(("artefact", shapely.union_all([_covered(a) for a in layout.artefacts])))
+    unfit_areas.append(("glomerulus or large vessel", shapely.union_all(rounds)))
+    unfit_areas.append(("artefact", shapely.union_all([_covered(a) for a in layout.artefacts])))
     middles = STRtree(shapely.centroid([c.outline for c in layout.capillaries]))
-    found = []
+    fields = []
     side = field_side(layout.mpp)
     for y in range(0, layout.size[1], side):
         for x in range(0, layout.size[0], side):
@@ -51,9 +51,9 @@ def fields_of(layout: KidneyLayout) -> tuple[KidneyField, ...]:
             inside = tissue.intersection(box)
             if inside.area < 0.05 * box.area:
                 continue
-            why_not = _why_not(box, inside, unfit, len(middles.query(box, "contains")))
-            found.append(KidneyField(x, y, side, why_not))
-    return tuple(found)
+            why_not = _why_not(box, inside, unfit_areas, len(middles.query(box, "contains")))
+            fields.append(KidneyField(x, y, side, why_not))
+    return tuple(fields)
 
 
 def _why_not(

@@ -1,4 +1,4 @@
-"""What lies where on a phantom of a kidney stained for C4d: outlines in level-0 pixels, drawn from one seed."""
+"""The layout of a phantom of a kidney stained for C4d: outlines in level-0 pixels, drawn from one seed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Capillary:
     Attributes:
         kind: ``ring`` is stained all around, so C4d-positive; the others are negative: ``plain``, ``partial`` (a part
             of the ring is stained) and ``serum`` (stained plasma in the lumen, the wall is not).
-        outline: of the wall's outside.
+        outline: outer border of the wall.
     """
 
     kind: CapillaryKind
@@ -35,13 +35,13 @@ class Capillary:
 
     @property
     def positive(self) -> bool:
-        """Linear and circumferential staining (Banff)."""
+        """Whether the staining is linear and circumferential (Banff)."""
         return self.kind == "ring"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Tubule:
-    """A tubule's section; ``brown`` is how much its cells are stained, which is not C4d of a capillary."""
+    """A tubule's section; ``brown`` is the amount of stain in its cells, which is not C4d of a capillary."""
 
     kind: TubuleKind
     outline: Polygon
@@ -50,7 +50,7 @@ class Tubule:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """A glomerulus or an artery in section; ``stained``: its capillaries or wall are brown, which does not count."""
+    """A section of a glomerulus or artery; ``stained``: its capillaries or wall are brown, which does not count."""
 
     x: float
     y: float
@@ -60,7 +60,7 @@ class Round:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Zone:
-    """A scar or an infarct: no capillaries that may be counted."""
+    """A scar or an infarct, without capillaries that may be counted."""
 
     kind: ZoneKind
     outline: Polygon
@@ -83,39 +83,39 @@ class KidneyLayout:
 
     @property
     def c4d_percent(self) -> float:
-        """Share of positive capillaries; NaN where there is none at all."""
+        """Percentage of positive capillaries; NaN where there are no capillaries."""
         positive = sum(c.positive for c in self.capillaries)
         return 100 * positive / len(self.capillaries) if self.capillaries else float("nan")
 
 
-# of capillaries that are not positive, how many are traps
+# share of each kind of trap among capillaries that are not positive
 TRAPS: tuple[tuple[CapillaryKind, float], ...] = (("partial", 0.04), ("serum", 0.05))
-# sections per hexagon of this size: cortex, medulla, scar; what was seen on data/kidney_stains is 40 to 80 um
+# distance of neighbouring sections in cortex, medulla and scar; it is 40 to 80 um on data/kidney_stains
 PITCH_UM = {"cortex": 56.0, "medulla": 40.0, "scar": 46.0}
 GAP_UM = (5.0, 9.0)  # interstitium between two tubules
 
 
 class KidneyPlanner(Planner):
-    """Draws a layout: one generator, every draw from it."""
+    """Planner of a kidney's layout, which draws all random numbers from one generator."""
 
     def kidney(self, percent: float) -> KidneyLayout:
-        """A slide of which so many percent of the capillaries are positive, as far as their number allows."""
+        """A slide on which ``percent`` of the capillaries are positive, as far as their number allows."""
         pieces = self.nodes()
         medulla = shapely.union_all([self.medulla(piece) for piece in pieces])
         zones = tuple(self.zone(kind, pieces) for kind in ("scar", "infarct") if self.rng.random() < 0.35)
         glomeruli = self.rounds(pieces, per_mm2=3.2, radius_um=(75, 110), inset_um=130, leave_out=medulla)
         arteries = self.rounds(pieces, per_mm2=0.9, radius_um=(35, 170), inset_um=180)
         arteries = _apart(arteries, glomeruli, self.px(20))
-        taken = [shapely.Point(r.x, r.y).buffer(r.radius + self.px(4)) for r in (*glomeruli, *arteries)]
-        big = shapely.union_all(taken)
+        round_areas = [shapely.Point(r.x, r.y).buffer(r.radius + self.px(4)) for r in (*glomeruli, *arteries)]
+        large_structures = shapely.union_all(round_areas)
         scar = shapely.union_all([zone.outline for zone in zones])
         tubules: list[Tubule] = []
         places: list[tuple[PointsXY, PointsXY]] = []
         for piece in pieces:
-            found, at = self.tubules(piece, big, medulla, scar)
-            tubules += found
-            places.append(at)
-        capillaries = self.capillaries(places, pieces, big, scar, percent / 100)
+            section_tubules, section_places = self.tubules(piece, large_structures, medulla, scar)
+            tubules += section_tubules
+            places.append(section_places)
+        capillaries = self.capillaries(places, pieces, large_structures, scar, percent / 100)
         present = [kind for kind in ARTEFACTS if self.rng.random() < 0.35]
         artefacts = tuple(self.artefact(kind) for kind in present)
         return KidneyLayout(
@@ -132,7 +132,7 @@ class KidneyPlanner(Planner):
         )
 
     def medulla(self, piece: Polygon) -> BaseGeometry:
-        """What lies beyond a line across the piece: none of it to two fifths."""
+        """The part of the piece beyond a line across it: from none to two fifths."""
         x0, y0, x1, y1 = piece.bounds
         share = self.rng.choice([0.0, self.rng.uniform(0.15, 0.4)])
         return piece.intersection(shapely.box(x1 - share * (x1 - x0), y0, x1, y1))
@@ -153,20 +153,20 @@ class KidneyPlanner(Planner):
         inset_um: float,
         leave_out: BaseGeometry | None = None,
     ) -> tuple[Round, ...]:
-        """Glomeruli or arteries that do not touch each other; on one slide in three some are stained."""
+        """Glomeruli or arteries that do not touch each other; on one slide in three some of them are stained."""
         stained = self.rng.random() < 0.33
-        found: list[Round] = []
+        rounds: list[Round] = []
         for disc in self.discs(pieces, per_mm2=per_mm2, radius_um=radius_um, inset_um=inset_um):
-            one = Round(disc.x, disc.y, disc.radius, bool(stained and self.rng.random() < 0.6))
+            candidate = Round(disc.x, disc.y, disc.radius, bool(stained and self.rng.random() < 0.6))
             outside = leave_out is None or not shapely.contains_xy(leave_out, disc.x, disc.y)
-            if outside and _apart([one], found, self.px(15)):
-                found.append(one)
-        return tuple(found)
+            if outside and _apart([candidate], rounds, self.px(15)):
+                rounds.append(candidate)
+        return tuple(rounds)
 
     def tubules(
         self, piece: Polygon, big: BaseGeometry, medulla: BaseGeometry, scar: BaseGeometry
     ) -> tuple[list[Tubule], tuple[PointsXY, PointsXY]]:
-        """Tubules as rounded Voronoi cells, and the places between them: corners, and sides (x0, y0, x1, y1)."""
+        """Tubules as rounded Voronoi cells, and the places between them: corners (x, y), and sides (x0, y0, x1, y1)."""
         sites, region = self.sites(piece, big, medulla, scar)
         if len(sites) < 8:
             return [], (np.empty((0, 2)), np.empty((0, 4)))
@@ -177,28 +177,28 @@ class KidneyPlanner(Planner):
         diagram = Voronoi(sites @ stretch)  # cells of the stretched plane are longer one way
         corners = diagram.vertices @ np.linalg.inv(stretch)
         rings = [[] if -1 in ring else ring for ring in (diagram.regions[r] for r in diagram.point_region)]
-        usable = [i for i, ring in enumerate(rings) if len(ring) > 3]
-        cells = shapely.polygons([shapely.linearrings(corners[rings[i]]) for i in usable])
-        gap = self.rng.uniform(*GAP_UM, len(usable)) / 2 / self.mpp
+        closed_cells = [i for i, ring in enumerate(rings) if len(ring) > 3]
+        cells = shapely.polygons([shapely.linearrings(corners[rings[i]]) for i in closed_cells])
+        gap = self.rng.uniform(*GAP_UM, len(closed_cells)) / 2 / self.mpp
         round_px = self.px(9)
         shapes = shapely.buffer(shapely.buffer(cells, -gap - round_px), round_px, quad_segs=3)
-        inner = piece.buffer(-self.px(12))
-        shapely.prepare(inner)
-        good = (shapely.area(shapes) > self.px(14) ** 2) & shapely.within(shapes, inner)
-        good &= shapely.area(shapes) < self.px(110) ** 2
-        brown = self.brown(sites[usable])
-        found = [
+        interior = piece.buffer(-self.px(12))
+        shapely.prepare(interior)
+        fitting = (shapely.area(shapes) > self.px(14) ** 2) & shapely.within(shapes, interior)
+        fitting &= shapely.area(shapes) < self.px(110) ** 2
+        brown = self.brown(sites[closed_cells])
+        tubules = [
             Tubule(self.kind(region[i]), shape, float(b))
-            for i, shape, b, ok in zip(usable, shapes, brown, good, strict=True)
+            for i, shape, b, ok in zip(closed_cells, shapes, brown, fitting, strict=True)
             if ok and isinstance(shape, Polygon)
         ]
-        return found, self.between(diagram, corners, sites)
+        return tubules, self.between(diagram, corners, sites)
 
     def sites(
         self, piece: Polygon, big: BaseGeometry, medulla: BaseGeometry, scar: BaseGeometry
     ) -> tuple[PointsXY, npt.NDArray[np.str_]]:
-        """Middles of tubules, and which region each lies in."""
-        found, named = [], []
+        """Middles of tubules, and the region that each lies in."""
+        points_by_region, names_by_region = [], []
         cortex = piece.difference(shapely.union_all([medulla, scar]))
         areas = {
             "cortex": cortex,
@@ -216,15 +216,15 @@ class KidneyPlanner(Planner):
                 [(col + 0.5 * (row % 2)) * pitch + x0, row * 0.866 * pitch + y0], axis=-1
             ).reshape(-1, 2)
             points += self.rng.uniform(-0.3, 0.3, points.shape) * pitch
-            keep = shapely.contains_xy(area, points) & ~shapely.contains_xy(big, points)
-            found.append(points[keep])
-            named.append(np.full(int(keep.sum()), name))
-        if not found:
+            inside = shapely.contains_xy(area, points) & ~shapely.contains_xy(big, points)
+            points_by_region.append(points[inside])
+            names_by_region.append(np.full(int(inside.sum()), name))
+        if not points_by_region:
             return np.empty((0, 2)), np.empty(0, np.str_)
-        return np.concatenate(found), np.concatenate(named)
+        return np.concatenate(points_by_region), np.concatenate(names_by_region)
 
     def kind(self, region: str) -> TubuleKind:
-        """A tubule's kind by where it lies."""
+        """A random kind for a tubule, by the region that it lies in."""
         shares = {"cortex": (0.66, 0.27, 0.07), "medulla": (0.05, 0.85, 0.1), "scar": (0.05, 0.15, 0.8)}[
             region
         ]
@@ -232,14 +232,14 @@ class KidneyPlanner(Planner):
         return kinds[int(self.rng.choice(3, p=shares))]
 
     def brown(self, sites: PointsXY) -> npt.NDArray[np.float64]:
-        """How much each tubule's cells are stained: on some slides groups of them are, on others none."""
+        """The amount of stain in each tubule's cells: on some slides groups of tubules are stained, on others none."""
         amount = np.zeros(len(sites))
         if self.rng.random() < 0.55:
             for _ in range(self.rng.integers(1, 4)):
                 middle = sites[int(self.rng.integers(len(sites)))]
-                near = np.hypot(*(sites - middle).T) < self.px(self.rng.uniform(120, 320))
-                amount[near] = np.where(
-                    self.rng.random(int(near.sum())) < 0.5, self.rng.uniform(0.3, 1.0), amount[near]
+                in_group = np.hypot(*(sites - middle).T) < self.px(self.rng.uniform(120, 320))
+                amount[in_group] = np.where(
+                    self.rng.random(int(in_group.sum())) < 0.5, self.rng.uniform(0.3, 1.0), amount[in_group]
                 )
         return amount
 
@@ -273,27 +273,29 @@ class KidneyPlanner(Planner):
                 shapes.append(self.slit(np.array([x0, y0]), np.array([x1, y1])))
         area = shapely.union_all(pieces).buffer(-self.px(15)).difference(shapely.union_all([big, scar]))
         shapely.prepare(area)
-        kept = _spread(
+        capillary_shapes = _spread(
             [s for s, ok in zip(shapes, shapely.within(shapes, area), strict=True) if ok], self.px(3)
         )
-        return self.stained(kept, share)
+        return self.stained(capillary_shapes, share)
 
     def slit(self, a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> Polygon:
         """A long capillary along the side between two tubules."""
-        middle, along = (a + b) / 2, b - a
-        half = min(np.hypot(*along) * 0.42, self.px(self.rng.uniform(8, 24)))
+        middle, direction = (a + b) / 2, b - a
+        half = min(np.hypot(*direction) * 0.42, self.px(self.rng.uniform(8, 24)))
         width = self.px(self.rng.uniform(2.4, 4.6))
-        along = along / np.hypot(*along)
-        across = np.array([-along[1], along[0]])
+        direction = direction / np.hypot(*direction)
+        normal = np.array([-direction[1], direction[0]])
         angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-        swing = 1 + 0.18 * np.sin(2 * angle + self.rng.uniform(0, 6)) + self.rng.normal(0, 0.05, len(angle))
+        width_factor = (
+            1 + 0.18 * np.sin(2 * angle + self.rng.uniform(0, 6)) + self.rng.normal(0, 0.05, len(angle))
+        )
         bend = self.px(self.rng.normal(0, 1.5)) * np.cos(angle) ** 2
-        points = middle + np.outer(half * np.cos(angle), along)
-        points += np.outer(width * np.sin(angle) * swing + bend, across)
+        points = middle + np.outer(half * np.cos(angle), direction)
+        points += np.outer(width * np.sin(angle) * width_factor + bend, normal)
         return _largest(shapely.make_valid(Polygon(np.round(points, 1))))
 
     def stained(self, shapes: list[Polygon], share: float) -> tuple[Capillary, ...]:
-        """Give each its kind: exactly the share, rounded, is positive, in groups of a quarter of a millimetre."""
+        """Capillaries with their kinds: exactly the rounded share is positive, in groups of a quarter millimetre."""
         if not shapes:
             return ()
         middles = shapely.get_coordinates(shapely.centroid(shapes))
@@ -318,14 +320,14 @@ def _largest(shape: BaseGeometry) -> Polygon:
 def _apart(
     rounds: tuple[Round, ...] | list[Round], others: tuple[Round, ...] | list[Round], gap: float
 ) -> tuple[Round, ...]:
-    """Those that keep their distance from all others."""
+    """The rounds that are at least ``gap`` away from all others."""
     return tuple(
         r for r in rounds if all(np.hypot(r.x - o.x, r.y - o.y) > r.radius + o.radius + gap for o in others)
     )
 
 
 def _spread(shapes: list[Polygon], gap: float) -> list[Polygon]:
-    """Leave out each that comes nearer than ``gap`` to one before it."""
+    """The shapes without those that come nearer than ``gap`` to a shape before them."""
     if not shapes:
         return []
     pairs = STRtree(shapes).query(shapes, predicate="dwithin", distance=gap)
@@ -333,4 +335,4 @@ def _spread(shapes: list[Polygon], gap: float) -> list[Polygon]:
     for i, j in sorted(zip(*pairs, strict=True)):
         if j < i and not dropped[j]:
             dropped[i] = True
-    return [shape for shape, gone in zip(shapes, dropped, strict=True) if not gone]
+    return [shape for shape, is_dropped in zip(shapes, dropped, strict=True) if not is_dropped]

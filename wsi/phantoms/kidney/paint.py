@@ -1,4 +1,4 @@
-"""Paints kidneys stained for C4d: concentrations of haematoxylin and DAB, then colour."""
+"""Painting of kidneys stained for C4d: concentrations of haematoxylin and DAB, then colour."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ KIDNEY_SCANNERS = (
 
 
 class KidneyPainter:
-    """Paints a layout piece by piece.
+    """Painter of a layout, piece by piece.
 
-    Each object has a generator of its own, so pieces agree at their borders (but for some edge pixels: cv2 clips
+    Each object has its own generator, so pieces agree at their borders (but for some edge pixels: cv2 clips
     outlines before it fills them).
     """
 
@@ -123,7 +123,7 @@ class KidneyPainter:
         return rgb
 
     def _tissue(self, piece: Piece, i: int) -> None:
-        """Interstitium, and the brown rim that sections often have."""
+        """Paint interstitium, and the brown rim that sections often have."""
         outline = self.layout.pieces[i]
         piece.fill(piece.h, outline, 0.13)
         if piece.rng.random() < 0.5:
@@ -133,7 +133,7 @@ class KidneyPainter:
             piece.clear_outside(outline)
 
     def _zone(self, piece: Piece, i: int) -> None:
-        """Scar: dense and streaky; infarct: pale ghosts."""
+        """Paint a scar, dense and streaky, or an infarct with pale ghosts of tubules."""
         zone: Zone = self.layout.zones[i]
         piece.fill(piece.h, zone.outline, 0.24 if zone.kind == "scar" else 0.07)
         if zone.kind == "scar":
@@ -164,19 +164,19 @@ class KidneyPainter:
             )
 
     def _brown(self, piece: Piece, outline: Polygon, lumen: Polygon, strength: float) -> None:
-        """Stained tubular cells, in the ways of data/kidney_stains: whole, by the lumen, vacuoles, single cells."""
+        """Paint stained tubular cells as on data/kidney_stains: whole, by the lumen, with vacuoles, or single cells."""
         rng, middle = piece.rng, outline.centroid
-        look = rng.choice(["whole", "brush border", "vacuoles", "cells"], p=[0.3, 0.25, 0.25, 0.2])
-        if look == "cells":
+        pattern = rng.choice(["whole", "brush border", "vacuoles", "cells"], p=[0.3, 0.25, 0.25, 0.2])
+        if pattern == "cells":
             self._brown_cells(piece, outline, strength)
             return
-        if look == "brush border":  # darkest towards the lumen
+        if pattern == "brush border":  # darkest towards the lumen
             piece.fill(piece.d, _ragged(outline, middle, 0.8, rng, 0.1), 0.35 * strength)
-            wide = lumen.buffer(rng.uniform(2.0, 5.0) / self.mpp).intersection(outline)
-            piece.fill(piece.d, wide, strength)
+            border = lumen.buffer(rng.uniform(2.0, 5.0) / self.mpp).intersection(outline)
+            piece.fill(piece.d, border, strength)
             return
         piece.fill(piece.d, _ragged(outline, middle, rng.uniform(0.75, 1.0), rng, 0.1), strength)
-        if look == "vacuoles":  # bright holes in brown: the likeness of a stained capillary
+        if pattern == "vacuoles":  # bright holes in brown resemble a stained capillary
             x0, y0, x1, y1 = outline.bounds
             points = rng.uniform((x0, y0), (x1, y1), (max(4, int(outline.area * self.mpp**2 / 60)), 2))
             for x, y in points[_inside(outline, points)]:
@@ -185,27 +185,27 @@ class KidneyPainter:
                     piece.ellipse(plane, x, y, (r, r * rng.uniform(0.7, 1.0)), 0, 0.03)
 
     def _brown_cells(self, piece: Piece, outline: Polygon, strength: float) -> None:
-        """Single dark cells along the wall, each with a pale nucleus (as intercalated cells are stained)."""
+        """Paint single dark cells along the wall, each with a pale nucleus (as intercalated cells are stained)."""
         rng, middle = piece.rng, outline.centroid
-        for where in rng.random(rng.integers(1, 7)):
-            p = outline.exterior.interpolate(where, normalized=True)
+        for share in rng.random(rng.integers(1, 7)):
+            p = outline.exterior.interpolate(share, normalized=True)
             k = rng.uniform(0.72, 0.86)
             x, y = middle.x + k * (p.x - middle.x), middle.y + k * (p.y - middle.y)
             r, turn = rng.uniform(3.5, 6.0) / self.mpp, rng.uniform(0, 180)
             piece.ellipse(
                 piece.d, x, y, (r, r * rng.uniform(0.6, 0.95)), turn, strength * rng.uniform(0.7, 1.2)
             )
-            inner = r * rng.uniform(0.4, 0.6)
-            piece.ellipse(piece.d, x, y, (inner, inner * 0.85), turn, 0.05)
-            piece.ellipse(piece.h, x, y, (inner, inner * 0.85), turn, 0.35)
+            nucleus_radius = r * rng.uniform(0.4, 0.6)
+            piece.ellipse(piece.d, x, y, (nucleus_radius, nucleus_radius * 0.85), turn, 0.05)
+            piece.ellipse(piece.h, x, y, (nucleus_radius, nucleus_radius * 0.85), turn, 0.35)
 
     def _ring_of_nuclei(self, piece: Piece, outline: Polygon, middle: shapely.Point, at: float) -> None:
-        """Nuclei of the tubule's cells, between its wall and its lumen."""
+        """Paint nuclei of the tubule's cells, between its wall and its lumen."""
         rng = piece.rng
         ring = outline.exterior
         count = max(3, round(ring.length * at * self.mpp / rng.uniform(11, 15)))
-        for where in (np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count % 1:
-            p = ring.interpolate(where, normalized=True)
+        for share in (np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count % 1:
+            p = ring.interpolate(share, normalized=True)
             k = at + rng.normal(0, 0.05)
             x, y = middle.x + k * (p.x - middle.x), middle.y + k * (p.y - middle.y)
             self._nucleus(piece, x, y, rng.uniform(2.7, 3.4), rng.uniform(0.9, 1.2))
@@ -213,7 +213,7 @@ class KidneyPainter:
     def _nucleus(
         self, piece: Piece, x: float, y: float, radius_um: float, stretch: float, turn: float = 0.0
     ) -> None:
-        """A blue nucleus with a paler middle; nothing brown in it."""
+        """Paint a blue nucleus with a paler middle and nothing brown in it."""
         r = radius_um / self.mpp
         value = piece.rng.uniform(0.55, 0.85)
         piece.ellipse(piece.h, x, y, (r * stretch, r / stretch), turn, value)
@@ -231,7 +231,7 @@ class KidneyPainter:
             self._nucleus(piece, x, y, size_um[0], float(np.sqrt(size_um[1] / size_um[0])), turn)
 
     def _glomerulus(self, piece: Piece, i: int) -> None:
-        """Bowman's space around a tuft of capillary loops; stained loops do not count."""
+        """Paint Bowman's space around a tuft of capillary loops; stained loops do not count."""
         g: Round = self.layout.glomeruli[i]
         piece.disc(piece.h, g, 1.0, 0.3)
         piece.disc(piece.h, g, 1 - 2.0 / self.mpp / g.radius, 0.02)
@@ -245,28 +245,28 @@ class KidneyPainter:
             piece.ellipse(piece.h, x, y, (r, 0.8 * r), rng.uniform(0, 180), 0.24)
             if g.stained:
                 piece.ellipse(piece.d, x, y, (r, 0.8 * r), 0, self.dab * 0.7)
-            inner = r - 1.2 / self.mpp
-            piece.ellipse(piece.h, x, y, (inner, 0.8 * inner), 0, 0.04)
-            piece.ellipse(piece.d, x, y, (inner, 0.8 * inner), 0, 0.0)
+            lumen_radius = r - 1.2 / self.mpp
+            piece.ellipse(piece.h, x, y, (lumen_radius, 0.8 * lumen_radius), 0, 0.04)
+            piece.ellipse(piece.d, x, y, (lumen_radius, 0.8 * lumen_radius), 0, 0.0)
             if rng.random() < 0.7:
                 self._nucleus(piece, x + r, y, rng.uniform(2.2, 3.2), 1.2, rng.uniform(0, 180))
 
     def _artery(self, piece: Piece, i: int) -> None:
-        """A thick wall of muscle around a lumen; a stained lining does not count."""
+        """Paint a thick wall of muscle around a lumen; a stained lining does not count."""
         a: Round = self.layout.arteries[i]
-        inner = 0.55
+        lumen_share = 0.55
         piece.disc(piece.h, a, 1.0, 0.22)
         piece.disc(piece.d, a, 1.0, 0.03)
         rng = piece.rng
-        for k in np.arange(inner + 0.1, 1.0, 0.13):
+        for k in np.arange(lumen_share + 0.1, 1.0, 0.13):
             count = max(6, int(2 * np.pi * k * a.radius * self.mpp / 16))
             for turn in rng.uniform(0, 2 * np.pi, count):
                 x, y = a.x + k * a.radius * np.cos(turn), a.y + k * a.radius * np.sin(turn)
                 self._nucleus(piece, x, y, 2.2, 1.7, np.degrees(turn) + 90)
         if a.stained:
-            piece.disc(piece.d, a, inner + 2.5 / self.mpp / a.radius, self.dab * 0.8)
-        piece.disc(piece.h, a, inner, 0.02)
-        piece.disc(piece.d, a, inner, 0.0)
+            piece.disc(piece.d, a, lumen_share + 2.5 / self.mpp / a.radius, self.dab * 0.8)
+        piece.disc(piece.h, a, lumen_share, 0.02)
+        piece.disc(piece.d, a, lumen_share, 0.0)
 
     def _capillary(self, piece: Piece, i: int) -> None:
         c: Capillary = self.layout.capillaries[i]
@@ -291,19 +291,19 @@ class KidneyPainter:
             piece.fill(piece.d, lumen, strength * rng.uniform(0.1, 0.4))
         if c.kind == "serum":
             piece.fill(piece.d, lumen, strength * rng.uniform(0.25, 0.5))
-        for where in rng.random(rng.integers(1, 3) if c.kind != "ring" else rng.integers(0, 2)):
-            p = c.outline.exterior.interpolate(where, normalized=True)
-            q = c.outline.exterior.interpolate(where + 0.02, normalized=True)
+        for share in rng.random(rng.integers(1, 3) if c.kind != "ring" else rng.integers(0, 2)):
+            p = c.outline.exterior.interpolate(share, normalized=True)
+            q = c.outline.exterior.interpolate(share + 0.02, normalized=True)
             turn = np.degrees(np.arctan2(q.y - p.y, q.x - p.x))
             self._nucleus(piece, p.x, p.y, rng.uniform(1.8, 2.5), 1.55, float(turn))
 
 
 def _inside(area: BaseGeometry, points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Which of (n, 2) x, y lie in an area.
+    """True for each of (n, 2) x, y that lies in an area.
 
-    Two threads may paint one shape where their pieces meet. `shapely.contains_xy` prepares the shape it is given, in
-    place, and GEOS fills what is prepared at the first question without a lock: asked by two threads at once it damages
-    the memory of the process (shapely 2.2.0, GEOS 3.14.1). So each asks a copy of its own.
+    Two threads may paint one shape where their pieces meet. `shapely.contains_xy` prepares its shape in place,
+    and GEOS completes the prepared shape at the first query without a lock: queries of two threads at once damage the
+    memory of the process (shapely 2.2.0, GEOS 3.14.1). So each call uses its own copy.
     """
     return np.asarray(shapely.contains_xy(shapely.from_wkb(shapely.to_wkb(area)), points), np.bool_)
 
@@ -315,5 +315,5 @@ def _ragged(
     points = shapely.get_coordinates(shapely.segmentize(outline, outline.length / 48))[:-1]
     swing = rng.normal(0, rough, len(points))
     smooth = np.clip(1 + (swing + np.roll(swing, 1) + np.roll(swing, -1)) / 2, 0.5, 1.5)
-    at = np.array([middle.x, middle.y])
-    return Polygon(at + (points - at) * (np.minimum(share * smooth, 0.97))[:, None])
+    centre = np.array([middle.x, middle.y])
+    return Polygon(centre + (points - centre) * (np.minimum(share * smooth, 0.97))[:, None])

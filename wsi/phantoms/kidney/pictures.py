@@ -1,4 +1,4 @@
-"""Pictures of real kidney for mosaics: what is read of them, and what of their anatomy can be told by colour."""
+"""Pictures of real kidney for mosaics, and the anatomy in them that can be recognised by colour."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from wsi.slides.tissue import drop_small
 
 PictureKind = Literal["tissue", "lumens", "brown"]
 
-MPP = 0.5  # of a mosaic: what the pictures have, and what the detector reads
+MPP = 0.5  # um per pixel of a mosaic: that of the pictures, and of the detector
 # Unit optical densities of haematoxylin and of periodic acid-Schiff: the first after Ruifrok and Johnston 2001, the
 # second as the strongest magenta of data/kidney_pas_tiles has it
 HAEMATOXYLIN, SCHIFF = (0.650, 0.704, 0.286), (0.26, 0.86, 0.44)
 GROUND = 0.30  # of Schiff's amount, kept as haematoxylin: immunostained tissue is pale, not empty
 LUMEN_UM2 = (12.0, 260.0)  # of an open lumen that was found by its whiteness
-# How the anatomy is told was chosen by eye on data/kidney_pas_tiles
+# Limits for recognising the anatomy, chosen by eye on data/kidney_pas_tiles
 WHITE_FROM = 195  # darkest channel of a lumen
 STRONGEST = 72  # percentile of Schiff's amount from which tissue is interstitium
-WIDEST_UM = 8.0  # half width of interstitium; what is thicker and magenta is a cast or a colloid
+WIDEST_UM = 8.0  # half width of interstitium; thicker magenta is a cast or a colloid
 SMALLEST_GAP_PX = 60  # smaller pieces of strong magenta are granules
 RIM_SHARE = 0.6  # of a lumen's rim that is interstitium; a tubule's own lumen has cells around it
 
 
 @dataclass(frozen=True, slots=True)
 class PictureSource:
-    """Which files of a folder are pictures of one kind.
+    """The files of a folder that are pictures of one kind.
 
     Attributes:
-        pattern: of file names, within the folder.
+        pattern: pattern of file names, within the folder.
         kind: ``tissue`` of kidney, unlabelled; ``lumens``: kidney with a mask of its capillaries' lumens beside it;
             ``brown``: an immunostain without any capillary that counts.
         mpp: um per pixel, estimated from the size of nuclei: the pictures state none.
@@ -62,10 +62,10 @@ class Picture:
     """A picture at `MPP`.
 
     Attributes:
-        name: of its file.
+        name: name of the file.
         kind: see `PictureSource`.
         pixels: RGB.
-        lumens: where capillaries are open; None where nobody marked them.
+        lumens: True inside lumens of capillaries; None where nobody marked them.
     """
 
     name: str
@@ -78,8 +78,8 @@ def read_pictures(folder: Path, low: float = 0.0, high: float = 1.0) -> list[Pic
     """The pictures of a contiguous share, 0 to 1, of each source's files by name.
 
     Raises:
-        ConfigError: there is no picture of kidney among them, one cannot be read, a mask has another size than its
-            picture, or pictures with masks are no squares of one size.
+        ConfigError: there is no picture of kidney, one cannot be read, a mask has another size than its picture, or
+            pictures with masks are not squares of one size.
     """
     pictures = []
     for source in SOURCES:
@@ -115,18 +115,20 @@ def _picture(path: Path, source: PictureSource) -> Picture:
     scale = source.mpp / MPP
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     small = cv2.resize(pixels[..., ::-1], size, interpolation=cv2.INTER_AREA)
-    shown = None if lumens is None else cv2.resize(lumens, size, interpolation=cv2.INTER_AREA) > 127
-    return Picture(path.name, source.kind, np.ascontiguousarray(small), shown)
+    lumens_small = None if lumens is None else cv2.resize(lumens, size, interpolation=cv2.INTER_AREA) > 127
+    return Picture(path.name, source.kind, np.ascontiguousarray(small), lumens_small)
 
 
 def fitted(picture: Picture, rng: np.random.Generator) -> Picture:
-    """A square of `TILE_PX` out of a picture, in one of 8 orientations; what is smaller is mirrored at its border."""
+    """A square of `TILE_PX` out of a picture, in one of 8 orientations; a smaller picture is mirrored at its border."""
     layers = [picture.pixels] if picture.lumens is None else [picture.pixels, picture.lumens.astype(np.uint8)]
     turn = int(rng.integers(8))
     layers = [oriented(layer, turn) for layer in layers]
-    short = [max(0, TILE_PX - n) for n in layers[0].shape[:2]]
+    missing_px = [max(0, TILE_PX - n) for n in layers[0].shape[:2]]
     layers = [
-        cv2.copyMakeBorder(a, 0, short[0], 0, short[1], cv2.BORDER_REFLECT) if any(short) else a
+        cv2.copyMakeBorder(a, 0, missing_px[0], 0, missing_px[1], cv2.BORDER_REFLECT)
+        if any(missing_px)
+        else a
         for a in layers
     ]
     y, x = (int(rng.integers(n - TILE_PX + 1)) for n in layers[0].shape[:2])
@@ -136,22 +138,22 @@ def fitted(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def collage(pictures: Sequence[Picture], rng: np.random.Generator) -> Picture:
-    """Small pictures of one size side by side, each turned, and the whole brought to `TILE_PX`."""
+    """Small pictures of one size side by side, each turned; the collage is brought to `TILE_PX`."""
     side = pictures[0].pixels.shape[0]
     across = TILE_PX // side
     pixels = np.empty((across * side, across * side, 3), np.uint8)
     lumens = np.zeros(pixels.shape[:2], np.bool_)
     for row, col in np.ndindex(across, across):
-        chosen, turn = pictures[int(rng.integers(len(pictures)))], int(rng.integers(8))
+        picture, turn = pictures[int(rng.integers(len(pictures)))], int(rng.integers(8))
         place = np.s_[row * side : (row + 1) * side, col * side : (col + 1) * side]
-        pixels[place] = oriented(chosen.pixels, turn)
-        if chosen.lumens is not None:
-            lumens[place] = oriented(chosen.lumens, turn)
+        pixels[place] = oriented(picture.pixels, turn)
+        if picture.lumens is not None:
+            lumens[place] = oriented(picture.lumens, turn)
     return fitted(Picture("collage", pictures[0].kind, pixels, lumens), rng)
 
 
 class Tissue:
-    """A picture as amounts of stain, and what can be told of its anatomy by colour."""
+    """A picture as amounts of stain, and its anatomy as far as it can be recognised by colour."""
 
     def __init__(self, picture: Picture) -> None:
         self.pixels = picture.pixels
@@ -166,20 +168,20 @@ class Tissue:
         self.lumens = self._lumens() if picture.lumens is None else picture.lumens
 
     def _interstitium(self) -> BoolRaster:
-        """Basement membranes and what lies between tubules: the strongest magenta, as thin as interstitium is."""
+        """Basement membranes and the space between tubules: the strongest magenta that is as thin as interstitium."""
         smooth = cv2.GaussianBlur(self.schiff, (0, 0), 1.5)
         tissue = smooth[~self.white]
         if tissue.size < 1000:
             return np.zeros(self.white.shape, np.bool_)
-        strong = (smooth > np.percentile(tissue, STRONGEST)).astype(np.uint8)
-        strong = cv2.morphologyEx(strong, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-        reach = cv2.distanceTransform(strong, cv2.DIST_L2, 3)
+        magenta = (smooth > np.percentile(tissue, STRONGEST)).astype(np.uint8)
+        magenta = cv2.morphologyEx(magenta, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+        reach = cv2.distanceTransform(magenta, cv2.DIST_L2, 3)
         cores = (reach > WIDEST_UM / MPP).astype(np.uint8)
-        thick = cv2.dilate(cores, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (37, 37)))
-        return drop_small((strong > 0) & (thick == 0), SMALLEST_GAP_PX)
+        thick_parts = cv2.dilate(cores, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (37, 37)))
+        return drop_small((magenta > 0) & (thick_parts == 0), SMALLEST_GAP_PX)
 
     def _lumens(self) -> BoolRaster:
-        """Small white gaps that interstitium surrounds: open capillaries, most of them."""
+        """Small white gaps that interstitium surrounds; most of them are open capillaries."""
         count, labels, stats, _ = cv2.connectedComponentsWithStats(
             self.white.astype(np.uint8), connectivity=4
         )
@@ -187,10 +189,10 @@ class Tissue:
         for i in range(1, count):
             if not LUMEN_UM2[0] < stats[i, cv2.CC_STAT_AREA] * MPP**2 < LUMEN_UM2[1]:
                 continue
-            one = (labels == i).astype(np.uint8)
-            rim = (cv2.dilate(one, np.ones((7, 7), np.uint8)) > 0) & (one == 0)
+            gap = (labels == i).astype(np.uint8)
+            rim = (cv2.dilate(gap, np.ones((7, 7), np.uint8)) > 0) & (gap == 0)
             if self.interstitium[rim].mean() > RIM_SHARE:
-                lumens |= one > 0
+                lumens |= gap > 0
         return lumens
 
 

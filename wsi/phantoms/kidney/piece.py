@@ -1,4 +1,4 @@
-"""A piece of a drawn kidney: two planes of stain, and how shapes get into them."""
+"""A piece of a drawn kidney: two planes of stain, and methods that draw shapes into them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SHIFT = 4  # cv2's fractional bits: outlines are placed to a sixteenth of a pix
 
 
 class Piece:
-    """Two concentration planes of a piece of the slide, and how to draw into them in level-0 pixels."""
+    """Two concentration planes of a piece of the slide; shapes are drawn into them in level-0 pixels."""
 
     def __init__(self, x0: int, y0: int, width: int, height: int) -> None:
         self.x0, self.y0, self.width, self.height = x0, y0, width, height
         self.h: Plane = np.zeros((height, width), np.float32)
         self.d: Plane = np.zeros((height, width), np.float32)
-        self.rng = np.random.default_rng(0)  # that of the object at hand
+        self.rng = np.random.default_rng(0)  # generator of the object that is drawn
 
     def _points(self, points: npt.ArrayLike) -> npt.NDArray[np.int32]:
         return np.round((np.asarray(points) - (self.x0, self.y0) - 0.5) * (1 << _SHIFT)).astype(np.int32)
@@ -56,15 +56,15 @@ class Piece:
             return
         middle = self._points([x, y])
         halves = (round(axes[0] * (1 << _SHIFT)), round(axes[1] * (1 << _SHIFT)))
-        at = (int(middle[0]), int(middle[1]))
-        cv2.ellipse(plane, at, halves, turn, 0, 360, float(value), -1, cv2.LINE_8, _SHIFT)
+        centre = (int(middle[0]), int(middle[1]))
+        cv2.ellipse(plane, centre, halves, turn, 0, 360, float(value), -1, cv2.LINE_8, _SHIFT)
 
     def disc(self, plane: Plane, r: Round, share: float, value: float) -> None:
         """Fill a share of a round structure's radius."""
         self.ellipse(plane, r.x, r.y, (share * r.radius, share * r.radius), 0, value)
 
     def clear_outside(self, shape: Polygon) -> None:
-        """Take away what a line along a border painted outside of it."""
+        """Clear the DAB plane outside a shape, as a line along its border also paints there."""
         inside = np.zeros(self.d.shape, np.uint8)
         cv2.fillPoly(inside, [self._points(shape.exterior.coords)], 1, cv2.LINE_8, _SHIFT)
         self.d *= inside

@@ -1,4 +1,4 @@
-"""Kidneys stained for C4d (immunohistochemistry on paraffin: DAB and haematoxylin), drawn, with known truth."""
+"""Drawn kidneys with known truth, stained for C4d (immunohistochemistry on paraffin: DAB and haematoxylin)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsi.results.export import Feature, write_geojson
 
 @dataclass(frozen=True, slots=True)
 class KidneyPhantom:
-    """One slide to be made: its name, its seed, what share of capillaries is positive."""
+    """One slide to be made: its name, its seed, and the percentage of positive capillaries."""
 
     name: str
     seed: int
@@ -32,7 +32,7 @@ class KidneyPhantom:
 def plan_kidneys(
     count: int, seed: int, size: tuple[int, int], percents: Sequence[float]
 ) -> list[KidneyPhantom]:
-    """Slides of one cohort: percentages and scanners in turn, each slide a seed of its own."""
+    """Slides of one cohort: percentages and scanners take turns, and each slide has its own seed."""
     return [
         KidneyPhantom(
             f"kidney_{i + 1:03d}",
@@ -59,8 +59,8 @@ def write_kidney(
     fields = fields_of(layout)
     path = out / f"{slide.name}.tif"
     write_pyramid(path, slide.size, scanner.mpp, painter.render, background=scanner.glass, progress=progress)
-    marked = capillary_features(slide.name, layout) + trap_features(slide.name, layout)
-    write_geojson(out / f"{slide.name}.geojson", marked, (0, 0))
+    features = capillary_features(slide.name, layout) + trap_features(slide.name, layout)
+    write_geojson(out / f"{slide.name}.geojson", features, (0, 0))
     write_geojson(out / f"{slide.name}_fields.geojson", field_features(slide.name, fields), (0, 0))
     positive = sum(c.positive for c in layout.capillaries)
     kinds = [c.kind for c in layout.capillaries]
@@ -87,24 +87,24 @@ def write_kidney(
 
 def capillary_features(name: str, layout: KidneyLayout) -> list[Feature]:
     """Every capillary's true outline and class, for QuPath and for training."""
-    found = []
+    features = []
     for i, capillary in enumerate(layout.capillaries, start=1):
         group = POSITIVE if capillary.positive else NEGATIVE
         key = f"{name} capillary {i}"
         metadata: dict[str, str] = {"kind": capillary.kind}
-        found.append(
+        features.append(
             Feature(
                 key, capillary.outline, "annotation", f"capillary {i}", group, COLOURS[group], {}, metadata
             )
         )
-    return found
+    return features
 
 
 def trap_features(name: str, layout: KidneyLayout) -> list[Feature]:
-    """What is brown and no capillary: tubules, glomeruli, arteries."""
-    brown = [("tubule", t.outline) for t in layout.tubules if t.brown > 0]
+    """Brown objects that are no capillaries: tubules, glomeruli, arteries."""
+    traps = [("tubule", t.outline) for t in layout.tubules if t.brown > 0]
     for kind, rounds in (("glomerulus", layout.glomeruli), ("artery", layout.arteries)):
-        brown += [(kind, shapely.Point(r.x, r.y).buffer(r.radius)) for r in rounds if r.stained]
+        traps += [(kind, shapely.Point(r.x, r.y).buffer(r.radius)) for r in rounds if r.stained]
     return [
         Feature(
             f"{name} trap {i}",
@@ -116,18 +116,18 @@ def trap_features(name: str, layout: KidneyLayout) -> list[Feature]:
             {},
             {"kind": kind},
         )
-        for i, (kind, outline) in enumerate(brown, start=1)
+        for i, (kind, outline) in enumerate(traps, start=1)
     ]
 
 
 def field_features(name: str, fields: Sequence[KidneyField]) -> list[Feature]:
-    """Every field, feasible or not and why."""
-    found = []
+    """Every field, feasible or not, with the reason why not."""
+    features = []
     for field in fields:
         group = NOT_FEASIBLE if field.why_not else FEASIBLE
         key = f"{name} field {field.x} {field.y}"
         metadata = {"why not": field.why_not} if field.why_not else {}
-        found.append(
+        features.append(
             Feature(
                 key,
                 field.box,
@@ -139,7 +139,7 @@ def field_features(name: str, fields: Sequence[KidneyField]) -> list[Feature]:
                 metadata,
             )
         )
-    return found
+    return features
 
 
 def write_kidney_manifest(

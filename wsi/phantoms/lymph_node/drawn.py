@@ -1,4 +1,4 @@
-"""Drawn tissue: textures from `wsi.phantoms.textures`, laid where the layout says."""
+"""Drawn tissue: textures from `wsi.phantoms.textures`, placed as the layout states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsi.phantoms.textures import Plane, Scanner, Staining, lone_px, make_atlas,
 
 
 class DrawnTissue:
-    """Paints tissue in one slide's stain."""
+    """Painter of drawn tissue in one slide's stain."""
 
     def __init__(self, layout: Layout, rng: np.random.Generator, scanner: Scanner) -> None:
         self.layout = layout
@@ -40,19 +40,19 @@ class DrawnTissue:
         self._lay(image, "stroma", ((rough > 0) & (rough < 42)) | trabecula, place)
         walls = canvas.discs(self.layout.vessels, x, y, np.float32(0.3) * bands)
         self._lay(image, "stroma", walls, place)
-        inner = tuple(Disc(v.x, v.y, v.radius * 0.6) for v in self.layout.vessels)
-        self._lay(image, "blood", canvas.discs(inner, x, y, np.float32(0.3) * bands), place)
+        lumens = tuple(Disc(v.x, v.y, v.radius * 0.6) for v in self.layout.vessels)
+        self._lay(image, "blood", canvas.discs(lumens, x, y, np.float32(0.3) * bands), place)
         self._lay(image, "tumour", canvas.lesions(place, x.shape, leave_out=("isolated",)), place)
         self._lone_cells(image, place.x0, place.y0)
         return canvas.uneven(image, x, y, place)
 
     def _lay(self, image: RgbImage, texture: str, where: npt.NDArray[np.bool_], place: Place) -> None:
-        """Copy a texture where the coarse raster says so."""
+        """Copy a texture to the places where the coarse raster is True."""
         if where.any():
             cv2.copyTo(wrap_crop(self.atlas[texture], *place), self.canvas.mask(where, place), image)
 
     def _lone_cells(self, image: RgbImage, x0: int, y0: int) -> None:
-        """Lay single tumour cells over the tissue."""
+        """Draw single tumour cells over the tissue."""
         height, width = image.shape[:2]
         side = lone_px(self.layout.mpp)
         across = self.atlas["tumour_cells"].shape[0] // side
@@ -65,5 +65,7 @@ class DrawnTissue:
             mask = cv2.compare(stamp.min(axis=2), min(self.glass) - 70, cv2.CMP_LT)  # the cell, not its glass
             a, b = max(0, left), max(0, top)
             c, d = min(width, left + side), min(height, top + side)
-            inner = np.s_[b - top : d - top, a - left : c - left]
-            cv2.copyTo(np.ascontiguousarray(stamp[inner]), np.ascontiguousarray(mask[inner]), image[b:d, a:c])
+            window = np.s_[b - top : d - top, a - left : c - left]
+            cv2.copyTo(
+                np.ascontiguousarray(stamp[window]), np.ascontiguousarray(mask[window]), image[b:d, a:c]
+            )

@@ -40,11 +40,11 @@ _SMALLEST_OUTLINE_PX = 400.0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Material:
-    """What mosaics are made of.
+    """Patches and outlines that mosaics are made of.
 
     Attributes:
-        normal, tumour: (n, side, side, 3) RGB.
-        outlines: around the origin, of longest side 1.
+        normal, tumour: (n, side, side, 3) RGB patches.
+        outlines: outlines of lesions around the origin, with a longest side of 1.
     """
 
     normal: npt.NDArray[np.uint8]
@@ -58,15 +58,17 @@ def load_material(patches: PatchFolder, outlines: list[Polygon], low: float, hig
     Raises:
         ConfigError: the share holds no tumour patch, no normal patch or no outline.
     """
-    chosen = patches.part(low, high)
-    kinds = [[patches.pixels[i] for i in chosen if patches.files[i].label == c] for c in (NORMAL, TUMOUR)]
-    kept = outlines[round(low * len(outlines)) : round(high * len(outlines))]
-    if not all([*kinds, kept]):
+    indices = patches.part(low, high)
+    patches_by_class = [
+        [patches.pixels[i] for i in indices if patches.files[i].label == c] for c in (NORMAL, TUMOUR)
+    ]
+    part_of_outlines = outlines[round(low * len(outlines)) : round(high * len(outlines))]
+    if not all([*patches_by_class, part_of_outlines]):
         raise ConfigError(
-            f"{low:.0%} to {high:.0%} of the patches and outlines hold {len(kinds[0])} normal patches, "
-            f"{len(kinds[1])} tumour patches and {len(kept)} outlines; take a larger --part"
+            f"{low:.0%} to {high:.0%} of the patches and outlines hold {len(patches_by_class[0])} normal patches, "
+            f"{len(patches_by_class[1])} tumour patches and {len(part_of_outlines)} outlines; take a larger --part"
         )
-    return Material(np.stack(kinds[0]), np.stack(kinds[1]), tuple(kept))
+    return Material(np.stack(patches_by_class[0]), np.stack(patches_by_class[1]), tuple(part_of_outlines))
 
 
 def read_outlines(folder: Path) -> list[Polygon]:
@@ -74,24 +76,24 @@ def read_outlines(folder: Path) -> list[Polygon]:
 
     Raises:
         AnnotationError: a file is broken.
-        ConfigError: there is none.
+        ConfigError: the folder holds no outline.
     """
-    found = []
+    outlines = []
     for path in sorted(p for p in folder.glob("*") if p.suffix.lower() in (".json", ".geojson", ".xml")):
         area = tumour_regions(read_annotations(path), path).area
         largest = max(area.geoms, key=lambda p: p.area, default=None)
         if largest is None or longest(largest) < _SMALLEST_OUTLINE_PX:
             continue
         middle, scale = largest.centroid, 1 / longest(largest)
-        moved = affinity.translate(largest, -middle.x, -middle.y)
-        found.append(affinity.scale(moved, scale, scale, origin=(0, 0)))
-    if not found:
+        centred = affinity.translate(largest, -middle.x, -middle.y)
+        outlines.append(affinity.scale(centred, scale, scale, origin=(0, 0)))
+    if not outlines:
         raise ConfigError(f"{folder} holds no outline of a lesion in JSON, GeoJSON or XML; check --polygons")
-    return found
+    return outlines
 
 
 class MosaicTissue:
-    """Paints tissue from patches of one stain."""
+    """Painter of tissue from patches of one stain."""
 
     glass = GLASS
 
@@ -121,7 +123,7 @@ class MosaicTissue:
 
 
 class Palette:
-    """Patches of one tissue on a lattice of their own."""
+    """Patches of one tissue, each tissue on its own lattice."""
 
     def __init__(self, patches: npt.NDArray[np.uint8], rng: np.random.Generator, spread: float) -> None:
         self.patches = patches
@@ -160,32 +162,32 @@ class Palette:
     ) -> RgbImage:
         """The piece's pixels where ``mask`` is not 0; black elsewhere."""
         index, points = self.seeds(place)
-        which = self._choose(index, points, canvas)
+        choice = self._choose(index, points, canvas)
         windows = [self._window(point, place) for point in points]
-        near = np.full(mask.shape, np.inf, np.float32)
-        reach = []
-        for point, (inner, _) in zip(points, windows, strict=True):
-            used = mask[inner].any()
-            distance = np.hypot(bent[0][inner] - point[0], bent[1][inner] - point[1]) if used else None
-            reach.append(distance)
+        nearest = np.full(mask.shape, np.inf, np.float32)
+        distances = []
+        for point, (window, _) in zip(points, windows, strict=True):
+            visible = mask[window].any()
+            distance = np.hypot(bent[0][window] - point[0], bent[1][window] - point[1]) if visible else None
+            distances.append(distance)
             if distance is not None:
-                np.minimum(near[inner], distance, out=near[inner])
+                np.minimum(nearest[window], distance, out=nearest[window])
         total = np.zeros((*mask.shape, 1), np.float32)
         colour = np.zeros((*mask.shape, 3), np.float32)
-        for k, (distance, (inner, own)) in enumerate(zip(reach, windows, strict=True)):
+        for k, (distance, (window, patch_window)) in enumerate(zip(distances, windows, strict=True)):
             if distance is None:
                 continue
-            weight = np.exp((near[inner] - distance) / _SOFT_PX)[..., None]
+            weight = np.exp((nearest[window] - distance) / _SOFT_PX)[..., None]
             if weight.max() > 0.02:
-                turned = oriented(self.patches[which[k]], int(self.orientation[tuple(index[k] % _TABLE)]))
-                colour[inner] += weight * turned[own]
-                total[inner] += weight
+                patch = oriented(self.patches[choice[k]], int(self.orientation[tuple(index[k] % _TABLE)]))
+                colour[window] += weight * patch[patch_window]
+                total[window] += weight
         return np.asarray(np.round(colour / np.maximum(total, 1e-6)), np.uint8)
 
     def _window(
         self, point: npt.NDArray[np.float64], place: Place
     ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where a patch lies in the piece, and which part of the patch that is."""
+        """The window of the piece that a patch covers, and the window of the patch that is visible there."""
         left = round(point[0] - self.side / 2) - place.x0
         top = round(point[1] - self.side / 2) - place.y0
         a, b = max(0, left), max(0, top)
@@ -197,7 +199,7 @@ class Palette:
     def _choose(
         self, index: npt.NDArray[np.int64], points: npt.NDArray[np.float64], canvas: Canvas
     ) -> npt.NDArray[np.int64]:
-        """Which patch lies at each seed: by a smooth field, pale near the node's border, never twice in 5 x 5."""
+        """Index of the patch at each seed: by a smooth field, pale near the node's border, never twice in 5 x 5."""
         x, y = (np.asarray(points[:, i : i + 1], np.float32) for i in (0, 1))
         dark = ndtr(1.2 * canvas.noise(2, 450, x, y)[:, 0])
         dark *= np.clip(canvas.depth(x, y)[:, 0] / 150, 0.1, 1)
@@ -206,12 +208,12 @@ class Palette:
 
 
 def _apart(n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """A table of numbers below ``n``, none twice within 5 x 5 places as far as ``n`` allows."""
+    """A table of numbers below ``n``, without a repeat within 5 x 5 places as far as ``n`` allows."""
     table = np.full((_PICKS, _PICKS), -1)
     for row, col in np.ndindex(table.shape):
         rows, cols = (np.arange(c - 2, c + 3) % _PICKS for c in (row, col))
-        free = np.setdiff1d(np.arange(n), table[np.ix_(rows, cols)])
-        table[row, col] = rng.choice(free) if len(free) else rng.integers(n)
+        candidates = np.setdiff1d(np.arange(n), table[np.ix_(rows, cols)])
+        table[row, col] = rng.choice(candidates) if len(candidates) else rng.integers(n)
     return table
 
 
@@ -228,7 +230,7 @@ def chroma(patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 
 
 def match_chroma(patches: npt.NDArray[np.uint8], target: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Give every patch the stain's hue ``target``, and leave its density: slides differ in stain, not tiles."""
+    """Patches with the stain's hue ``target`` and unchanged density, as slides differ in stain but tiles do not."""
     density = _density(patches)
     factor = np.clip(target / (density / density.sum(axis=1, keepdims=True)), 0.6, 1.6)  # (n, 3)
     factor *= density.sum(axis=1, keepdims=True) / (factor * density).sum(axis=1, keepdims=True)
@@ -240,18 +242,18 @@ def match_chroma(patches: npt.NDArray[np.uint8], target: npt.NDArray[np.float64]
 
 
 def of_one_stain(patches: npt.NDArray[np.uint8], stain: int) -> npt.NDArray[np.uint8]:
-    """The patches of one of two stains, told apart by their share of blue density; all if these are few.
+    """The patches of one of two stains, separated by their share of blue density; all patches if these are few.
 
-    Camelyon16's two laboratories differ there: one is brownish (much), one blue-violet (little).
+    Camelyon16's two laboratories differ in it: one is brownish (large share), the other blue-violet (small share).
     """
     blue = chroma(patches)[:, 2]
     border = threshold_otsu(blue) if np.ptp(blue) > 0 else blue[0]
-    mine = (blue > border) == (stain == 0)
-    return patches[mine] if mine.sum() >= _APART else patches
+    same_stain = (blue > border) == (stain == 0)
+    return patches[same_stain] if same_stain.sum() >= _APART else patches
 
 
 def _full(patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Without patches that show much glass, if some are left: their holes are seen to repeat."""
+    """The patches that show little glass, or all if there are none; holes would show that patches repeat."""
     glass = np.array([(patch.min(axis=2) > _GLASS_FROM).mean() for patch in patches])
     return patches[glass < _MOST_GLASS] if (glass < _MOST_GLASS).any() else patches
 

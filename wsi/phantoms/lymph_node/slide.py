@@ -29,7 +29,7 @@ DEEPEST_FAT_UM = -130  # drawn fat reaches this far outside a node
 
 @dataclass(frozen=True, slots=True)
 class PhantomSlide:
-    """What is written for one phantom."""
+    """Properties of one phantom that is to be written."""
 
     name: str
     seed: int
@@ -39,7 +39,7 @@ class PhantomSlide:
 
 
 class Tissue(Protocol):
-    """What paints the tissue of one slide."""
+    """Interface of a painter of one slide's tissue."""
 
     glass: tuple[int, int, int]
     canvas: Canvas
@@ -50,7 +50,7 @@ class Tissue(Protocol):
 
 
 class Painter:
-    """Renders any piece of one slide; pieces agree at their borders, whatever the order."""
+    """Painter of any piece of one slide; pieces agree at their borders in any order of painting."""
 
     def __init__(self, layout: Layout, tissue: Tissue) -> None:
         self.layout = layout
@@ -60,7 +60,7 @@ class Painter:
         """Pixels of one piece; None where there is only glass."""
         artefacts = [a for a in self.layout.artefacts if near(a, x0, y0, width, height)]
         if any(a.kind == "blur" for a in artefacts):
-            # what is blurred looks beyond the piece's border
+            # the blur needs pixels beyond the piece's border
             edge = BLUR_PX * 4
             image = self._paint(Place(x0 - edge, y0 - edge, width + 2 * edge, height + 2 * edge), artefacts)
             return None if image is None else np.ascontiguousarray(image[edge:-edge, edge:-edge])
@@ -83,7 +83,7 @@ class Painter:
 def plan_cohort(
     count: int, seed: int, size: tuple[int, int], tumour_share: float = 0.5
 ) -> list[PhantomSlide]:
-    """Names and seeds: tumour slides first, each seed its own and unlike those of another ``seed``."""
+    """Slides of one cohort: tumour slides first; every slide of every cohort ``seed`` has another seed."""
     tumours = round(count * tumour_share)
     return [
         PhantomSlide(
@@ -107,13 +107,13 @@ def write_phantom(
     """Write ``NAME.tif``, ``NAME.xml`` (ASAP) and ``NAME_mask.png``; the same bytes for the same seed.
 
     Args:
-        slide: name, seed, size.
+        slide: the phantom's properties.
         out: the folder.
-        material: real patches and outlines for a mosaic; None draws.
+        material: real patches and outlines for a mosaic; None makes a drawing.
         progress: called with (pieces done, pieces).
 
     Returns:
-        What was drawn.
+        The layout of the slide.
     """
     layout_seed, paint_seed = np.random.SeedSequence(slide.seed).spawn(2)
     scanner = SCANNERS[slide.scanner]
@@ -145,13 +145,18 @@ def _write_mask(path: Path, layout: Layout) -> None:
 
 
 def validation_split(slides: list[PhantomSlide], share: float) -> list[str]:
-    """``train`` or ``validation`` for each slide: the share of each class, spread evenly, one at least of two."""
+    """``train`` or ``validation`` for each slide: the share of each class, spread evenly, at least one of two."""
     splits = []
     for i, slide in enumerate(slides):
-        same = [s.tumour == slide.tumour for s in slides]
-        n, j = sum(same), sum(same[:i])
-        wanted = max(1, round(n * share)) if share > 0 and n > 1 else 0
-        splits.append("validation" if (j + 1) * wanted // n > j * wanted // n else "train")
+        same_class = [s.tumour == slide.tumour for s in slides]
+        class_count, index_in_class = sum(same_class), sum(same_class[:i])
+        validation_count = max(1, round(class_count * share)) if share > 0 and class_count > 1 else 0
+        splits.append(
+            "validation"
+            if (index_in_class + 1) * validation_count // class_count
+            > index_in_class * validation_count // class_count
+            else "train"
+        )
     return splits
 
 

@@ -14,9 +14,8 @@ from wsi.errors import SlideError
 from wsi.slides.slide import Level, Slide, over_white
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-LARGEST_PX = (
-    1 << 28
-)  # 16,384 px square: 0.8 GB of RGB; a picture of a few bytes may claim more than memory holds
+# 16,384 px square: 0.8 GB of RGB; a picture of a few bytes may claim more than memory holds
+LARGEST_PX = 1 << 28
 Image.MAX_IMAGE_PIXELS = LARGEST_PX  # Pillow's own limit is below it
 
 
@@ -61,7 +60,7 @@ def open_image(path: str, *, mpp: float | None = None, allow_anisotropic: bool =
     """Read a plain image whole; transparency is laid over white.
 
     Raises:
-        SlideError: it is broken, larger than `LARGEST_PX`, or holds more than 8 bits a channel.
+        SlideError: the image is broken, larger than `LARGEST_PX`, or holds more than 8 bits a channel.
     """
     try:
         with warnings.catch_warnings():

@@ -13,7 +13,7 @@ import openslide
 from wsi.errors import RegionError, SlideError, UnknownFormatError
 from wsi.slides.slide import Level, Slide, Spacing
 
-# what OpenSlide says of a whole file that it cannot use, and what helps
+# parts of OpenSlide's messages about files that it cannot use, and what helps
 _WAYS_OUT = (
     (
         "image flavor",
@@ -31,8 +31,8 @@ TIFF_UNITS_UM = {"inch": 25_400.0, "centimeter": 10_000.0}
 class OpenSlideReader(Slide):
     """One OpenSlide handle, safe to read from several threads.
 
-    An OpenSlide handle answers every call with its first error for good. After an error the
-    region is tried once more on a fresh handle, which then replaces the broken one.
+    After its first error an OpenSlide handle answers every call with that error. So the region
+    is tried once more on a new handle, which then replaces the broken one.
     """
 
     def __init__(self, path: str, *, mpp: float | None = None, allow_anisotropic: bool = False) -> None:
@@ -53,31 +53,33 @@ class OpenSlideReader(Slide):
         self.bounds = stored_bounds(properties)
 
     def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        used = self._handle
+        handle = self._handle
         try:
-            return np.asarray(used.read_region(location, level, size))
+            return np.asarray(handle.read_region(location, level, size))
         except (openslide.OpenSlideError, OSError) as error:
             with self._lock:
-                return self._retry(used, location, level, size, error)
+                return self._retry(handle, location, level, size, error)
 
     def _retry(
         self,
-        used: openslide.OpenSlide,
+        broken_handle: openslide.OpenSlide,
         location: tuple[int, int],
         level: int,
         size: tuple[int, int],
         error: Exception,
     ) -> npt.NDArray[np.uint8]:
-        fresh = open_handle(self.path)
+        new_handle = open_handle(self.path)
         try:
-            pixels = np.asarray(fresh.read_region(location, level, size))
+            pixels = np.asarray(new_handle.read_region(location, level, size))
         except (openslide.OpenSlideError, OSError):
-            fresh.close()
+            new_handle.close()
             raise RegionError(
                 f"{self.path}: cannot decode {size[0]} x {size[1]} px of level {level} at {location}: {error}"
             ) from error
-        if self._handle is used:
-            self._handle = fresh  # the old one may still be read by another thread: it goes when that is done
+        if self._handle is broken_handle:
+            self._handle = (
+                new_handle  # another thread may still read from the old one, so it is not closed here
+            )
         return pixels
 
     def close(self) -> None:
@@ -92,7 +94,7 @@ def open_handle(path: str) -> openslide.OpenSlide:
 
     Raises:
         UnknownFormatError: OpenSlide does not know the form.
-        SlideError: the file is gone, or broken.
+        SlideError: the file no longer exists, or is broken.
     """
     try:
         return openslide.OpenSlide(path)
@@ -117,21 +119,21 @@ def open_handle(path: str) -> openslide.OpenSlide:
 
 
 def gone(path: str) -> SlideError:
-    """What is said of a slide that was there when the run began."""
+    """The error for a slide that existed when the run began and no longer does."""
     return SlideError(f"{path} is gone: it was moved or removed, or its disk was taken away; check the path")
 
 
 def stored_spacings(properties: Mapping[str, str]) -> list[Spacing]:
-    """What the file says of its spacing: the slide's own properties, then the TIFF tags."""
+    """Spacings that the file states: in the slide's own properties, then in the TIFF tags."""
     keys = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
-    found = []
+    spacings = []
     if all(key in properties for key in keys):
-        found.append(Spacing(float(properties[keys[0]]), float(properties[keys[1]]), "openslide"))
+        spacings.append(Spacing(float(properties[keys[0]]), float(properties[keys[1]]), "openslide"))
     unit = TIFF_UNITS_UM.get(properties.get("tiff.ResolutionUnit", ""))
     per_unit = [float(properties.get(f"tiff.{axis}Resolution", 0)) for axis in "XY"]
     if unit is not None and min(per_unit) > 0:
-        found.append(Spacing(unit / per_unit[0], unit / per_unit[1], "TIFF tags"))
-    return found
+        spacings.append(Spacing(unit / per_unit[0], unit / per_unit[1], "TIFF tags"))
+    return spacings
 
 
 def stored_bounds(properties: Mapping[str, str]) -> tuple[int, int, int, int] | None:
@@ -151,7 +153,7 @@ def _begins_as_tiff(path: str) -> bool:
         with Path(path).open("rb") as file:
             return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     except OSError:
-        return True  # what cannot be read gets its own sentence
+        return True  # a file that cannot be read gets its own message
 
 
 def dicom_series(path: str) -> str | None:

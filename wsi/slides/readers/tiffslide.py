@@ -30,7 +30,7 @@ class TiffSlideReader(Slide):
             problem = tiff_problem(self._handle.ts_tifffile)
             sizes = zip(self._handle.level_dimensions, self._handle.level_downsamples, strict=True)
             levels = [Level((int(w), int(h)), float(downsample)) for (w, h), downsample in sizes]
-        except Exception as error:  # fsspec and tifffile raise whatever their back ends raise
+        except Exception as error:  # back ends of fsspec and tifffile raise many classes
             raise SlideError(
                 f"{path} cannot be opened as a TIFF slide ({_first_line(error)}); check it, and that it is all there"
             ) from error
@@ -50,7 +50,7 @@ class TiffSlideReader(Slide):
         return windowed(self, location, level, size, self._window)
 
     def _window(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> npt.NDArray[Any]:
-        # level pixel p is asked for by the level-0 pixel in its middle, safe from rounding down
+        # level pixel p is requested by the level-0 pixel in its middle, so that rounding down does no harm
         downsample = self.levels[level].downsample
         corner_l0 = tuple(int((p + 0.5) * downsample) if downsample > 1 else p for p in corner)
         return np.asarray(self._handle.read_region(corner_l0, level, size, as_array=True))
@@ -61,7 +61,7 @@ class TiffSlideReader(Slide):
 
 
 class PlanarReader(Slide):
-    """A TIFF whose red, green and blue are planes of their own, as Bio-Formats writes OME-TIFF (axes SYX)."""
+    """A TIFF whose red, green and blue are separate planes, as Bio-Formats writes OME-TIFF (axes SYX)."""
 
     vendor = "planar TIFF"
 
@@ -114,14 +114,14 @@ def windowed(
     size: tuple[int, int],
     window: Callable[[int, tuple[int, int], tuple[int, int]], npt.NDArray[Any]],
 ) -> npt.NDArray[np.uint8]:
-    """A region cut to what lies on the slide, for a reader that knows nothing off it; white around it.
+    """A region with white off the slide, for a reader that can read only on the slide.
 
     Args:
-        slide: what is read.
+        slide: the slide to read.
         location: (x, y) in level-0 pixels.
         level: index of the level.
         size: (width, height) in pixels of ``level``.
-        window: pixels of a level from a corner and size in pixels of that level.
+        window: gives the pixels of a level, from a corner and size in pixels of that level.
 
     Raises:
         RegionError: the file cannot be decoded there.
@@ -156,12 +156,12 @@ def _rgb(pixels: npt.NDArray[Any], path: str) -> npt.NDArray[np.uint8]:
 
 
 def storage_options(path: str) -> dict[str, Any]:
-    """How fsspec opens a URL: a web server must not send it on to another host."""
+    """Options with which fsspec opens a URL; a web server must not redirect to another host."""
     return {"get_client": _own_host_only} if path.lower().startswith(("http://", "https://")) else {}
 
 
 async def _own_host_only(**options: Any) -> Any:
-    """A web client that refuses to be sent to another host: a table of slides reaches only what its URLs name."""
+    """A web client that refuses redirects to another host, so that a table of slides reaches only its URLs' hosts."""
     import aiohttp
 
     async def check(_session: Any, _context: Any, params: Any) -> None:
@@ -177,15 +177,15 @@ async def _own_host_only(**options: Any) -> Any:
 
 
 def _stored_spacings(tif: Any, properties: Mapping[str, Any] = {}) -> list[Spacing]:
-    """What the file says of its spacing: the slide's own properties, then TIFF tags, then OME."""
+    """Spacings that the file states: in the slide's own properties, then in TIFF tags, then in OME metadata."""
     x, y = (properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
-    found = [Spacing(float(x), float(y), "tiffslide")] if x and y else []
+    spacings = [Spacing(float(x), float(y), "tiffslide")] if x and y else []
     page = tif.pages[0]
     unit = _UNITS_UM.get(page.tags.valueof("ResolutionUnit", default=1))
     per_unit = [_ratio(page.tags.valueof(f"{axis}Resolution", default=(0, 1))) for axis in "XY"]
     if unit is not None and min(per_unit) > 0:
-        found.append(Spacing(unit / per_unit[0], unit / per_unit[1], "TIFF tags"))
-    return found + _ome_spacings(tif.ome_metadata)
+        spacings.append(Spacing(unit / per_unit[0], unit / per_unit[1], "TIFF tags"))
+    return spacings + _ome_spacings(tif.ome_metadata)
 
 
 def _ratio(value: tuple[int, int]) -> float:
