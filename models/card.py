@@ -1,11 +1,11 @@
-"""The card of a model, which is read and checked without loading the network."""
+"""The cards of models, which are read and checked without loading the networks."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -20,6 +20,10 @@ DOMAIN = "domain.safetensors"
 TUMOUR_CLASSES = ("tumor", "tumour", "metastasis", "metastases")  # names of a class that means tumour
 DEFAULT_MODEL = "lymph-node-10x"  # trained on real tissue; reads slides of 1 um/px and finer
 ZOO = Path(__file__).resolve().parent / "zoo"
+SIDE_STEP = (
+    32  # a detector's tile has a side of a multiple of it: every level of its pyramid has whole pixels
+)
+Task = Literal["classify", "detect"]
 
 
 class Architecture(Config):
@@ -35,8 +39,60 @@ class Architecture(Config):
     input_px: int | None = Field(default=None, gt=0)
 
 
-class ModelCard(Config):
-    """Properties of a model that a run needs, and information for readers.
+class DetectorConfig(Config):
+    """The network's shape.
+
+    Attributes:
+        classes: names, from 0 as they leave this module; inside torchvision 0 is the background.
+        backbone: ``resnet50`` (Kim et al. 2019 name Faster R-CNN only; this is torchvision's default), or ``small`` for
+            CPUs: three stages at 1/4, 1/8 and 1/16.
+        tile_px: side of the tiles that the network is trained on; it resizes nothing.
+        spacing_um: um per pixel of the tiles.
+        anchors_px: side of the anchors, one for each level of the pyramid, fine to coarse.
+        iou: overlap above which a box suppresses another in its tile.
+        lowest_score: boxes with a lower score are left out.
+        separate: a whole network for each class, as in Kim et al. 2019, instead of one for all; takes twice the time.
+    """
+
+    classes: tuple[str, ...] = Field(default=("C4d negative", "C4d positive"), min_length=1)
+    backbone: Literal["small", "resnet50"] = "small"
+    tile_px: int = Field(default=512, gt=0, multiple_of=SIDE_STEP)
+    spacing_um: float = Field(default=0.5, gt=0)
+    anchors_px: tuple[float, ...] = (32.0, 48.0, 80.0)
+    iou: float = Field(default=0.4, gt=0, lt=1)
+    lowest_score: float = Field(default=0.05, ge=0, lt=1)
+    separate: bool = False
+
+    @model_validator(mode="after")
+    def _one_anchor_a_level(self) -> DetectorConfig:
+        levels = 3 if self.backbone == "small" else 4
+        if len(self.anchors_px) != levels:
+            raise ValueError(f"{self.backbone} has {levels} levels, so it needs as many anchors_px")
+        return self
+
+
+class Card(Config):
+    """What the card of every model states, whatever its task.
+
+    Attributes:
+        task: ``classify`` patches, or ``detect`` objects on tiles.
+        demonstration: trained without any real tissue of its kind; not for real tissue.
+        sha256: hex sha256 of the weight file.
+    """
+
+    task: Task
+    name: str
+    demonstration: bool = False
+    intended_use: str = "Research use only; not for diagnosis."
+    limits: str = ""
+    training: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    code_version: str = ""
+    sha256: str
+
+
+class ModelCard(Card):
+    """The card of a classifier of patches: what a run needs, and what readers want to know.
 
     Attributes:
         classes: names of the classes, in the order of the network's outputs.
@@ -53,12 +109,10 @@ class ModelCard(Config):
             nine in ten on the patches of the fit (Platt 1999); None: scores come from the network unchanged.
         domain: sha256 of ``domain.safetensors``, by which tissue that the model does not know is recognised; None:
             such tissue is not recognised.
-        demonstration: trained on phantoms; not for real tissue.
-        sha256: hex sha256 of the weight file.
     """
 
+    task: Literal["classify"] = "classify"
     format: Literal[1] = 1
-    name: str
     architecture: Architecture
     classes: tuple[str, ...] = Field(min_length=1)
     positive: str
@@ -71,13 +125,6 @@ class ModelCard(Config):
     confidence: tuple[float, float, float, float] | None = None
     calibration: tuple[float, float] | None = None
     domain: str | None = None
-    demonstration: bool = False
-    intended_use: str = "Research use only; not for diagnosis."
-    limits: str = ""
-    training: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
-    code_version: str = ""
-    sha256: str
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelCard:
@@ -117,36 +164,89 @@ def common_card(cards: Sequence[ModelCard]) -> ModelCard:
     return finest.model_copy(update={"patch_px": side})
 
 
-def read_card(folder: Path) -> ModelCard:
+class DetectorCard(Card):
+    """The card of a detector.
+
+    Attributes:
+        detector: the network, and the tiles that it looks at.
+        enlarge_um: for each class, by how much the boxes it learned were larger than the capillaries, on each side.
+        thresholds: for each class, the score from which a detection counts: with it as many were found on the
+            validation tiles as were marked.
+        counting_errors: of each validation slide, how many positive capillaries were hit, false and missed in its
+            report, and how many negative ones (wsi renal evaluate --into); empty where nobody measured it.
+    """
+
+    task: Literal["detect"] = "detect"
+    detector: DetectorConfig
+    enlarge_um: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    counting_errors: tuple[tuple[int, int, int, int, int, int], ...] = ()
+
+
+C = TypeVar("C", ModelCard, DetectorCard)
+_OF_TASK: dict[str, tuple[type[Card], str]] = {
+    "classify": (
+        ModelCard,
+        "{} is not a detector but another kind of model; give one of wsi train capillaries",
+    ),
+    "detect": (
+        DetectorCard,
+        "{} is a detector of capillaries: wsi renal takes it as --model, this needs a model of patches",
+    ),
+}
+
+
+def task_of(folder: Path) -> str | None:
+    """The task that a model's card names; None where there is no card that can be read."""
+    try:
+        return str(_facts(folder)["task"])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def read_card(folder: Path, kind: type[C]) -> C:
     """Read ``card.json`` and check the other files' hashes against it.
 
+    Args:
+        folder: the model's.
+        kind: the card that is expected.
+
     Raises:
-        ModelError: a file is missing, the card is not valid, or a byte of the other files changed.
+        ModelError: a file is missing, the card is not valid or of another task, or a byte of the other files changed.
     """
     path = folder / CARD
     try:
-        card = ModelCard.model_validate_json(path.read_bytes())
+        facts = _facts(folder)
+        stated, wrong = _OF_TASK.get(facts["task"], (kind, ""))
+        if stated is not kind:
+            raise ModelError(wrong.format(folder))
+        card = kind.model_validate_json(json.dumps(facts))
     except OSError as error:
         raise ModelError(
             f"{folder} is not a model: {CARD} cannot be read ({error.strerror}); a model folder holds {WEIGHTS} "
             f"and {CARD}, or WSInfer's torchscript_model.pt and config.json"
         ) from error
     except ValidationError as error:
-        raise ModelError(f"{path} is not a valid card: {first_mistake(error)}") from error
-    for name, stated in ((WEIGHTS, card.sha256), (DOMAIN, card.domain)):
-        if stated is not None and (digest := hash_file(folder / name)) != stated:
+        raise ModelError(
+            f"{path} is not a valid card: {first_mistake(error)}; copy the model again"
+        ) from error
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ModelError(f"{path} is not a valid card ({error}); copy the model again") from error
+    domain = card.domain if isinstance(card, ModelCard) else None
+    for name, digest in ((WEIGHTS, card.sha256), (DOMAIN, domain)):
+        if digest is not None and (found := hash_file(folder / name)) != digest:
             raise ModelError(
-                f"{folder / name} has sha256 {digest[:12]}..., its card says {stated[:12]}...; copy the model again"
+                f"{folder / name} has sha256 {found[:12]}..., its card says {digest[:12]}...; copy the model again"
             )
     return card
 
 
-def is_detector(folder: Path) -> bool:
-    """Whether a folder holds a detector of capillaries, which has another kind of card."""
-    try:
-        return bool(json.loads((folder / CARD).read_bytes()).get("kind") == "detector")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
+def _facts(folder: Path) -> dict[str, Any]:
+    """The content of a card; cards of 0.1 name no task, but those of detectors a kind."""
+    facts: dict[str, Any] = json.loads((folder / CARD).read_bytes())
+    if facts.pop("kind", None) == "detector":
+        facts["task"] = "detect"
+    return {"task": "classify"} | facts
 
 
 def hash_file(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -11,7 +11,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights
 
-from models.card import CARD, WEIGHTS, ZOO, Architecture, ModelCard, card_json, hash_file, read_card
+from models.card import (
+    CARD,
+    WEIGHTS,
+    ZOO,
+    Architecture,
+    C,
+    DetectorCard,
+    ModelCard,
+    card_json,
+    hash_file,
+    read_card,
+)
+from models.networks.faster_rcnn import CapillaryDetector
 from models.registry import HEADS, imagenet_file, make_network
 from wsi.errors import ModelError
 from wsi.files import replacing, write_text
@@ -20,13 +32,22 @@ _AUX = "AuxLogits."
 
 
 def save_checkpoint(folder: Path, network: nn.Module, **card: Any) -> ModelCard:
-    """Write the weights (without the auxiliary head) and the card; each file is written completely or not at all.
+    """Write a classifier's weights (without the auxiliary head) and card, each file completely or not at all.
 
     Args:
         folder: the folder, which is made if it does not exist.
         network: the network to save.
         card: the fields of `ModelCard` except ``sha256``.
     """
+    return _save(folder, network, ModelCard, card)
+
+
+def save_detector(folder: Path, network: CapillaryDetector, **card: Any) -> DetectorCard:
+    """Write a detector's weights and card; see `save_checkpoint`."""
+    return _save(folder, network, DetectorCard, card)
+
+
+def _save(folder: Path, network: nn.Module, kind: type[C], card: dict[str, Any]) -> C:
     state = {
         k: v.detach().cpu().contiguous() for k, v in network.state_dict().items() if not k.startswith(_AUX)
     }
@@ -35,27 +56,49 @@ def save_checkpoint(folder: Path, network: nn.Module, **card: Any) -> ModelCard:
             save_file(state, partial)
         except SafetensorError as error:  # safetensors raises it for a full disk
             raise OSError(str(error)) from error
-    result = ModelCard(sha256=hash_file(folder / WEIGHTS), **card)
+    result = kind(sha256=hash_file(folder / WEIGHTS), **card)
     write_text(folder / CARD, card_json(result))
     return result
 
 
 def load_checkpoint(folder: Path) -> tuple[nn.Module, ModelCard]:
-    """Read a network for scoring (no auxiliary head, evaluation mode, float32).
+    """Read a classifier for scoring (no auxiliary head, evaluation mode, float32).
 
     Raises:
-        ModelError: a byte changed, the file is cut short, or classes or architecture do not fit.
+        ModelError: it is another kind of model, a byte changed, or classes or architecture do not fit.
     """
-    card = read_card(folder)
+    card = read_card(folder, ModelCard)
     network = make_network(card.architecture, len(card.classes))
+    return _loaded(network, folder, f"{_kind(card)} with {len(card.classes)} classes"), card
+
+
+def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
+    """Read a detector in evaluation mode and float32.
+
+    Raises:
+        ModelError: it is another kind of model, a byte changed, or the weights are of another shape.
+    """
+    card = read_card(folder, DetectorCard)
+    network = CapillaryDetector(card.detector)
+    return _loaded(network, folder, f"Faster R-CNN of the backbone {card.detector.backbone}"), card
+
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def _loaded(network: N, folder: Path, description: str) -> N:
+    """The network with the weights of a folder."""
     try:
-        network.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()})
+        network.load_state_dict({k: _in_fp32(v) for k, v in load_file(folder / WEIGHTS).items()})
     except (SafetensorError, RuntimeError) as error:
         first_line = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
-        raise ModelError(
-            f"{folder / WEIGHTS} does not hold an {_kind(card)} with {len(card.classes)} classes ({first_line[:160]})"
-        ) from error
-    return network.eval(), card
+        raise ModelError(f"{folder / WEIGHTS} does not hold an {description} ({first_line[:160]})") from error
+    return network.eval()
+
+
+def _in_fp32(value: Tensor) -> Tensor:
+    """Weights in float32; counts of batches stay whole numbers."""
+    return value.float() if value.is_floating_point() else value
 
 
 def _kind(card: ModelCard) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from models.detector_card import load_detector
+from models.checkpoint import load_detector
 from models.engines import find_models
 from models.training.recipe import TrainConfig
 from pipelines.camelyon16.benchmark.cases import read_truth_table

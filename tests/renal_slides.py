@@ -9,9 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from models.detector_card import DetectorCard
+from models.card import DetectorCard, DetectorConfig
 from models.engines import Models
-from models.networks.faster_rcnn import DetectorConfig
 from pipelines.renal.read.reading import Readers
 from tests.slides import card, write_pyramid
 from wsi.arrays import Scores

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.detector_card import DetectorCard, save_detector
+from models.card import DetectorCard, DetectorConfig
+from models.checkpoint import save_detector
 from models.engines.detect_slide import (
     CHUNK,
     SlideDetections,
@@ -21,7 +22,7 @@ from models.engines.detect_slide import (
     tiles_around,
     tissue_tiles,
 )
-from models.networks.faster_rcnn import CapillaryDetector, DetectorConfig
+from models.networks.faster_rcnn import CapillaryDetector
 from tests.slides import painted, write_pyramid
 from wsi.errors import SpacingError
 from wsi.marks.annotations import read_annotations

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from shapely import box
 
-from models.card import ZOO
-from models.detector_card import load_detector, save_detector
+from models.card import ZOO, DetectorConfig
+from models.checkpoint import load_detector, save_detector
 from models.engines import EngineConfig, choice
 from models.engines.boxes import BoxEngine
 from models.networks.contract import orient
-from models.networks.faster_rcnn import MOST_BOXES, CapillaryDetector, DetectorConfig, _target
+from models.networks.faster_rcnn import MOST_BOXES, CapillaryDetector, _target
 from models.training.data.detection import (
     TRAP,
     Example,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.card import ZOO
-from models.detector_card import load_detector
+from models.checkpoint import load_detector
 from pipelines.cli.renal import RenalRun
 from pipelines.renal.evaluate.evaluation import evaluate
 from pipelines.renal.evaluate.truth import read_cohort

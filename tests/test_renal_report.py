@@ -136,7 +136,7 @@ class TestCounting:
         assert (result.positive, result.negative) == (2, 0)
 
     def test_a_detector_of_something_else(self, tmp_path: Path) -> None:
-        from models.networks.faster_rcnn import DetectorConfig
+        from models.card import DetectorConfig
 
         other = readers(detector=DetectorConfig(classes=("nucleus", "mitosis")))
         with pytest.raises(

@@ -603,7 +603,6 @@ class TestMany:
     def test_errors_are_written_slide_by_slide(
         self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from models import detector_card
         from pipelines.renal.evaluate.evaluation import evaluate, write_counting_errors
         from pipelines.renal.evaluate.truth import read_cohort
         from tests.renal_slides import readers
@@ -623,7 +622,9 @@ class TestMany:
         model.mkdir()
         card = readers().card
         (model / "card.json").write_text(json.dumps(card.model_dump(mode="json")))
-        monkeypatch.setattr(detector_card, "load_detector", lambda folder: (None, card))
+        from models import card as card_module
+
+        monkeypatch.setattr(card_module, "hash_file", lambda path: card.sha256)
         write_counting_errors(model, result, cohort)
         written = json.loads((model / "card.json").read_text())
         assert written["counting_errors"] == [[37, 3, 0, 120, 0, 0], [40, 0, 0, 120, 0, 0]]

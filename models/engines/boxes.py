@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.detector_card import load_detector
+from models.checkpoint import load_detector
 from models.engines.choice import engine_for
 from models.engines.contract import EngineConfig
 from models.networks.faster_rcnn import Convolutions, Convolve, Maps

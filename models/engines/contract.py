@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from models.card import ZOO, ModelCard, common_card, is_detector, read_card
+from models.card import ZOO, ModelCard, common_card, read_card
 from wsi.arrays import Scores
 from wsi.config import Config
 from wsi.errors import ModelError
@@ -134,11 +134,7 @@ def _cell_text(card: ModelCard) -> str:
 def _card(folder: Path) -> ModelCard:
     from models.forms.wsinfer import is_wsinfer, read_wsinfer
 
-    if is_detector(folder):
-        raise ModelError(
-            f"{folder} is a detector of capillaries: wsi renal takes it as --model, this needs a model of patches"
-        )
-    return read_wsinfer(folder)[0] if is_wsinfer(folder) else read_card(folder)
+    return read_wsinfer(folder)[0] if is_wsinfer(folder) else read_card(folder, ModelCard)
 
 
 def find_folder(name: str) -> Path:

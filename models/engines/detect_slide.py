@@ -10,8 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.detector_card import DetectorCard
-from models.networks.faster_rcnn import SIDE_STEP
+from models.card import SIDE_STEP, DetectorCard
 from wsi.arrays import BoxesXYXY
 from wsi.errors import SlideError, SpacingError
 from wsi.marks.boxes import (

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from models.card import WEIGHTS as SAFETENSORS
-from models.card import ZOO, Architecture, ModelCard, hash_file, is_detector
+from models.card import ZOO, Architecture, ModelCard, hash_file, task_of
 from models.networks.contract import cast_like, to_scores
 from wsi.errors import ModelError
 
@@ -135,7 +135,7 @@ def demonstration_of(folder: Path) -> str:
     except RuntimeError:
         return ""  # not TorchScript, which loading it reports
     for path in sorted(ZOO.glob("*/card.json")):
-        if (path.parent / SAFETENSORS).is_file() and not is_detector(path.parent):
+        if (path.parent / SAFETENSORS).is_file() and task_of(path.parent) == "classify":
             card = ModelCard.model_validate_json(path.read_bytes())
             if card.demonstration and weights_digest(load_file(path.parent / SAFETENSORS)) == digest:
                 return card.name

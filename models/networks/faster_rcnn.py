@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.detection import FasterRCNN
@@ -19,47 +17,14 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from models.card import SIDE_STEP, DetectorConfig
 from wsi.arrays import BoxesXYXY
-from wsi.config import Config
 from wsi.marks.boxes import Detections, joined
 
 MOST_BOXES = 400  # in one tile of 256 or 320 um, which holds far fewer capillaries
-SIDE_STEP = 32  # a tile's side is a multiple of it: every level of the pyramid has whole pixels
 Maps = tuple[Tensor, ...]
 """Features of all levels, then objectness of all levels, then changes of boxes of all levels."""
 Convolve = Callable[[Tensor], Maps]
-
-
-class DetectorConfig(Config):
-    """The network's shape.
-
-    Attributes:
-        classes: names, from 0 as they leave this module; inside torchvision 0 is the background.
-        backbone: ``resnet50`` (Kim et al. 2019 name Faster R-CNN only; this is torchvision's default), or ``small`` for
-            CPUs: three stages at 1/4, 1/8 and 1/16.
-        tile_px: side of the tiles that the network is trained on; it resizes nothing.
-        spacing_um: um per pixel of the tiles.
-        anchors_px: side of the anchors, one for each level of the pyramid, fine to coarse.
-        iou: overlap above which a box suppresses another in its tile.
-        lowest_score: boxes with a lower score are left out.
-        separate: a whole network for each class, as in Kim et al. 2019, instead of one for all; takes twice the time.
-    """
-
-    classes: tuple[str, ...] = Field(default=("C4d negative", "C4d positive"), min_length=1)
-    backbone: Literal["small", "resnet50"] = "small"
-    tile_px: int = Field(default=512, gt=0, multiple_of=SIDE_STEP)
-    spacing_um: float = Field(default=0.5, gt=0)
-    anchors_px: tuple[float, ...] = (32.0, 48.0, 80.0)
-    iou: float = Field(default=0.4, gt=0, lt=1)
-    lowest_score: float = Field(default=0.05, ge=0, lt=1)
-    separate: bool = False
-
-    @model_validator(mode="after")
-    def _one_anchor_a_level(self) -> DetectorConfig:
-        levels = 3 if self.backbone == "small" else 4
-        if len(self.anchors_px) != levels:
-            raise ValueError(f"{self.backbone} has {levels} levels, so it needs as many anchors_px")
-        return self
 
 
 class CapillaryDetector(nn.Module):

@@ -15,9 +15,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from models.detector_card import load_detector, save_detector
+from models.card import DetectorConfig
+from models.checkpoint import load_detector, save_detector
 from models.engines.contract import find_folder
-from models.networks.faster_rcnn import CapillaryDetector, DetectorConfig
+from models.networks.faster_rcnn import CapillaryDetector
 from models.training.data.augment import AugmentConfig, draw_changes, recolour, restain
 from models.training.data.detection import (
     TRAP,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.detector_card import load_detector
+from models.checkpoint import load_detector
 from models.engines.detect_slide import SMALLEST_UM, shrunk
 from models.training.data.detection import Example
 from models.training.detect import DetectorTrainConfig, detect_tiles, validation_tiles

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from models.card import CARD, WEIGHTS, ModelCard, card_json, is_detector
+from models.card import CARD, WEIGHTS, Card, DetectorCard, ModelCard, card_json, read_card, task_of
 from models.engines import find_models
 from models.engines.contract import find_folder, shipped
 from pipelines.cli.console import err, out, progress
@@ -16,9 +16,6 @@ from wsi.datasets.patch_pictures import list_patches
 from wsi.errors import ConfigError, StoreError
 from wsi.files import write_text
 
-if TYPE_CHECKING:
-    from models.detector_card import DetectorCard
-
 app = typer.Typer(no_args_is_help=True, help="List, show, test, calibrate and export models.")
 
 
@@ -26,8 +23,8 @@ app = typer.Typer(no_args_is_help=True, help="List, show, test, calibrate and ex
 def list_models() -> None:
     """List the models that ship with the program."""
     for name in shipped():
-        if is_detector(find_folder(name)):
-            detector = _detector_card(name)
+        if task_of(find_folder(name)) == "detect":
+            detector = read_card(find_folder(name), DetectorCard)
             d = detector.detector
             out.print(
                 f"{name}  detector, {d.backbone}, {d.spacing_um:g} um/px; {_use(detector)}", markup=False
@@ -44,14 +41,8 @@ def _kind(card: ModelCard) -> str:
     return f"width {architecture.width:g}" if architecture.name == "inception_v3" else architecture.name
 
 
-def _use(card: ModelCard | DetectorCard) -> str:
+def _use(card: Card) -> str:
     return "demonstration weights, not for real tissue" if card.demonstration else card.intended_use
-
-
-def _detector_card(model: str) -> DetectorCard:
-    from models.detector_card import load_detector
-
-    return load_detector(find_folder(model))[1]
 
 
 @app.command("show")
@@ -70,7 +61,8 @@ def show(
     """
     from pipelines.runs.model_figures import card_lines, detector_lines
 
-    card = _detector_card(model) if is_detector(find_folder(model)) else find_models([model]).card
+    folder = find_folder(model)
+    card = read_card(folder, DetectorCard) if task_of(folder) == "detect" else find_models([model]).card
     if as_json:
         out.print(card_json(card), end="", markup=False)
         return

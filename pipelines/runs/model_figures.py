@@ -21,7 +21,7 @@ from wsi.metrics.ranking import auc, auc_interval
 from wsi.text import number_of
 
 if TYPE_CHECKING:
-    from models.detector_card import DetectorCard
+    from models.card import DetectorCard
 
 Tick = Callable[[int, int], None]
 

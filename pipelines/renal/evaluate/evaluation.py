@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.card import CARD
+from models.card import CARD, DetectorCard, read_card
 from pipelines.renal.evaluate.agreement import BlandAltman, bland_altman, weighted_kappa
 from pipelines.renal.evaluate.curves import write_agreement, write_froc
 from pipelines.renal.evaluate.truth import CLASSES, Case, Cohort
@@ -160,9 +160,7 @@ def write_counting_errors(model: Path, result: RenalEvaluation, cohort: Cohort) 
     Raises:
         ModelError: the folder holds no detector, or not the one that made the reports.
     """
-    from models.detector_card import load_detector
-
-    _, card = load_detector(model)
+    card = read_card(model, DetectorCard)
     made_with = {case.report.models["capillaries"].sha256 for case in cohort.cases}
     if made_with != {card.sha256}:
         raise ModelError(f"{model} is not the detector that made these reports; give its folder")

@@ -38,7 +38,7 @@ from wsi.slides.stain import MOST_EOSIN, eosin_share, tissue_pixels
 from wsi.slides.tissue import Mask, TissueConfig
 
 if TYPE_CHECKING:
-    from models.detector_card import DetectorCard
+    from models.card import DetectorCard
     from models.engines.detect_slide import Detector
 
 log = logging.getLogger(__name__)
