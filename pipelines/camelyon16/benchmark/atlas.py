@@ -115,7 +115,7 @@ def mistakes(result: Evaluation, folder: Path, shown: int = FALSE_SHOWN) -> list
 
 
 def with_views(
-    cards: Sequence[Mistake], tick: Callable[[int, int], None] = lambda viewed_cards, total: None
+    cards: Sequence[Mistake], tick: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Mistake]:
     """Add thumbnails. Each slide is opened once, and the cards keep their order. A card says why it has no picture."""
     viewed_cards: dict[int, Mistake] = {}

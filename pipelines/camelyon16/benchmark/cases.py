@@ -28,8 +28,8 @@ class TruthTable:
         files: the annotation file or mask; None where the slide has no tumour.
         names: the slides' names as they are written.
         normal: slides that ``reference.csv`` says to be normal, though there may be a file.
-        unmarked: slides that ``reference.csv`` says to have tumour, and that have no file: an error unless they are left
-            out, or are known to be marked in part, in which case their slide score counts.
+        unmarked: slides that ``reference.csv`` says to have tumour, and that have no file: an error unless they are
+            left out, or are known to be marked in part, in which case their slide score counts.
         origin: where the truth was read, for the report.
         by_name: whether a data set's rules by slide name apply; they do not where a manifest says everything.
     """
@@ -193,10 +193,10 @@ def _refuse_missing(
 
 def _refuse_unmarked(names: Sequence[str], table: TruthTable, rules: Dataset) -> None:
     """Refuse slides with tumour that have no outlines, unless they do not count for lesions."""
-    without_outlines = [n for n in names if n.casefold() in table.unmarked and not rules.is_partial(n)]
-    if without_outlines:
+    bare_names = [n for n in names if n.casefold() in table.unmarked and not rules.is_partial(n)]
+    if bare_names:
         raise ConfigError(
-            f"{table.origin} says that {_list(without_outlines)} {'has' if len(without_outlines) == 1 else 'have'} tumour, and no "
+            f"{table.origin} says that {_list(bare_names)} {'has' if len(bare_names) == 1 else 'have'} tumour, and no "
             f"outlines or mask of it are there; add them, or leave it out with --exclude"
         )
 

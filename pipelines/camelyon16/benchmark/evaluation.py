@@ -263,9 +263,10 @@ def _same_convention(slides: Sequence[SlideOutcome]) -> None:
     """Refuse masks that are read by different conventions, as when one of 0, 1 and 2 happens to lack a value."""
     mask_values = [(s.mask_value, s.case.truth) for s in slides if s.mask_value is not None]
     for value, path in mask_values:
-        if value != mask_values[0][0]:
+        first_value, first_path = mask_values[0]
+        if value != first_value:
             raise AnnotationError(
-                f"in {path} tumour reads as {value}, in {mask_values[0][1]} as {mask_values[0][0]}; say which with --truth-label"
+                f"in {path} tumour reads as {value}, in {first_path} as {first_value}; say which with --truth-label"
             )
 
 

@@ -26,7 +26,7 @@ MADE_BY = "made_by.txt"
 def write_submission(
     folder: Path, predictions: Predictions, *, subset: bool, made_by: str, overwrite: bool = False
 ) -> int:
-    """Write ``lesions/NAME.csv`` of every slide, also of empty ones, and ``classification.csv``; return the slide count.
+    """Write ``lesions/NAME.csv`` of every slide, also of empty ones, and ``classification.csv``; return their number.
 
     Args:
         folder: the folder to write.

@@ -33,8 +33,8 @@ class LesionConfig(Config):
 
     Attributes:
         threshold: lowest score of a lesion; 0.5 in Liu et al. 2017.
-        radius_px: radius that is blanked around a maximum, in pixels as the model sees them; None is `RADIUS_CELLS` of the
-            model's own cells.
+        radius_px: radius that is blanked around a maximum, in pixels as the model sees them; None is `RADIUS_CELLS` of
+            the model's own cells.
         confidence: scores from which a slide is probably normal, equivocal, probably and definitely
             tumour; the five words are those of Camelyon16's pathologists. None takes the bounds that the model's card
             brings; a model whose card brings none gives no words, as nobody has checked any.

@@ -216,8 +216,8 @@ def score(
 ) -> Heatmap:
     """Scores of a slide's cells for the class that the model looks for; nothing is kept on disk.
 
-    `score_slide` writes the same scores into a folder, and goes on where it was stopped. What a reader must know (tissue
-    unlike what the model was trained on, no tissue found, cells that cannot be decoded) is logged as a warning.
+    `score_slide` writes the same scores into a folder, and goes on where it was stopped. What a reader must know
+    (tissue unlike what the model was trained on, no tissue found, cells that cannot be decoded) is logged as a warning.
 
     Args:
         slide: an open slide.
