@@ -31,8 +31,8 @@ class SlideHits:
     """One slide's detections, divided into hits on lesions and false positives.
 
     Attributes:
-        found: best score of each lesion, in the order of their numbers; 0 for missed ones and isolated cells. float32 in
-            the variant ``official``, as in its code; float64 in the others.
+        found: best score of each lesion, in the order of their numbers; 0 for missed ones and isolated cells. float32
+            in the variant ``official``, as in its code; float64 in the others.
         false: scores of false positives.
         lesions: how many lesions are to be found, without isolated cells.
         tumour: whether the slide has tumour.
