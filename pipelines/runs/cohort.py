@@ -40,12 +40,12 @@ class Result(Protocol):
 
     @property
     def name(self) -> str:
-        """What the slide is called in outputs."""
+        """The slide's name in outputs."""
         ...
 
     @property
     def unreadable(self) -> int:
-        """How many cells could not be decoded."""
+        """The number of cells that could not be decoded."""
         ...
 
     @property

@@ -65,7 +65,7 @@ class SlideResult:
 
     @property
     def unreadable(self) -> int:
-        """How many cells could not be decoded."""
+        """The number of cells that could not be decoded."""
         return len(self.unreadable_cells)
 
     @property
