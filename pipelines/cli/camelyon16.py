@@ -188,10 +188,10 @@ def with_slide_model(predictions: Predictions, folder: Path | None, *, test: boo
         return predictions
     forest, card = read_forest(folder, patch_models(predictions))
     scored_slides = [p for p in predictions.slides if p.score is not None]
-    seen = [p.name for p in scored_slides if slide_key(p) in card.seen]
-    if test and seen:
+    overlap = [p.name for p in scored_slides if slide_key(p) in card.seen]
+    if test and overlap:
         raise ConfigError(
-            f"{folder} was grown on {len(seen)} of these slides, {seen[0]} among them, so this would be no test; "
+            f"{folder} was grown on {len(overlap)} of these slides, {overlap[0]} among them, so this would be no test; "
             f"take other slides, or the cross-validated figures in its {CARD}"
         )
     values = dict(

@@ -82,14 +82,14 @@ def stop_on_signals() -> None:
     """Let SIGTERM and SIGHUP end a run as Ctrl-C does: finished work is kept, and the summary is written."""
 
     def stop(signum: int, _frame: object) -> None:
-        for again in STOPS:  # the summary that follows must not be cut by a second one
-            signal.signal(again, signal.SIG_IGN)
+        for number in STOPS:  # the summary that follows must not be cut by a second one
+            signal.signal(number, signal.SIG_IGN)
         Stopped.signum = signum
         raise Stopped
 
-    for known in STOPS:
-        if signal.getsignal(known) is not signal.SIG_IGN:  # nohup
-            signal.signal(known, stop)
+    for number in STOPS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, stop)
 
 
 @contextmanager

@@ -77,13 +77,15 @@ class RunFolder(Generic[R]):
 
     def _say_what_is_not_listed(self, listed: Collection[str]) -> None:
         """Warn of results of another model or other settings that are in no table."""
-        stale = [p.parent.name for p in sorted(self.out.glob("*/slide.json")) if p.parent.name not in listed]
-        if stale:
-            shown = ", ".join(stale[:5]) + (", ..." if len(stale) > 5 else "")
+        stale_names = [
+            p.parent.name for p in sorted(self.out.glob("*/slide.json")) if p.parent.name not in listed
+        ]
+        if stale_names:
+            names_text = ", ".join(stale_names[:5]) + (", ..." if len(stale_names) > 5 else "")
             log.warning(
                 "%s: results of another model or other settings are in no table (%s); make them again, or remove them",
                 self.out,
-                shown,
+                names_text,
             )
 
     def _state_after(self, state: str) -> str:

@@ -22,7 +22,7 @@ NO_RULES = Dataset()
 
 @dataclass(frozen=True, slots=True)
 class TruthTable:
-    """What is known of the slides' truth, by name in lower case.
+    """The truth of slides, by name in lower case.
 
     Attributes:
         files: the annotation file or mask; None where the slide has no tumour.

@@ -104,9 +104,9 @@ def check_comparable(a: Evaluated, b: Evaluated) -> None:
         )
     unshared = sorted(set(a.names) ^ set(b.names))
     if unshared:
-        where = a.path if unshared[0] in a.names else b.path
+        path = a.path if unshared[0] in a.names else b.path
         raise ConfigError(
-            f"the two were evaluated on different slides: {unshared[0]} is only in {where}; evaluate both on the same"
+            f"the two were evaluated on different slides: {unshared[0]} is only in {path}; evaluate both on the same"
         )
     for truth_a, truth_b in zip(a.truth, b.truth, strict=True):
         if truth_a != truth_b:

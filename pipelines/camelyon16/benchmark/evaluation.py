@@ -34,7 +34,7 @@ CURVE_AT = (
 
 
 class EvaluationConfig(Config):
-    """How results are evaluated.
+    """Settings of an evaluation.
 
     Attributes:
         variant: variant of FROC; see `VARIANTS`.

@@ -26,7 +26,7 @@ Attempt = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prediction:
-    """What a program says of one slide.
+    """A program's result for one slide.
 
     Attributes:
         score: the slide's score, 0..1; None where nothing was scored.
@@ -287,8 +287,8 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return [(line, row) for line, row in enumerate(csv.reader(file), start=1) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise WsiError(f"{path} cannot be read as CSV ({why}); check the path") from error
+        reason = getattr(error, "strerror", None) or error
+        raise WsiError(f"{path} cannot be read as CSV ({reason}); check the path") from error
 
 
 def _probability(path: Path, line: int, text: str) -> float:

@@ -139,11 +139,11 @@ def _lesions(result: Evaluation) -> str:
     rows = []
     for s in result.slides:
         for lesion in s.lesions:
-            at = f"{result.curve.false_at(lesion.score):.4f}" if lesion.found else ""
+            found_at = f"{result.curve.false_at(lesion.score):.4f}" if lesion.found else ""
             score = f"{lesion.score:.6f}" if lesion.found else ""
             counts = "yes" if s.counted and lesion.kind != "isolated" else "no"
-            where = (f"{lesion.length_um:.1f}", round(lesion.x), round(lesion.y))
-            rows.append((lesion.slide, lesion.number, lesion.kind, *where, score, at, counts))
+            place = (f"{lesion.length_um:.1f}", round(lesion.x), round(lesion.y))
+            rows.append((lesion.slide, lesion.number, lesion.kind, *place, score, found_at, counts))
     return csv_text(header, rows)
 
 

@@ -190,8 +190,8 @@ def _from_outlines(path: Path, size: tuple[int, int] | None) -> TumourRaster:
         part = cells_of(polygon, (LEVEL5_PX, LEVEL5_PX), mask.shape)
         small_count += not part.inside.any()
         mask[part.window] |= part.inside
-    what = "outline holds" if small_count == 1 else "outlines hold"
-    small_note = f"{small_count} {what} no pixel's centre at level 5: no lesion" if small_count else ""
+    count_noun = "outline holds" if small_count == 1 else "outlines hold"
+    small_note = f"{small_count} {count_noun} no pixel's centre at level 5: no lesion" if small_count else ""
     reasons = "; ".join(text for text in (outlines.note, small_note) if text)
     note = named_note(path, outlines.note, regions.note, small_note)
     return TumourRaster(mask, (LEVEL5_PX, LEVEL5_PX), note, why_empty=f": {reasons}" if reasons else "")

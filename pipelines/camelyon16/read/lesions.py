@@ -1,4 +1,4 @@
-"""From a heatmap to ranked lesions, their outlines, and a slide's score."""
+"""Ranked lesions of a heatmap, their outlines, and the slide's score."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEVELS: tuple[ConfidenceLevel, ...] = (
 
 
 class LesionConfig(Config):
-    """How lesions are found.
+    """Settings of the search for lesions.
 
     Attributes:
         threshold: lowest score of a lesion; 0.5 in Liu et al. 2017.

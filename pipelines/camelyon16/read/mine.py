@@ -125,12 +125,12 @@ def write_list(path: Path, found: Sequence[HardNegative]) -> Path:
     rows = ((h.slide, h.x, h.y, f"{h.score:.6f}") for h in found)
     write_text(path, csv_text(("slide", "x", "y", "score"), rows))
     picture = path.with_suffix(".png")
-    shown = found[:SHOWN]
+    best = found[:SHOWN]
     write_contact_sheet(
         picture,
-        [h.read() for h in shown],
-        [NORMAL] * len(shown),
+        [h.read() for h in best],
+        [NORMAL] * len(best),
         title="Hard negatives: normal tissue that the model takes for tumour",
-        captions=[f"{h.slide} {h.x},{h.y} {h.score:.2f}" for h in shown],
+        captions=[f"{h.slide} {h.x},{h.y} {h.score:.2f}" for h in best],
     )
     return picture

@@ -55,7 +55,7 @@ HEATMAP_FORMAT = 1  # of cells and their scores; raise it when the golden heatma
 
 
 class ScoreConfig(Config):
-    """How a slide is scored.
+    """Settings of a slide's scoring.
 
     Attributes:
         stride: pixels, as the model sees them, from cell to cell; None is the model's own stride.
@@ -356,8 +356,8 @@ def _note(plan: ScorePlan, missing: CellsRC, own_mask: Path | None) -> str:
     if len(grid) == 0:
         if own_mask is not None:
             return f"{own_mask.name} marks no tissue: nothing was scored; mend it, or leave out --mask"
-        why = f" ({plan.mask.why_empty})" if plan.mask.why_empty else ""
-        return f"no tissue found{why}: nothing was scored; look at preview.png, or pass --mask"
+        reason = f" ({plan.mask.why_empty})" if plan.mask.why_empty else ""
+        return f"no tissue found{reason}: nothing was scored; look at preview.png, or pass --mask"
     if len(missing) == len(grid):
         return "no cell with tissue could be decoded: nothing was scored"
     if len(missing):

@@ -29,7 +29,7 @@ Table = npt.NDArray[np.float64]
 
 
 class ForestConfig(Config):
-    """How the forest is grown; Wang et al. 2016 state no settings.
+    """Settings of a forest; Wang et al. 2016 state none.
 
     Attributes:
         trees: number of trees.
@@ -183,8 +183,8 @@ def read_forest(folder: Path, patch_models: Sequence[str]) -> tuple[Forest, Fore
             raise ModelError(f"{folder / WEIGHTS} is not the file that its card names; copy the folder again")
         forest = Forest(**load(data))
     except (OSError, ValueError, TypeError, ValidationError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ModelError(f"{folder} is no slide-level model ({why}); see wsi camelyon16 forest") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{folder} is no slide-level model ({reason}); see wsi camelyon16 forest") from error
     if card.features != FEATURES:
         raise ModelError(f"{folder} was grown on other features than this version computes; grow it again")
     if tuple(patch_models) != card.patch_models:

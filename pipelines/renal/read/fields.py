@@ -35,7 +35,7 @@ SLACK = 0.02  # of a unit: a corner was rounded to whole pixels
 
 
 class FieldsConfig(Config):
-    """How fields are chosen.
+    """Settings of the choice of fields.
 
     Attributes:
         min_tissue: share of tissue from which a square is a candidate.

@@ -48,7 +48,7 @@ LOWEST_SHOWN = 0.1  # detections from this score on are kept, to show what nearl
 
 
 class RenalConfig(Config):
-    """How a slide is read.
+    """Settings of a slide's reading.
 
     Attributes:
         thresholds: scores from which negative and positive capillaries count; None takes those of the detector's card.
