@@ -63,10 +63,10 @@ def main() -> None:
             err.print(f"wsi: stopped{advice}")
             sys.exit(128 + Stopped.signum)
         raise
-    except BrokenPipeError:  # what read our output has ended, as `head` does
+    except BrokenPipeError:  # the program that read our output has ended, as `head` does
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:  # a full disk or a missing right, where no better sentence was found
+    except OSError as error:  # a full disk or a missing right, where nothing raised a better message
         _fail(f"{error}; check space and rights")
     except MemoryError as error:
         _fail(

@@ -31,7 +31,7 @@ from wsi.datasets.rules import Dataset, read_dataset
 from wsi.errors import ConfigError
 from wsi.files import write_json
 
-NOTES = 5  # printed; all of them are in slides.csv
+NOTES = 5  # largest number of printed notes; all notes are in slides.csv
 PER_SLIDE = " false positives per slide"
 
 app = typer.Typer(no_args_is_help=True, help="The Camelyon16 benchmark: evaluate, compare, submit.")

@@ -24,7 +24,7 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 PACKAGES = ("wsi", "models", "pipelines")
-PLAIN_EVERY_S = 10.0  # between two lines of progress where there is no terminal
+PLAIN_EVERY_S = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 class _Notes(logging.Handler):
@@ -69,7 +69,7 @@ def be_verbose() -> None:
 
 STOPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)  # Ctrl-C; what SLURM, systemd and docker stop send; a terminal that is closed
+)  # from Ctrl-C; from SLURM, systemd and docker stop; from a closed terminal
 
 
 class Stopped(KeyboardInterrupt):
@@ -82,7 +82,7 @@ def stop_on_signals() -> None:
     """Let SIGTERM and SIGHUP end a run as Ctrl-C does: finished work is kept, and the summary is written."""
 
     def stop(signum: int, _frame: object) -> None:
-        for number in STOPS:  # the summary that follows must not be cut by a second one
+        for number in STOPS:  # a second signal must not cut off the summary that follows
             signal.signal(number, signal.SIG_IGN)
         Stopped.signum = signum
         raise Stopped

@@ -16,7 +16,7 @@ from pipelines.cli.console import be_quiet, be_verbose
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
-# name: module, what it holds (a function, or a group's app), and what else is added to a group
+# command: module, its function or its group's app, and further commands of that group
 SOURCES: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "score": ("pipelines.cli.score", "score", {}),
     "score-patches": ("pipelines.cli.patches", "patches_command", {}),

@@ -182,7 +182,7 @@ def _percents(text: str) -> list[float]:
         percents = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--c4d must be percentages such as 0,10,60, got {text!r}") from error
-    if not all(0 <= value <= 100 for value in percents):  # NaN is neither
+    if not all(0 <= value <= 100 for value in percents):  # NaN is refused, too
         raise ConfigError(f"--c4d must lie between 0 and 100, got {text!r}")
     return percents
 

@@ -107,7 +107,7 @@ def _review_many(out_folder: Path, corrected: Path, signature: Signature, pdf: b
                 except WsiError as error:
                     failed += 1
                     err.print(f"{folder.name}: {error}", markup=False)
-    finally:  # also of a run that is stopped
+    finally:  # also after a run that was stopped
         refresh_summary(out_folder)
     unreviewed = sum(1 for p in out_folder.glob("*/report.json") if not (p.parent / REVIEWED).is_dir())
     out.print(

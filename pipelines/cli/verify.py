@@ -100,14 +100,14 @@ def _differences(folder: Path, entry: dict[str, Any], settings: str) -> list[str
     try:
         facts = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return []  # that it is broken was said already
+        return []  # `verify_slide` has said already that it is broken
     report = folder / "report.json"
     if report.exists():
         facts |= json.loads(report.read_bytes())["result"]
     differences = []
     for key in entry.keys() & facts.keys():
         if key in ("note", "warnings") and KEPT in str(entry[key]):
-            continue  # it was added in the tables
+            continue  # the note was added in the tables only
         value = len(facts[key]) if key == "lesions" else facts[key]
         if value != entry[key]:
             differences.append(f"{path.parent}: {key} is {value!r}, and {entry[key]!r} in run.json")

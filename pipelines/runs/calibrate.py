@@ -23,7 +23,7 @@ from wsi.metrics.ranking import auc
 Scores = npt.NDArray[np.float32]
 FEATURES_OF = 5_000  # training patches that the record is made of, or fewer
 CALLED = "the patches that it is calibrated on; if they chose it, too, expect less on others"
-FEWEST = 50  # patches of each class: two numbers are fitted
+FEWEST = 50  # least number of patches of each class: two numbers are fitted
 
 
 def calibrate_model(

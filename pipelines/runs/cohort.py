@@ -97,7 +97,7 @@ def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool)
                 row.source.path, mpp if mpp is not None else row.source.mpp, allow_anisotropic
             )
             key = source.path if source.is_url else str(Path(source.path).resolve())
-            if key not in rows or is_table:  # a table knows more of a slide
+            if key not in rows or is_table:  # a table tells more about a slide
                 rows[key] = SlideRow(source, row.mask, row.truth, row.label, row.split)
     if not rows:
         raise ConfigError(f"no slide in {', '.join(inputs)}; slides end in {', '.join(SLIDE_SUFFIXES)}")
@@ -124,7 +124,9 @@ def slides_in(folder: Path) -> list[Path]:
     """The slides of a folder, sorted: no hidden files, no masks, no parts of slides of several files."""
     files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file()]
     files = [p for p in files if not p.name.startswith(".") and not p.stem.lower().endswith("_mask")]
-    if any(p.suffix.lower() in (".vms", ".vmu") for p in files):  # Hamamatsu's pixels lie in JPEGs beside
+    if any(
+        p.suffix.lower() in (".vms", ".vmu") for p in files
+    ):  # Hamamatsu's pixels lie in JPEGs beside these files
         files = [p for p in files if p.suffix.lower() not in (".jpg", ".jpeg")]
     return _one_per_series(files)
 
@@ -251,7 +253,7 @@ def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, in
         return Failure(name, row.source.label, _unsigned(cause, row), gone=missing)
     except MemoryError:
         return Failure(name, row.source.label, f"{row.source.label}: memory ran out; end other programs")
-    except Exception as error:  # a defect of ours on one slide must not cost the others
+    except Exception as error:  # a defect of ours on one slide must not stop the others
         reason = (
             f"{row.source.path}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
         )

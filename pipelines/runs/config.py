@@ -51,7 +51,7 @@ def load_config(
         raise ConfigError(f"{path} cannot be read ({reason}); check the path") from error
     except RecursionError as error:
         raise ConfigError(f"{path} nests lists or keys too deeply; no setting does") from error
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
+    except (yaml.YAMLError, ValueError) as error:  # YAML raises a ValueError for an impossible date
         raise ConfigError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold keys and values, got {type(value).__name__}")

@@ -211,7 +211,7 @@ def write_patch_results(out: Path, scored: ScoredPatches, record: dict[str, Any]
     mistakes = 0
     pictures = ("roc.png", "calibration.png", "mistakes.png")
     for name in pictures:
-        (out / name).unlink(missing_ok=True)  # of an earlier run
+        (out / name).unlink(missing_ok=True)  # pictures of an earlier run
     if quality is not None:
         mistakes = _write_pictures(out, scored, quality, record["models"][0]["name"])
     page = _TEMPLATES.get_template("patches.html").render(

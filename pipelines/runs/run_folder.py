@@ -60,7 +60,7 @@ class RunFolder(Generic[R]):
 
     def sum_up(self, state: str, results: Sequence[R], failures: Sequence[Failure]) -> None:
         """Write tables, pages and ``run.json``, with the slides of other commands that have the same settings."""
-        with alone_in(self.out):  # another command may just now add its slides to the same files
+        with alone_in(self.out):  # another command may add its slides to the same files at this moment
             done_names = {*(r.name for r in results), *(f.name for f in failures)}
             failed = sorted([*self._failed_before(done_names), *failures], key=lambda f: f.name)
             failed_names = {f.name for f in failed}

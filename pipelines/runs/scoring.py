@@ -54,7 +54,7 @@ def score_chunks(
             unscored.append((read.block, read.readable))
             yield read.patches
 
-    # closed here, whatever happens: a thread must not read from a slide that is closed already
+    # always closed here: a thread must not read from a slide that is closed already
     with closing(read_ahead(slide, open_blocks, recolour=recolour, threads=threads, ahead=threads)) as reads:
         for scores in engine.score(feed(), scored=count.add):
             block, readable = unscored.popleft()

@@ -27,9 +27,12 @@ from wsi.slides.tiles import read_square
 from wsi.text import number_of
 
 VIEW_PX = 260  # side of a thumbnail
-WIDE_UM, CLOSE_UM = 1600.0, 200.0  # what the two thumbnails show; the wide one grows with the lesion
+WIDE_UM, CLOSE_UM = (
+    1600.0,
+    200.0,
+)  # sides of the regions in the two thumbnails; the wide one grows with the lesion
 JPEG_QUALITY = 80
-LARGEST_READ_PX = 8192  # side of what is read for a thumbnail
+LARGEST_READ_PX = 8192  # side of the largest region that is read for a thumbnail
 FALSE_SHOWN = 100
 BUDGET = 18_000_000  # bytes of pictures: the page stays under 20 MB
 
@@ -82,7 +85,7 @@ def mistakes(result: Evaluation, folder: Path, shown: int = FALSE_SHOWN) -> list
     ) -> Mistake:
         false_per_slide = float(result.curve.false_at(mark.score)) if mark.score > 0 else None
         x, y = mark.x, mark.y
-        if outline:  # the middle of a crescent is not on it
+        if outline:  # the middle of a crescent does not lie on the crescent
             inside = max(outline, key=lambda part: part.area).representative_point()
             x, y = inside.x, inside.y
         link = quote(str(mistakes_path(folder, mark.slide).relative_to(folder)))

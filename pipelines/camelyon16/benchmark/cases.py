@@ -15,8 +15,8 @@ from wsi.marks.own_mask import PICTURES
 from wsi.slides.manifest import NORMAL_LABELS, read_manifest
 
 OUTLINES = (".xml", ".geojson", ".json")
-MANIFEST, REFERENCE = "slides.csv", "reference.csv"  # ours; the one that came with Camelyon16
-SHOWN = 6  # names in an error
+MANIFEST, REFERENCE = "slides.csv", "reference.csv"  # our file; the file that came with Camelyon16
+SHOWN = 6  # largest number of names in an error message
 NO_RULES = Dataset()
 
 

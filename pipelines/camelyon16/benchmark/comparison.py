@@ -187,7 +187,7 @@ def common_scale(hits: Sequence[SlideHits], variant: Variant) -> list[SlideHits]
         len(false)
         - (np.searchsorted(false, unique_scores, "left") + np.searchsorted(false, unique_scores, "right")) / 2
     )
-    # lesions between the same two false positives: apart by less than half a rank, in their order
+    # lesions between the same two false positives are put apart by less than half a rank, in their order
     between = np.isin(above, np.arange(len(false) + 1)) & ~np.isin(unique_scores, false)
     first = np.searchsorted(-above, -above, side="left")
     count = np.searchsorted(-above, -above, side="right") - first

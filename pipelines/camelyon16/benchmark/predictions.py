@@ -18,8 +18,10 @@ from wsi.errors import ConfigError, StoreError, WsiError
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SLIDE_SUFFIXES, SlideSource
 
-SCORES_FILE = "classification.csv"  # of a submission: name, probability of each slide
-LESIONS_FOLDER = "lesions"  # of a submission, beside it; other programs put the CSVs into one folder
+SCORES_FILE = "classification.csv"  # file of a submission with name and probability of each slide
+LESIONS_FOLDER = (
+    "lesions"  # folder of a submission beside that file; other programs put all CSVs into one folder
+)
 
 Attempt = Callable[[], AbstractContextManager[None]]
 
@@ -301,6 +303,6 @@ def _probability(path: Path, line: int, text: str) -> float:
                 f"remove the line if it is one"
             ) from error
         raise WsiError(f"{path}, line {line}: {text!r} is no probability; it must lie in 0..1") from error
-    if not 0 <= value <= 1:  # NaN is neither
+    if not 0 <= value <= 1:  # NaN is refused, too
         raise WsiError(f"{path}, line {line}: {text} is no probability; it must lie in 0..1")
     return value

@@ -27,7 +27,7 @@ from wsi.results.export import Feature, origin_offset, write_geojson
 
 MISSED_COLOUR, FALSE_COLOUR = (150, 0, 170), (255, 140, 0)
 EVALUATION, MISTAKES = "evaluation.json", "mistakes"
-MARK_UM = 37.5  # half of 75 um, which a lesion is grown by: a false positive is no nearer to one
+MARK_UM = 37.5  # half of the 75 um that a lesion is grown by: no false positive is nearer to a lesion
 
 
 def record(
@@ -95,7 +95,7 @@ def write_report(
                 features,
                 origin_offset(slide.case.prediction.bounds, "auto"),
             )
-    write_json(folder / EVALUATION, value)  # last: it says that all is there
+    write_json(folder / EVALUATION, value)  # last: it says that all other files are there
 
 
 def mistakes_path(folder: Path, name: str) -> Path:

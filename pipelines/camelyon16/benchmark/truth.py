@@ -37,7 +37,7 @@ LEVEL5_UM = L0_UM * LEVEL5_PX
 GROW_UM = 75.0  # the width of five tumour cells: half of it on each side, so lesions that are closer merge
 ISOLATED_UM = 200.0  # isolated tumour cells are shorter; AJCC
 MACRO_UM = 2000.0  # macrometastases are longer; AJCC
-SLACK_PX = 256  # an outline drawn along the slide's edge may leave it by so much
+SLACK_PX = 256  # an outline drawn along the slide's edge may leave the slide by this much
 ROOM_PX = 16 * LEVEL5_PX  # more than lesions grow by
 
 LesionClass = Literal["macro", "micro", "isolated"]
@@ -102,7 +102,7 @@ class LesionTruth:
         contours, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         corner = np.array((self.corner[1] + cols.start, self.corner[0] + rows.start)) + 0.5
         rings = [(contour[:, 0] + corner) * self.step for contour in contours if len(contour) > 2]
-        # through the middle of the outermost pixels: out to their edges
+        # the rings pass through the middles of the outermost pixels; buffer them to the pixels' edges
         return [Polygon(ring).buffer(self.step[0] / 2, join_style="mitre") for ring in rings]
 
 
@@ -146,7 +146,7 @@ def lesion_truth(
     if not raster.mask.any():
         return LesionTruth(None, (0, 0), step, np.empty(0), np.empty((0, 2)))
     threshold = GROW_UM / (um_px * 2)  # px
-    # only the part around the tumour: what is beyond it is neither grown nor enclosed
+    # only the part around the tumour: nothing beyond it is grown or enclosed
     margin = math.ceil(threshold) + 1
     rows, cols = (np.flatnonzero(raster.mask.any(axis=axis)) for axis in (1, 0))
     top, left = max(0, rows[0] - margin), max(0, cols[0] - margin)

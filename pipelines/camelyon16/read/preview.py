@@ -26,9 +26,9 @@ from wsi.slides.slide import Slide
 
 PANEL_PX = 1000  # longer side of the overview
 NUMBERED = 30  # lesions that get a number; more would hide the tissue
-LEFT, RIGHT, GAP = 0.02, 0.9, 0.03  # of the figure's width; the gap in panels
+LEFT, RIGHT, GAP = 0.02, 0.9, 0.03  # shares of the figure's width; GAP is a share of a panel
 HEAD_IN, FOOT_IN = 0.5, 0.4
-# the lower the score the more transparent: tissue that scores 0 looks as it is
+# a lower score is more transparent: tissue with score 0 looks unchanged
 COLOURS = LinearSegmentedColormap.from_list(
     "tumour",
     [(1.0, 0.95, 0.4, 0.0), (1.0, 0.75, 0.1, 0.4), (0.9, 0.25, 0.05, 0.62), (0.62, 0.0, 0.1, 0.75)],

@@ -29,8 +29,8 @@ from wsi.results.heatmap import Heatmap
 
 log = logging.getLogger(__name__)
 
-RESULT_FORMAT = 1  # of lesions and files; raise it when the golden lesions of the tests change
-FILES = ("heatmap.zarr", "lesions.csv", "lesions.geojson", "preview.png")  # what a scored slide consists of
+RESULT_FORMAT = 1  # version of lesions and files; raise it when the golden lesions of the tests change
+FILES = ("heatmap.zarr", "lesions.csv", "lesions.geojson", "preview.png")  # files of a scored slide
 EXPORTS = ("lesions.xml", "lesions.geojson.gz", "cells.geojson", "cells.geojson.gz")
 OUTLINE_COLOUR, LESION_COLOUR = (200, 0, 0), (255, 140, 0)
 
@@ -169,13 +169,13 @@ def discard_changed(out: Path, value: dict[str, Any]) -> bool:
         record = {}
     changes = changed_files(out, record)
     for name, change in changes.items():
-        if change.startswith(UNREADABLE):  # perhaps good: a disk or the network failed
+        if change.startswith(UNREADABLE):  # the file may be good: a disk or the network failed
             raise StoreError(f"{out / name} {change}; mend that and run the same command again")
         log.warning("%s: %s; it is made again", out / name, change)
         discard_inside(out, name)
     store = "heatmap.zarr/zarr.json"
     if store in changes and (out / "heatmap.zarr").is_dir() and not (out / "heatmap.zarr").is_symlink():
-        shutil.rmtree(out / "heatmap.zarr")  # without it nobody knows what the chunks are
+        shutil.rmtree(out / "heatmap.zarr")  # without it the chunks cannot be read
     if changes or not record:
         (out / "slide.json").unlink(missing_ok=True)
     return bool(changes) or not record

@@ -51,7 +51,7 @@ from wsi.slides.stain import StainTransform, fit_slide
 from wsi.slides.tissue import Mask, TissueConfig, find_tissue
 
 log = logging.getLogger(__name__)
-HEATMAP_FORMAT = 1  # of cells and their scores; raise it when the golden heatmap of the tests changes
+HEATMAP_FORMAT = 1  # version of cells and their scores; raise it when the golden heatmap of the tests changes
 
 
 class ScoreConfig(Config):
@@ -189,7 +189,7 @@ def score_slide(
         plan = plan_slide(slide, row, engine, cfg, made_of=made_of)
         discard_partials(out)
         if overwrite:
-            (out / "slide.json").unlink(missing_ok=True)  # it says that all is there
+            (out / "slide.json").unlink(missing_ok=True)  # it says that all files are there
             HeatmapStore.discard(out / "heatmap.zarr", unless=plan.spec.fingerprint)
         store = HeatmapStore.create(out / "heatmap.zarr", plan.spec)
         engine.expect(len(plan.grid))

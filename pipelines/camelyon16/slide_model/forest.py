@@ -243,7 +243,7 @@ def fit(cases: Sequence[Case], cfg: ForestConfig, truth_label: int | None) -> Fi
     Raises:
         WsiError: truth or heatmaps that cannot be used, too few slides.
     """
-    # a truth file that marks nothing is not tumour: classes are as an evaluation takes them
+    # a slide whose truth file marks nothing is normal, as in an evaluation
     tumour = np.array([case.tumour_unmarked or read_case(case, truth_label) is not None for case in cases])
     features = features_of([case.prediction for case in cases])
     maximum = np.array([case.prediction.score for case in cases], np.float64)

@@ -25,7 +25,7 @@ from wsi.slides.manifest import read_manifest
 
 CLASSES = (NEGATIVE, POSITIVE)
 LEAST_LABELLED = 0.5  # share of a candidate that must be labelled
-MIXED = (0.25, 0.75)  # shares of feasible labels between which a candidate is neither
+MIXED = (0.25, 0.75)  # shares of feasible labels between which a candidate is left out
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -28,13 +28,15 @@ ARTEFACTS: tuple[Doubt, ...] = ("pen ink", "bubble or glass edge")  # nothing in
 
 BROWN = 0.12  # density of blue less that of red: DAB absorbs blue, haematoxylin red (data/kidney_stains)
 SECTORS = 24
-REACH = (0.3, 1.5)  # of the half box: where a wall is looked for
-INSIDE = 0.2  # of the half box: where the lumen is, also of a capillary that lies across its box
-WALL = (0.6, 1.2)  # of the half box: where the wall's own density is taken
-AS_DENSE = 0.8  # of the wall's brown density: less inside is a lumen with stained plasma, not a solid blob
-MARGIN_UM = 2.0  # around a box, whose border may cut the wall
-FIELD_MARGIN_UM = 30.0  # around a field, so that a capillary at its border is seen whole
-INK_MPP = 8.0  # of the overview that ink is found on, as for tissue
+REACH = (0.3, 1.5)  # in half boxes: distances at which a wall is looked for
+INSIDE = 0.2  # in half boxes: radius of the lumen, also of a capillary that lies across its box
+WALL = (0.6, 1.2)  # in half boxes: distances at which the wall's own density is taken
+AS_DENSE = (
+    0.8  # share of the wall's density: below it the inside is a lumen with stained plasma, not a solid blob
+)
+MARGIN_UM = 2.0  # margin around a box, whose border may cut the wall
+FIELD_MARGIN_UM = 30.0  # margin around a field, so that a capillary at its border is seen whole
+INK_MPP = 8.0  # spacing of the overview on which ink is found, as for tissue
 # dark in all three colours alike, as the rims of air bubbles and of the glass are; dense DAB is less even
 GREY_DENSITY, GREY_EVENNESS = 0.25, 0.8
 

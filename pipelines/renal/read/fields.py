@@ -30,8 +30,8 @@ MOSTLY_EMPTY = (
     1 / 3
 )  # share of tissue below which a field is said to be empty (Kim's thesis: over two thirds)
 
-FORMAT = 1  # of the fields and their scores; raise it when the golden fields of the tests change
-SLACK = 0.02  # of a unit: a corner was rounded to whole pixels
+FORMAT = 1  # version of the fields and their scores; raise it when the golden fields of the tests change
+SLACK = 0.02  # share of a unit: corners were rounded to whole pixels
 
 
 class FieldsConfig(Config):
@@ -182,7 +182,7 @@ def choose_fields(
     shares = tissue_share(mask, slide.size, plan.stride_l0, shape)
     whole = unit_areas(slide.size, plan.stride_l0, shape)
     corners = _sampled(place_fields(shares * whole, whole, units, cfg.min_tissue), cfg)
-    grid = TileGrid(shape, corners + units // 2, plan)  # a patch lies around the middle one of its units
+    grid = TileGrid(shape, corners + units // 2, plan)  # the middle of a patch is the middle one of its units
     side = chunk_side(slide, plan)
     spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, fingerprint)
     store = HeatmapStore.create(path, spec)

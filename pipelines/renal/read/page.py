@@ -173,7 +173,7 @@ def write_pdf(path: Path, html: str) -> None:
     check_pdf()
     import weasyprint
 
-    logging.getLogger("weasyprint").setLevel(logging.ERROR)  # it warns of CSS that is for screens
+    logging.getLogger("weasyprint").setLevel(logging.ERROR)  # it would warn of CSS that is only for screens
     logging.getLogger("fontTools").setLevel(logging.ERROR)
     fetcher = weasyprint.urls.URLFetcher(allowed_protocols=("data",))  # pictures are in the page
     with _no_clock():

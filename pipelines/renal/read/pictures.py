@@ -20,12 +20,12 @@ from wsi.slides.tiles import read_square
 
 OVERVIEW_PX = 1400  # longer side
 CROP_PX = 120  # side of a capillary's picture
-CROP_UM = 36.0  # what it shows at least: a capillary and the tubules beside it
+CROP_UM = 36.0  # least side of the region in it: a capillary and the tubules beside it
 FIELD_PX = 240  # side of a field's picture
 EXCLUDED = 60  # fields left out that are shown; the others are in detections.geojson
-UNCERTAIN = 48  # capillaries nearest to their threshold
-CROP_BAR_UM = 10.0  # length of the bar in it
-MARK_UM = 3.0  # between a capillary and the line around it, which must not hide the wall
+UNCERTAIN = 48  # largest number of capillaries nearest to their threshold
+CROP_BAR_UM = 10.0  # length of the scale bar in a crop
+MARK_UM = 3.0  # gap between a capillary and the line around it, which must not hide the wall
 QUALITY = 85
 
 

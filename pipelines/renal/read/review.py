@@ -28,10 +28,10 @@ BY_HAND = "left out by a person"
 NOT_SEARCHED = (
     "taken in by a person, but no capillary is marked in it, and the machine did not look for any there"
 )
-FROM_POINT = "marked by a point"  # metadata of the square that stands for one
+FROM_POINT = "marked by a point"  # metadata of a square that stands for a point
 POINT_UM = 12.0  # side of the square that stands for a point: a capillary is 10 to 15 um wide
 LONGEST_UM = 100.0  # side of a box; the longest capillaries are some 60 um
-MOST_SHARED = 0.5  # intersection over union of two marks: more is one capillary
+MOST_SHARED = 0.5  # intersection over union of two marks above which they are one capillary
 
 
 @dataclass(frozen=True, eq=False, slots=True)

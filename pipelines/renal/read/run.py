@@ -119,7 +119,7 @@ def report_slide(
         discard_partials(folder)
         stores = Stores.of(folder, pixels, readers, cfg)
         if overwrite:
-            (folder / "slide.json").unlink(missing_ok=True)  # it says that all is there
+            (folder / "slide.json").unlink(missing_ok=True)  # it says that all files are there
             stores.discard_others()
         elif _made_by(folder) not in (None, identity):
             raise ForeignStoreError(
@@ -202,7 +202,7 @@ def finished(folder: Path, identity: str) -> RenalResult | None:
             log.warning("%s: %s; the report is made again", folder / name, change)
             if not change.startswith(UNREADABLE):
                 discard_inside(folder, name)
-        if "fields.zarr/zarr.json" in changes:  # without it nobody knows what the chunks are
+        if "fields.zarr/zarr.json" in changes:  # without it the chunks cannot be read
             HeatmapStore.discard(folder / "fields.zarr", unless="")
         if f"capillaries.boxes/{SPEC}" in changes:
             BoxStore.discard(folder / "capillaries.boxes", unless="")
