@@ -124,9 +124,7 @@ def slides_in(folder: Path) -> list[Path]:
     """The slides of a folder, sorted: no hidden files, no masks, no parts of slides of several files."""
     files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file()]
     files = [p for p in files if not p.name.startswith(".") and not p.stem.lower().endswith("_mask")]
-    if any(
-        p.suffix.lower() in (".vms", ".vmu") for p in files
-    ):  # Hamamatsu's pixels lie in JPEGs beside these files
+    if any(p.suffix.lower() in (".vms", ".vmu") for p in files):  # Hamamatsu's pixels lie in JPEGs
         files = [p for p in files if p.suffix.lower() not in (".jpg", ".jpeg")]
     return _one_per_series(files)
 

@@ -14,10 +14,7 @@ from wsi.slides.grid import TileGrid
 from wsi.slides.slide import Slide
 from wsi.slides.stain import StainTransform
 
-LOOKED_AT, FEWEST = (
-    200,
-    20,
-)  # number of cells that are checked, evenly over a slide; fewer than FEWEST say nothing
+LOOKED_AT, FEWEST = 200, 20  # checked cells, evenly over the slide; fewer than FEWEST say nothing
 # Normal mosaics of lymph nodes have 0.6 to 0.7, skin and a kidney in H&E 0.93 and more (benchmarks/controls.py).
 UNLIKE_FROM = 0.7
 

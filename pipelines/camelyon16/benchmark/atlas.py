@@ -27,10 +27,7 @@ from wsi.slides.tiles import read_square
 from wsi.text import number_of
 
 VIEW_PX = 260  # side of a thumbnail
-WIDE_UM, CLOSE_UM = (
-    1600.0,
-    200.0,
-)  # sides of the regions in the two thumbnails; the wide one grows with the lesion
+WIDE_UM, CLOSE_UM = 1600.0, 200.0  # sides of the two thumbnails' regions; the wide one grows with the lesion
 JPEG_QUALITY = 80
 LARGEST_READ_PX = 8192  # side of the largest region that is read for a thumbnail
 FALSE_SHOWN = 100

@@ -19,9 +19,7 @@ from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SLIDE_SUFFIXES, SlideSource
 
 SCORES_FILE = "classification.csv"  # file of a submission with name and probability of each slide
-LESIONS_FOLDER = (
-    "lesions"  # folder of a submission beside that file; other programs put all CSVs into one folder
-)
+LESIONS_FOLDER = "lesions"  # of a submission, beside that file; other programs put all CSVs together
 
 Attempt = Callable[[], AbstractContextManager[None]]
 

@@ -64,17 +64,15 @@ def operating_points(
     """
     order = np.argsort(-scores, kind="stable")
     run_ends = np.r_[np.flatnonzero(np.diff(scores[order])), len(order) - 1]
-    slide_weights = np.vstack([np.ones(len(scores), np.int64), weights])[:, order]
+    counts = np.vstack([np.ones(len(scores), np.int64), weights])[:, order]
     is_tumour = tumour[order]
-    slide_weights = slide_weights[
-        (slide_weights[:, is_tumour].sum(1) > 0) & (slide_weights[:, ~is_tumour].sum(1) > 0)
-    ]
-    sensitivity = np.cumsum(slide_weights * is_tumour, axis=1)[:, run_ends] / slide_weights[:, is_tumour].sum(
+    counts = counts[(counts[:, is_tumour].sum(1) > 0) & (counts[:, ~is_tumour].sum(1) > 0)]
+    sensitivity = np.cumsum(counts * is_tumour, axis=1)[:, run_ends] / counts[:, is_tumour].sum(
         1, keepdims=True
     )
-    specificity = 1 - np.cumsum(slide_weights * ~is_tumour, axis=1)[:, run_ends] / slide_weights[
-        :, ~is_tumour
-    ].sum(1, keepdims=True)
+    specificity = 1 - np.cumsum(counts * ~is_tumour, axis=1)[:, run_ends] / counts[:, ~is_tumour].sum(
+        1, keepdims=True
+    )
     # a threshold above every score: nothing is called tumour
     sensitivity, specificity = (
         np.c_[np.zeros(len(sensitivity)), sensitivity],

@@ -116,36 +116,36 @@ def evaluate(cohort: Cohort, tick: Callable[[int, int], None] = lambda done, tot
     for done, case in enumerate(cohort.cases):
         tick(done, len(cohort.cases))
         reach = REACH_UM / case.report.slide.um_per_px
-        for field_detections, counted, marks in _by_field(case):
-            detections.append(field_detections)
+        for part, counted, marks in _by_field(case):
+            detections.append(part)
             truth.append(marks)
             for label, name in enumerate(CLASSES):
-                of_class = field_detections.labels == label
+                is_class = part.labels == label
                 boxes = marks.boxes[marks.labels == label]
                 middles = (boxes[:, :2] + boxes[:, 2:]) / 2
                 hits[name].append(
                     (
-                        field_detections.scores[of_class],
+                        part.scores[is_class],
                         hits_by_distance(
-                            field_detections.centres[of_class],
-                            field_detections.scores[of_class],
+                            part.centres[is_class],
+                            part.scores[is_class],
                             middles,
                             reach,
                         ),
                     )
                 )
-                of_class_counted = of_class & counted
+                is_counted = is_class & counted
                 hit_count = int(
                     hits_by_distance(
-                        field_detections.centres[of_class_counted],
-                        field_detections.scores[of_class_counted],
+                        part.centres[is_counted],
+                        part.scores[is_counted],
                         middles,
                         reach,
                     ).sum()
                 )
                 slide_totals[done, label] += (
                     hit_count,
-                    int(of_class_counted.sum()) - hit_count,
+                    int(is_counted.sum()) - hit_count,
                     len(middles) - hit_count,
                 )
     tick(len(cohort.cases), len(cohort.cases))

@@ -31,9 +31,7 @@ SECTORS = 24
 REACH = (0.3, 1.5)  # in half boxes: distances at which a wall is looked for
 INSIDE = 0.2  # in half boxes: radius of the lumen, also of a capillary that lies across its box
 WALL = (0.6, 1.2)  # in half boxes: distances at which the wall's own density is taken
-AS_DENSE = (
-    0.8  # share of the wall's density: below it the inside is a lumen with stained plasma, not a solid blob
-)
+AS_DENSE = 0.8  # share of the wall's density; less inside is a lumen with stained plasma, not a solid blob
 MARGIN_UM = 2.0  # margin around a box, whose border may cut the wall
 FIELD_MARGIN_UM = 30.0  # margin around a field, so that a capillary at its border is seen whole
 INK_MPP = 8.0  # spacing of the overview on which ink is found, as for tissue

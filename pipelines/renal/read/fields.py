@@ -234,9 +234,7 @@ def place_fields(
     largest_first = sorted(
         range(1, count), key=lambda i: (-boxes[i, cv2.CC_STAT_AREA], boxes[i, 1], boxes[i, 0])
     )
-    for (
-        piece
-    ) in largest_first:  # the largest first, so that the rim of the glass takes no square from the biopsy
+    for piece in largest_first:  # so the rim of the glass takes no square from the biopsy
         first = int(boxes[piece, 1])
         for top in _starts(first, first + int(boxes[piece, 3]), units, rows):
             columns = np.flatnonzero((labels[top : top + units] == piece).any(axis=0))

@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Share = Annotated[float, Setting(ge=0, le=1, allow_inf_nan=False)]
-REPORT_FORMAT = (
-    1  # version of everything after fields and boxes; raise it when the golden report of the tests changes
-)
+REPORT_FORMAT = 1  # of all after fields and boxes; raise it when the golden report of the tests changes
 LOWEST_SHOWN = 0.1  # detections from this score on are kept, to show what nearly counted, and for evaluation
 
 
