@@ -1,6 +1,6 @@
 """Whole runs, reports and the command line.
 
-What a notebook needs is here by name (docs/library.md), and is imported when it is asked for.
+The functions for notebooks (docs/library.md) can be imported from here; each is loaded at its first use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The command line: parse, call, print.
+"""The command line: it parses arguments, calls the program and prints.
 
-Exit codes: 0 well; 1 some slide or region could not be read, or nothing was scored; 2 could not start, or a defect;
-130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP.
+Exit codes: 0 all is well; 1 some slide or region could not be read, or nothing was scored; 2 the command could not
+start, or a defect; 130, 143 and 129 the command was stopped by Ctrl-C, SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _options(
 
 
 def main() -> None:
-    """Run, and turn what a user can mend into one sentence and an exit code."""
+    """Run a command, and turn an error that the user can mend into one sentence and an exit code."""
     set_up_logging()
     stop_on_signals()
     try:
@@ -55,18 +55,18 @@ def main() -> None:
         _fail(f"{error}")
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            again = (
+            advice = (
                 "; run the same command again to go on where it stopped"
                 if sys.argv[1:2] == ["score"] or sys.argv[1:3] == ["renal", "report"]
                 else ""
             )
-            err.print(f"wsi: stopped{again}")
+            err.print(f"wsi: stopped{advice}")
             sys.exit(128 + Stopped.signum)
         raise
-    except BrokenPipeError:  # what read our output has ended, as `head` does
+    except BrokenPipeError:  # the program that read our output has ended, as `head` does
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:  # a full disk or a missing right, where no better sentence was found
+    except OSError as error:  # a full disk or a missing right, where nothing raised a better message
         _fail(f"{error}; check space and rights")
     except MemoryError as error:
         _fail(

@@ -31,7 +31,7 @@ from wsi.datasets.rules import Dataset, read_dataset
 from wsi.errors import ConfigError
 from wsi.files import write_json
 
-NOTES = 5  # printed; all of them are in slides.csv
+NOTES = 5  # largest number of printed notes; all notes are in slides.csv
 PER_SLIDE = " false positives per slide"
 
 app = typer.Typer(no_args_is_help=True, help="The Camelyon16 benchmark: evaluate, compare, submit.")
@@ -158,19 +158,21 @@ def evaluate_command(
 
 
 def rules(name: str) -> Dataset:
-    """Those that ``--dataset`` names."""
+    """The rules of the data set that ``--dataset`` names."""
     return Dataset() if name == "none" else read_dataset(name)
 
 
 def _predictions(results: Path, slides: list[str] | None) -> Predictions:
-    found = read_predictions(results)
-    return with_slides(found, gather(slides, mpp=None, allow_anisotropic=False)) if slides else found
+    predictions = read_predictions(results)
+    return (
+        with_slides(predictions, gather(slides, mpp=None, allow_anisotropic=False)) if slides else predictions
+    )
 
 
 def rescored(
     predictions: Predictions, rule: SlideScore, forest: Path | None, *, test: bool = False
 ) -> Predictions:
-    """The same detections, slides scored by a rule or by a forest.
+    """The same detections with slide scores by a rule or by a forest.
 
     Raises:
         ConfigError: both are asked for.
@@ -181,18 +183,20 @@ def rescored(
 
 
 def with_slide_model(predictions: Predictions, folder: Path | None, *, test: bool = False) -> Predictions:
-    """The same detections, slides scored by a forest; in a test it must not have seen any of them."""
+    """The same detections with slide scores by a forest; in a test it must not have seen any of the slides."""
     if folder is None:
         return predictions
     forest, card = read_forest(folder, patch_models(predictions))
-    scored = [p for p in predictions.slides if p.score is not None]
-    known = [p.name for p in scored if slide_key(p) in card.seen]
-    if test and known:
+    scored_slides = [p for p in predictions.slides if p.score is not None]
+    overlap = [p.name for p in scored_slides if slide_key(p) in card.seen]
+    if test and overlap:
         raise ConfigError(
-            f"{folder} was grown on {len(known)} of these slides, {known[0]} among them, so this would be no test; "
+            f"{folder} was grown on {len(overlap)} of these slides, {overlap[0]} among them, so this would be no test; "
             f"take other slides, or the cross-validated figures in its {CARD}"
         )
-    values = dict(zip([p.name for p in scored], forest.predict(features_of(scored)), strict=True))
+    values = dict(
+        zip([p.name for p in scored_slides], forest.predict(features_of(scored_slides)), strict=True)
+    )
     slides = tuple(
         replace(p, score=float(values[p.name]) if p.name in values else None) for p in predictions.slides
     )
@@ -214,8 +218,8 @@ def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, 
             "whether detections lie on their slides is not known, and there are no pictures: pass --slides"
         )
         err.print(f"slide score: {value['slide score']}", markup=False)
-    for name, why in cases.left_out.items():
-        err.print(f"{name} is left out: {why}", markup=False)
+    for name, reason in cases.left_out.items():
+        err.print(f"{name} is left out: {reason}", markup=False)
     for name in value["not counted for FROC"]:
         err.print(f"{name} does not count for FROC: its tumour is not marked exhaustively", markup=False)
     notes = [note if note.startswith(name) else f"{name}: {note}" for name, note in value["notes"].items()]
@@ -229,18 +233,18 @@ def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, 
     table.add_column("")
     table.add_column("value (95 % interval)", justify="right")
     table.add_row("FROC score", interval_text(figures["FROC"]))
-    for target, shown in figures["sensitivity at false positives per slide"].items():
-        table.add_row(f"sensitivity at {target}{PER_SLIDE}", interval_text(shown))
-    found = figures["lesions to be found"] - figures["lesions without any detection"]
-    table.add_row("lesions with any detection", f"{found} of {figures['lesions to be found']}")
+    for target, sensitivity in figures["sensitivity at false positives per slide"].items():
+        table.add_row(f"sensitivity at {target}{PER_SLIDE}", interval_text(sensitivity))
+    hit_count = figures["lesions to be found"] - figures["lesions without any detection"]
+    table.add_row("lesions with any detection", f"{hit_count} of {figures['lesions to be found']}")
     table.add_row("false positives", str(figures["false positives"]))
     for _, name in KINDS:
         table.add_row(f"slides: {name}", interval_text(figures[name]))
     out.print(table)
     if any(figures[name]["value"] in (0, 1) for name in ("FROC", "AUC")):
         out.print("a figure of exactly 0 or 1 has an empty interval, which is no certainty")
-    shows = "atlas.html" if atlas else "froc.png"
-    out.print(f"{folder / shows} shows it; for research use only", markup=False)
+    file_name = "atlas.html" if atlas else "froc.png"
+    out.print(f"{folder / file_name} shows it; for research use only", markup=False)
 
 
 @app.command("compare")
@@ -265,9 +269,9 @@ def compare_command(
     wsi camelyon16 compare first_results second_results
     """
     a, b = read_evaluation(first), read_evaluation(second)
-    found = compare(a, b, draws, seed)
+    differences = compare(a, b, draws, seed)
     if file is not None:
-        made = {
+        origin = {
             "program": f"slidewright {version()}",
             "code": code_hash(),
             "intended_use": "research use only",
@@ -279,16 +283,16 @@ def compare_command(
             "draws": draws,
             "seed": seed,
         }
-        write_json(file, made | settings | {"differences, first less second": found})
+        write_json(file, origin | settings | {"differences, first less second": differences})
     heading = f"{len(a.names)} slides; FROC variant '{a.variant}'; sensitivities at so many{PER_SLIDE}"
     out.print(f"first: {a.path}\nsecond: {b.path}", markup=False)
     table = Table(title=heading, title_justify="left")
     for heading in ("", "first", "second", "difference (95 % interval)", "p"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, shown in found.items():
-        values = ["not defined" if v is None else f"{v:.3f}" for v in shown["values"]]
-        p = "" if shown["p"] is None else f"{shown['p']:.4f}"
-        table.add_row(name.removesuffix(PER_SLIDE), *values, interval_text(shown["difference"]), p)
+    for name, difference in differences.items():
+        values = ["not defined" if v is None else f"{v:.3f}" for v in difference["values"]]
+        p = "" if difference["p"] is None else f"{difference['p']:.4f}"
+        table.add_row(name.removesuffix(PER_SLIDE), *values, interval_text(difference["difference"]), p)
     out.print(table)
     out.print(
         "p of a permutation test, two-sided, for each line by itself; for research use only", markup=False

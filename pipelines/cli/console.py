@@ -1,4 +1,4 @@
-"""What people see: lines, progress with time left, errors in one sentence."""
+"""Output for people: lines, progress with the time left, errors in one sentence."""
 
 from __future__ import annotations
 
@@ -24,107 +24,107 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 PACKAGES = ("wsi", "models", "pipelines")
-PLAIN_EVERY_S = 10.0  # between two lines of progress where there is no terminal
+PLAIN_EVERY_S = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 class _Notes(logging.Handler):
-    """A library's note as one plain line."""
+    """A log handler that prints each note as one plain line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print it."""
+        """Print the note."""
         err.print(record.getMessage(), markup=False)
 
 
 class Tick(Protocol):
-    """Moves the bar."""
+    """A function that moves the progress bar."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Say how far it is."""
+        """Show how much is done, with a note."""
         ...
 
 
 def set_up_logging() -> None:
-    """The libraries' notes go to standard error, plainly."""
+    """Print the log notes of our packages to standard error, as plain lines."""
     logging.basicConfig(level=logging.WARNING, handlers=[_Notes()], force=True)
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
     logging.getLogger("tifffile").setLevel(
         logging.CRITICAL
-    )  # what it says of a file stands in our own sentence
+    )  # our own error messages say what is wrong with a file
     out.quiet = False
 
 
 def be_quiet() -> None:
-    """Print warnings and errors only: no results, no progress, no notes."""
+    """Print only warnings and errors: no results, no progress, no notes."""
     out.quiet = True
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.WARNING)
 
 
 def be_verbose() -> None:
-    """Print what the libraries note for their developers, too."""
+    """Print the notes for developers, too."""
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.DEBUG)
 
 
 STOPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)  # Ctrl-C; what SLURM, systemd and docker stop send; a terminal that is closed
+)  # from Ctrl-C; from SLURM, systemd and docker stop; from a closed terminal
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the program to stop; whatever handles Ctrl-C handles it."""
+    """The error that a signal raises to stop the program; it is handled like Ctrl-C."""
 
     signum: int = signal.SIGINT
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end a run as Ctrl-C does: what was done is kept, and the summary is written."""
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does: finished work is kept, and the summary is written."""
 
     def stop(signum: int, _frame: object) -> None:
-        for again in STOPS:  # the summary that follows must not be cut by a second one
-            signal.signal(again, signal.SIG_IGN)
+        for number in STOPS:  # a second signal must not cut off the summary that follows
+            signal.signal(number, signal.SIG_IGN)
         Stopped.signum = signum
         raise Stopped
 
-    for known in STOPS:
-        if signal.getsignal(known) is not signal.SIG_IGN:  # nohup
-            signal.signal(known, stop)
+    for number in STOPS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, stop)
 
 
 @contextmanager
 def interruptible(notice: str) -> Iterator[Callable[[], bool]]:
-    """Let the first signal only be noted, so that the work can stop at a whole step; the second one stops at once.
+    """Only note the first signal, so that the work can stop after a whole step; the second one stops it at once.
 
     Args:
-        notice: is printed at the first one.
+        notice: text that is printed at the first signal.
 
     Yields:
-        Whether there was one.
+        A function that returns whether there was a signal.
     """
-    noted: list[int] = []
+    signals: list[int] = []
 
     def note(signum: int, _frame: object) -> None:
-        noted.append(signum)
+        signals.append(signum)
         Stopped.signum = signum
-        for known, handler in before.items():
-            signal.signal(known, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         err.print(f"\n{notice}", markup=False)
 
-    heard = [
-        known for known in STOPS if signal.getsignal(known) is not signal.SIG_IGN
+    stop_signals = [
+        number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN
     ]  # nohup ignores SIGHUP
-    before = {known: signal.signal(known, note) for known in heard}
+    handlers = {number: signal.signal(number, note) for number in stop_signals}
     try:
-        yield lambda: bool(noted)
+        yield lambda: bool(signals)
     finally:
-        for known, handler in before.items():
-            signal.signal(known, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def progress(title: str, *, transient: bool = False) -> Iterator[Tick]:
-    """A bar with time left on a terminal; elsewhere a line every ten seconds."""
+    """Show a bar with the time left on a terminal; elsewhere print a line every ten seconds."""
     if out.quiet:
         yield lambda done, total, note="": None
         return
@@ -150,7 +150,7 @@ def progress(title: str, *, transient: bool = False) -> Iterator[Tick]:
 
 
 class _Plain:
-    """Lines of progress for logs; none for what is over sooner."""
+    """Lines of progress for logs; work of less than ten seconds gets none."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -165,65 +165,71 @@ class _Plain:
             return
         self.last = now
         speed = (done - self.first) / (now - self.start)
-        left = f", {duration((total - done) / speed)} left" if speed > 0 else ""
-        err.print(f"{self.title}: {done} of {total}{left} {note}".rstrip(), markup=False)
+        time_left = f", {duration((total - done) / speed)} left" if speed > 0 else ""
+        err.print(f"{self.title}: {done} of {total}{time_left} {note}".rstrip(), markup=False)
 
 
 class CohortProgress:
-    """How far a run over many slides is, and how long all of it will still take.
+    """The progress of a run over many slides, and the time that is left for all of them.
 
-    A slide counts by the size of its file. Slides that were done before say nothing of the speed.
+    A slide counts by the size of its file. Slides that an earlier run finished do not count for the speed.
     """
 
     def __init__(self, sizes: Sequence[float], show: Callable[[str, float, float | None], None]) -> None:
         self._sizes = [max(size, 1.0) for size in sizes]
         self._show = show
         self._index, self._name = 0, ""
-        self._first: float | None = None  # share of this slide that was done when it began
-        self._done = 0.0  # share of it that is done now
-        self._worked = 0.0  # size of what this run has done
+        self._first_share: float | None = None  # share of this slide that was done when this run began it
+        self._share_done = 0.0  # share of it that is done now
+        self._size_done = 0.0  # size of what this run has done
         self._start = time.monotonic()
 
     def begin(self, index: int, name: str) -> None:
-        """Say which slide is worked on, by its index from 0."""
+        """Begin a slide, given its index from 0."""
         self._finish()
         self._index, self._name = index, name
-        self._first, self._done = None, 0.0
+        self._first_share, self._share_done = None, 0.0
         self._say("")
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """Say how far this slide is: so many of ``total`` cells, fields or tiles; or bytes, before the work begins."""
+        """Show how many of ``total`` cells, fields or tiles of this slide are done; or bytes, before the work."""
         if what == "bytes":
             self._say(f"reading its file, {done / 2**20:,.0f} of {total / 2**20:,.0f} MiB")
             return
-        self._done = done / total if total else 1.0
-        self._first = self._done if self._first is None else min(self._first, self._done)
+        self._share_done = done / total if total else 1.0
+        self._first_share = (
+            self._share_done if self._first_share is None else min(self._first_share, self._share_done)
+        )
         self._say(f"{done} of {total} {what}")
 
     def _finish(self) -> None:
-        if self._first is not None:
-            self._worked += self._sizes[self._index] * (1.0 - self._first)
-        self._first = None
+        if self._first_share is not None:
+            self._size_done += self._sizes[self._index] * (1.0 - self._first_share)
+        self._first_share = None
 
     def _left(self) -> float | None:
-        """Seconds until all slides are done; None where nothing tells yet."""
-        here = self._sizes[self._index]
-        worked = self._worked + (0.0 if self._first is None else here * (self._done - self._first))
-        if worked <= 0:
+        """Seconds until all slides are done; None where that is not known yet."""
+        size = self._sizes[self._index]
+        size_done = self._size_done + (
+            0.0 if self._first_share is None else size * (self._share_done - self._first_share)
+        )
+        if size_done <= 0:
             return None
-        ahead = here * (1 - self._done) + sum(self._sizes[self._index + 1 :])
-        return (time.monotonic() - self._start) * ahead / worked
+        size_left = size * (1 - self._share_done) + sum(self._sizes[self._index + 1 :])
+        return (time.monotonic() - self._start) * size_left / size_done
 
     def _say(self, note: str) -> None:
         count = len(self._sizes)
         title = self._name if count == 1 else f"slide {self._index + 1} of {count}, {self._name}"
-        share = (sum(self._sizes[: self._index]) + self._sizes[self._index] * self._done) / sum(self._sizes)
+        share = (sum(self._sizes[: self._index]) + self._sizes[self._index] * self._share_done) / sum(
+            self._sizes
+        )
         self._show(f"{title}: {note}" if note else title, share, self._left())
 
 
 @contextmanager
 def cohort_progress(sizes: Sequence[float]) -> Iterator[CohortProgress]:
-    """One bar for all slides, with the time left for all of them; without a terminal a line every ten seconds.
+    """Show one bar for all slides, with the time left for them; without a terminal print a line every ten seconds.
 
     Args:
         sizes: bytes of each slide's file, or 1 where it is not known.
@@ -258,9 +264,9 @@ def _left_text(left: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as ``12 s``, ``3 min 20 s`` or ``1 h 05 min``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    total = max(0, round(seconds))
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"

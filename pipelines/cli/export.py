@@ -1,4 +1,4 @@
-"""``wsi export``: results for other programs."""
+"""``wsi export``: it writes results for other programs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Folder = Annotated[
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scored:
-    """One slide's results, read back."""
+    """One slide's results, read from its folder."""
 
     folder: Path
     result: SlideResult
@@ -48,17 +48,17 @@ class Scored:
 
     @property
     def heatmap(self) -> Heatmap:
-        """Of the class that lesions were found on."""
+        """The heatmap of the class that lesions were found on."""
         return self.store.read(self.facts["classes"].index(self.facts["positive"]))
 
     @property
     def lesion_settings(self) -> LesionConfig:
-        """How its lesions were found."""
+        """The settings that its lesions were found with."""
         return LesionConfig.model_validate_json(json.dumps(self.facts["lesion_settings"]))
 
 
 def read_scored(folder: Path) -> list[Scored]:
-    """Every scored slide of a run's folder, by name.
+    """Read every scored slide of a run's folder, by name.
 
     Raises:
         StoreError: there is none, or a file is broken.
@@ -68,7 +68,7 @@ def read_scored(folder: Path) -> list[Scored]:
     )
     if not files:
         raise StoreError(f"{folder} holds no scored slide; run wsi score first, and give its --out here")
-    found = []
+    slides = []
     for path in files:
         try:
             facts = json.loads(path.read_bytes())
@@ -93,8 +93,8 @@ def read_scored(folder: Path) -> list[Scored]:
         store = HeatmapStore.open(path.parent / "heatmap.zarr")
         if store.attributes.get("fingerprint") != facts["fingerprint"]:
             raise StoreError(f"{path.parent} was being scored again and is not finished; run wsi score again")
-        found.append(Scored(path.parent, result, facts, store))
-    return found
+        slides.append(Scored(path.parent, result, facts, store))
+    return slides
 
 
 def _each(folder: Path, write: Callable[[Scored], Path]) -> None:
@@ -157,7 +157,7 @@ def geojson(
 
 
 def _write_both(path: Path, features: list[Feature], offset: tuple[int, int], gz: bool) -> Path:
-    """Write the plain file, and the compressed one beside it, which otherwise is removed: they never differ."""
+    """Write the plain file, and write or remove the compressed one beside it, so that the two never differ."""
     compressed = path.with_name(f"{path.name}.gz")
     write_geojson(path, features, offset)
     if gz:

@@ -74,15 +74,15 @@ def forest_command(
     )
     write_forest(folder, fitted.forest, card)
     _write_validation(folder / "validation", folder.name, fitted)
-    for name, shown in fitted.quality.items():
-        out.print(f"{name}: {interval_text(shown)}", markup=False)
+    for name, figure in fitted.quality.items():
+        out.print(f"{name}: {interval_text(figure)}", markup=False)
     out.print(
         f"{folder} holds the model; its folder 'validation' names slides. For research use only", markup=False
     )
 
 
 def _write_validation(folder: Path, name: str, fitted: Fitted) -> None:
-    """Scores of every slide by name, apart from the model: names may be accession numbers."""
+    """Write the scores of every slide by name, apart from the model: names may be accession numbers."""
     columns = (fitted.names, fitted.tumour, fitted.fold + 1, fitted.scores, fitted.maximum, fitted.features)
     rows = [
         (

@@ -16,7 +16,7 @@ from pipelines.cli.console import be_quiet, be_verbose
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
-# name: module, what it holds (a function, or a group's app), and what else is added to a group
+# command: module, its function or its group's app, and further commands of that group
 SOURCES: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "score": ("pipelines.cli.score", "score", {}),
     "score-patches": ("pipelines.cli.patches", "patches_command", {}),
@@ -58,7 +58,7 @@ METAVARS = {
     Path: "PATH",
     str: "TEXT",
     bool: "",
-}  # what a value is, in a user's words
+}  # names of types for users
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print warnings and errors only.")]
 Verbose = Annotated[
@@ -70,7 +70,7 @@ class LazyGroup(TyperGroup):
     """``wsi`` itself: its commands are imported one by one."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """All names, in the order of the help."""
+        """Names of all commands, in the order of the help."""
         return list(SOURCES)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -81,28 +81,28 @@ class LazyGroup(TyperGroup):
 
 
 def load(name: str) -> Any:
-    """The command or group of this name, with what all commands share."""
-    module, attribute, more = SOURCES[name]
-    found = getattr(import_module(module), attribute)
-    if not isinstance(found, typer.Typer):
-        alone = typer.Typer(add_completion=False, context_settings=HELP)
-        alone.command(name, context_settings=HELP)(with_switches(found))
-        return get_command(alone)
-    known = {info.name for info in found.registered_commands}
-    for below, (where, function) in more.items():
-        if below not in known:
-            found.command(below)(getattr(import_module(where), function))
-    for info in found.registered_commands:
+    """The command or group of this name, with the switches that all commands share."""
+    module, attribute, additions = SOURCES[name]
+    target = getattr(import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
+        single_app = typer.Typer(add_completion=False, context_settings=HELP)
+        single_app.command(name, context_settings=HELP)(with_switches(target))
+        return get_command(single_app)
+    names = {info.name for info in target.registered_commands}
+    for subcommand, (module_name, function) in additions.items():
+        if subcommand not in names:
+            target.command(subcommand)(getattr(import_module(module_name), function))
+    for info in target.registered_commands:
         info.context_settings = HELP
         info.callback = with_switches(info.callback)
-    found.info.context_settings = HELP
-    command = get_command(found)
+    target.info.context_settings = HELP
+    command = get_command(target)
     command.name = name
     return command
 
 
 def with_switches(function: Any) -> Any:
-    """The same command with ``-q`` and ``-v``, and with a word in capitals for each value it takes."""
+    """The command with ``-q`` and ``-v``, and with a word in capitals for each value that it takes."""
     signature = inspect.signature(function, eval_str=True)
     if "quiet" in signature.parameters:
         return function
@@ -120,8 +120,8 @@ def with_switches(function: Any) -> Any:
     def switch(name: str, annotation: Any) -> inspect.Parameter:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
 
-    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()]
-    parameters = [*own, switch("quiet", Quiet), switch("verbose", Verbose)]
+    options = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()]
+    parameters = [*options, switch("quiet", Quiet), switch("verbose", Verbose)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     del command.__wrapped__
@@ -129,11 +129,11 @@ def with_switches(function: Any) -> Any:
 
 
 def _name_value(annotation: Any) -> None:
-    """Give an option or argument a metavar that says what it takes, where it has none."""
+    """Give an option or argument that has no metavar one that names its type."""
     metadata = getattr(annotation, "__metadata__", ())
-    inside = [annotation.__origin__, *get_args(annotation.__origin__)] if metadata else []
-    inside += [kind for part in inside for kind in get_args(part)]
-    word = next((METAVARS[kind] for kind in inside if kind in METAVARS), None)
+    types = [annotation.__origin__, *get_args(annotation.__origin__)] if metadata else []
+    types += [kind for part in types for kind in get_args(part)]
+    metavar = next((METAVARS[kind] for kind in types if kind in METAVARS), None)
     for info in metadata:
         if isinstance(info, typer.models.ParameterInfo) and info.metavar is None:
-            info.metavar = word
+            info.metavar = metavar

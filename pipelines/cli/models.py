@@ -1,4 +1,4 @@
-"""``wsi models``: what ships, what a model says of itself, and models for other programs."""
+"""``wsi models``: the models that ship, their cards, and models for other programs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def list_models() -> None:
 
 
 def _kind(card: ModelCard) -> str:
-    """The network, and how large it is."""
+    """The width of an Inception-v3 network; the name of any other one."""
     architecture = card.architecture
     return f"width {architecture.width:g}" if architecture.name == "inception_v3" else architecture.name
 
@@ -110,12 +110,12 @@ def measure(
         )
     for sentence in scored.left_out:
         err.print(f"left out: {sentence}", markup=False)
-    before = card.metrics.get("figures", [])
-    out.print("\n".join(figures_lines([*before, row])), markup=False)
+    old_rows = card.metrics.get("figures", [])
+    out.print("\n".join(figures_lines([*old_rows, row])), markup=False)
     if write:
-        kept = [r for r in before if r["data"] != row["data"]]
-        changed = card.model_copy(update={"metrics": card.metrics | {"figures": [*kept, row]}})
-        write_text(folder / CARD, card_json(changed))
+        other_rows = [r for r in old_rows if r["data"] != row["data"]]
+        new_card = card.model_copy(update={"metrics": card.metrics | {"figures": [*other_rows, row]}})
+        write_text(folder / CARD, card_json(new_card))
     raise typer.Exit(1 if scored.left_out else 0)
 
 
@@ -206,12 +206,12 @@ def calibrate(
         err.print(sentence, markup=False)
 
     with progress("patches") as tick:
-        learned = list_patches(training) if training is not None else ()
+        training_patches = list_patches(training) if training is not None else ()
         card = calibrate_model(
-            source, list_patches(patches), folder, training=learned, mpp=mpp, say=say, tick=tick
+            source, list_patches(patches), folder, training=training_patches, mpp=mpp, say=say, tick=tick
         )
     row = card.metrics["figures"][0]
-    before = card.metrics["calibration_error_before"]
+    error_before = card.metrics["calibration_error_before"]
     out.print("\n".join(figures_lines([row])), markup=False)
-    out.print(f"  before, the calibration error was {before:.3f}", markup=False)
+    out.print(f"  before, the calibration error was {error_before:.3f}", markup=False)
     out.print(f"{folder} holds the model; for research use only", markup=False)

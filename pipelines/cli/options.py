@@ -72,7 +72,7 @@ Out = Annotated[
 
 
 def check_patch_spacing(mpp: float | None, card: ModelCard) -> None:
-    """Say which spacing the patches are taken to have; refuse what cannot be brought to the model's."""
+    """Print the spacing that is assumed for the patches; refuse patches that are coarser than the model's spacing."""
     if card.spacing_um is None:
         return
     if mpp is None:

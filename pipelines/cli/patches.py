@@ -1,4 +1,4 @@
-"""``wsi score-patches``: a folder of patches in, a table and a page out."""
+"""``wsi score-patches``: it scores a folder of patches and writes a table and a page."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def patches_command(
     cfg = EngineConfig(
         engine=engine or "auto", precision=precision or "auto", orientations=8 if orientations == "8" else 1
     )
-    listed = list_patches(patches)
+    pictures = list_patches(patches)
     runner = load_engine(find_models(model or [DEFAULT_MODEL]), cfg)
     cards = runner.models.cards
     made_by = fingerprint(models=[card.sha256 for card in cards], engine=runner.description, mpp=mpp)
@@ -65,17 +65,19 @@ def patches_command(
         refuse_other_run(folder, made_by)
     names = " and ".join(card.name for card in cards)
     out.print(
-        f"{number_of(len(listed), 'patch', 'patches')}; model {names}; {runner.description}", markup=False
+        f"{number_of(len(pictures), 'patch', 'patches')}; model {names}; {runner.description}", markup=False
     )
     if any(card.demonstration for card in cards):
         out.print("a demonstration model, trained on phantoms: its scores on real tissue mean nothing")
     check_patch_spacing(mpp, cards[0])
     with progress("patches") as tick:
-        scored = score_patches(listed, runner, mpp=mpp, tick=tick)
+        scored = score_patches(pictures, runner, mpp=mpp, tick=tick)
     for sentence in scored.left_out:
         err.print(f"left out: {sentence}", markup=False)
     if not scored.patches:
-        err.print(f"none of the {len(listed)} patches of {patches} can be read; see above why", markup=False)
+        err.print(
+            f"none of the {len(pictures)} patches of {patches} can be read; see above why", markup=False
+        )
         raise typer.Exit(1)
     models = [{"name": c.name, "sha256": c.sha256, "demonstration": c.demonstration} for c in cards]
     settings = cfg.model_dump(mode="json") | {"mpp": mpp or cards[0].spacing_um}

@@ -79,8 +79,8 @@ def lymph_node(
                 progress=lambda done, total: tick(done, total, ""),
             )
         kinds = [lesion.kind for lesion in layout.lesions]
-        found = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) or "no lesion"
-        out.print(f"{folder / slide.name}.tif  {layout.mpp} um/px  {found}", markup=False)
+        lesion_text = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) or "no lesion"
+        out.print(f"{folder / slide.name}.tif  {layout.mpp} um/px  {lesion_text}", markup=False)
     write_manifest(folder, slides, splits)
     made_by = {
         "program": f"slidewright {version()}",
@@ -136,19 +136,19 @@ def kidney(
         settings |= {"pictures": str(pictures)}
     _check_folder(folder, settings, overwrite)
     slides = plan_kidneys(count, seed, _size(size), percents)
-    first = count - round(count * validation_share)
-    held_out = "validation" if pictures is None else "test"
-    splits = ["train" if i < first else held_out for i in range(count)]
+    train_count = count - round(count * validation_share)
+    last_split = "validation" if pictures is None else "test"
+    splits = ["train" if i < train_count else last_split for i in range(count)]
     material = _pictures(pictures, validation_share, splits)
     for i, (slide, split) in enumerate(zip(slides, splits, strict=True), start=1):
         with progress(f"{slide.name} ({i} of {count})", transient=True) as tick:
             counts, mpp = _write_kidney(
                 slide, folder, material.get(split), lambda done, total: tick(done, total, "")
             )
-        whole = sum(counts.values())
-        share = f"{100 * counts['positive'] / whole:.1f} %" if whole else "none"
-        told = f"{whole} capillaries, {counts['positive']} of them C4d-positive ({share})"
-        out.print(f"{folder / slide.name}.tif  {mpp} um/px  {told}", markup=False)
+        capillary_count = sum(counts.values())
+        share = f"{100 * counts['positive'] / capillary_count:.1f} %" if capillary_count else "none"
+        count_text = f"{capillary_count} capillaries, {counts['positive']} of them C4d-positive ({share})"
+        out.print(f"{folder / slide.name}.tif  {mpp} um/px  {count_text}", markup=False)
     write_kidney_manifest(folder, slides, splits, fields=not material)
     made_by = {"program": f"slidewright {version()}", "code": code_hash(), "command": "wsi phantom kidney"}
     write_json(folder / "phantoms.json", made_by | {"settings": settings, "note": "synthetic; not tissue"})
@@ -158,7 +158,7 @@ def kidney(
 def _pictures(
     folder: Path | None, validation_share: float, splits: Sequence[str]
 ) -> dict[str, list[Picture]]:
-    """What slides of each split are made of; empty for drawings."""
+    """The material of the slides of each split; empty for drawings."""
     if folder is None:
         return {}
     border = 1 - validation_share
@@ -169,7 +169,7 @@ def _pictures(
 def _write_kidney(
     slide: KidneyPhantom, folder: Path, pictures: list[Picture] | None, tick: Callable[[int, int], None]
 ) -> tuple[dict[str, int], float]:
-    """Write one slide; its capillaries of each class, and its um per pixel."""
+    """Write one slide; return the number of capillaries of each class, and its um per pixel."""
     if pictures is not None:
         return write_kidney_mosaic(slide, folder, pictures, tick), MPP
     layout = write_kidney(slide, folder, tick)
@@ -179,18 +179,18 @@ def _write_kidney(
 
 def _percents(text: str) -> list[float]:
     try:
-        found = [float(part) for part in text.split(",")]
+        percents = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--c4d must be percentages such as 0,10,60, got {text!r}") from error
-    if not all(0 <= value <= 100 for value in found):  # NaN is neither
+    if not all(0 <= value <= 100 for value in percents):  # NaN is refused, too
         raise ConfigError(f"--c4d must lie between 0 and 100, got {text!r}")
-    return found
+    return percents
 
 
 def _materials(
     patches: Path | None, polygons: Path | None, part: str, validation_share: float
 ) -> dict[str, Material]:
-    """What slides of each split are made of; empty for drawings."""
+    """The material of the slides of each split; empty for drawings."""
     if patches is None and polygons is None:
         return {}
     if patches is None or polygons is None:
@@ -201,12 +201,14 @@ def _materials(
         raise ConfigError(f"--part must be FROM-TO in percent such as 0-70, got {part!r}") from error
     if not 0 <= low < high <= 1:
         raise ConfigError(f"--part must lie between 0-100 and rise, got {part!r}")
-    found, outlines = read_patches(patches), read_outlines(polygons)
-    for sentence in found.left_out:
+    labelled_patches, outlines = read_patches(patches), read_outlines(polygons)
+    for sentence in labelled_patches.left_out:
         err.print(f"left out: {sentence}", markup=False)
     border = high - (high - low) * validation_share
     shares = {"train": (low, border), "validation": (border, high)}
-    return {split: load_material(found, outlines, a, b) for split, (a, b) in shares.items() if b > a}
+    return {
+        split: load_material(labelled_patches, outlines, a, b) for split, (a, b) in shares.items() if b > a
+    }
 
 
 def _material(mosaic: dict[str, Material], split: str) -> Material | None:

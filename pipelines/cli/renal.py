@@ -82,14 +82,14 @@ def propose(
     detector = BoxEngine(find_folder(model), EngineConfig())
     card = detector.card
     source = SlideSource(slide, mpp, allow_anisotropic)
-    with source.open() as opened:
-        mask = find_tissue(opened, TissueConfig(method="density"))
+    with source.open() as open_slide:
+        mask = find_tissue(open_slide, TissueConfig(method="density"))
         if not mask.pixels.any():
             raise ConfigError(f"{slide} shows no tissue; check that it is the right slide")
         with progress("tiles") as tick:
-            plan = tissue_tiles(opened, mask, card)
-            result = detect_slide(opened, plan, detector, lowest_score=confidence, tick=tick)
-        offset = origin_offset(opened.bounds, origin)
+            plan = tissue_tiles(open_slide, mask, card)
+            result = detect_slide(open_slide, plan, detector, lowest_score=confidence, tick=tick)
+        offset = origin_offset(open_slide.bounds, origin)
     made_by = {"model": card.name, "sha256": card.sha256[:16], "program": f"slidewright {version()}"}
     made_by |= {"code": code_hash(), "intended use": "research use only"}
     features = proposed_labels(source.name, result.detections, card.detector.classes, made_by)
@@ -162,7 +162,7 @@ def report(
     rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic)
     engine = EngineConfig()
     readers = Readers(load_engine(find_models([fields_model]), engine), BoxEngine(find_folder(model), engine))
-    readers.limits(cfg)  # both refuse models of something else
+    readers.limits(cfg)  # this and the next line refuse models of another kind
     field_threshold(readers.fields.models.card, cfg.fields)
     complete = RenalRun(rows, readers, cfg, folder, pdf, overwrite).go()
     raise typer.Exit(0 if complete else 1)
@@ -170,7 +170,7 @@ def report(
 
 @dataclass
 class RenalRun:
-    """One ``wsi renal report``: slides, networks and where the reports go."""
+    """One run of ``wsi renal report``: slides, networks and the folder of the reports."""
 
     rows: list[SlideRow]
     readers: Readers
@@ -181,7 +181,7 @@ class RenalRun:
     _progress: CohortProgress | None = None
 
     def go(self) -> bool:
-        """Read everything; whether every slide was read to the last field."""
+        """Read all slides; return whether every slide was read to the last field."""
         fingerprint = run_fingerprint(self.readers, self.cfg)
         if not self.overwrite:
             refuse_other_run(self.folder, fingerprint)
@@ -222,14 +222,14 @@ def _say(result: RenalResult | Failure) -> None:
         err.print(f"{result.name}: failed: {result.reason}", markup=False)
         return
     g = result.report.result
-    counted = f"{g.positive} positive and {g.negative} negative in {number_of(g.fields, 'field')}"
+    counts = f"{g.positive} positive and {g.negative} negative in {number_of(g.fields, 'field')}"
     if g.percent is not None and g.interval is not None:
         percent = percent_text(g.percent, grading_of(result.report))
-        counted = f"{percent} % ({g.interval[0]:.1f} to {g.interval[1]:.1f}), {counted}"
+        counts = f"{percent} % ({g.interval[0]:.1f} to {g.interval[1]:.1f}), {counts}"
     grade = (
         grade_word(g.grade, grading_of(result.report)) if g.grade else f"not assessable: {g.not_assessable}"
     )
-    out.print(f"{result.name}: {grade}; {counted}", markup=False)
+    out.print(f"{result.name}: {grade}; {counts}", markup=False)
     for sentence in basis_sentences(result.report):
         out.print(f"  {sentence}", markup=False)
     for warning in result.report.warnings:

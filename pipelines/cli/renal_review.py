@@ -1,4 +1,4 @@
-"""``wsi renal review`` and ``wsi renal evaluate``: a person's corrections, and how good the machine is."""
+"""``wsi renal review`` and ``wsi renal evaluate``: corrections by a person, and the machine's quality."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def review_command(
     if corrected is not None:
         with progress("report") as tick:
             tick(0, 1)
-            new = review_slide(folder, corrected, signature, slide=slide, pdf=pdf)
+            report = review_slide(folder, corrected, signature, slide=slide, pdf=pdf)
         refresh_summary(folder.parent)
-        _say(new, folder)
+        _say(report, folder)
         return
     assert many is not None  # one of the two was given
     if slide is not None:
@@ -95,7 +95,7 @@ def review_command(
 
 
 def _review_many(out_folder: Path, corrected: Path, signature: Signature, pdf: bool) -> int:
-    """Every corrected file of a folder; one that cannot be used costs itself only."""
+    """Review every corrected file of a folder; a file that cannot be used does not stop the others."""
     files = corrected_files(out_folder, corrected)
     failed = 0
     try:
@@ -107,7 +107,7 @@ def _review_many(out_folder: Path, corrected: Path, signature: Signature, pdf: b
                 except WsiError as error:
                     failed += 1
                     err.print(f"{folder.name}: {error}", markup=False)
-    finally:  # also of a run that is stopped
+    finally:  # also after a run that was stopped
         refresh_summary(out_folder)
     unreviewed = sum(1 for p in out_folder.glob("*/report.json") if not (p.parent / REVIEWED).is_dir())
     out.print(
@@ -118,7 +118,7 @@ def _review_many(out_folder: Path, corrected: Path, signature: Signature, pdf: b
 
 
 def corrected_files(out_folder: Path, corrected: Path) -> dict[Path, Path]:
-    """The corrected file of each slide's folder, by name.
+    """The corrected file for each slide's folder, matched by name.
 
     Raises:
         ConfigError: there is none, or one of a slide that was not reported.
@@ -150,14 +150,14 @@ def corrected_files(out_folder: Path, corrected: Path) -> dict[Path, Path]:
     return files
 
 
-def _say(new: RenalReport, folder: Path) -> None:
-    assert new.machine is not None  # a reviewed report holds both
-    assert new.corrections is not None
-    c = new.corrections
-    grading = grading_of(new)
-    out.print(f"{new.slide.name}", markup=False)
-    out.print(f"  machine:   {_sentence(new.machine, grading)}", markup=False)
-    out.print(f"  corrected: {_sentence(new.result, grading)}", markup=False)
+def _say(report: RenalReport, folder: Path) -> None:
+    assert report.machine is not None  # a reviewed report holds both
+    assert report.corrections is not None
+    c = report.corrections
+    grading = grading_of(report)
+    out.print(f"{report.slide.name}", markup=False)
+    out.print(f"  machine:   {_sentence(report.machine, grading)}", markup=False)
+    out.print(f"  corrected: {_sentence(report.result, grading)}", markup=False)
     out.print(
         f"  capillaries: {c.deleted} deleted, {c.added} added, {c.reclassified} reclassified; "
         f"fields: {c.fields_left_out} left out, {c.fields_taken_in} taken in"
@@ -165,9 +165,9 @@ def _say(new: RenalReport, folder: Path) -> None:
     if c.fields_not_searched:
         err.print(f"  fields taken in without a mark in them, which do not count: {c.fields_not_searched}")
     if c.outside_fields:
-        one = c.outside_fields == 1
-        what = "1 marked capillary lies" if one else f"{c.outside_fields} marked capillaries lie"
-        err.print(f"  {what} in no evaluated field and {'is' if one else 'are'} not counted")
+        is_single = c.outside_fields == 1
+        marks_text = "1 marked capillary lies" if is_single else f"{c.outside_fields} marked capillaries lie"
+        err.print(f"  {marks_text} in no evaluated field and {'is' if is_single else 'are'} not counted")
     out.print(f"  {folder / REVIEWED / 'report.html'} shows it; for research use only", markup=False)
 
 

@@ -1,4 +1,4 @@
-"""``wsi score``: slides in, heatmaps, lesions and pictures out."""
+"""``wsi score``: it scores slides and writes heatmaps, lesions and pictures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from wsi.slides.manifest import SlideRow
 
 
 class RunConfig(Config):
-    """The file that ``--config`` reads."""
+    """The settings in a file that ``--config`` reads."""
 
     score: ScoreConfig = ScoreConfig()
     engine: EngineConfig = EngineConfig()
@@ -139,7 +139,7 @@ def _override(
     tissue: str | None,
     threshold: float | None,
 ) -> RunConfig:
-    """The file's settings with those from the command line over them."""
+    """The file's settings, replaced by those from the command line where it gives any."""
     value = base.model_dump(mode="json")
     value["score"] |= {k: v for k, v in score.items() if v is not None}
     value["engine"] |= {k: v for k, v in engine.items() if v is not None}
@@ -166,9 +166,9 @@ def _mask_of(row: SlideRow, mask: Path) -> Path:
     slide = Path(row.source.path).resolve()
     for stem in (row.source.name, f"{row.source.name}_mask"):
         for suffix in (*PICTURES, ".geojson", ".json", ".xml", ".annotations"):
-            found = mask / f"{stem}{suffix}"
-            if found.is_file() and found.resolve() != slide:
-                return found
+            path = mask / f"{stem}{suffix}"
+            if path.is_file() and path.resolve() != slide:
+                return path
     raise ConfigError(
         f"{mask} holds no mask for {row.source.path}; name it {row.source.name}.png, .geojson or .xml"
     )
@@ -176,7 +176,7 @@ def _mask_of(row: SlideRow, mask: Path) -> Path:
 
 @dataclass
 class Run:
-    """One ``wsi score``: slides, engine and where the results go."""
+    """One run of ``wsi score``: slides, engine and the folder of the results."""
 
     rows: list[SlideRow]
     engine: Engine
@@ -186,7 +186,7 @@ class Run:
     _progress: CohortProgress | None = None
 
     def go(self) -> bool:
-        """Score everything; whether every slide was scored to the last cell."""
+        """Score all slides; return whether every slide was scored to the last cell."""
         fingerprint = run_fingerprint(self.engine, self.cfg.score)
         if not self.overwrite:
             refuse_other_run(self.folder, fingerprint)

@@ -68,7 +68,7 @@ def info(
 
 
 def describe(slide: Slide) -> dict[str, Any]:
-    """Facts of an open slide as plain values; no label, no barcode."""
+    """Facts about an open slide as plain values, without label and barcode."""
     try:
         mpp, problem = slide.mpp, None
     except WsiError as error:
@@ -161,14 +161,14 @@ def doctor(
 
 
 def _print_checks(checks: list[Check]) -> int:
-    """The exit code: 0 where all is good."""
+    """Print the checks; return the exit code, 0 where all are good."""
     for check in checks:
         out.print(f"{'ok' if check.good else 'NO'}  {check.what}: {check.said}", markup=False)
     return 0 if all(check.good for check in checks) else 1
 
 
 def check_training(manifest: Path, recipe: Path | None) -> list[Check]:
-    """Every line of a manifest, every slide and its truth, as training will use them."""
+    """Check every line of a manifest, and every slide with its truth, as training will use them."""
     from models.training.data.slides import prepare_slide
     from models.training.data.splits import frame_of
     from models.training.recipe import TrainConfig
@@ -176,13 +176,13 @@ def check_training(manifest: Path, recipe: Path | None) -> list[Check]:
     cfg = load_config(recipe, TrainConfig) if recipe else TrainConfig(name="check")
     problems: list[str] = []
     rows = rows_of_folder(manifest) if manifest.is_dir() else read_manifest(manifest, problems)
-    known = apply_dataset(rows, cfg.rules)
+    dataset = apply_dataset(rows, cfg.rules)
     checks = [Check("manifest", False, problem) for problem in problems]
-    checks += [Check("data set", True, sentence) for sentence in known.left_out]
+    checks += [Check("data set", True, sentence) for sentence in dataset.left_out]
     totals: dict[str, list[int]] = {}
     with progress("slides") as tick:
-        for done, row in enumerate(known.rows):
-            tick(done, len(known.rows))
+        for done, row in enumerate(dataset.rows):
+            tick(done, len(dataset.rows))
             split = row.split or "no split"
             try:
                 training = prepare_slide(row, frame_of(cfg))
@@ -193,16 +193,16 @@ def check_training(manifest: Path, recipe: Path | None) -> list[Check]:
                 normal, tumour = (len(cells) for cells in training.cells)
                 total = totals.setdefault(split, [0, 0, 0])
                 totals[split] = [total[0] + 1, total[1] + normal, total[2] + tumour]
-                said = f"{split}; {slide.size[0]} x {slide.size[1]} px"
-                said += f", {slide.mpp:.4g} um/px" if slide.spacing else ", no spacing"
-                said += f"; {normal} normal and {tumour} tumour cells"
-                said += "; marked in part, gives no normal cells" if row.partial else ""
-                said += f"; {training.note}" if training.note else ""
-                checks.append(Check(row.source.name, normal + tumour > 0, said))
+                slide_text = f"{split}; {slide.size[0]} x {slide.size[1]} px"
+                slide_text += f", {slide.mpp:.4g} um/px" if slide.spacing else ", no spacing"
+                slide_text += f"; {normal} normal and {tumour} tumour cells"
+                slide_text += "; marked in part, gives no normal cells" if row.partial else ""
+                slide_text += f"; {training.note}" if training.note else ""
+                checks.append(Check(row.source.name, normal + tumour > 0, slide_text))
     for split in ("train", "validation"):
         count, normal, tumour = totals.get(split, [0, 0, 0])
-        said = f"{number_of(count, 'slide')}, {normal} normal and {tumour} tumour cells"
-        checks.append(Check(f"split {split}", min(normal, tumour) > 0, said))
+        slide_text = f"{number_of(count, 'slide')}, {normal} normal and {tumour} tumour cells"
+        checks.append(Check(f"split {split}", min(normal, tumour) > 0, slide_text))
     return checks
 
 
@@ -221,20 +221,20 @@ def measure_speed(engine: Engine) -> float:
 
 
 def check_machine(engine: Engine, speed: float) -> list[Check]:
-    """Versions, device and disk."""
+    """Checks of versions, device and disk."""
     facts, versions = machine(), libraries()
-    found = tuple(int(part) for part in openslide.__library_version__.split(".")[:3])
+    openslide_version = tuple(int(part) for part in openslide.__library_version__.split(".")[:3])
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     return [
         Check("program", True, f"slidewright {version()}, Python {facts['python']}, {facts['system']}"),
         Check("processor", True, f"{facts['cores']} cores, {facts['processor']}"),
         Check(
             "OpenSlide",
-            found >= SAFE_OPENSLIDE,
+            openslide_version >= SAFE_OPENSLIDE,
             f"{openslide.__library_version__}"
             + (
                 ""
-                if found >= SAFE_OPENSLIDE
+                if openslide_version >= SAFE_OPENSLIDE
                 else "; has known vulnerabilities, install openslide-bin >= 4.0.1.1"
             ),
         ),
@@ -249,8 +249,8 @@ def _why(mask: Mask) -> str:
 
 
 def check_slides(rows: list[SlideRow], engine: Engine, speed: float, cfg: ScoreConfig) -> list[Check]:
-    """Open each slide, find its tissue, say how long it will take."""
-    checks, total, usable = [], 0.0, 0
+    """Check each slide: open it, find its tissue, and estimate how long it will take."""
+    checks, total, usable_count = [], 0.0, 0
     for row in rows:
         name = Path(row.source.path).name
         try:
@@ -259,23 +259,25 @@ def check_slides(rows: list[SlideRow], engine: Engine, speed: float, cfg: ScoreC
                 cells = len(plan.grid)
                 seconds = cells / speed
                 total += seconds
-                usable += cells > 0
+                usable_count += cells > 0
                 origin = slide.spacing.origin if slide.spacing else "unknown"
-                said = (
+                slide_text = (
                     f"{slide.size[0]} x {slide.size[1]} px, {slide.mpp:.4g} um/px ({origin}), "
                     f"{len(slide.levels)} level{'' if len(slide.levels) == 1 else 's'}, {cells} cells with tissue, "
                     f"about {duration(seconds)}"
                 )
                 if slide.bounds and slide.bounds[:2] != (0, 0):
-                    said += f"; QuPath's origin is at {slide.bounds[:2]}, exports follow it"
+                    slide_text += f"; QuPath's origin is at {slide.bounds[:2]}, exports follow it"
                 checks.append(
                     Check(
                         name,
                         cells > 0,
-                        said if cells else f"{said}; no tissue found{_why(plan.mask)}, pass --mask",
+                        slide_text
+                        if cells
+                        else f"{slide_text}; no tissue found{_why(plan.mask)}, pass --mask",
                     )
                 )
         except WsiError as error:
             checks.append(Check(name, False, str(error)))
-    said = f"{usable} of {len(rows)} can be scored, in about {duration(total)}"
-    return [*checks, Check("all slides", usable == len(rows), said)]
+    slide_text = f"{usable_count} of {len(rows)} can be scored, in about {duration(total)}"
+    return [*checks, Check("all slides", usable_count == len(rows), slide_text)]

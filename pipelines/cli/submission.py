@@ -77,7 +77,7 @@ def check_command(
     if not submission.is_dir():
         raise ConfigError(f"{submission} is not a folder; give the --out of wsi camelyon16 submit")
     table = None if truth is None else read_truth_table(truth)
-    expected = table is None or None in table.files.values()
+    normal_slides_known = table is None or None in table.files.values()
     rows = gather(slides, mpp=None, allow_anisotropic=False) if slides else []
     selection = Selection(rules(dataset), tuple(exclude or ()), others_normal=others_normal)
     problems = check_submission(submission, table, selection, rows)
@@ -93,6 +93,6 @@ def check_command(
     if not rows:
         err.print("whether coordinates lie on their slides is not known: pass --slides", markup=False)
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
-    well = "all is well" if rows and expected else "all is well as far as it was checked"
-    out.print(f"{submission}: {count if problems else well}", markup=False)
+    verdict = "all is well" if rows and normal_slides_known else "all is well as far as it was checked"
+    out.print(f"{submission}: {count if problems else verdict}", markup=False)
     raise typer.Exit(1 if problems else 0)

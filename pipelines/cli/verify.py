@@ -1,4 +1,4 @@
-"""``wsi verify``: whether results, and the slides they were made from, are as they were."""
+"""``wsi verify``: it checks whether results, and the slides they were made from, have changed."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def verify(
     with progress("slides", transient=True) as tick:
         for done, path in enumerate(records):
             tick(done, len(records), path.parent.name)
-            files, found = verify_slide(path, slides=slides)
+            files, changes = verify_slide(path, slides=slides)
             count += files
-            problems += found
-    files, found = verify_run(folder)
+            problems += changes
+    files, changes = verify_run(folder)
     count += files
-    problems += found
+    problems += changes
     for sentence in problems:
         err.print(sentence, markup=False)
-    what = "noted file and slide" if slides else "noted file"
-    summary = f"{len(problems)} changed" if problems else f"every {what} is as it was"
+    unit = "noted file and slide" if slides else "noted file"
+    summary = f"{len(problems)} changed" if problems else f"every {unit} is as it was"
     out.print(
         f"{folder}: {count} files of {len(records)} result{'' if len(records) == 1 else 's'}; {summary}",
         markup=False,
@@ -68,9 +68,9 @@ def verify(
 
 
 def verify_run(folder: Path) -> tuple[int, list[str]]:
-    """How many tables and pages ``run.json`` names, and a sentence for each that is not as it was.
+    """The number of tables and pages that ``run.json`` names, and a sentence for each one that has changed.
 
-    A slide that it lists and whose result is gone, or says something else, gets one, too.
+    There is also a sentence for each listed slide whose result is missing, or differs from its entry.
     """
     path = folder / "run.json"
     if not path.exists():
@@ -82,9 +82,9 @@ def verify_run(folder: Path) -> tuple[int, list[str]]:
         for entry in value["slides"]:
             problems += _differences(folder / str(entry["name"]), entry, str(value["settings_fingerprint"]))
         listed = {str(entry["name"]) for entry in value["slides"]}
-        for own in sorted(folder.glob("*/slide.json")):
-            if own.parent.name not in listed and value["state"] != RUNNING:
-                problems.append(f"{own.parent} is not listed in run.json; make it again, or remove it")
+        for slide_file in sorted(folder.glob("*/slide.json")):
+            if slide_file.parent.name not in listed and value["state"] != RUNNING:
+                problems.append(f"{slide_file.parent} is not listed in run.json; make it again, or remove it")
         if value["state"] == RUNNING:
             problems.append(f"{path}: a command works in the folder, or was killed; run it again")
         return len(record), problems
@@ -93,37 +93,37 @@ def verify_run(folder: Path) -> tuple[int, list[str]]:
 
 
 def _differences(folder: Path, entry: dict[str, Any], settings: str) -> list[str]:
-    """What a slide's own files say otherwise than its entry in ``run.json``."""
+    """Sentences about the differences between a slide's own files and its entry in ``run.json``."""
     path = folder / "slide.json"
     if not path.exists():
         return [f"{path} is missing, and run.json lists the slide"]
     try:
-        noted = json.loads(path.read_bytes())
+        facts = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return []  # that it is broken was said already
+        return []  # `verify_slide` has said already that it is broken
     report = folder / "report.json"
     if report.exists():
-        noted |= json.loads(report.read_bytes())["result"]
-    differ = []
-    for key in entry.keys() & noted.keys():
+        facts |= json.loads(report.read_bytes())["result"]
+    differences = []
+    for key in entry.keys() & facts.keys():
         if key in ("note", "warnings") and KEPT in str(entry[key]):
-            continue  # it was added in the tables
-        here = len(noted[key]) if key == "lesions" else noted[key]
-        if here != entry[key]:
-            differ.append(f"{path.parent}: {key} is {here!r}, and {entry[key]!r} in run.json")
-    if noted.get("settings_fingerprint") != settings:
-        differ.append(
+            continue  # the note was added in the tables only
+        value = len(facts[key]) if key == "lesions" else facts[key]
+        if value != entry[key]:
+            differences.append(f"{path.parent}: {key} is {value!r}, and {entry[key]!r} in run.json")
+    if facts.get("settings_fingerprint") != settings:
+        differences.append(
             f"{path.parent} was made with other settings than run.json says; make it again, or remove it"
         )
-    return sorted(differ)
+    return sorted(differences)
 
 
 def verify_slide(path: Path, *, slides: bool) -> tuple[int, list[str]]:
-    """How many files a record names, and a sentence for each that is not as it was.
+    """The number of files that a record names, and a sentence for each one that has changed.
 
     Args:
         path: ``slide.json`` or ``files.json``.
-        slides: also compare the slide's file.
+        slides: whether to compare the slide's file, too.
     """
     try:
         value = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""What every run over slides or patches shares: the cohort, its folder, settings, what made an output.
+"""The parts that every run over slides or patches shares: cohort, folder, settings, record of what made an output.
 
-Knows neither application.
+They know neither of the two applications.
 """

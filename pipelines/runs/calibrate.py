@@ -21,9 +21,9 @@ from wsi.metrics.calibration import calibrated, calibration_error, fit_calibrati
 from wsi.metrics.ranking import auc
 
 Scores = npt.NDArray[np.float32]
-FEATURES_OF = 5_000  # training patches are looked at, or fewer
+FEATURES_OF = 5_000  # training patches that the record is made of, or fewer
 CALLED = "the patches that it is calibrated on; if they chose it, too, expect less on others"
-FEWEST = 50  # patches of each class: two numbers are fitted
+FEWEST = 50  # least number of patches of each class: two numbers are fitted
 
 
 def calibrate_model(
@@ -36,14 +36,14 @@ def calibrate_model(
     say: Callable[[str], None] = lambda text: None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> ModelCard:
-    """Write the calibrated model, weights in half precision; its card.
+    """Write the calibrated model with weights in half precision, and return its card.
 
     Args:
         source: a model's folder.
-        patches: labelled, of both classes, and not trained on.
+        patches: labelled patches of both classes that the model was not trained on.
         out: the new model's folder.
         training: patches that the model was trained on, at its spacing, by which it notices tissue that it does not
-            know; none keeps the model's earlier record, if it has one.
+            know; without them the model keeps its earlier record, if it has one.
         mpp: um per pixel of the patches; None: they have the model's.
         say: called with a sentence for each patch that cannot be read.
         tick: called with (patches scored, patches to be scored).
@@ -56,49 +56,51 @@ def calibrate_model(
     network, card = load_checkpoint(source)
     if len(card.classes) != 2:
         raise ConfigError(f"{source} has {len(card.classes)} classes; only models of two are calibrated")
-    known = [p for p in patches if p.label is not None]
-    plain = card.model_dump(exclude={"sha256"}) | {
+    labelled = [p for p in patches if p.label is not None]
+    card_fields = card.model_dump(exclude={"sha256"}) | {
         "calibration": None,
         "domain": None,
         "architecture": card.architecture,
     }
-    total = 3 * len(known)
+    total = 3 * len(labelled)
     with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:
-        trial = Path(folder) / "half"
-        save_checkpoint(trial, network.half(), **plain)
-        first = scores_of(trial, known, 1, mpp, lambda done, _: tick(done, total))
-        for sentence in first.left_out:
+        trial_folder = Path(folder) / "half"
+        save_checkpoint(trial_folder, network.half(), **card_fields)
+        one = scores_of(trial_folder, labelled, 1, mpp, lambda done, _: tick(done, total))
+        for sentence in one.left_out:
             say(f"left out: {sentence}")
-        tumour = np.array([p.label == TUMOUR for p in first.patches], np.bool_)
-        plain |= {"calibration": _fit(tumour, first.scores, card.name)}
-        save_checkpoint(trial, network, **plain)
-        eight = scores_of(trial, known, 8, mpp, lambda done, _: tick(len(known) + 2 * done, total))
+        tumour = np.array([p.label == TUMOUR for p in one.patches], np.bool_)
+        card_fields |= {"calibration": _fit(tumour, one.scores, card.name)}
+        save_checkpoint(trial_folder, network, **card_fields)
+        eight = scores_of(
+            trial_folder, labelled, 8, mpp, lambda done, _: tick(len(labelled) + 2 * done, total)
+        )
         if training:
-            plain["domain"] = _record_domain(trial, training, known, mpp, out)
-        elif (earlier := read_domain(source, card)) is not None:
-            plain["domain"] = write_domain(out, earlier)
-    error = calibration_error(tumour, _by_halves(tumour, first.scores))
-    row = figures_row(CALLED, tumour, first.scores, eight.scores) | {"calibration_error": round(error, 4)}
-    before = round(calibration_error(tumour, first.scores), 4)
-    plain["metrics"] = card.metrics | {"calibration_error_before": before, "figures": [row]}
-    return save_checkpoint(out, network, **plain)
+            card_fields["domain"] = _record_domain(trial_folder, training, labelled, mpp, out)
+        elif (domain := read_domain(source, card)) is not None:
+            card_fields["domain"] = write_domain(out, domain)
+    error = calibration_error(tumour, _by_halves(tumour, one.scores))
+    row = figures_row(CALLED, tumour, one.scores, eight.scores) | {"calibration_error": round(error, 4)}
+    error_before = round(calibration_error(tumour, one.scores), 4)
+    card_fields["metrics"] = card.metrics | {"calibration_error_before": error_before, "figures": [row]}
+    return save_checkpoint(out, network, **card_fields)
 
 
 def halve_model(source: Path, out: Path) -> ModelCard:
-    """Write the model with weights in half precision and scores as they are; its card.
+    """Write the model with weights in half precision and unchanged scores, and return its card.
 
     Raises:
         ModelError: the folder holds no model of ours.
     """
     network, card = load_checkpoint(source)
-    plain = card.model_dump(exclude={"sha256"}) | {"architecture": card.architecture}
+    card_fields = card.model_dump(exclude={"sha256"}) | {"architecture": card.architecture}
     if (domain := read_domain(source, card)) is not None:
-        plain["domain"] = write_domain(out, domain)
-    return save_checkpoint(out, network.half(), **plain)
+        card_fields["domain"] = write_domain(out, domain)
+    return save_checkpoint(out, network.half(), **card_fields)
 
 
 def _fit(tumour: npt.NDArray[np.bool_], scores: Scores, name: str) -> tuple[float, float]:
-    """Scale and offset of the log-odds.
+    """Fit scale and offset of the log-odds.
 
     Raises:
         ConfigError: a class has too few patches, or tumour does not score higher.
@@ -120,16 +122,16 @@ def _fit(tumour: npt.NDArray[np.bool_], scores: Scores, name: str) -> tuple[floa
 def _record_domain(
     model: Path,
     training: Sequence[PatchPicture],
-    others: Sequence[PatchPicture],
+    labelled: Sequence[PatchPicture],
     mpp: float | None,
     out: Path,
 ) -> str:
-    """Write the record of what a model knows into ``out``; its sha256."""
+    """Write the record of the tissue that a model knows into ``out``, and return its sha256."""
     network, card = load_checkpoint(model)
-    some = training[:: max(1, len(training) // FEATURES_OF)]
+    sample = training[:: max(1, len(training) // FEATURES_OF)]
     features = [
         middle_features(network, read_fitted(part, card, spacing))
-        for part, spacing in ((some, None), (others, mpp))
+        for part, spacing in ((sample, None), (labelled, mpp))
     ]
     if len(features[0]) <= 2 * features[0].shape[1]:
         raise ConfigError(
@@ -140,9 +142,9 @@ def _record_domain(
 
 
 def _by_halves(tumour: npt.NDArray[np.bool_], scores: Scores) -> npt.NDArray[np.float64]:
-    """Each half's scores, calibrated on the other: every second patch."""
-    halves = np.empty(len(scores), np.float64)
-    even = np.arange(len(scores)) % 2 == 0
-    for mine in (even, ~even):
-        halves[mine] = calibrated(scores[mine], *fit_calibration(tumour[~mine], scores[~mine]))
-    return halves
+    """Scores of each half of the patches, calibrated on the other half; a half is every second patch."""
+    scaled = np.empty(len(scores), np.float64)
+    is_even = np.arange(len(scores)) % 2 == 0
+    for half in (is_even, ~is_even):
+        scaled[half] = calibrated(scores[half], *fit_calibration(tumour[~half], scores[~half]))
+    return scaled

@@ -1,4 +1,4 @@
-"""Many slides: which there are, what each is called, and one loop that a broken slide does not end."""
+"""A cohort of slides: its files, its names, and one loop that a broken slide does not end."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Failure:
     """A slide that could not be scored, and why.
 
     Attributes:
-        path: as it was given; a URL without its query.
-        trace: of a defect of ours.
-        gone: whether its file was no longer there.
+        path: the path as it was given, or the URL without its query.
+        trace: the stack trace of a defect of ours; else None.
+        gone: whether the slide's file was no longer there.
     """
 
     name: str
@@ -36,16 +36,16 @@ class Failure:
 
 
 class Result(Protocol):
-    """What an application knows of one slide when it is done."""
+    """The result of an application for one slide."""
 
     @property
     def name(self) -> str:
-        """What the slide is called in outputs."""
+        """The slide's name in outputs."""
         ...
 
     @property
     def unreadable(self) -> int:
-        """How many cells could not be decoded."""
+        """The number of cells that could not be decoded."""
         ...
 
     @property
@@ -54,11 +54,11 @@ class Result(Protocol):
         ...
 
     def summary(self) -> dict[str, Any]:
-        """Its entry in ``run.json``."""
+        """The slide's entry in ``run.json``."""
         ...
 
     def noted(self, text: str) -> Self:
-        """The same with a note that readers of its figures must see."""
+        """A copy with a note that readers of its figures must see."""
         ...
 
 
@@ -67,7 +67,7 @@ R = TypeVar("R", bound=Result)
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[R]):
-    """What a run over many slides came to, in the order of the input."""
+    """Results and failures of a run over many slides, in the order of the input."""
 
     results: tuple[R, ...]
     failures: tuple[Failure, ...]
@@ -79,11 +79,11 @@ class Outcome(Generic[R]):
 
 
 def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool) -> list[SlideRow]:
-    """Slides from files, folders (sorted), URLs and manifests, each once.
+    """Collect slides from files, folders (sorted), URLs and manifests, each once.
 
     Args:
         inputs: paths or URLs; a ``.csv`` is a manifest, and so is a folder that holds a ``slides.csv``.
-        mpp: overrides the spacing of every slide, and a manifest's.
+        mpp: spacing of every slide, in place of its own and of the manifest's; None keeps those.
         allow_anisotropic: see `SlideSource`.
 
     Raises:
@@ -91,13 +91,13 @@ def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool)
     """
     rows: dict[str, SlideRow] = {}
     for text in inputs:
-        listed, found = _rows(text)
-        for row in found:
+        is_table, slide_rows = _rows(text)
+        for row in slide_rows:
             source = SlideSource(
                 row.source.path, mpp if mpp is not None else row.source.mpp, allow_anisotropic
             )
             key = source.path if source.is_url else str(Path(source.path).resolve())
-            if key not in rows or listed:  # a table knows more of a slide
+            if key not in rows or is_table:  # a table tells more about a slide
                 rows[key] = SlideRow(source, row.mask, row.truth, row.label, row.split)
     if not rows:
         raise ConfigError(f"no slide in {', '.join(inputs)}; slides end in {', '.join(SLIDE_SUFFIXES)}")
@@ -105,7 +105,7 @@ def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool)
 
 
 def _rows(text: str) -> tuple[bool, list[SlideRow]]:
-    """Whether it is a table of slides, and the slides."""
+    """Whether an input is a table of slides, and its slides."""
     path = Path(text)
     if "://" not in text and path.is_dir():
         manifest = manifest_in(path)
@@ -124,22 +124,22 @@ def slides_in(folder: Path) -> list[Path]:
     """The slides of a folder, sorted: no hidden files, no masks, no parts of slides of several files."""
     files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file()]
     files = [p for p in files if not p.name.startswith(".") and not p.stem.lower().endswith("_mask")]
-    if any(p.suffix.lower() in (".vms", ".vmu") for p in files):  # Hamamatsu's pixels lie in JPEGs beside
+    if any(p.suffix.lower() in (".vms", ".vmu") for p in files):  # Hamamatsu's pixels lie in JPEGs
         files = [p for p in files if p.suffix.lower() not in (".jpg", ".jpeg")]
     return _one_per_series(files)
 
 
 def _one_per_series(files: Sequence[Path]) -> list[Path]:
     """Keep the first file of each DICOM series: OpenSlide opens the series by any of its files."""
-    seen: set[str] = set()
-    kept = []
+    series_names: set[str] = set()
+    first_files = []
     for path in files:
         series = dicom_series(str(path)) if path.suffix.lower() == ".dcm" else None
-        if series is None or series not in seen:
-            kept.append(path)
+        if series is None or series not in series_names:
+            first_files.append(path)
         if series is not None:
-            seen.add(series)
-    return kept
+            series_names.add(series)
+    return first_files
 
 
 def unique_names(rows: Sequence[SlideRow]) -> list[str]:
@@ -163,14 +163,18 @@ def unique_names(rows: Sequence[SlideRow]) -> list[str]:
             for name, row in zip(names, rows, strict=True)
         ]
     counts = Counter(name.casefold() for name in names)
-    twice = [row.source.label for row, name in zip(rows, names, strict=True) if counts[name.casefold()] > 1]
-    if twice:
-        raise ConfigError(f"{twice[0]} and {twice[1]} would share one folder of results; rename one of them")
+    duplicates = [
+        row.source.label for row, name in zip(rows, names, strict=True) if counts[name.casefold()] > 1
+    ]
+    if duplicates:
+        raise ConfigError(
+            f"{duplicates[0]} and {duplicates[1]} would share one folder of results; rename one of them"
+        )
     return names
 
 
 def own_folder(out: Path, name: str) -> Path:
-    """The folder of one slide's results; a link there is not followed, as it may lead out of OUT.
+    """The folder of one slide's results; a link is not followed, as it may lead out of OUT.
 
     Raises:
         ForeignStoreError: a link has its name.
@@ -182,13 +186,13 @@ def own_folder(out: Path, name: str) -> Path:
 
 
 def file_sizes(rows: Sequence[SlideRow]) -> list[float]:
-    """Bytes of each slide's file, to tell how much work is left; 1 where it is not known."""
+    """Bytes of each slide's file, to estimate how much work is left; 1 where the size is not known."""
     sizes = []
     for row in rows:
         try:
             sizes.append(1.0 if row.source.is_url else float(Path(row.source.path).stat().st_size))
         except OSError:
-            sizes.append(1.0)  # the slide's own error will be told when it is opened
+            sizes.append(1.0)  # opening the slide will raise its own error
     return sizes
 
 
@@ -199,15 +203,15 @@ def run_cohort(
     *,
     finished: Callable[[R | Failure], None] = lambda result: None,
 ) -> Outcome[R]:
-    """Work on slide after slide; a slide that fails is recorded and costs only itself.
+    """Work on slide after slide; a slide that fails is recorded and does not stop the others.
 
-    A full disk or a broken model would fail every slide alike: it ends the run, summarised.
+    A full disk or a broken model would fail every slide alike, so it ends the run, after a summary.
 
     Args:
         rows: the slides.
-        work: does one, given its name and index.
-        summarise: given how the run ended, the results and the failures; called also when the run stops.
-        finished: told of each slide.
+        work: does one slide, given its name and index.
+        summarise: called with the run's state, the results and the failures, also when the run stops early.
+        finished: called with the result or failure of each slide.
     """
     results: list[R] = []
     failures: list[Failure] = []
@@ -243,11 +247,11 @@ def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, in
         raise
     except WsiError as error:
         missing = not row.source.is_url and not Path(row.source.path).exists()
-        told = gone(row.source.path) if missing else error
-        return Failure(name, row.source.label, _unsigned(told, row), gone=missing)
+        cause = gone(row.source.path) if missing else error
+        return Failure(name, row.source.label, _unsigned(cause, row), gone=missing)
     except MemoryError:
         return Failure(name, row.source.label, f"{row.source.label}: memory ran out; end other programs")
-    except Exception as error:  # a defect of ours on one slide must not cost the others
+    except Exception as error:  # a defect of ours on one slide must not stop the others
         reason = (
             f"{row.source.path}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
         )

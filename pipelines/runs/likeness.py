@@ -1,4 +1,4 @@
-"""Whether a slide's tissue looks like what the model was trained on."""
+"""The likeness of a slide's tissue to the tissue that the model was trained on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsi.slides.grid import TileGrid
 from wsi.slides.slide import Slide
 from wsi.slides.stain import StainTransform
 
-LOOKED_AT, FEWEST = 200, 20  # cells of a slide, evenly over it; fewer than FEWEST say nothing
+LOOKED_AT, FEWEST = 200, 20  # checked cells, evenly over the slide; fewer than FEWEST say nothing
 # Normal mosaics of lymph nodes have 0.6 to 0.7, skin and a kidney in H&E 0.93 and more (benchmarks/controls.py).
 UNLIKE_FROM = 0.7
 
@@ -27,11 +27,11 @@ def unlike_share(
     Returns:
         0..1; None where no model has a record of its domain, or fewer than `FEWEST` cells can be read.
     """
-    known = _with_domain(models)
-    if known is None or len(grid) < FEWEST:
+    model_folder = _with_domain(models)
+    if model_folder is None or len(grid) < FEWEST:
         return None
-    chosen = np.unique(np.linspace(0, len(grid) - 1, LOOKED_AT).round().astype(np.int64))
-    blocks = plan_cells(grid.cells[chosen], grid.plan)
+    indices = np.unique(np.linspace(0, len(grid) - 1, LOOKED_AT).round().astype(np.int64))
+    blocks = plan_cells(grid.cells[indices], grid.plan)
     patches: list[RgbImage] = []
     for block in read_ahead(slide, blocks, recolour=recolour, threads=threads, ahead=8):
         patches.extend(block.patches.patches(0, len(block.patches)))
@@ -39,17 +39,17 @@ def unlike_share(
 
 
 def unlike_patches(patches: Sequence[RgbImage], models: Models) -> float | None:
-    """The same of patches as the engine of these models takes them, RGB uint8."""
-    known = _with_domain(models)
-    if known is None or len(patches) < FEWEST:
+    """Share of patches that look unlike the training patches; RGB uint8, as the engine of these models takes them."""
+    model_folder = _with_domain(models)
+    if model_folder is None or len(patches) < FEWEST:
         return None
     from models.engines.domain import look_unlike  # loads torch, which takes seconds
 
-    return float(look_unlike(known, patches, models.card).mean())
+    return float(look_unlike(model_folder, patches, models.card).mean())
 
 
 def unlike_note(share: float | None, models: Models, of: str = "its tissue looks") -> str:
-    """The sentence for a reader of the scores; empty where the tissue looks known, or nobody can tell."""
+    """A warning for readers of the scores; empty where the tissue looks known, or ``share`` is None."""
     if share is None or share < UNLIKE_FROM:
         return ""
     name = next(card.name for card in models.cards if card.domain is not None)
@@ -60,6 +60,6 @@ def unlike_note(share: float | None, models: Models, of: str = "its tissue looks
 
 
 def _with_domain(models: Models) -> Path | None:
-    """The first model that can tell."""
+    """The folder of the first model that has a record of its domain; None where none has."""
     pairs = zip(models.folders, models.cards, strict=True)
     return next((folder for folder, card in pairs if card.domain is not None), None)

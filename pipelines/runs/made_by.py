@@ -1,4 +1,4 @@
-"""What made an output: settings, weights, code, machine."""
+"""The record of what made an output: settings, weights, code, machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def version() -> str:
-    """The distribution's version."""
+    """The installed version of slidewright."""
     return metadata.version("slidewright")
 
 
@@ -33,7 +33,7 @@ def code_hash() -> str:
 
 
 def fingerprint(**parts: Any) -> str:
-    """A short hash of settings, whatever the order they are named in."""
+    """A short hash of settings; their order does not matter."""
     text = json.dumps(parts, sort_keys=True, default=str, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -50,10 +50,10 @@ def commit() -> str | None:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         ["git", "-C", str(_ROOT), *words], capture_output=True, text=True, check=True, timeout=10
     )
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def machine() -> dict[str, Any]:
@@ -87,13 +87,13 @@ def libraries() -> dict[str, str]:
 def run_record(
     settings: dict[str, Any], models: list[dict[str, Any]], engine: str, settings_fingerprint: str
 ) -> dict[str, Any]:
-    """What made a run's outputs, for ``run.json``.
+    """The record of what made a run's outputs, for ``run.json``.
 
     Args:
-        settings: of the whole run.
-        models: name, sha256 and demonstration of each.
-        engine: what ran them.
-        settings_fingerprint: what is the same for every slide of the run.
+        settings: settings of the whole run.
+        models: name, sha256 and demonstration of each model.
+        engine: description of the engine that ran the models.
+        settings_fingerprint: hash of everything that is the same for every slide of the run.
     """
     return {
         "program": f"slidewright {version()}",

@@ -1,16 +1,16 @@
-"""How good a model is on labelled patches, and its card in words."""
+"""The quality of a model on labelled patches, and its card in words."""
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from models.card import ModelCard
+from models.card import DetectorCard, ModelCard
 from models.engines import EngineConfig, find_models, load_engine
 from pipelines.runs.patches import ScoredPatches, score_patches
 from wsi.datasets.patch_folder import TUMOUR
@@ -19,9 +19,6 @@ from wsi.errors import ConfigError
 from wsi.metrics.calibration import calibration_error
 from wsi.metrics.ranking import auc, auc_interval
 from wsi.text import number_of
-
-if TYPE_CHECKING:
-    from models.card import DetectorCard
 
 Tick = Callable[[int, int], None]
 
@@ -33,7 +30,7 @@ def scores_of(
     mpp: float | None,
     tick: Tick = lambda done, total: None,
 ) -> ScoredPatches:
-    """Scores of labelled patches in fp32: the same on every machine to the last digits."""
+    """Scores of labelled patches in fp32, which are the same on every machine except for the last digits."""
     cfg = EngineConfig(precision="fp32", orientations=orientations)
     engine = load_engine(find_models([str(folder)]), cfg)
     return score_patches(patches, engine, mpp=mpp, tick=tick)
@@ -50,9 +47,9 @@ def measure_model(
     """AUC with its interval and calibration error, by one orientation and by the mean of eight.
 
     Args:
-        folder: the model's.
-        patches: those without a label are left out.
-        called: what the patches are, for the card.
+        folder: the model's folder.
+        patches: patches; those without a label are left out.
+        called: a name of the patches, for the card.
         mpp: um per pixel of the patches; None: they have the model's.
         tick: called with (patches scored, patches to be scored); both orientations count.
 
@@ -62,23 +59,23 @@ def measure_model(
     Raises:
         ConfigError: the patches are not of both classes.
     """
-    known = [p for p in patches if p.label is not None]
-    total = 2 * len(known)
-    one = scores_of(folder, known, 1, mpp, lambda done, _: tick(done, total))
+    labelled = [p for p in patches if p.label is not None]
+    total = 2 * len(labelled)
+    one = scores_of(folder, labelled, 1, mpp, lambda done, _: tick(done, total))
     tumour = np.array([p.label == TUMOUR for p in one.patches], np.bool_)
     if len(np.unique(tumour)) < 2:
         raise ConfigError(
             f"figures need labelled patches of both classes, and there are {int(tumour.sum())} of tumour and "
             f"{int((~tumour).sum())} normal ones; put them into folders called normal and tumor"
         )
-    eight = scores_of(folder, known, 8, mpp, lambda done, _: tick(len(known) + done, total))
+    eight = scores_of(folder, labelled, 8, mpp, lambda done, _: tick(len(labelled) + done, total))
     return figures_row(called, tumour, one.scores, eight.scores) | {"warning": one.warning}, one
 
 
 def figures_row(
     called: str, tumour: npt.NDArray[np.bool_], one: npt.NDArray[np.float32], eight: npt.NDArray[np.float32]
 ) -> dict[str, Any]:
-    """Figures as a card has them, of scores by one orientation and by the mean of eight."""
+    """Figures for a card, of scores by one orientation and by the mean of eight."""
     low, high = auc_interval(tumour, one)
     return {
         "data": called,
@@ -154,15 +151,15 @@ def card_lines(card: ModelCard) -> list[str]:
 
 def detector_lines(card: DetectorCard) -> list[str]:
     """A detector's card in words."""
-    d, said = card.detector, []
+    d, threshold_lines = card.detector, []
     for name, threshold, enlarged in zip(d.classes, card.thresholds, card.enlarge_um, strict=True):
-        said.append(
+        threshold_lines.append(
             f"  {name}: counts from a score of {threshold:.2f} on; it learned boxes {enlarged:g} um larger on each side"
         )
     lines = [
         f"{card.name}: finds capillaries, {' and '.join(d.classes)}; {card.intended_use}",
         f"Reads tiles of {d.tile_px} px at {d.spacing_um:g} um per pixel.",
-        *said,
+        *threshold_lines,
         f"Network: Faster R-CNN, {d.backbone}; weights sha256 {card.sha256[:16]}; made by {card.code_version}.",
         f"Trained on: {card.training.get('data') or 'not stated'}.",
         f"Examples seen: {card.training.get('examples', 'not stated')}.",
@@ -174,7 +171,7 @@ def detector_lines(card: DetectorCard) -> list[str]:
 
 
 def _split_text(card: ModelCard) -> str:
-    """How many examples or slides each part of the training data has."""
+    """The number of examples or slides of each part of the training data, in words."""
     parts = []
     for name, counts in (card.training.get("split") or {}).items():
         if isinstance(counts.get("slides"), int):

@@ -1,4 +1,4 @@
-"""A folder of patches scored by a model: a table, and with labels how good it was on them."""
+"""Scores of a folder of patches by a model: a table, and for labelled patches the model's quality."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ _TEMPLATES = Environment(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ScoredPatches:
-    """What a model says of patches.
+    """A model's scores of patches.
 
     Attributes:
-        patches: those that could be read, in their order.
-        scores: (n,) of the model's positive class.
-        left_out: a sentence for each that could not be read.
-        note: what was done to patches of another side than the model's; may be empty.
-        warning: that they look unlike what the model was trained on; mostly empty.
+        patches: the patches that could be read, in their order.
+        scores: (n,) scores of the model's positive class.
+        left_out: a sentence for each patch that could not be read.
+        note: a sentence about patches that were mirrored or cropped to the model's side; may be empty.
+        warning: a warning that they look unlike what the model was trained on; mostly empty.
     """
 
     patches: tuple[PatchPicture, ...]
@@ -63,7 +63,7 @@ class ScoredPatches:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How good the scores are on the patches with a label: AUC with its 95 % interval, calibration error, counts."""
+    """The quality of the scores on labelled patches: AUC with its 95 % interval, calibration error, counts."""
 
     auc: float
     interval: tuple[float, float]
@@ -83,10 +83,10 @@ def score_patches(
     """Score every patch that can be read, as the model sees it: mirrored or cropped around its middle to its side.
 
     Args:
-        patches: to be scored.
+        patches: the patches to score.
         engine: scores them.
         mpp: um per pixel of the patches, which are brought to the model's; None: they have the model's.
-        threads: that read.
+        threads: number of threads that read.
         tick: called with (patches done, patches).
 
     Raises:
@@ -107,31 +107,33 @@ def score_patches(
             f"{card.name} gives a score that is not a number; use --precision fp32, or another model"
         )
     return ScoredPatches(
-        tuple(reading.kept),
+        tuple(reading.readable),
         all_scores,
         tuple(reading.left_out),
         sizes_text(reading.sizes, card.patch_px),
-        unlike_note(unlike_patches(reading.looked_at, engine.models), engine.models, "the patches look"),
+        unlike_note(unlike_patches(reading.sample, engine.models), engine.models, "the patches look"),
     )
 
 
 class _Reading:
-    """Patches on their way to an engine; what is known of them when all have been read."""
+    """Reads patches for an engine, and collects what is known about them."""
 
     def __init__(self, patches: Sequence[PatchPicture], card: ModelCard, mpp: float | None) -> None:
-        self.kept: list[PatchPicture] = []
+        self.readable: list[PatchPicture] = []
         self.left_out: list[str] = []
         self.sizes: list[tuple[int, int]] = []
-        self.looked_at: list[RgbImage] = []  # some, evenly over all: does the model know such tissue
+        self.sample: list[
+            RgbImage
+        ] = []  # patches evenly over all, to check whether the model knows such tissue
         self._patches, self._card, self._mpp = patches, card, mpp
-        self._every = max(1, len(patches) // LOOKED_AT)
+        self._sample_step = max(1, len(patches) // LOOKED_AT)
 
     def blocks(self, pool: ThreadPoolExecutor) -> Iterator[PatchBlock]:
-        """All that can be read, `AT_ONCE` together."""
+        """Blocks of `AT_ONCE` patches, without those that cannot be read."""
         for start in range(0, len(self._patches), AT_ONCE):
             part = self._patches[start : start + AT_ONCE]
-            read = zip(part, pool.map(_read, part), strict=True)
-            fitted = [pixels for pixels in (self._take(*one) for one in read) if pixels is not None]
+            pairs = zip(part, pool.map(_read, part), strict=True)
+            fitted = [pixels for pixels in (self._take(*pair) for pair in pairs) if pixels is not None]
             if fitted:
                 yield _block(fitted, self._card.patch_px)
 
@@ -139,11 +141,11 @@ class _Reading:
         if isinstance(pixels, str):
             self.left_out.append(pixels)
             return None
-        self.kept.append(patch)
+        self.readable.append(patch)
         fitted, size = _as_seen(pixels, self._card, self._mpp)
         self.sizes.append(size)
-        if len(self.kept) % self._every == 0:
-            self.looked_at.append(fitted)
+        if len(self.readable) % self._sample_step == 0:
+            self.sample.append(fitted)
         return fitted
 
 
@@ -155,17 +157,17 @@ def _as_seen(pixels: RgbImage, card: ModelCard, mpp: float | None) -> tuple[RgbI
 
 def read_fitted(patches: Sequence[PatchPicture], card: ModelCard, mpp: float | None) -> list[RgbImage]:
     """Pixels of the patches that can be read, as the model sees them."""
-    read = map(_read, patches)
-    return [_as_seen(pixels, card, mpp)[0] for pixels in read if not isinstance(pixels, str)]
+    pictures = map(_read, patches)
+    return [_as_seen(pixels, card, mpp)[0] for pixels in pictures if not isinstance(pixels, str)]
 
 
 def at_spacing(pixels: RgbImage, mpp: float | None, wanted: float | None, tolerance: float) -> RgbImage:
-    """A patch of ``mpp`` um per pixel brought to ``wanted``; within the tolerance, or where one is None, as it is."""
+    """A patch resized from ``mpp`` to ``wanted`` um per pixel; unchanged within the tolerance, or if one is None."""
     if mpp is None or wanted is None or abs(mpp / wanted - 1) <= tolerance:
         return pixels
     height, width = (max(1, round(n * mpp / wanted)) for n in pixels.shape[:2])
-    how = cv2.INTER_AREA if mpp < wanted else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=how), np.uint8)
+    method = cv2.INTER_AREA if mpp < wanted else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=method), np.uint8)
 
 
 def _read(patch: PatchPicture) -> RgbImage | str:
@@ -176,27 +178,29 @@ def _read(patch: PatchPicture) -> RgbImage | str:
 
 
 def _block(pixels: Sequence[RgbImage], side: int) -> PatchBlock:
-    """Patches below each other: what an engine is given."""
+    """One block for an engine, with the patches below each other."""
     offsets = np.array([(0, i * side) for i in range(len(pixels))], np.int64)
     return PatchBlock(np.concatenate(pixels), offsets, side)
 
 
 def quality_of(scored: ScoredPatches) -> Quality | None:
-    """None unless there are labelled patches of both classes."""
+    """The quality of the scores; None unless there are labelled patches of both classes."""
     labels = np.array([-1 if p.label is None else p.label for p in scored.patches], np.int64)
-    known = labels >= 0
-    tumour = labels[known] == TUMOUR
+    is_labelled = labels >= 0
+    tumour = labels[is_labelled] == TUMOUR
     if len(np.unique(tumour)) < 2:
         return None
-    scores = scored.scores[known]
+    scores = scored.scores[is_labelled]
     low, high = auc_interval(tumour, scores)
     error = calibration_error(tumour, scores)
     return Quality(auc(tumour, scores), (low, high), error, int(tumour.sum()), int((~tumour).sum()))
 
 
 def write_patch_results(out: Path, scored: ScoredPatches, record: dict[str, Any]) -> Quality | None:
-    """Write ``scores.csv``, ``run.json`` and ``index.html``, with labels also ``roc.png``, ``calibration.png`` and
-    ``mistakes.png``; how good the scores are.
+    """Write the results of patches, and return the quality of the scores.
+
+    The files are ``scores.csv``, ``run.json`` and ``index.html``, and for labelled patches also ``roc.png``,
+    ``calibration.png`` and ``mistakes.png``.
 
     Raises:
         StoreError: a file cannot be written.
@@ -207,7 +211,7 @@ def write_patch_results(out: Path, scored: ScoredPatches, record: dict[str, Any]
     mistakes = 0
     pictures = ("roc.png", "calibration.png", "mistakes.png")
     for name in pictures:
-        (out / name).unlink(missing_ok=True)  # of an earlier run
+        (out / name).unlink(missing_ok=True)  # pictures of an earlier run
     if quality is not None:
         mistakes = _write_pictures(out, scored, quality, record["models"][0]["name"])
     page = _TEMPLATES.get_template("patches.html").render(
@@ -223,21 +227,21 @@ def write_patch_results(out: Path, scored: ScoredPatches, record: dict[str, Any]
             "tumour": quality.tumour,
             "normal": quality.normal,
         }
-    more = {
+    summary = {
         "patches": len(scored.patches),
         "left_out": list(scored.left_out),
         "warning": scored.warning,
         "quality": figures,
     }
-    write_json(out / "run.json", record | more)
+    write_json(out / "run.json", record | summary)
     return quality
 
 
 def _write_pictures(out: Path, scored: ScoredPatches, quality: Quality, name: str) -> int:
-    """The three pictures; how many mistakes are shown."""
-    known = [i for i, p in enumerate(scored.patches) if p.label is not None]
-    tumour = np.array([scored.patches[i].label == TUMOUR for i in known])
-    scores = scored.scores[known]
+    """Write the three pictures, and return how many mistakes are shown."""
+    labelled = [i for i, p in enumerate(scored.patches) if p.label is not None]
+    tumour = np.array([scored.patches[i].label == TUMOUR for i in labelled])
+    scores = scored.scores[labelled]
     low, high = quality.interval
     write_roc(
         out / "roc.png",
@@ -246,25 +250,26 @@ def _write_pictures(out: Path, scored: ScoredPatches, quality: Quality, name: st
     )
     _write_calibration(out / "calibration.png", tumour, scores, name)
     error = np.where(tumour, 1 - scores, scores)
-    worst = [int(i) for i in np.argsort(-error, kind="stable")[:MISTAKES] if error[i] > 0.5]
-    if worst:
-        chosen = [scored.patches[known[i]] for i in worst]
+    worst_indices = [int(i) for i in np.argsort(-error, kind="stable")[:MISTAKES] if error[i] > 0.5]
+    if worst_indices:
+        worst_patches = [scored.patches[labelled[i]] for i in worst_indices]
         write_contact_sheet(
             out / "mistakes.png",
-            [read_patch(p.path) for p in chosen],
-            [int(p.label == TUMOUR) for p in chosen],
+            [read_patch(p.path) for p in worst_patches],
+            [int(p.label == TUMOUR) for p in worst_patches],
             title=f"{name}: the worst mistakes (red: tumour, green: normal; score is that of tumour)",
             captions=[
-                f"{Path(p.name).stem[:16]} {scores[i]:.2f}" for p, i in zip(chosen, worst, strict=True)
+                f"{Path(p.name).stem[:16]} {scores[i]:.2f}"
+                for p, i in zip(worst_patches, worst_indices, strict=True)
             ],
         )
-    return len(worst)
+    return len(worst_indices)
 
 
 def _write_calibration(
     path: Path, tumour: npt.NDArray[np.bool_], scores: npt.NDArray[np.float32], name: str
 ) -> None:
-    """The share of tumour against the mean score, in tenths of the score, with the number of patches."""
+    """Draw the share of tumour against the mean score, in tenths of the score, with the number of patches."""
     bins = reliability(tumour, scores)
     figure = Figure(figsize=(6.4, 6), layout="constrained")
     axis = figure.subplots()

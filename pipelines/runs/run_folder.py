@@ -1,4 +1,4 @@
-"""The ``--out`` of a command over many slides: ``run.json``, tables and pages that sum it up, and who works in it."""
+"""The ``--out`` of a command over many slides: ``run.json``, tables, pages, and the commands that work in it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ KEPT = "a result of an earlier run: the last run of this slide failed"
 
 @dataclass
 class RunFolder(Generic[R]):
-    """Several commands with the same settings may work in one folder at the same time; the tables hold all slides.
+    """A folder in which several commands with the same settings may work at once; its tables hold all slides.
 
     Attributes:
         out: the folder.
-        record: what makes the outputs, see `run_record`.
-        earlier: given a folder, the settings' fingerprint and names of slides, the results there but for these slides.
-        write: given a folder, results, failures and the record, writes tables and pages and gives their names.
+        record: the record of what makes the outputs, see `run_record`.
+        earlier: called with a folder, the settings' fingerprint and names; returns results there, without those names.
+        write: called with a folder, results, failures and the record; writes tables and pages, returns their names.
     """
 
     out: Path
@@ -44,14 +44,14 @@ class RunFolder(Generic[R]):
 
     @contextmanager
     def work(self, names: Collection[str]) -> Iterator[None]:
-        """Say in ``run.json`` that a command works in the folder, on the slides of these names."""
+        """Note in ``run.json`` that a command works in the folder, on the slides of these names."""
         with alone_in(self.out):
             self._at_work = AtWork(self.out)
             results = self.earlier(self.out, self._fingerprint, ())
             failures = self._failed_before(names)
-            before = self._state()
-            keep = self._at_work.others and before != FINISHED
-            self._write_run(before if keep else RUNNING, results, failures, self._files())
+            earlier_state = self._state()
+            keep_state = self._at_work.others and earlier_state != FINISHED
+            self._write_run(earlier_state if keep_state else RUNNING, results, failures, self._files())
         try:
             yield
         finally:
@@ -60,13 +60,13 @@ class RunFolder(Generic[R]):
 
     def sum_up(self, state: str, results: Sequence[R], failures: Sequence[Failure]) -> None:
         """Write tables, pages and ``run.json``, with the slides of other commands that have the same settings."""
-        with alone_in(self.out):  # another command may just now add its slides to the same files
-            done = {*(r.name for r in results), *(f.name for f in failures)}
-            failed = sorted([*self._failed_before(done), *failures], key=lambda f: f.name)
+        with alone_in(self.out):  # another command may add its slides to the same files at this moment
+            done_names = {*(r.name for r in results), *(f.name for f in failures)}
+            failed = sorted([*self._failed_before(done_names), *failures], key=lambda f: f.name)
             failed_names = {f.name for f in failed}
             earlier = self.earlier(self.out, self._fingerprint, [r.name for r in results])
-            kept = [r.noted(KEPT) if r.name in failed_names else r for r in earlier]
-            listed = sorted([*kept, *results], key=lambda r: r.name)
+            noted_results = [r.noted(KEPT) if r.name in failed_names else r for r in earlier]
+            listed = sorted([*noted_results, *results], key=lambda r: r.name)
             tables = self.write(self.out, listed, failed, self.record)
             records = [f"{r.name}/slide.json" for r in listed if (self.out / r.name / "slide.json").is_file()]
             hashes = record_files(self.out, [*tables, *records])
@@ -76,23 +76,25 @@ class RunFolder(Generic[R]):
                 self._at_work.leave()
 
     def _say_what_is_not_listed(self, listed: Collection[str]) -> None:
-        """Slides that another model or other settings left here are in no table."""
-        stale = [p.parent.name for p in sorted(self.out.glob("*/slide.json")) if p.parent.name not in listed]
-        if stale:
-            shown = ", ".join(stale[:5]) + (", ..." if len(stale) > 5 else "")
+        """Warn of results of another model or other settings that are in no table."""
+        stale_names = [
+            p.parent.name for p in sorted(self.out.glob("*/slide.json")) if p.parent.name not in listed
+        ]
+        if stale_names:
+            names_text = ", ".join(stale_names[:5]) + (", ..." if len(stale_names) > 5 else "")
             log.warning(
                 "%s: results of another model or other settings are in no table (%s); make them again, or remove them",
                 self.out,
-                shown,
+                names_text,
             )
 
     def _state_after(self, state: str) -> str:
-        """How the folder stands when this command ends: a command beside it that was stopped is not forgotten."""
+        """The folder's state when this command ends; it shows when another command beside it was stopped."""
         if state != FINISHED:
             return state
-        before = self._state()
-        if before not in (RUNNING, FINISHED, ""):
-            return before
+        earlier_state = self._state()
+        if earlier_state not in (RUNNING, FINISHED, ""):
+            return earlier_state
         return RUNNING if self._at_work is not None and self._at_work.look() else FINISHED
 
     def _write_run(
@@ -107,7 +109,7 @@ class RunFolder(Generic[R]):
         write_json(self.out / "run.json", self.record | sections, durable=True)
 
     def _before(self) -> dict[str, Any]:
-        """``run.json`` of an earlier command with the same settings; empty where there is none."""
+        """The ``run.json`` of an earlier command with the same settings; empty where there is none."""
         try:
             value = json.loads((self.out / "run.json").read_bytes())
             return dict(value) if value["settings_fingerprint"] == self._fingerprint else {}
@@ -127,19 +129,19 @@ class RunFolder(Generic[R]):
     def _failed_before(self, but: Collection[str]) -> list[Failure]:
         """Failures that other commands noted, of slides not named in ``but`` and not removed since."""
         try:
-            known = [Failure(**failure) for failure in self._before().get("failed", [])]
-            return [f for f in known if f.name not in but and (f.gone or not _removed(f.path))]
+            failures = [Failure(**failure) for failure in self._before().get("failed", [])]
+            return [f for f in failures if f.name not in but and (f.gone or not _removed(f.path))]
         except (TypeError, AttributeError, OSError, ValueError):
             return []
 
 
 def _removed(path: str) -> bool:
-    """Whether a slide was taken out of its folder; where the folder is not there either, nobody knows."""
+    """Whether a slide was removed from its folder; False where its folder is gone, too (an unmounted disk)."""
     return "://" not in path and Path(path).parent.is_dir() and not Path(path).exists()
 
 
 def refuse_other_run(out: Path, settings_fingerprint: str) -> None:
-    """Do not mix results of two models, settings or versions of the code in one folder.
+    """Refuse to mix results of two models, settings or versions of the code in one folder.
 
     Raises:
         StoreError: ``run.json`` there is of another run, or broken.
@@ -155,15 +157,15 @@ def refuse_other_run(out: Path, settings_fingerprint: str) -> None:
         raise StoreError(f"{path} is broken; choose another --out, or pass --overwrite") from error
     if earlier.get("settings_fingerprint") != settings_fingerprint:
         names = [str(m.get("name")) for m in earlier.get("models", []) if isinstance(m, dict)]
-        made = f"{', '.join(names)}, code {earlier.get('code')}"
+        origin = f"{', '.join(names)}, code {earlier.get('code')}"
         raise StoreError(
-            f"{out} holds results of another model, other settings or other code ({made}); "
+            f"{out} holds results of another model, other settings or other code ({origin}); "
             f"choose another --out, or pass --overwrite to replace them"
         )
 
 
 def note_tables(out: Path, names: Sequence[str]) -> None:
-    """Note the size and hash of tables and pages in ``run.json`` anew, after a review wrote them.
+    """Update the size and hash of tables and pages in ``run.json``, after a review wrote them.
 
     Raises:
         StoreError: ``run.json`` is broken, or cannot be written.

@@ -1,4 +1,4 @@
-"""Chunk by chunk through a slide: pixels to an engine, its scores to a store. What both applications share."""
+"""Scoring of a slide chunk by chunk, for both applications: pixels go to an engine, its scores to a store."""
 
 from __future__ import annotations
 
@@ -28,46 +28,46 @@ def score_chunks(
     threads: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Score every block whose chunk is not in the store yet; what cannot be decoded stays NaN.
+    """Score every block whose chunk is not in the store yet; cells that cannot be decoded stay NaN.
 
     Args:
-        slide: what is read.
-        blocks: all of the slide's.
+        slide: the slide to read.
+        blocks: all blocks of the slide.
         engine: scores the patches.
         store: takes the scores, each chunk whole.
-        recolour: normalises the stain of what is read.
-        threads: that read.
+        recolour: normalises the stain of the pixels.
+        threads: number of threads that read.
         progress: called with (cells done, cells).
 
     Raises:
         ModelError: a score is not a number.
     """
     total = sum(len(block.cells) for block in blocks)
-    todo = [block for block in blocks if not store.has_chunk(block.chunk)]
-    done = total - sum(len(block.cells) for block in todo)
+    open_blocks = [block for block in blocks if not store.has_chunk(block.chunk)]
+    done = total - sum(len(block.cells) for block in open_blocks)
     progress(done, total)
     count = _Count(done, total, progress)
-    waiting: deque[tuple[Block, npt.NDArray[np.bool_]]] = deque()  # without the pixels, which are large
+    unscored: deque[tuple[Block, npt.NDArray[np.bool_]]] = deque()  # without the pixels, which are large
 
     def feed() -> Iterator[PatchBlock]:
         for read in reads:
-            waiting.append((read.block, read.readable))
+            unscored.append((read.block, read.readable))
             yield read.patches
 
-    # closed here, whatever happens: a thread must not read from a slide that is closed already
-    with closing(read_ahead(slide, todo, recolour=recolour, threads=threads, ahead=threads)) as reads:
+    # always closed here: a thread must not read from a slide that is closed already
+    with closing(read_ahead(slide, open_blocks, recolour=recolour, threads=threads, ahead=threads)) as reads:
         for scores in engine.score(feed(), scored=count.add):
-            block, readable = waiting.popleft()
+            block, readable = unscored.popleft()
             if np.isnan(scores).any():
                 raise ModelError("the model gave scores that are not numbers; try --precision fp32")
-            whole = np.full((len(block.cells), scores.shape[1]), np.nan, np.float32)
-            whole[readable] = scores
-            store.write_chunk(block.chunk, block.cells, whole)
+            chunk_scores = np.full((len(block.cells), scores.shape[1]), np.nan, np.float32)
+            chunk_scores[readable] = scores
+            store.write_chunk(block.chunk, block.cells, chunk_scores)
             count.finish(len(block.cells), int(readable.sum()))
 
 
 class _Count:
-    """How many cells are done: those of written chunks, and those that an engine has scored since."""
+    """The number of cells that are done: those of written chunks, and those that an engine has scored since."""
 
     def __init__(self, written: int, total: int, progress: Callable[[int, int], None]) -> None:
         self._written, self._total, self._progress = written, total, progress
@@ -75,13 +75,13 @@ class _Count:
         self._lock = threading.Lock()
 
     def add(self, patches: int) -> None:
-        """An engine's thread scored so many."""
+        """Add patches that a thread of the engine has scored."""
         with self._lock:
             self._ahead += patches
             self._progress(min(self._written + self._ahead, self._total), self._total)
 
     def finish(self, cells: int, scored: int) -> None:
-        """A chunk of so many cells was written; so many of them were readable, and `add` was told of them."""
+        """Count a written chunk of ``cells`` cells; `add` has already counted the ``scored`` readable ones."""
         with self._lock:
             self._written += cells
             self._ahead = max(0, self._ahead - scored)

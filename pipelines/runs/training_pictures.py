@@ -1,4 +1,4 @@
-"""What a training run shows: what the network sees, how the loss falls, the ROC curve, the worst mistakes."""
+"""Pictures of a training run: the patches that the network sees, the loss, the ROC curve, the worst mistakes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_contact_sheet(
     captions: Sequence[str] = (),
     columns: int = 8,
 ) -> None:
-    """A PNG of patches, framed green (normal) or red (tumour), with a caption under each."""
+    """Write a PNG of patches, framed green (normal) or red (tumour), with a caption under each."""
     below = 16 if captions else 0
     side = _THUMB + 2 * _FRAME
     rows = -(-len(patches) // columns)
@@ -51,19 +51,19 @@ def _text(sheet: RgbImage, text: str, at: tuple[int, int], size: float) -> None:
 
 
 def write_curves(path: Path, rows: Sequence[dict[str, Any]], name: str, *, measure: str, label: str) -> None:
-    """Loss, the validation's figure and learning rate over the examples, as one PNG."""
-    seen = [row["examples"] for row in rows]
+    """Write a PNG with loss, the validation's figure and learning rate over the examples."""
+    examples = [row["examples"] for row in rows]
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss, score, rate = figure.subplots(3, 1, sharex=True)
-    loss.plot(seen, [row["loss"] for row in rows], "o-", color="#1565c0", markersize=3)
+    loss.plot(examples, [row["loss"] for row in rows], "o-", color="#1565c0", markersize=3)
     loss.set_ylabel("loss")
     loss.set_title(f"{name}: training")
-    known = [(row["examples"], row[measure]) for row in rows if row[measure] is not None]
-    score.plot(*zip(*known, strict=True) if known else ([], []), "o-", color="#2e7d32", markersize=3)
+    points = [(row["examples"], row[measure]) for row in rows if row[measure] is not None]
+    score.plot(*zip(*points, strict=True) if points else ([], []), "o-", color="#2e7d32", markersize=3)
     score.set_ylabel(label)
-    if not known:
+    if not points:
         score.text(0.5, 0.5, "nothing is held out", ha="center", transform=score.transAxes)
-    rate.plot(seen, [row["learning_rate"] for row in rows], "o-", color="#6a1b9a", markersize=3)
+    rate.plot(examples, [row["learning_rate"] for row in rows], "o-", color="#6a1b9a", markersize=3)
     rate.set_ylabel("learning rate")
     rate.set_xlabel("examples")
     for axis in (loss, score, rate):
@@ -77,7 +77,7 @@ def write_roc(
     curves: Sequence[tuple[str, npt.NDArray[np.float64], npt.NDArray[np.float64]]],
     title: str,
 ) -> None:
-    """ROC curves as a PNG: (name, false positive rate, true positive rate); the first is drawn boldly."""
+    """Write a PNG of ROC curves: (name, false positive rate, true positive rate); the first is drawn boldly."""
     figure = Figure(figsize=(6.4, 6), layout="constrained")
     axis = figure.subplots()
     for i, (name, false, true) in enumerate(curves):

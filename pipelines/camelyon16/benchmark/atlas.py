@@ -27,16 +27,16 @@ from wsi.slides.tiles import read_square
 from wsi.text import number_of
 
 VIEW_PX = 260  # side of a thumbnail
-WIDE_UM, CLOSE_UM = 1600.0, 200.0  # what the two thumbnails show; the wide one grows with the lesion
+WIDE_UM, CLOSE_UM = 1600.0, 200.0  # sides of the two thumbnails' regions; the wide one grows with the lesion
 JPEG_QUALITY = 80
-LARGEST_READ_PX = 8192  # side of what is read for a thumbnail
+LARGEST_READ_PX = 8192  # side of the largest region that is read for a thumbnail
 FALSE_SHOWN = 100
 BUDGET = 18_000_000  # bytes of pictures: the page stays under 20 MB
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A thumbnail: JPEG as a data URI, outline as an SVG path in its pixels, side and scale bar in um."""
+    """A thumbnail: its JPEG as a data URI, its outline as an SVG path in its pixels, its side and scale bar in um."""
 
     image: str
     path: str
@@ -52,7 +52,7 @@ class Mistake:
         kind: ``missed``, ``late`` (found beyond 8 false positives per slide only) or ``false positive``.
         detail: class and length of a lesion; the slide's truth of a false positive.
         false_per_slide: false positives per slide that come with its score; None for a missed lesion.
-        outline: in level-0 pixels; none: a ring is drawn around (x, y).
+        outline: polygons in level-0 pixels; where there are none, a ring is drawn around (x, y).
         link: GeoJSON of the slide's mistakes, relative to the page.
         why_blank: why there are no pictures.
     """
@@ -74,39 +74,39 @@ class Mistake:
 
 
 def mistakes(result: Evaluation, folder: Path, shown: int = FALSE_SHOWN) -> list[Mistake]:
-    """Missed lesions, longest first; then those found late; then the strongest false positives."""
+    """Cards of missed lesions, longest first; then of those found late; then of the strongest false positives."""
     predictions = {s.name: s.case.prediction for s in result.slides}
 
     def card(
-        kind: str, at: LesionOutcome | FalsePositive, detail: str, outline: tuple[Polygon, ...]
+        kind: str, mark: LesionOutcome | FalsePositive, detail: str, outline: tuple[Polygon, ...]
     ) -> Mistake:
-        false = float(result.curve.false_at(at.score)) if at.score > 0 else None
-        x, y = at.x, at.y
-        if outline:  # the middle of a crescent is not on it
+        false_per_slide = float(result.curve.false_at(mark.score)) if mark.score > 0 else None
+        x, y = mark.x, mark.y
+        if outline:  # the middle of a crescent does not lie on the crescent
             inside = max(outline, key=lambda part: part.area).representative_point()
             x, y = inside.x, inside.y
-        link = quote(str(mistakes_path(folder, at.slide).relative_to(folder)))
-        lesion = at if isinstance(at, LesionOutcome) else None
+        link = quote(str(mistakes_path(folder, mark.slide).relative_to(folder)))
+        lesion = mark if isinstance(mark, LesionOutcome) else None
         return Mistake(
             kind,
-            at.slide,
+            mark.slide,
             detail,
             lesion.kind if lesion else "",
             lesion.length_um if lesion else 0.0,
-            at.score,
-            false,
+            mark.score,
+            false_per_slide,
             x,
             y,
             outline,
             link,
-            predictions[at.slide].source,
+            predictions[mark.slide].source,
         )
 
     cards = []
     for kind in ("missed", "late"):
-        mine = [x for x in result.lesions if lesion_mistake(x, result.curve) == kind]
-        mine.sort(key=lambda x: (-x.length_um, x.slide, x.number))
-        cards += [card(kind, x, f"{x.kind}, {x.length_um:,.0f} µm", x.outline) for x in mine]
+        lesions = [x for x in result.lesions if lesion_mistake(x, result.curve) == kind]
+        lesions.sort(key=lambda x: (-x.length_um, x.slide, x.number))
+        cards += [card(kind, x, f"{x.kind}, {x.length_um:,.0f} µm", x.outline) for x in lesions]
     for f in result.false[:shown]:
         cards.append(
             card("false positive", f, "on a tumour slide" if f.tumour_slide else "on a normal slide", ())
@@ -117,37 +117,37 @@ def mistakes(result: Evaluation, folder: Path, shown: int = FALSE_SHOWN) -> list
 def with_views(
     cards: Sequence[Mistake], tick: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Mistake]:
-    """Add thumbnails, opening each slide once; cards keep their order. What cannot be read is said on the card."""
-    done: dict[int, Mistake] = {}
-    spent = 0
-    first_of: dict[str, int] = {}
+    """Add thumbnails. Each slide is opened once, and the cards keep their order. A card says why it has no picture."""
+    viewed_cards: dict[int, Mistake] = {}
+    picture_bytes = 0
+    first_index: dict[str, int] = {}
     for i, card in enumerate(cards):
-        first_of.setdefault(card.slide, i)
-    # slide by slide, the slide of the first card first: the budget goes to the first cards as far as that allows
-    order = sorted(range(len(cards)), key=lambda i: (first_of[cards[i].slide], i))
-    opened: Slide | None = None
-    current, why = "", ""
+        first_index.setdefault(card.slide, i)
+    # slide by slide, in the order of each slide's first card: the budget goes to the first cards as far as possible
+    order = sorted(range(len(cards)), key=lambda i: (first_index[cards[i].slide], i))
+    slide: Slide | None = None
+    slide_name, reason = "", ""
     try:
         for count, i in enumerate(order):
             tick(count, len(cards))
             card = cards[i]
-            if card.slide != current:
-                if opened is not None:
-                    opened.close()
-                current = card.slide
-                opened, why = _open(card.source)
-            if opened is None:
-                done[i] = replace(card, why_blank=why)
-            elif spent > BUDGET:
-                done[i] = replace(card, why_blank="no picture: the page would grow over 20 MB")
+            if card.slide != slide_name:
+                if slide is not None:
+                    slide.close()
+                slide_name = card.slide
+                slide, reason = _open(card.source)
+            if slide is None:
+                viewed_cards[i] = replace(card, why_blank=reason)
+            elif picture_bytes > BUDGET:
+                viewed_cards[i] = replace(card, why_blank="no picture: the page would grow over 20 MB")
             else:
-                done[i] = _look(card, opened)
-                spent += sum(len(view.image) for view in done[i].views)
+                viewed_cards[i] = _look(card, slide)
+                picture_bytes += sum(len(view.image) for view in viewed_cards[i].views)
     finally:
-        if opened is not None:
-            opened.close()
+        if slide is not None:
+            slide.close()
     tick(len(cards), len(cards))
-    return [done[i] for i in range(len(cards))]
+    return [viewed_cards[i] for i in range(len(cards))]
 
 
 def _open(source: SlideSource | None) -> tuple[Slide | None, str]:
@@ -178,10 +178,10 @@ def _view(card: Mistake, slide: Slide, side_um: float) -> View:
     side_l0 = side_um / slide.mpp
     corner = round(card.x - side_l0 / 2), round(card.y - side_l0 / 2)
     small = read_square(slide, corner, side_l0, VIEW_PX)
-    good, data = cv2.imencode(
+    success, data = cv2.imencode(
         ".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     )
-    assert good  # a picture of this size always encodes
+    assert success  # a picture of this size always encodes
     image = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
     power = 10 ** math.floor(math.log10(side_um / 4))
     bar = max(step * power for step in (1, 2, 5) if step * power <= side_um / 4)
@@ -209,7 +209,7 @@ def write_atlas(
     record: dict[str, Any],
     variant: Variant,
 ) -> None:
-    """Write the page; curves are read from ``froc.png`` and ``roc.png`` beside it and put into it."""
+    """Write the page, which contains the curves of ``froc.png`` and ``roc.png`` that lie beside it."""
     curves = [_data_uri(path.with_name(name)) for name in ("froc.png", "roc.png")]
     counts = {kind: sum(card.kind == kind for card in cards) for kind in ("missed", "late", "false positive")}
     page = TEMPLATES.get_template("atlas.html").render(

@@ -1,4 +1,4 @@
-"""Predictions and truth, slide by slide: nothing may be missing in silence."""
+"""Pairs of predictions and truth, slide by slide; a slide that is missing is an error."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from wsi.marks.own_mask import PICTURES
 from wsi.slides.manifest import NORMAL_LABELS, read_manifest
 
 OUTLINES = (".xml", ".geojson", ".json")
-MANIFEST, REFERENCE = "slides.csv", "reference.csv"  # ours; the one that came with Camelyon16
-SHOWN = 6  # names in an error
+MANIFEST, REFERENCE = "slides.csv", "reference.csv"  # our file; the file that came with Camelyon16
+SHOWN = 6  # largest number of names in an error message
 NO_RULES = Dataset()
 
 
 @dataclass(frozen=True, slots=True)
 class TruthTable:
-    """What is known of the slides' truth, by name in lower case.
+    """The truth of slides, by name in lower case.
 
     Attributes:
         files: the annotation file or mask; None where the slide has no tumour.
-        names: as they are written.
+        names: the slides' names as they are written.
         normal: slides that ``reference.csv`` says to be normal, though there may be a file.
-        unmarked: slides that it says to have tumour, without a file: refused unless they are left out, or are known to
-            be marked in part, in which case their slide score counts.
-        origin: where it was read, for the report.
-        by_name: whether a data set's rules by name apply: not where a manifest says everything.
+        unmarked: slides that ``reference.csv`` says to have tumour, and that have no file: an error unless they are
+            left out, or are known to be marked in part, in which case their slide score counts.
+        origin: where the truth was read, for the report.
+        by_name: whether a data set's rules by slide name apply; they do not where a manifest says everything.
     """
 
     files: dict[str, Path | None]
@@ -48,10 +48,10 @@ class Case:
 
     Attributes:
         truth: annotation file or mask, which may mark nothing where the slide is said to be normal; None: no tumour.
-        partial: its tumour is not marked exhaustively: it counts for slides, and not for lesions.
-        said_normal: what says that it is normal, for an error; may be empty.
-        others_normal: a file that marks nothing means no tumour, too.
-        tumour_unmarked: it has tumour, and no file says where; then it is partial.
+        partial: whether its tumour is not marked exhaustively: then it counts for slides, and not for lesions.
+        said_normal: what says that it is normal, for an error message; may be empty.
+        others_normal: whether a file that marks nothing means that there is no tumour.
+        tumour_unmarked: whether it has tumour, and no file says where; then it is partial.
     """
 
     prediction: Prediction
@@ -64,10 +64,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Cases:
-    """The slides to be evaluated, by name, and what is left out and why.
+    """The slides to be evaluated, by name, and the slides that are left out, each with the reason.
 
     Attributes:
-        taken_as_normal: slides that nothing names, by ``--others-normal``.
+        taken_as_normal: slides that no truth names and that ``--others-normal`` makes normal.
     """
 
     cases: tuple[Case, ...]
@@ -78,7 +78,7 @@ class Cases:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What the user says of the slides.
+    """The slides that the user wants to have evaluated.
 
     Attributes:
         dataset: rules by name, for truth that is a folder.
@@ -103,94 +103,100 @@ def join(predictions: Predictions, truth: Path, selection: Selection) -> Cases:
     table = read_truth_table(truth)
     rules = selection.dataset if table.by_name else NO_RULES
     left_out = _left_out(predictions, table, rules, selection)
-    dropped = {name.casefold() for name in left_out}
-    kept = [p for p in predictions.slides if p.name.casefold() not in dropped]
-    kept.sort(key=lambda p: p.name.casefold())
-    _refuse_unmarked([p.name for p in kept], table, rules)
-    normal = [rules.is_normal(p.name) or selection.others_normal for p in kept]
-    known = [p.name.casefold() in table.files or n for p, n in zip(kept, normal, strict=True)]
-    _refuse_unknown([p.name for p, k in zip(kept, known, strict=True) if not k], table)
-    unscored = {p.name: f"not scored: {p.note}" for p in kept if p.score is None}
+    excluded_keys = {name.casefold() for name in left_out}
+    slides = [p for p in predictions.slides if p.name.casefold() not in excluded_keys]
+    slides.sort(key=lambda p: p.name.casefold())
+    _refuse_unmarked([p.name for p in slides], table, rules)
+    is_normal = [rules.is_normal(p.name) or selection.others_normal for p in slides]
+    has_truth = [p.name.casefold() in table.files or n for p, n in zip(slides, is_normal, strict=True)]
+    _refuse_unknown([p.name for p, k in zip(slides, has_truth, strict=True) if not k], table)
+    unscored = {p.name: f"not scored: {p.note}" for p in slides if p.score is None}
     if unscored and not selection.subset:
-        name, why = next(iter(unscored.items()))
+        name, reason = next(iter(unscored.items()))
         raise ConfigError(
-            f"{_count(list(unscored))} no score, {name} among them ({why}); "
+            f"{_count(list(unscored))} no score, {name} among them ({reason}); "
             f"mend that, or pass --subset to leave them out"
         )
     left_out |= unscored
-    kept = [p for p in kept if p.name not in unscored]
-    if not kept:
+    slides = [p for p in slides if p.name not in unscored]
+    if not slides:
         raise ConfigError(f"no slide is left to evaluate: {truth} and the results share no name")
-    cases = tuple(_case(p, table, rules, selection) for p in kept)
-    named = set(table.files)
-    assumed = tuple(p.name for p in kept if p.name.casefold() not in named and not rules.is_normal(p.name))
-    return Cases(cases, left_out, table.origin, assumed)
+    cases = tuple(_case(p, table, rules, selection) for p in slides)
+    truth_keys = set(table.files)
+    taken_as_normal = tuple(
+        p.name for p in slides if p.name.casefold() not in truth_keys and not rules.is_normal(p.name)
+    )
+    return Cases(cases, left_out, table.origin, taken_as_normal)
 
 
 def _case(p: Prediction, table: TruthTable, rules: Dataset, selection: Selection) -> Case:
     key = p.name.casefold()
-    says_normal = "its name" if rules.is_normal(p.name) else ""
+    normal_source = "its name" if rules.is_normal(p.name) else ""
     if key in table.normal:
-        says_normal = REFERENCE if table.by_name else table.origin
+        normal_source = REFERENCE if table.by_name else table.origin
     unmarked = key in table.unmarked
     return Case(
-        p, table.files.get(key), rules.is_partial(p.name), says_normal, selection.others_normal, unmarked
+        p, table.files.get(key), rules.is_partial(p.name), normal_source, selection.others_normal, unmarked
     )
 
 
 def _left_out(
     predictions: Predictions, table: TruthTable, rules: Dataset, selection: Selection
 ) -> dict[str, str]:
-    """Slides that are not evaluated, and why; what is missing is refused unless the user wants a subset."""
-    have = {p.name.casefold(): p.name for p in predictions.slides}
-    names = table.names | have | {name.casefold(): name for name in predictions.failed}
+    """Slides that are not evaluated, each with the reason; a missing slide is an error unless a subset is wanted."""
+    results = {p.name.casefold(): p.name for p in predictions.slides}
+    names = table.names | results | {name.casefold(): name for name in predictions.failed}
     for name in selection.exclude:
         if name.casefold() not in names:
             raise ConfigError(f"--exclude {name}: no slide has this name; check it")
-    out = {name: "--exclude" for name in selection.exclude}
-    done = {name.casefold() for name in out}
+    reasons = {name: "--exclude" for name in selection.exclude}
+    handled_keys = {name.casefold() for name in reasons}
     for key, name in sorted(names.items()):
         reason = rules.why_excluded(name)
-        if reason is not None and key not in done:
-            done.add(key)
-            if key in have:
-                out[name] = reason
-    failed = {n: why for n, why in predictions.failed.items() if n.casefold() not in done | set(have)}
-    done |= {name.casefold() for name in failed}
-    missing = [table.names[key] for key in sorted(set(table.files) - set(have) - done)]
+        if reason is not None and key not in handled_keys:
+            handled_keys.add(key)
+            if key in results:
+                reasons[name] = reason
+    failed = {
+        n: error for n, error in predictions.failed.items() if n.casefold() not in handled_keys | set(results)
+    }
+    handled_keys |= {name.casefold() for name in failed}
+    missing = [table.names[key] for key in sorted(set(table.files) - set(results) - handled_keys)]
     if not selection.subset:
-        strange = [
-            n for k, n in have.items() if k not in table.files and k not in done and not rules.is_normal(n)
+        without_truth = [
+            n
+            for k, n in results.items()
+            if k not in table.files and k not in handled_keys and not rules.is_normal(n)
         ]
-        _refuse_missing(missing, failed, predictions.state, strange)
-    out |= {name: f"failed: {why}" for name, why in failed.items()}
-    return out | {name: "no results (--subset)" for name in missing}
+        _refuse_missing(missing, failed, predictions.state, without_truth)
+    reasons |= {name: f"failed: {error}" for name, error in failed.items()}
+    return reasons | {name: "no results (--subset)" for name in missing}
 
 
 def _refuse_missing(
-    missing: Sequence[str], failed: dict[str, str], state: str, strange: Sequence[str]
+    missing: Sequence[str], failed: dict[str, str], state: str, without_truth: Sequence[str]
 ) -> None:
-    way_out = "score them, or pass --subset to evaluate the others"
+    advice = "score them, or pass --subset to evaluate the others"
     if failed:
-        name, why = next(iter(failed.items()))
+        name, reason = next(iter(failed.items()))
         count = "1 slide" if len(failed) == 1 else f"{len(failed)} slides"
-        which = name if len(failed) == 1 else f"{name} among them"
-        raise ConfigError(f"{count} could not be scored, {which} ({why}); {way_out}")
+        example = name if len(failed) == 1 else f"{name} among them"
+        raise ConfigError(f"{count} could not be scored, {example} ({reason}); {advice}")
     if missing:
-        beside = f" (results that no truth names: {_list(strange)})" if strange else ""
-        raise ConfigError(f"{_count(missing)} truth but no results: {_list(missing)}{beside}; {way_out}")
+        beside = f" (results that no truth names: {_list(without_truth)})" if without_truth else ""
+        raise ConfigError(f"{_count(missing)} truth but no results: {_list(missing)}{beside}; {advice}")
     if state != "finished":
         raise ConfigError(
-            f"the run of wsi score did not finish ({state}), so slides may be missing; {way_out}"
+            f"the run of wsi score did not finish ({state}), so slides may be missing; {advice}"
         )
 
 
 def _refuse_unmarked(names: Sequence[str], table: TruthTable, rules: Dataset) -> None:
-    """Slides with tumour need outlines, but for those that do not count for lesions anyhow."""
-    lacking = [n for n in names if n.casefold() in table.unmarked and not rules.is_partial(n)]
-    if lacking:
+    """Refuse slides with tumour that have no outlines, unless they do not count for lesions."""
+    bare_names = [n for n in names if n.casefold() in table.unmarked and not rules.is_partial(n)]
+    if bare_names:
         raise ConfigError(
-            f"{table.origin} says that {_list(lacking)} {'has' if len(lacking) == 1 else 'have'} tumour, and no "
+            f"{table.origin} says that {_list(bare_names)} {'has' if len(bare_names) == 1 else 'have'} tumour, and no "
             f"outlines or mask of it are there; add them, or leave it out with --exclude"
         )
 
@@ -212,7 +218,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def read_truth_table(where: Path) -> TruthTable:
-    """Truth from a ``slides.csv``, or from a folder of annotation files and masks.
+    """Read the truth from a ``slides.csv``, or from a folder of annotation files and masks.
 
     A folder that holds a ``slides.csv`` is read by it. Else ``NAME.xml``, ``.geojson``, ``.json`` or ``NAME_mask.*``
     anywhere below it is the truth of NAME, and ``reference.csv`` (NAME,label,...) tells which slides are normal.
@@ -248,18 +254,18 @@ def _from_manifest(path: Path) -> TruthTable:
 def _from_folder(folder: Path) -> TruthTable:
     files: dict[str, Path | None] = {}
     names: dict[str, str] = {}
-    every = _files_below(folder)
-    masks = [(p, p.stem[: -len("_mask")]) for p in every if _is_mask(p)]
-    outlines = [(p, p.stem) for p in every if p.suffix.lower() in OUTLINES]
-    for found in (masks, outlines):  # outlines are exact: they win over a mask of the same slide
-        seen: dict[str, Path] = {}
-        for path, name in found:
+    paths = _files_below(folder)
+    masks = [(p, p.stem[: -len("_mask")]) for p in paths if _is_mask(p)]
+    outlines = [(p, p.stem) for p in paths if p.suffix.lower() in OUTLINES]
+    for group in (masks, outlines):  # outlines are exact: they win over a mask of the same slide
+        group_files: dict[str, Path] = {}
+        for path, name in group:
             key = name.casefold()
-            if key in seen:
-                raise ConfigError(f"{path} and {seen[key]} are truth of the same slide; keep one")
-            seen[key] = files[key] = path
+            if key in group_files:
+                raise ConfigError(f"{path} and {group_files[key]} are truth of the same slide; keep one")
+            group_files[key] = files[key] = path
             names[key] = name
-    references = [p for p in every if p.name == REFERENCE]
+    references = [p for p in paths if p.name == REFERENCE]
     if len(references) > 1:
         raise ConfigError(
             f"{references[0]} and {references[1]} both tell labels; keep one, or give its folder"
@@ -274,15 +280,15 @@ def _from_folder(folder: Path) -> TruthTable:
     if not files:
         raise ConfigError(f"{folder} holds no annotation file, no mask and no {MANIFEST}; check the path")
     origin = f"{folder} and {references[0]}" if references else str(folder)
-    said = frozenset(name.casefold() for name, normal in labels if normal)
-    return TruthTable(files, names, origin, by_name=True, normal=said, unmarked=unmarked)
+    normal_keys = frozenset(name.casefold() for name, normal in labels if normal)
+    return TruthTable(files, names, origin, by_name=True, normal=normal_keys, unmarked=unmarked)
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Every file but hidden ones, and but results of ours, whose GeoJSON is no truth."""
-    every = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    ours = {p.parent for p in every if p.name in ("run.json", "evaluation.json")}
-    return [p for p in every if not ours.intersection(p.parents)]
+    """All files below a folder, without hidden files and without our own results, whose GeoJSON is no truth."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    result_folders = {p.parent for p in paths if p.name in ("run.json", "evaluation.json")}
+    return [p for p in paths if not result_folders.intersection(p.parents)]
 
 
 def _is_mask(path: Path) -> bool:
@@ -290,9 +296,9 @@ def _is_mask(path: Path) -> bool:
 
 
 def _read_reference(path: Path) -> list[tuple[str, bool]]:
-    """(name, whether it is normal) of each line ``name,label,...``; a header is passed over."""
-    found: list[tuple[str, bool]] = []
-    seen: set[str] = set()
+    """The slide's name, and whether it is normal, from each line ``name,label,...``; a header is skipped."""
+    labels: list[tuple[str, bool]] = []
+    keys: set[str] = set()
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
@@ -305,8 +311,8 @@ def _read_reference(path: Path) -> list[tuple[str, bool]]:
                 continue
             raise ConfigError(f"{path}, line {line}: {label!r} is neither normal nor tumour; mend the line")
         name = row[0].strip().removesuffix(".tif")
-        if name.casefold() in seen:
+        if name.casefold() in keys:
             raise ConfigError(f"{path}, line {line}: {name} is there twice; keep one line for each slide")
-        seen.add(name.casefold())
-        found.append((name, label in NORMAL_LABELS))
-    return found
+        keys.add(name.casefold())
+        labels.append((name, label in NORMAL_LABELS))
+    return labels

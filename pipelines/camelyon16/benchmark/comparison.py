@@ -19,13 +19,13 @@ from wsi.metrics.ranking import auc, auc_draws
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Evaluated:
-    """What `compare` needs of an ``evaluation.json``.
+    """The part of an ``evaluation.json`` that `compare` needs.
 
     Attributes:
-        counted: (slides,) which count for FROC.
-        hits: of every slide.
-        scores: (slides,) of the slides.
-        truth: what the slides' truth was, to see that it is the same.
+        counted: (slides,) whether each slide counts for FROC.
+        hits: detections of every slide, divided into hits and false positives.
+        scores: (slides,) slide scores.
+        truth: the slides' truth, to check that two evaluations had the same.
     """
 
     path: Path
@@ -38,12 +38,12 @@ class Evaluated:
 
     @property
     def tumour(self) -> npt.NDArray[np.bool_]:
-        """Which slides have tumour."""
+        """Whether each slide has tumour: (slides,)."""
         return np.array([h.tumour for h in self.hits])
 
     @property
     def for_froc(self) -> list[SlideHits]:
-        """Hits of the slides that count."""
+        """Hits of the slides that count for FROC."""
         return [h for h, counted in zip(self.hits, self.counted, strict=True) if counted]
 
 
@@ -57,28 +57,28 @@ def read_evaluation(path: Path) -> Evaluated:
         StoreError: there is none, or it is broken.
     """
     places = (path / "evaluation" / "evaluation.json", path / "evaluation.json", path)
-    found = next((p for p in places if p.is_file()), None)
-    if found is None:
+    file = next((p for p in places if p.is_file()), None)
+    if file is None:
         raise StoreError(f"{path} holds no evaluation; run: wsi camelyon16 evaluate {path} --truth TRUTH")
     try:
-        value = json.loads(found.read_bytes())
+        value = json.loads(file.read_bytes())
         if isinstance(value, dict) and "ap50" in value:
             raise StoreError(
-                f"{found} is an evaluation of capillaries (wsi renal evaluate); wsi camelyon16 compare takes those of "
+                f"{file} is an evaluation of capillaries (wsi renal evaluate); wsi camelyon16 compare takes those of "
                 f"wsi camelyon16 evaluate"
             )
         if value["variant"] not in get_args(Variant):
             raise ValueError(f"variant {value['variant']!r}")
         rows = value["slides"]
-        found_type = np.float32 if value["variant"] == "official" else np.float64
+        score_type = np.float32 if value["variant"] == "official" else np.float64
         return Evaluated(
-            found,
+            file,
             value["variant"],
             tuple(row["name"] for row in rows),
             np.array([row["counted"] for row in rows], np.bool_),
             tuple(
                 SlideHits(
-                    np.array(row["found"], found_type),
+                    np.array(row["found"], score_type),
                     np.array(row["false"], np.float64),
                     row["lesions"],
                     row["tumour"],
@@ -89,11 +89,11 @@ def read_evaluation(path: Path) -> Evaluated:
             tuple((row["name"], row["tumour"], row["counted"], tuple(row["lengths_um"])) for row in rows),
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise StoreError(f"{found} is broken ({error!r}); evaluate again") from error
+        raise StoreError(f"{file} is broken ({error!r}); evaluate again") from error
 
 
 def check_comparable(a: Evaluated, b: Evaluated) -> None:
-    """Refuse what must not be compared.
+    """Refuse two evaluations that must not be compared.
 
     Raises:
         ConfigError: another variant, other slides or another truth.
@@ -102,16 +102,16 @@ def check_comparable(a: Evaluated, b: Evaluated) -> None:
         raise ConfigError(
             f"{a.path} was evaluated by the variant {a.variant!r} and {b.path} by {b.variant!r}; use one for both"
         )
-    only = sorted(set(a.names) ^ set(b.names))
-    if only:
-        where = a.path if only[0] in a.names else b.path
+    unshared = sorted(set(a.names) ^ set(b.names))
+    if unshared:
+        path = a.path if unshared[0] in a.names else b.path
         raise ConfigError(
-            f"the two were evaluated on different slides: {only[0]} is only in {where}; evaluate both on the same"
+            f"the two were evaluated on different slides: {unshared[0]} is only in {path}; evaluate both on the same"
         )
-    for mine, other in zip(a.truth, b.truth, strict=True):
-        if mine != other:
+    for truth_a, truth_b in zip(a.truth, b.truth, strict=True):
+        if truth_a != truth_b:
             raise ConfigError(
-                f"the truth of {mine[0]} is not the same in {a.path} and {b.path}; evaluate both again"
+                f"the truth of {truth_a[0]} is not the same in {a.path} and {b.path}; evaluate both again"
             )
 
 
@@ -132,20 +132,24 @@ def compare(a: Evaluated, b: Evaluated, draws: int, seed: int) -> dict[str, Any]
     weights = np.asarray(rng.multinomial(n, np.full(n, 1 / n), size=draws), np.int64)
     swaps = rng.random((draws, n)) < 0.5
     tables = [FrocTable(run.for_froc, a.variant) for run in (a, b)]
-    own = [_sensitivity(table, None) for table in tables]
-    drawn = np.stack([[_sensitivity(t, w[a.counted]) for w in weights] for t in tables]).reshape(2, draws, -1)
-    swapped = _swapped_froc(a, b, swaps[:, a.counted])
+    sensitivities = [_sensitivity(table, None) for table in tables]
+    bootstrap = np.stack([[_sensitivity(t, w[a.counted]) for w in weights] for t in tables]).reshape(
+        2, draws, -1
+    )
+    permutations = _swapped_froc(a, b, swaps[:, a.counted])
     areas = [auc(run.tumour, run.scores) for run in (a, b)]
     area_draws = [auc_draws(run.tumour, run.scores, weights) for run in (a, b)]
-    found: dict[str, Any] = {
-        "FROC": _difference([o.mean() for o in own], drawn.mean(axis=2), swapped.mean(axis=1))
+    figures: dict[str, Any] = {
+        "FROC": _difference(
+            [o.mean() for o in sensitivities], bootstrap.mean(axis=2), permutations.mean(axis=1)
+        )
     }
     for i, target in enumerate(TARGETS):
-        found[f"sensitivity at {target:g} false positives per slide"] = _difference(
-            [o[i] for o in own], drawn[:, :, i], swapped[:, i]
+        figures[f"sensitivity at {target:g} false positives per slide"] = _difference(
+            [o[i] for o in sensitivities], bootstrap[:, :, i], permutations[:, i]
         )
-    found["AUC"] = _difference(areas, np.stack(area_draws), _swapped_auc(a, b, swaps))
-    return found
+    figures["AUC"] = _difference(areas, np.stack(area_draws), _swapped_auc(a, b, swaps))
+    return figures
 
 
 def _sensitivity(table: FrocTable, weights: npt.NDArray[np.int64] | None) -> npt.NDArray[np.float64]:
@@ -154,71 +158,82 @@ def _sensitivity(table: FrocTable, weights: npt.NDArray[np.int64] | None) -> npt
 
 
 def _difference(
-    own: Sequence[float], drawn: npt.NDArray[np.float64], swapped: npt.NDArray[np.float64]
+    estimates: Sequence[float], bootstrap: npt.NDArray[np.float64], permutations: npt.NDArray[np.float64]
 ) -> dict[str, Any]:
     """Both values, their difference with its interval, and the permutation test's p (two-sided)."""
-    gap = own[0] - own[1]
-    usable = swapped[np.isfinite(swapped)]
+    gap = estimates[0] - estimates[1]
+    usable = permutations[np.isfinite(permutations)]
     # 1e-12: sums in another order must not make an equal difference a smaller one
     p = (1 + int((np.abs(usable) >= abs(gap) - 1e-12).sum())) / (1 + len(usable))
-    values = [None if np.isnan(v) else float(v) for v in own]
+    values = [None if np.isnan(v) else float(v) for v in estimates]
     return {
         "values": values,
-        "difference": figure(gap, drawn[0] - drawn[1]),
+        "difference": figure(gap, bootstrap[0] - bootstrap[1]),
         "p": None if np.isnan(gap) else p,
     }
 
 
 def common_scale(hits: Sequence[SlideHits], variant: Variant) -> list[SlideHits]:
-    """Hits whose scores say how many false positives per slide are above: falling, at most 1; 0 stays 0 (missed).
+    """Hits with new scores that depend only on the number of false positives per slide above the old score.
 
-    FROC of one run is the same on this scale: scores that differ stay apart, ties stay ties (also those that the
-    official code makes by float32).
+    A new score falls as that number rises, and is below 1; 0 (missed) stays 0. FROC of one run is the same on this
+    scale: scores that differ stay apart, ties stay ties (also those that the official code makes by float32).
     """
-    counted = [h for h in hits if not (variant == "negatives" and h.tumour)]
-    false = np.sort(np.concatenate([h.false[h.false > 0] for h in counted]))
+    counted_hits = [h for h in hits if not (variant == "negatives" and h.tumour)]
+    false = np.sort(np.concatenate([h.false[h.false > 0] for h in counted_hits]))
     lesions = np.concatenate([_as_counted(h.found, false) for h in hits])
-    every = np.unique(np.concatenate([false, lesions]))
-    above = len(false) - (np.searchsorted(false, every, "left") + np.searchsorted(false, every, "right")) / 2
-    # lesions between the same two false positives: apart by less than half a rank, in their order
-    between = np.isin(above, np.arange(len(false) + 1)) & ~np.isin(every, false)
+    unique_scores = np.unique(np.concatenate([false, lesions]))
+    above = (
+        len(false)
+        - (np.searchsorted(false, unique_scores, "left") + np.searchsorted(false, unique_scores, "right")) / 2
+    )
+    # lesions between the same two false positives are put apart by less than half a rank, in their order
+    between = np.isin(above, np.arange(len(false) + 1)) & ~np.isin(unique_scores, false)
     first = np.searchsorted(-above, -above, side="left")
     count = np.searchsorted(-above, -above, side="right") - first
-    above = above + np.where(between, 0.4 * (0.5 - (np.arange(len(every)) - first + 1) / (count + 1)), 0.0)
+    above = above + np.where(
+        between, 0.4 * (0.5 - (np.arange(len(unique_scores)) - first + 1) / (count + 1)), 0.0
+    )
 
-    def moved(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        place = np.minimum(np.searchsorted(every, scores), max(0, len(every) - 1))
-        return np.where(scores > 0, 1 / (2 + above[place] / len(hits)), 0.0) if len(every) else 0.0 * scores
+    def to_scale(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        index = np.minimum(np.searchsorted(unique_scores, scores), max(0, len(unique_scores) - 1))
+        return (
+            np.where(scores > 0, 1 / (2 + above[index] / len(hits)), 0.0)
+            if len(unique_scores)
+            else 0.0 * scores
+        )
 
     return [
-        SlideHits(moved(_as_counted(h.found, false)), _known(h, variant, moved), h.lesions, h.tumour)
+        SlideHits(
+            to_scale(_as_counted(h.found, false)), _false_on_scale(h, variant, to_scale), h.lesions, h.tumour
+        )
         for h in hits
     ]
 
 
-def _known(
-    h: SlideHits, variant: Variant, moved: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+def _false_on_scale(
+    h: SlideHits, variant: Variant, to_scale: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 ) -> npt.NDArray[np.float64]:
-    """False positives on the scale; those that the variant does not count are left out, as they have no place on it."""
-    return moved(h.false[:0] if variant == "negatives" and h.tumour else h.false)
+    """False positives on the common scale, without those that the variant does not count: they have no place on it."""
+    return to_scale(h.false[:0] if variant == "negatives" and h.tumour else h.false)
 
 
-def _as_counted(found: npt.NDArray[np.floating], false: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Lesions' scores as `FrocTable` takes them: a float32 goes with the false positives that it equals as float32."""
-    exact = found.astype(np.float64)
-    level = np.searchsorted(false.astype(found.dtype), found, side="right")
-    return np.asarray(np.maximum(exact, np.append(0.0, false)[level]))
+def _as_counted(scores: npt.NDArray[np.floating], false: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Lesions' scores as `FrocTable` takes them: a float32 ties with the false positives that equal it as float32."""
+    exact = scores.astype(np.float64)
+    rank = np.searchsorted(false.astype(scores.dtype), scores, side="right")
+    return np.asarray(np.maximum(exact, np.append(0.0, false)[rank]))
 
 
 def _swapped_froc(a: Evaluated, b: Evaluated, swaps: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """(draws, targets): differences when the slides of each draw are swapped."""
-    both = [*common_scale(a.for_froc, a.variant), *common_scale(b.for_froc, b.variant)]
-    table = FrocTable(both, a.variant)
-    found = np.empty((len(swaps), len(TARGETS)))
+    """Differences of the sensitivities after the slides of each draw are swapped: (draws, targets)."""
+    scaled_hits = [*common_scale(a.for_froc, a.variant), *common_scale(b.for_froc, b.variant)]
+    table = FrocTable(scaled_hits, a.variant)
+    differences = np.empty((len(swaps), len(TARGETS)))
     for i, swap in enumerate(swaps):
         first = np.concatenate([~swap, swap]).astype(np.int64)
-        found[i] = _sensitivity(table, first) - _sensitivity(table, 1 - first)
-    return found
+        differences[i] = _sensitivity(table, first) - _sensitivity(table, 1 - first)
+    return differences
 
 
 def _swapped_auc(a: Evaluated, b: Evaluated, swaps: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -18,7 +18,7 @@ TICKS = (0, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
 
 
 def interval_text(figure: dict[str, object]) -> str:
-    """``0.667 (0.500 to 0.806)``, or ``not defined``."""
+    """A figure with its interval as text: ``0.667 (0.500 to 0.806)``, or ``not defined``."""
     value, interval = figure["value"], figure["interval"]
     if value is None:
         return "not defined"
@@ -30,10 +30,10 @@ def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: b
     """Draw sensitivity against false positives per slide, with the 95 % band; linear up to 1/8, then by powers of two.
 
     Args:
-        path: PNG.
-        result: what to draw.
-        variant: named in the title.
-        published: draw the pathologist's point, too.
+        path: the PNG file.
+        result: the evaluation to draw.
+        variant: of FROC, for the title.
+        published: whether to draw the pathologist's point, too.
     """
     figure = Figure(figsize=(6.4, 5.8), layout="constrained")
     axis = figure.subplots()
@@ -43,13 +43,13 @@ def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: b
             CURVE_AT, *result.band.T, color=BLUE, alpha=0.15, linewidth=0, label="95 % interval"
         )
     label = f"FROC {interval_text(result.figures['FROC'])}"
-    false, found = result.curve.false_per_slide[::-1], result.curve.sensitivity[::-1]
+    false_per_slide, sensitivity = result.curve.false_per_slide[::-1], result.curve.sensitivity[::-1]
     style = "steps-pre" if result.curve.stepwise else "default"
-    if false[-1] < TICKS[-1]:  # beyond its last point the curve is read as that point
-        axis.plot([false[-1], TICKS[-1]], [found[-1]] * 2, ":", color=BLUE, linewidth=1.5)
-    axis.plot(false, found, color=BLUE, linewidth=2, label=label, drawstyle=style)
-    at = result.curve.at(TARGETS)
-    axis.plot(TARGETS, at, "o", color=BLUE, markersize=5, label="where sensitivity is read")
+    if false_per_slide[-1] < TICKS[-1]:  # beyond its last point the curve is read as that point
+        axis.plot([false_per_slide[-1], TICKS[-1]], [sensitivity[-1]] * 2, ":", color=BLUE, linewidth=1.5)
+    axis.plot(false_per_slide, sensitivity, color=BLUE, linewidth=2, label=label, drawstyle=style)
+    target_sensitivity = result.curve.at(TARGETS)
+    axis.plot(TARGETS, target_sensitivity, "o", color=BLUE, markersize=5, label="where sensitivity is read")
     if published:
         name = "pathologist, no time constraint, real slides (JAMA 2017)"
         axis.plot(
@@ -65,7 +65,7 @@ def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: b
     counted = [s for s in result.slides if s.counted]
     lesions = result.figures["lesions to be found"]
     axis.set_title(f"FROC, variant '{variant}': {lesions} lesions on {len(counted)} slides", fontsize=11)
-    axis.legend(loc="lower right" if at[0] > 0.5 else "upper left", fontsize=8.5)
+    axis.legend(loc="lower right" if target_sensitivity[0] > 0.5 else "upper left", fontsize=8.5)
     axis.grid(alpha=0.3)
     _save(figure, path)
 
@@ -76,20 +76,20 @@ def write_roc(path: Path, result: Evaluation, *, published: bool) -> None:
     axis = figure.subplots()
     kinds = (("AUC", None), ("AUC, macrometastases", "macro"), ("AUC, micrometastases", "micro"))
     for name, kind in kinds:
-        shown = result.figures[name]
-        if shown["value"] is None or (
-            kind and shown["tumour slides"] == result.figures["AUC"]["tumour slides"]
+        auc_figure = result.figures[name]
+        if auc_figure["value"] is None or (
+            kind and auc_figure["tumour slides"] == result.figures["AUC"]["tumour slides"]
         ):
             continue
         keep = [not s.hits.tumour or kind is None or s.kind == kind for s in result.slides]
         false, true = roc(result.tumour[keep], result.scores[keep])
         style = {"color": BLUE, "linewidth": 2.2, "zorder": 5} if kind is None else {"linewidth": 1.1}
-        text = f"{name} {interval_text(shown)}, {shown['tumour slides']} tumour slides"
+        text = f"{name} {interval_text(auc_figure)}, {auc_figure['tumour slides']} tumour slides"
         axis.plot(false, true, label=text, **style)
-    fixed = [p for p in result.figures["operating points"] if p["at"].startswith("slide score")]
-    for point, marker in zip(fixed, cycle("osD^v"), strict=False):
-        at = 1 - point["specificity"]["value"], point["sensitivity"]["value"]
-        axis.plot(*at, marker, color=BLUE, markersize=6, zorder=6, label=point["at"])
+    fixed_points = [p for p in result.figures["operating points"] if p["at"].startswith("slide score")]
+    for point, marker in zip(fixed_points, cycle("osD^v"), strict=False):
+        position = 1 - point["specificity"]["value"], point["sensitivity"]["value"]
+        axis.plot(*position, marker, color=BLUE, markersize=6, zorder=6, label=point["at"])
     if result.figures["AUC"]["value"] is None:
         axis.text(0.5, 0.4, "not defined: slides of one class only", ha="center", fontsize=11)
     axis.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)

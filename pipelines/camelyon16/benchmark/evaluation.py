@@ -1,4 +1,4 @@
-"""The benchmark: every slide sorted out once, then the figures that papers quote, with their intervals."""
+"""The benchmark: each slide's detections are matched once, then come the figures of papers, with intervals."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ CURVE_AT = (
 
 
 class EvaluationConfig(Config):
-    """How results are evaluated.
+    """Settings of an evaluation.
 
     Attributes:
-        variant: of FROC; see `VARIANTS`.
-        draws: of the bootstrap over slides; 2,000 in Liu et al. 2017; 0 leaves the intervals out.
-        seed: of its draws.
+        variant: variant of FROC; see `VARIANTS`.
+        draws: number of bootstrap draws over slides; 2,000 in Liu et al. 2017; 0 leaves the intervals out.
+        seed: seed of the draws.
         at: slide scores from which a slide counts as tumour, in the table of operating points.
         truth_label: value of truth masks that means tumour; None detects it.
     """
@@ -53,7 +53,7 @@ class EvaluationConfig(Config):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LesionOutcome:
-    """One lesion: where it is, how long, and the best score on it (0: missed)."""
+    """One lesion: its place, its length, and the best score on it (0: missed)."""
 
     slide: str
     number: int
@@ -83,11 +83,11 @@ class FalsePositive:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SlideOutcome:
-    """One slide, sorted out.
+    """What an evaluation finds on one slide.
 
     Attributes:
         counted: whether its lesions and false positives count for FROC.
-        lesions: every one, isolated cells too; for these, ``score`` is the best hit though it does not count.
+        lesions: all lesions with isolated cells, whose ``score`` is that of the best hit, though it does not count.
         note: what was repaired, detected or wrong; may be empty.
     """
 
@@ -105,7 +105,7 @@ class SlideOutcome:
 
     @property
     def counted(self) -> bool:
-        """Whether it counts for FROC: not when its tumour is marked only in part."""
+        """Whether the slide counts for FROC; it does not if its tumour is marked only in part."""
         return not self.case.partial
 
     @property
@@ -137,12 +137,12 @@ class Evaluation:
 
     @property
     def tumour(self) -> npt.NDArray[np.bool_]:
-        """Which slides have tumour."""
+        """Whether each slide has tumour: (slides,)."""
         return np.array([s.hits.tumour for s in self.slides])
 
     @property
     def scores(self) -> npt.NDArray[np.float64]:
-        """(slides,) their scores."""
+        """Scores of the slides: (slides,)."""
         return np.array([s.score for s in self.slides])
 
     @property
@@ -153,8 +153,8 @@ class Evaluation:
     @property
     def false(self) -> list[FalsePositive]:
         """The false positives of the slides that count for FROC, highest first."""
-        every = [f for s in self.slides if s.counted for f in s.false]
-        return sorted(every, key=lambda f: (-f.score, f.slide, f.y, f.x))
+        detections = [f for s in self.slides if s.counted for f in s.false]
+        return sorted(detections, key=lambda f: (-f.score, f.slide, f.y, f.x))
 
 
 def evaluate(
@@ -162,7 +162,7 @@ def evaluate(
     cfg: EvaluationConfig,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Sort every slide out, then compute the figures.
+    """Match the detections of every slide with its lesions, then compute the figures.
 
     Raises:
         WsiError: a truth file that cannot be used, a detection off its slide, masks that disagree.
@@ -182,14 +182,14 @@ def evaluate(
     scores = np.array([s.score for s in slides])
     figures = froc_figures(slides, curve, drawn[:, : len(TARGETS)])
     figures |= roc_figures([s.kind for s in slides], scores, weights, cfg.at)
-    usable = drawn[np.isfinite(drawn).all(axis=1), len(TARGETS) :]
-    band = np.percentile(usable, (2.5, 97.5), axis=0).T if len(usable) else None
+    usable_draws = drawn[np.isfinite(drawn).all(axis=1), len(TARGETS) :]
+    band = np.percentile(usable_draws, (2.5, 97.5), axis=0).T if len(usable_draws) else None
     figures["lesions by length"] = _by_length([x for s in slides if s.counted for x in s.lesions], curve)
     return Evaluation(tuple(slides), curve, figures, band)
 
 
 def sort_out(case: Case, cfg: EvaluationConfig) -> SlideOutcome:
-    """One slide's lesions and detections."""
+    """Match one slide's detections with its lesions."""
     p = case.prediction
     check_detections(p.points, p.size, p.name)
     raster = read_case(case, cfg.truth_label)
@@ -260,17 +260,18 @@ def _lesions(raster: TumourRaster | None, case: Case, cfg: EvaluationConfig) -> 
 
 
 def _same_convention(slides: Sequence[SlideOutcome]) -> None:
-    """A mask of 0, 1 and 2 that happens to lack a value must not be read by another convention than its neighbours."""
-    said = [(s.mask_value, s.case.truth) for s in slides if s.mask_value is not None]
-    for value, path in said:
-        if value != said[0][0]:
+    """Refuse masks that are read by different conventions, as when one of 0, 1 and 2 happens to lack a value."""
+    mask_values = [(s.mask_value, s.case.truth) for s in slides if s.mask_value is not None]
+    for value, path in mask_values:
+        first_value, first_path = mask_values[0]
+        if value != first_value:
             raise AnnotationError(
-                f"in {path} tumour reads as {value}, in {said[0][1]} as {said[0][0]}; say which with --truth-label"
+                f"in {path} tumour reads as {value}, in {first_path} as {first_value}; say which with --truth-label"
             )
 
 
 def _draw(slides: int, cfg: EvaluationConfig) -> npt.NDArray[np.int64]:
-    """(draws, slides): how often each slide is taken."""
+    """How often each draw takes each slide: (draws, slides)."""
     rng = np.random.default_rng(cfg.seed)
     return np.asarray(rng.multinomial(slides, np.full(slides, 1 / slides), size=cfg.draws), np.int64)
 
@@ -278,29 +279,29 @@ def _draw(slides: int, cfg: EvaluationConfig) -> npt.NDArray[np.int64]:
 def _sensitivities(
     table: FrocTable, weights: npt.NDArray[np.int64], targets: Sequence[float]
 ) -> npt.NDArray[np.float64]:
-    """(draws, targets); NaN where a draw has no lesion."""
-    found = np.full((len(weights), len(targets)), np.nan)
+    """Sensitivity of each draw at each target: (draws, targets); NaN where a draw has no lesion."""
+    sensitivities = np.full((len(weights), len(targets)), np.nan)
     for i, weight in enumerate(weights):
         curve = table.curve(weight)
         if curve is not None:
-            found[i] = curve.at(targets)
-    return found
+            sensitivities[i] = curve.at(targets)
+    return sensitivities
 
 
 def froc_figures(
     slides: Sequence[SlideOutcome], curve: FrocCurve, drawn: npt.NDArray[np.float64]
 ) -> dict[str, Any]:
-    """FROC: score and sensitivities; ``drawn`` is (draws, targets)."""
+    """Figures of FROC: score and sensitivities; ``drawn`` holds sensitivities, (draws, targets)."""
     at = curve.at(TARGETS)
-    every = [lesion for s in slides if s.counted for lesion in s.lesions]
-    isolated = [lesion.kind == "isolated" for lesion in every]
-    missed = [lesion for lesion in every if not lesion.found and lesion.kind != "isolated"]
+    lesions = [lesion for s in slides if s.counted for lesion in s.lesions]
+    isolated = [lesion.kind == "isolated" for lesion in lesions]
+    missed = [lesion for lesion in lesions if not lesion.found and lesion.kind != "isolated"]
     return {
         "FROC": figure(curve.score, drawn.mean(axis=1)),
         "sensitivity at false positives per slide": {
             f"{target:g}": figure(at[i], drawn[:, i]) for i, target in enumerate(TARGETS)
         },
-        "lesions to be found": len(every) - sum(isolated),
+        "lesions to be found": len(lesions) - sum(isolated),
         "lesions without any detection": len(missed),
         "isolated tumour cells, not counted": sum(isolated),
         "false positives": sum(len(s.hits.false) for s in slides if s.counted),
@@ -308,18 +309,18 @@ def froc_figures(
 
 
 def _by_length(lesions: Sequence[LesionOutcome], curve: FrocCurve) -> list[dict[str, Any]]:
-    """Lesions by length: how many, how many have a detection, and a detection at 1 and 8 false positives per slide."""
+    """Lesions by length: how many there are, have a detection, and have one at 1 and 8 false positives per slide."""
     rows = []
     for low, high in pairwise(SIZES_UM):
         # macrometastases are longer than 2 mm: 2,000 um belongs to the row below
-        mine = [x for x in lesions if _row_of(x.length_um) == low]
-        scores = np.array([lesion.score for lesion in mine if lesion.found])
+        row_lesions = [x for x in lesions if _row_of(x.length_um) == low]
+        scores = np.array([lesion.score for lesion in row_lesions if lesion.found])
         false = curve.false_at(scores)
         rows.append(
             {
                 "from um": low,
                 "to um": None if np.isinf(high) else high,
-                "lesions": len(mine),
+                "lesions": len(row_lesions),
                 "with a detection": len(scores),
                 "at 8 false positives per slide": int((false <= 8).sum()),
                 "at 1 false positive per slide": int((false <= 1).sum()),
@@ -329,7 +330,7 @@ def _by_length(lesions: Sequence[LesionOutcome], curve: FrocCurve) -> list[dict[
 
 
 def _row_of(length_um: float) -> float | None:
-    """The lower bound of the row; None for isolated cells."""
+    """The lower bound of the table's row for this length; None for isolated cells."""
     if length_um < SIZES_UM[0]:
         return None
     if length_um <= 2000 and length_um > 1000:

@@ -28,13 +28,13 @@ VARIANTS: dict[Variant, str] = {
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SlideHits:
-    """One slide's detections, sorted out.
+    """One slide's detections, divided into hits on lesions and false positives.
 
     Attributes:
-        found: best score of each lesion's number from 1 on; 0 for the missed and for isolated cells. float32 in the
-            variant ``official``, as in its code; float64 in the others.
+        found: best score of each lesion, in the order of their numbers; 0 for missed ones and isolated cells. float32
+            in the variant ``official``, as in its code; float64 in the others.
         false: scores of false positives.
-        lesions: lesions to be found: isolated cells are not among them.
+        lesions: how many lesions are to be found, without isolated cells.
         tumour: whether the slide has tumour.
     """
 
@@ -64,39 +64,43 @@ class FrocCurve:
         return float(np.mean(self.at(TARGETS)))
 
     def at(self, targets: float | Sequence[float]) -> npt.NDArray[np.float64]:
-        """Sensitivity at so many false positives per slide; the last point's beyond the curve."""
-        false, found = self.false_per_slide[::-1], self.sensitivity[::-1]
+        """Sensitivity at a number of false positives per slide; beyond the curve's end it is that of the last point."""
+        false_per_slide, sensitivity = self.false_per_slide[::-1], self.sensitivity[::-1]
         if not self.stepwise:
-            return np.asarray(np.interp(targets, false, found))
-        return np.asarray(found[np.minimum(np.searchsorted(false, targets, side="left"), len(false) - 1)])
+            return np.asarray(np.interp(targets, false_per_slide, sensitivity))
+        return np.asarray(
+            sensitivity[
+                np.minimum(np.searchsorted(false_per_slide, targets, side="left"), len(false_per_slide) - 1)
+            ]
+        )
 
     def false_at(self, scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """False positives per slide when everything from each score on counts."""
+        """False positives per slide if detections count from this score on, for each of the scores."""
         return np.asarray(self.false_per_slide[np.searchsorted(self.thresholds, scores, side="left")])
 
 
 def slide_hits(
     points: PointsXY, scores: npt.NDArray[np.float64], truth: LesionTruth, variant: Variant
 ) -> SlideHits:
-    """Sort a slide's detections: on a lesion the best counts once, on isolated cells none counts.
+    """Divide a slide's detections: on a lesion the best one counts once, on isolated cells none counts.
 
     Args:
         points: (n, 2) level-0 (x, y), on the slide.
-        scores: (n,) 0..1.
+        scores: (n,) of the detections, 0..1.
         truth: the slide's lesions.
         variant: ``dataset`` looks points up by rounding; ``official`` keeps lesions' scores as float32.
     """
     numbers = truth.numbers_at(points, nearest=variant == "dataset")
     precision: type[np.floating] = np.float32 if variant == "official" else np.float64
-    found: npt.NDArray[np.floating] = np.zeros(len(truth.lengths_um), precision)
-    hits = numbers > 0
-    np.maximum.at(found, numbers[hits] - 1, scores[hits].astype(precision))
-    found[truth.isolated] = 0
-    return SlideHits(found, scores[~hits], int((~truth.isolated).sum()), truth.labels is not None)
+    best_scores: npt.NDArray[np.floating] = np.zeros(len(truth.lengths_um), precision)
+    on_lesion = numbers > 0
+    np.maximum.at(best_scores, numbers[on_lesion] - 1, scores[on_lesion].astype(precision))
+    best_scores[truth.isolated] = 0
+    return SlideHits(best_scores, scores[~on_lesion], int((~truth.isolated).sum()), truth.labels is not None)
 
 
 class FrocTable:
-    """Slides counted once, so that the curve of any weighting of them is cheap: a bootstrap draw, a permutation."""
+    """A table of slides that gives the curve of any weighting of them cheaply: a bootstrap draw, a permutation."""
 
     def __init__(self, slides: Sequence[SlideHits], variant: Variant) -> None:
         if not slides:
@@ -112,19 +116,23 @@ class FrocTable:
             raise WsiError(
                 "no slide is free of tumour, so the variant 'negatives' is not defined; use 'official'"
             )
-        false = [s.false if counted else s.false[:0] for s, counted in zip(slides, self.counted, strict=True)]
-        found = [s.found for s in slides]
-        self._false_slide = np.repeat(np.arange(len(slides)), [len(f) for f in false])
-        self._found_slide = np.repeat(np.arange(len(slides)), [len(f) for f in found])
-        all_false = np.concatenate(false).astype(np.float64)
-        all_found = np.concatenate(found)
-        self.thresholds = np.unique(np.concatenate([all_false, all_found.astype(np.float64)]))
+        false_by_slide = [
+            s.false if counted else s.false[:0] for s, counted in zip(slides, self.counted, strict=True)
+        ]
+        found_by_slide = [s.found for s in slides]
+        self._false_slide = np.repeat(np.arange(len(slides)), [len(f) for f in false_by_slide])
+        self._lesion_slide = np.repeat(np.arange(len(slides)), [len(f) for f in found_by_slide])
+        false_scores = np.concatenate(false_by_slide).astype(np.float64)
+        lesion_scores = np.concatenate(found_by_slide)
+        self.thresholds = np.unique(np.concatenate([false_scores, lesion_scores.astype(np.float64)]))
         self._present = np.searchsorted(
-            self.thresholds, np.concatenate([all_false, all_found.astype(np.float64)])
+            self.thresholds, np.concatenate([false_scores, lesion_scores.astype(np.float64)])
         )
         # how many thresholds each score reaches; lesions' scores are compared in their own precision
-        self._false_reach = np.searchsorted(self.thresholds, all_false, side="right")
-        self._found_reach = np.searchsorted(self.thresholds.astype(all_found.dtype), all_found, side="right")
+        self._false_reach = np.searchsorted(self.thresholds, false_scores, side="right")
+        self._lesion_reach = np.searchsorted(
+            self.thresholds.astype(lesion_scores.dtype), lesion_scores, side="right"
+        )
 
     def curve(self, weights: npt.NDArray[np.integer] | None = None) -> FrocCurve | None:
         """The curve over all slides, each taken ``weights`` times; None where it is not defined for these weights."""
@@ -132,34 +140,34 @@ class FrocTable:
         lesions, slides = weight @ self.lesions, weight @ self.counted
         if lesions == 0 or slides == 0:
             return None
-        false = _reaching(self._false_reach, weight[self._false_slide], len(self.thresholds))
-        found = _reaching(self._found_reach, weight[self._found_slide], len(self.thresholds))
+        false_weight = _reaching(self._false_reach, weight[self._false_slide], len(self.thresholds))
+        found_weight = _reaching(self._lesion_reach, weight[self._lesion_slide], len(self.thresholds))
         first = self._first(weight)
         return FrocCurve(
             np.append(self.thresholds[first:], np.inf),
-            np.append(false[first:] / slides, 0.0),
-            np.append(found[first:] / lesions, 0.0),
+            np.append(false_weight[first:] / slides, 0.0),
+            np.append(found_weight[first:] / lesions, 0.0),
             stepwise=self.variant == "dataset",
         )
 
     def _first(self, weight: npt.NDArray[np.float64]) -> int:
-        """The first threshold that counts.
+        """The index of the first threshold that counts.
 
         ``all_probs[1:]`` of the official code is meant to drop the 0 of missed lesions, and drops a real score where
-        none was missed and no slide has isolated cells. The others drop 0 only.
+        none was missed and no slide has isolated cells. The other variants drop only 0.
         """
         if self.variant != "official":
             return int(np.searchsorted(self.thresholds, 0.0, side="right"))
-        drawn = weight[np.concatenate([self._false_slide, self._found_slide])] > 0
-        return int(self._present[drawn].min(initial=len(self.thresholds) - 1)) + 1
+        in_draw = weight[np.concatenate([self._false_slide, self._lesion_slide])] > 0
+        return int(self._present[in_draw].min(initial=len(self.thresholds) - 1)) + 1
 
 
 def _reaching(
     reach: npt.NDArray[np.int64], weight: npt.NDArray[np.float64], thresholds: int
 ) -> npt.NDArray[np.float64]:
-    """How many reach each threshold: (thresholds,)."""
-    exactly = np.bincount(reach, weights=weight, minlength=thresholds + 1)
-    return np.asarray(exactly[::-1].cumsum()[::-1][1:])
+    """Summed weight of the scores that reach each threshold: (thresholds,)."""
+    counts = np.bincount(reach, weights=weight, minlength=thresholds + 1)
+    return np.asarray(counts[::-1].cumsum()[::-1][1:])
 
 
 def froc(slides: Sequence[SlideHits], variant: Variant = "official") -> FrocCurve:

@@ -1,4 +1,4 @@
-"""What is to be evaluated: results of ``wsi score``, or a submission in the challenge's form."""
+"""Predictions to be evaluated: results of ``wsi score``, or a submission in the challenge's form."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from wsi.errors import ConfigError, StoreError, WsiError
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SLIDE_SUFFIXES, SlideSource
 
-SCORES_FILE = "classification.csv"  # of a submission: name, probability of each slide
-LESIONS_FOLDER = "lesions"  # of a submission, beside it; other programs put the CSVs into one folder
+SCORES_FILE = "classification.csv"  # file of a submission with name and probability of each slide
+LESIONS_FOLDER = "lesions"  # of a submission, beside that file; other programs put all CSVs together
 
 Attempt = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prediction:
-    """What a program says of one slide.
+    """A program's result for one slide.
 
     Attributes:
-        score: of the slide, 0..1; None where nothing was scored.
+        score: the slide's score, 0..1; None where nothing was scored.
         points: (n, 2) level-0 (x, y) of its detections.
-        scores: (n,) 0..1.
+        scores: (n,) of the detections, 0..1.
         source: the slide, where it is known.
         size: (width, height) of its level 0, where it is known.
         mpp: um per level-0 pixel, where it is known.
-        folder: results of ``wsi score``, or None.
+        folder: the slide's folder of ``wsi score``; None for a submission.
         bounds: the scanned part as OpenSlide states it, to which QuPath crops; None where it does not.
         note: what was wrong with the slide; may be empty.
     """
@@ -57,8 +57,8 @@ class Predictions:
     """All slides of a run, by name.
 
     Attributes:
-        score_rule: what a slide's score is, for the report.
-        made_by: what made them: program, models, engine, settings; empty for a submission.
+        score_rule: how a slide's score is made, for the report.
+        made_by: program, models, engine and settings that made them; empty for a submission.
         failed: slides that ``wsi score`` could not score, each with the reason.
         state: how ``wsi score`` ended; anything but ``finished`` may lack slides.
     """
@@ -71,11 +71,11 @@ class Predictions:
 
 
 def read_predictions(folder: Path, problems: list[str] | None = None) -> Predictions:
-    """Results of ``wsi score``, or a submission: a CSV per slide, and perhaps ``classification.csv``.
+    """Read results of ``wsi score``, or a submission: a CSV per slide, and perhaps ``classification.csv``.
 
     Args:
         folder: OUT of ``wsi score``, or of ``wsi camelyon16 submit``, or another program's folder of CSVs.
-        problems: takes a sentence for everything wrong in a submission; None raises the first.
+        problems: list that gets a sentence for each problem of a submission; None raises the first one.
 
     Raises:
         WsiError: nothing is there, or a file is broken.
@@ -109,11 +109,11 @@ def _scored(folder: Path) -> Predictions:
         raise StoreError(f"{folder / 'run.json'} is broken ({error!r}); score the slides again") from error
     slides: dict[str, Prediction] = {}
     for path in sorted(folder.glob("*/slide.json")):
-        found = _scored_slide(path, settings)
-        key = found.name.casefold()
+        prediction = _scored_slide(path, settings)
+        key = prediction.name.casefold()
         if key in slides:
             raise StoreError(f"{path.parent} and {slides[key].folder} are of the same slide; remove one")
-        slides[key] = found
+        slides[key] = prediction
     if not slides:
         raise StoreError(f"{folder} holds no scored slide; run wsi score first, and give its --out here")
     failed |= {name: f"{folder / name} is gone" for name in listed if name.casefold() not in slides}
@@ -154,7 +154,7 @@ def _scored_slide(path: Path, settings: str) -> Prediction:
 
 
 def unusable(path: Path, error: Exception) -> StoreError:
-    """Why a ``slide.json`` is no result of ``wsi score``."""
+    """The error for a ``slide.json`` that is no result of ``wsi score``."""
     if (path.parent / "report.json").is_file():
         return StoreError(
             f"{path.parent} is a report of wsi renal report; this command takes results of wsi score"
@@ -163,19 +163,19 @@ def unusable(path: Path, error: Exception) -> StoreError:
 
 
 def with_slides(predictions: Predictions, rows: Sequence[SlideRow], *, every: bool = True) -> Predictions:
-    """Tell each prediction of its slide, which is opened for its size and spacing.
+    """Add to each prediction its slide, which is opened for its size and spacing.
 
     Args:
-        predictions: of which the slides are to be known.
+        predictions: predictions of which some slides may not be known.
         rows: the slides.
-        every: refuse a prediction whose slide is not among them.
+        every: whether to refuse a prediction whose slide is not among them.
 
     Raises:
         SlideError: a slide cannot be opened.
         ConfigError: a slide is not among them.
     """
     sources = {row.source.name.casefold(): row.source for row in rows}
-    found = []
+    predicted = []
     for p in predictions.slides:
         source = sources.get(p.name.casefold())
         if source is None and every:
@@ -184,8 +184,8 @@ def with_slides(predictions: Predictions, rows: Sequence[SlideRow], *, every: bo
             with source.open() as slide:
                 size, mpp, bounds = slide.size, slide.mpp, slide.bounds
             p = replace(p, source=source, size=size, mpp=mpp, bounds=bounds)
-        found.append(p)
-    return replace(predictions, slides=tuple(found))
+        predicted.append(p)
+    return replace(predictions, slides=tuple(predicted))
 
 
 def _submission(folder: Path, attempt: Attempt) -> Predictions:
@@ -201,25 +201,27 @@ def _submission(folder: Path, attempt: Attempt) -> Predictions:
                 raise ConfigError(f"{path} and {slides[key].name}.csv are of the same slide; keep one")
             points, scores = read_lesions(path)
             slides[key] = Prediction(name, float(scores.max(initial=0.0)), points, scores)
-    rule = f"the highest detection, 0 without one: there is no {SCORES_FILE}"
+    score_rule = f"the highest detection, 0 without one: there is no {SCORES_FILE}"
     if (folder / SCORES_FILE).is_file():
-        rule = f"as {SCORES_FILE} states it"
+        score_rule = f"as {SCORES_FILE} states it"
         with attempt():
-            stated = read_slide_scores(folder / SCORES_FILE)
-            slides = {key: replace(slide, score=stated.get(key)) for key, slide in slides.items()}
-            _same_slides(folder, [slide_name(path.stem) for path in files], stated)
-    return Predictions(tuple(slides.values()), rule)
+            slide_scores = read_slide_scores(folder / SCORES_FILE)
+            slides = {key: replace(slide, score=slide_scores.get(key)) for key, slide in slides.items()}
+            _same_slides(folder, [slide_name(path.stem) for path in files], slide_scores)
+    return Predictions(tuple(slides.values()), score_rule)
 
 
 def submitted_files(folder: Path) -> list[Path]:
     """The CSVs of lesions of a submission."""
-    inner = folder / LESIONS_FOLDER
-    beside = [path for path in sorted(folder.glob("*.csv")) if path.name != SCORES_FILE]
-    if not inner.is_dir():
-        return beside
-    if beside:
-        raise ConfigError(f"{beside[0]} lies beside {inner}; keep all CSVs of lesions in one of the two")
-    return sorted(inner.glob("*.csv"))
+    lesions_folder = folder / LESIONS_FOLDER
+    files = [path for path in sorted(folder.glob("*.csv")) if path.name != SCORES_FILE]
+    if not lesions_folder.is_dir():
+        return files
+    if files:
+        raise ConfigError(
+            f"{files[0]} lies beside {lesions_folder}; keep all CSVs of lesions in one of the two"
+        )
+    return sorted(lesions_folder.glob("*.csv"))
 
 
 def slide_name(text: str) -> str:
@@ -268,16 +270,16 @@ def read_slide_scores(path: Path) -> dict[str, float]:
     Raises:
         WsiError: names the line.
     """
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for line, row in _rows(path):
         if len(row) != 2:
             raise WsiError(f"{path}, line {line}: {len(row)} values; each line must be name,probability")
         name = row[0].strip()
         stem = slide_name(name).casefold()
-        if stem in found:
+        if stem in scores:
             raise WsiError(f"{path}, line {line}: {name} is there twice; keep one line for each slide")
-        found[stem] = _probability(path, line, row[1])
-    return found
+        scores[stem] = _probability(path, line, row[1])
+    return scores
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -285,8 +287,8 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return [(line, row) for line, row in enumerate(csv.reader(file), start=1) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise WsiError(f"{path} cannot be read as CSV ({why}); check the path") from error
+        reason = getattr(error, "strerror", None) or error
+        raise WsiError(f"{path} cannot be read as CSV ({reason}); check the path") from error
 
 
 def _probability(path: Path, line: int, text: str) -> float:
@@ -299,6 +301,6 @@ def _probability(path: Path, line: int, text: str) -> float:
                 f"remove the line if it is one"
             ) from error
         raise WsiError(f"{path}, line {line}: {text!r} is no probability; it must lie in 0..1") from error
-    if not 0 <= value <= 1:  # NaN is neither
+    if not 0 <= value <= 1:  # NaN is refused, too
         raise WsiError(f"{path}, line {line}: {text} is no probability; it must lie in 0..1")
     return value

@@ -1,4 +1,4 @@
-"""What others published of Camelyon16's real test slides, to stand beside our figures and never among them."""
+"""Results that others published on Camelyon16's real test slides, for comparison with ours; never mixed with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Published:
 
     Attributes:
         froc: mean sensitivity at 1/4 to 8 false positives per slide, with its 95 % interval.
-        auc: over slides, with its 95 % interval.
+        auc: area under the ROC curve over slides, with its 95 % interval.
         note: what else the source says.
     """
 

@@ -1,4 +1,4 @@
-"""Everything that an evaluation leaves on disk."""
+"""The files that an evaluation writes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from wsi.results.export import Feature, origin_offset, write_geojson
 
 MISSED_COLOUR, FALSE_COLOUR = (150, 0, 170), (255, 140, 0)
 EVALUATION, MISTAKES = "evaluation.json", "mistakes"
-MARK_UM = 37.5  # half of 75 um, which a lesion is grown by: a false positive is no nearer to one
+MARK_UM = 37.5  # half of the 75 um that a lesion is grown by: no false positive is nearer to a lesion
 
 
 def record(
     predictions: Predictions, cases: Cases, result: Evaluation, cfg: EvaluationConfig
 ) -> dict[str, Any]:
-    """What ``evaluation.json`` holds: figures, how they were made, and every slide's hits for `compare`."""
+    """The content of ``evaluation.json``: figures, how they were made, and every slide's hits for `compare`."""
     return {
         "program": f"slidewright {version()}",
         "intended_use": "research use only",
@@ -73,7 +73,7 @@ def record(
 def write_report(
     folder: Path, value: dict[str, Any], result: Evaluation, cfg: EvaluationConfig, *, published: bool
 ) -> None:
-    """Pictures, tables, GeoJSON of mistakes, then the figures, in place of an earlier evaluation; not the atlas.
+    """Write pictures, tables, GeoJSON of mistakes and figures in place of an earlier evaluation; not the atlas.
 
     Raises:
         StoreError: the folder holds something else, or cannot be written.
@@ -95,11 +95,11 @@ def write_report(
                 features,
                 origin_offset(slide.case.prediction.bounds, "auto"),
             )
-    write_json(folder / EVALUATION, value)  # last: it says that all is there
+    write_json(folder / EVALUATION, value)  # last: it says that all other files are there
 
 
 def mistakes_path(folder: Path, name: str) -> Path:
-    """Missed lesions and false positives of a slide, for QuPath."""
+    """The file with the missed lesions and false positives of a slide, for QuPath."""
     return folder / MISTAKES / f"{name}.geojson"
 
 
@@ -124,7 +124,7 @@ def _slides(result: Evaluation) -> str:
 
 
 def _lesions(result: Evaluation) -> str:
-    """Every lesion; ``found_at`` is how many false positives per slide come with the threshold that finds it."""
+    """A table of all lesions; ``found_at...`` holds the false positives per slide at the threshold that finds one."""
     header = (
         "slide",
         "lesion",
@@ -139,11 +139,11 @@ def _lesions(result: Evaluation) -> str:
     rows = []
     for s in result.slides:
         for lesion in s.lesions:
-            at = f"{result.curve.false_at(lesion.score):.4f}" if lesion.found else ""
+            found_at = f"{result.curve.false_at(lesion.score):.4f}" if lesion.found else ""
             score = f"{lesion.score:.6f}" if lesion.found else ""
             counts = "yes" if s.counted and lesion.kind != "isolated" else "no"
-            where = (f"{lesion.length_um:.1f}", round(lesion.x), round(lesion.y))
-            rows.append((lesion.slide, lesion.number, lesion.kind, *where, score, at, counts))
+            place = (f"{lesion.length_um:.1f}", round(lesion.x), round(lesion.y))
+            rows.append((lesion.slide, lesion.number, lesion.kind, *place, score, found_at, counts))
     return csv_text(header, rows)
 
 
@@ -166,7 +166,7 @@ def _false(result: Evaluation) -> str:
 
 
 def _mistakes(slide: SlideOutcome, curve: FrocCurve) -> list[Feature]:
-    found = []
+    features = []
     for lesion in slide.lesions:
         kind = lesion_mistake(lesion, curve)
         if kind and lesion.outline:
@@ -174,18 +174,20 @@ def _mistakes(slide: SlideOutcome, curve: FrocCurve) -> list[Feature]:
             measured = {"length um": lesion.length_um, "probability": lesion.score}
             shape = shapely.union_all(list(lesion.outline))
             name = f"{kind} lesion {lesion.number}"
-            found.append(Feature(key, shape, "annotation", name, kind.capitalize(), MISSED_COLOUR, measured))
+            features.append(
+                Feature(key, shape, "annotation", name, kind.capitalize(), MISSED_COLOUR, measured)
+            )
     half = MARK_UM / (slide.case.prediction.mpp or L0_UM)
-    for i, f in enumerate(slide.false, start=1):
-        square = shapely.box(f.x - half, f.y - half, f.x + half, f.y + half)
-        key, measured = f"{slide.name} false {f.x} {f.y}", {"probability": f.score}
+    for i, detection in enumerate(slide.false, start=1):
+        square = shapely.box(detection.x - half, detection.y - half, detection.x + half, detection.y + half)
+        key, measured = f"{slide.name} false {detection.x} {detection.y}", {"probability": detection.score}
         name = f"false positive {i}"
-        found.append(Feature(key, square, "detection", name, "False positive", FALSE_COLOUR, measured))
-    return found
+        features.append(Feature(key, square, "detection", name, "False positive", FALSE_COLOUR, measured))
+    return features
 
 
 def lesion_mistake(lesion: LesionOutcome, curve: FrocCurve) -> str:
-    """``missed``, ``late`` (found beyond 8 false positives per slide only), or empty; isolated cells are no mistake."""
+    """``missed``, ``late`` (found only beyond 8 false positives per slide), or empty; isolated cells are no mistake."""
     if lesion.kind == "isolated":
         return ""
     if not lesion.found:

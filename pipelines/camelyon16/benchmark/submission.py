@@ -26,10 +26,10 @@ MADE_BY = "made_by.txt"
 def write_submission(
     folder: Path, predictions: Predictions, *, subset: bool, made_by: str, overwrite: bool = False
 ) -> int:
-    """Write ``lesions/NAME.csv`` of every slide, also the empty ones, and ``classification.csv``; how many slides.
+    """Write ``lesions/NAME.csv`` of every slide, also of empty ones, and ``classification.csv``; return their number.
 
     Args:
-        folder: where to.
+        folder: the folder to write.
         predictions: results of ``wsi score``.
         subset: leave out slides that failed or were not scored.
         made_by: a line that says what made it; it goes into a file of its own, as the CSVs have no room for it.
@@ -68,50 +68,50 @@ def write_submission(
 def check_submission(
     folder: Path, table: TruthTable | None, selection: Selection, rows: Sequence[SlideRow]
 ) -> list[str]:
-    """A sentence for everything that is wrong; none where all is well.
+    """Problems of a submission, a sentence for each; none where all is well.
 
     Args:
         folder: the submission.
-        table: says which slides must be there; None: ``rows`` do, if there are any.
+        table: the slides that must be there; None takes those of ``rows``, if there are any.
         selection: the same rules by name as in an evaluation.
-        rows: the slides themselves, for their sizes; none: coordinates are not checked against them.
+        rows: the slides themselves, for their sizes; without them coordinates are not checked against the sizes.
     """
     problems: list[str] = []
     if (folder / "run.json").is_file():
         return [f"{folder} is the --out of wsi score, not a submission; run wsi camelyon16 submit first"]
     try:
-        found = read_predictions(folder, problems)
+        predictions = read_predictions(folder, problems)
     except WsiError as error:
         return [str(error)]
     stems = [slide_name(path.stem) for path in submitted_files(folder)]
-    have = {name.casefold(): name for name in stems}
-    have |= {p.name.casefold(): p.name for p in found.slides}
+    submitted = {name.casefold(): name for name in stems}
+    submitted |= {p.name.casefold(): p.name for p in predictions.slides}
     slides = {row.source.name.casefold(): row.source.name for row in rows}
-    wanted = slides if table is None else table.names
+    expected = slides if table is None else table.names
     rules = selection.dataset if table is not None and table.by_name else NO_RULES
-    out = {name.casefold() for name in selection.exclude}
-    needed = {k: n for k, n in wanted.items() if k not in out and rules.why_excluded(n) is None}
+    excluded = {name.casefold() for name in selection.exclude}
+    required = {k: n for k, n in expected.items() if k not in excluded and rules.why_excluded(n) is None}
     problems += [
         f"{name} has no file; a slide without lesions needs an empty one"
-        for key, name in sorted(needed.items())
-        if key not in have
+        for key, name in sorted(required.items())
+        if key not in submitted
     ]
-    for key, name in sorted(have.items()) if wanted else ():
-        if key not in wanted and not selection.others_normal and not rules.is_normal(name):
+    for key, name in sorted(submitted.items()) if expected else ():
+        if key not in expected and not selection.others_normal and not rules.is_normal(name):
             problems.append(f"{name} is none of the slides that must be there")
     if not (folder / SCORES_FILE).is_file():
         problems.append(f"{folder / SCORES_FILE} is missing: the slides have no probability")
     if slides:
         problems += [
             f"{n} is not among --slides: its coordinates are not checked"
-            for k, n in have.items()
+            for k, n in submitted.items()
             if k not in slides
         ]
     try:
-        found = with_slides(found, rows, every=False) if rows else found
+        predictions = with_slides(predictions, rows, every=False) if rows else predictions
     except WsiError as error:
         problems.append(str(error))
-    for p in found.slides:
+    for p in predictions.slides:
         try:
             check_detections(p.points, p.size, p.name)
         except WsiError as error:

@@ -37,7 +37,7 @@ LEVEL5_UM = L0_UM * LEVEL5_PX
 GROW_UM = 75.0  # the width of five tumour cells: half of it on each side, so lesions that are closer merge
 ISOLATED_UM = 200.0  # isolated tumour cells are shorter; AJCC
 MACRO_UM = 2000.0  # macrometastases are longer; AJCC
-SLACK_PX = 256  # an outline drawn along the slide's edge may leave it by so much
+SLACK_PX = 256  # an outline drawn along the slide's edge may leave the slide by this much
 ROOM_PX = 16 * LEVEL5_PX  # more than lesions grow by
 
 LesionClass = Literal["macro", "micro", "isolated"]
@@ -54,7 +54,7 @@ class LesionTruth:
         step: level-0 pixels per pixel of the raster, (x, y).
         lengths_um: (lesions,) major axis of the ellipse that has the same moments, less what a lesion was grown by.
         centres: (lesions, 2) level-0 (x, y).
-        boxes: of every lesion in ``labels``: slices of rows and columns.
+        boxes: slices of rows and columns of ``labels``, for every lesion.
     """
 
     labels: npt.NDArray[np.int32] | None
@@ -66,19 +66,19 @@ class LesionTruth:
 
     @property
     def classes(self) -> tuple[LesionClass, ...]:
-        """Of every lesion."""
+        """The class of every lesion."""
         return tuple(lesion_class(length) for length in self.lengths_um)
 
     @property
     def isolated(self) -> npt.NDArray[np.bool_]:
-        """(lesions,) which are isolated tumour cells: hits on them count neither way."""
+        """Whether each lesion is isolated tumour cells, (lesions,): hits on them count neither way."""
         return np.asarray(self.lengths_um < ISOLATED_UM)
 
     def numbers_at(self, points: PointsXY, *, nearest: bool = False) -> npt.NDArray[np.int64]:
         """The lesion's number at each level-0 (x, y), 0 where there is none.
 
         Args:
-            points: (n, 2).
+            points: (n, 2) level-0 (x, y).
             nearest: divide and round, as the script that came with the data does; else divide and truncate, as the
                 code of 2016 does.
         """
@@ -89,20 +89,20 @@ class LesionTruth:
         rows, cols = rows - self.corner[0], cols - self.corner[1]
         height, width = self.labels.shape
         inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
-        found = np.zeros(len(points), np.int64)
-        found[inside] = self.labels[rows[inside], cols[inside]]
-        return found
+        numbers = np.zeros(len(points), np.int64)
+        numbers[inside] = self.labels[rows[inside], cols[inside]]
+        return numbers
 
     def outline(self, number: int) -> list[Polygon]:
-        """What belongs to a lesion, as grown, in level-0 pixels; without its holes, which the growing has filled."""
+        """Outlines of a lesion as grown, in level-0 pixels; they have no holes, as the growing has filled them."""
         if self.labels is None:
             return []
         rows, cols = self.boxes[number - 1]
-        mine = (self.labels[rows, cols] == number).astype(np.uint8)
-        contours, _ = cv2.findContours(mine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        part = (self.labels[rows, cols] == number).astype(np.uint8)
+        contours, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         corner = np.array((self.corner[1] + cols.start, self.corner[0] + rows.start)) + 0.5
         rings = [(contour[:, 0] + corner) * self.step for contour in contours if len(contour) > 2]
-        # through the middle of the outermost pixels: out to their edges
+        # the rings pass through the middles of the outermost pixels; buffer them to the pixels' edges
         return [Polygon(ring).buffer(self.step[0] / 2, join_style="mitre") for ring in rings]
 
 
@@ -116,11 +116,11 @@ class TumourRaster:
     """Tumour at level 5.
 
     Attributes:
-        mask: (rows, cols).
+        mask: (rows, cols) whether a pixel is tumour.
         step: level-0 pixels per pixel, (x, y).
         note: what was repaired or detected; may be empty.
-        value: of a mask, what was detected to mean tumour; else None.
-        why_empty: what to say of a file that marks tumour, of which nothing is left at level 5.
+        value: the mask's value that was detected to mean tumour; None for outlines, or where the user said it.
+        why_empty: part of the error message for a file that marks tumour, of which nothing is left at level 5.
     """
 
     mask: BoolRaster
@@ -135,7 +135,7 @@ def lesion_truth(
 ) -> LesionTruth:
     """Number the lesions by the official rules: grow, fill holes, 8-connected parts, length by the ellipse.
 
-    A mask without tumour has no lesion; the official code makes up one then (its distances have no meaning).
+    A mask without tumour has no lesion; the official code invents one then, as its distances have no meaning.
 
     Args:
         raster: tumour of one slide.
@@ -146,7 +146,7 @@ def lesion_truth(
     if not raster.mask.any():
         return LesionTruth(None, (0, 0), step, np.empty(0), np.empty((0, 2)))
     threshold = GROW_UM / (um_px * 2)  # px
-    # only the part around the tumour: what is beyond it is neither grown nor enclosed
+    # only the part around the tumour: nothing beyond it is grown or enclosed
     margin = math.ceil(threshold) + 1
     rows, cols = (np.flatnonzero(raster.mask.any(axis=axis)) for axis in (1, 0))
     top, left = max(0, rows[0] - margin), max(0, cols[0] - margin)
@@ -162,7 +162,7 @@ def lesion_truth(
 
 
 def read_raster(path: Path, size: tuple[int, int] | None, *, label: int | None = None) -> TumourRaster:
-    """Tumour at level 5, straight from outlines or from a mask of any level down to 5; it may mark none.
+    """Read the tumour at level 5 from outlines, or from a mask of level 5 or a finer one; there may be none.
 
     Args:
         path: ASAP or ImageScope XML, GeoJSON, NCRF's JSON, or a mask of the whole slide (PNG, TIFF).
@@ -185,16 +185,16 @@ def _from_outlines(path: Path, size: tuple[int, int] | None) -> TumourRaster:
     elif not regions.area.is_empty:
         _check_inside(path, regions.area, size)
     mask = np.zeros((math.ceil(size[1] / LEVEL5_PX), math.ceil(size[0] / LEVEL5_PX)), np.bool_)
-    lost = 0
+    small_count = 0
     for polygon in regions.area.geoms:
         part = cells_of(polygon, (LEVEL5_PX, LEVEL5_PX), mask.shape)
-        lost += not part.inside.any()
+        small_count += not part.inside.any()
         mask[part.window] |= part.inside
-    what = "outline holds" if lost == 1 else "outlines hold"
-    small = f"{lost} {what} no pixel's centre at level 5: no lesion" if lost else ""
-    why = "; ".join(text for text in (outlines.note, small) if text)
-    note = named_note(path, outlines.note, regions.note, small)
-    return TumourRaster(mask, (LEVEL5_PX, LEVEL5_PX), note, why_empty=f": {why}" if why else "")
+    count_noun = "outline holds" if small_count == 1 else "outlines hold"
+    small_note = f"{small_count} {count_noun} no pixel's centre at level 5: no lesion" if small_count else ""
+    reasons = "; ".join(text for text in (outlines.note, small_note) if text)
+    note = named_note(path, outlines.note, regions.note, small_note)
+    return TumourRaster(mask, (LEVEL5_PX, LEVEL5_PX), note, why_empty=f": {reasons}" if reasons else "")
 
 
 def _check_inside(path: Path, area: MultiPolygon, size: tuple[int, int]) -> None:
@@ -213,19 +213,21 @@ def _from_mask(path: Path, size: tuple[int, int] | None, label: int | None) -> T
             raise AnnotationError(
                 f"{path} has one level, and the size of its slide is not known, so neither is its level; pass --slides"
             )
-        own = (shapes[0][1], shapes[0][0])
-        assumed = (
-            "" if size else f"; its finest level, {own[0]} x {own[1]} px, is taken for the slide's level 0"
+        mask_size = (shapes[0][1], shapes[0][0])
+        size_note = (
+            ""
+            if size
+            else f"; its finest level, {mask_size[0]} x {mask_size[1]} px, is taken for the slide's level 0"
         )
-        size = size or own
+        size = size or mask_size
         level, step = _level_for(path, shapes, size)
         values = _sample(path, level, shapes[level], step, size)
     present = sorted(set(np.unique(values).tolist()) - {0})
-    meant = tumour_value(path, present, label, "--truth-label")
-    note = (mask_note(path, present, meant) if label is None else path.name) + assumed
+    tumour_label = tumour_value(path, present, label, "--truth-label")
+    note = (mask_note(path, present, tumour_label) if label is None else path.name) + size_note
     note = "" if note == path.name else note
-    kept = step if _is_level5(step) else (LEVEL5_PX, LEVEL5_PX)
-    return TumourRaster(values == meant, kept, note, meant if label is None else None)
+    lookup_step = step if _is_level5(step) else (LEVEL5_PX, LEVEL5_PX)
+    return TumourRaster(values == tumour_label, lookup_step, note, tumour_label if label is None else None)
 
 
 def _is_level5(step: tuple[float, float]) -> bool:
@@ -248,7 +250,7 @@ def _level_for(
 def _sample(
     path: Path, level: int, shape: tuple[int, int], step: tuple[float, float], size: tuple[int, int]
 ) -> npt.NDArray[np.integer]:
-    """A mask's values at level 5: as they are, or of a finer level those at the cells' centres."""
+    """A mask's values at level 5; those of a finer level are read at the centres of the cells of level 5."""
     if _is_level5(step):
         rows, cols = np.arange(shape[0]), np.arange(shape[1])
     else:
@@ -260,9 +262,12 @@ def _sample(
         )
     values = np.zeros((len(rows), len(cols)), np.int64)
     for top, left, piece in mask_pieces(path, level):
-        mine = (rows >= top) & (rows < top + piece.shape[0]), (cols >= left) & (cols < left + piece.shape[1])
-        found = piece[np.ix_(rows[mine[0]] - top, cols[mine[1]] - left)]
-        values[np.ix_(*mine)] = np.maximum(values[np.ix_(*mine)], found)
+        inside = (
+            (rows >= top) & (rows < top + piece.shape[0]),
+            (cols >= left) & (cols < left + piece.shape[1]),
+        )
+        part = piece[np.ix_(rows[inside[0]] - top, cols[inside[1]] - left)]
+        values[np.ix_(*inside)] = np.maximum(values[np.ix_(*inside)], part)
     return values
 
 
@@ -275,11 +280,11 @@ def check_detections(points: PointsXY, size: tuple[int, int] | None, name: str) 
     if len(points) == 0:
         return
     limit = np.array(size if size is not None else (np.inf, np.inf))
-    off = np.flatnonzero((points < 0).any(axis=1) | (points >= limit).any(axis=1))
-    if len(off):
-        x, y = points[off[0]]
-        of = f" of {size[0]} x {size[1]} px" if size else ""
+    outside = np.flatnonzero((points < 0).any(axis=1) | (points >= limit).any(axis=1))
+    if len(outside):
+        x, y = points[outside[0]]
+        size_text = f" of {size[0]} x {size[1]} px" if size else ""
         raise WsiError(
-            f"{name}: a detection at ({x:.0f}, {y:.0f}) lies outside its slide{of}; "
+            f"{name}: a detection at ({x:.0f}, {y:.0f}) lies outside its slide{size_text}; "
             f"coordinates are level-0 pixels, x first"
         )

@@ -1,4 +1,4 @@
-"""From a heatmap to ranked lesions, their outlines, and a slide's score."""
+"""Ranked lesions of a heatmap, their outlines, and the slide's score."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ LEVELS: tuple[ConfidenceLevel, ...] = (
 
 
 class LesionConfig(Config):
-    """How lesions are found.
+    """Settings of the search for lesions.
 
     Attributes:
         threshold: lowest score of a lesion; 0.5 in Liu et al. 2017.
-        radius_px: what is blanked around a maximum, in pixels the model sees; None is `RADIUS_CELLS` of the model's own
-            cells.
+        radius_px: radius that is blanked around a maximum, in pixels as the model sees them; None is `RADIUS_CELLS` of
+            the model's own cells.
         confidence: scores from which a slide is probably normal, equivocal, probably and definitely
             tumour; the five words are those of Camelyon16's pathologists. None takes the bounds that the model's card
             brings; a model whose card brings none gives no words, as nobody has checked any.
@@ -51,7 +51,7 @@ class LesionConfig(Config):
         return self
 
     def of_model(self, stride_px: int) -> LesionConfig:
-        """The same with the radius as a number, for a model whose own cells have this side."""
+        """These settings with the radius as a number, for a model whose own cells have this side."""
         radius_px = self.radius_px or RADIUS_CELLS * float(stride_px)
         return self.model_copy(update={"radius_px": radius_px})
 
@@ -91,14 +91,14 @@ def find_lesions(heatmap: Heatmap, cfg: LesionConfig | None = None) -> list[Lesi
     reach = (cfg.radius_px or RADIUS_CELLS * heatmap.cell_px) / heatmap.cell_px  # cells
     blanked = np.zeros(scores.shape, np.bool_)
     disc = _disc(reach)
-    found = []
+    lesions = []
     for row, col in candidates[order]:
         if blanked[row, col]:
             continue
         x, y = heatmap.placement.centers(np.array([[row, col]]))[0]
-        found.append(Lesion(float(scores[row, col]), float(x), float(y)))
+        lesions.append(Lesion(float(scores[row, col]), float(x), float(y)))
         _blank(blanked, int(row), int(col), disc)
-    return found
+    return lesions
 
 
 def _disc(reach: float) -> BoolRaster:
@@ -119,19 +119,19 @@ def outlines(heatmap: Heatmap, cfg: LesionConfig) -> list[Outline]:
     """8-connected areas at or above the threshold as polygons along the cells' edges, with holes.
 
     Returns:
-        By falling maximum, then from top to bottom and left to right.
+        Outlines by falling maximum, then from top to bottom and left to right.
     """
     above = (heatmap.scores >= cfg.threshold).astype(np.uint8)
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-    found = []
+    areas = []
     for label in range(1, count):
         left, top, width, height, _ = boxes[label]
         window = np.s_[top : top + height, left : left + width]
         cells = np.argwhere(labels[window] == label) + [top, left]
         values = heatmap.scores[tuple(cells.T)]
         shape = _trace(cells, heatmap)
-        found.append(Outline(shape, float(values.max()), float(values.mean(dtype=np.float64))))
-    return sorted(found, key=lambda o: (-o.maximum, o.shape.bounds[1], o.shape.bounds[0]))
+        areas.append(Outline(shape, float(values.max()), float(values.mean(dtype=np.float64))))
+    return sorted(areas, key=lambda o: (-o.maximum, o.shape.bounds[1], o.shape.bounds[0]))
 
 
 def _trace(cells: CellsRC, heatmap: Heatmap) -> Polygon:
@@ -152,7 +152,7 @@ def slide_score(heatmap: Heatmap) -> float:
 
 
 def on_slide(lesion: Lesion, size: tuple[int, int]) -> Lesion:
-    """The lesion, its place moved onto the slide: the last cells of a row or column may reach over its edge."""
+    """The lesion with its centre moved onto the slide: the last cells of a row or column may reach over its edge."""
     return replace(lesion, x=min(lesion.x, size[0] - 1.0), y=min(lesion.y, size[1] - 1.0))
 
 
@@ -166,11 +166,11 @@ def confidence_level(
     """One of five words for a slide's score; None where nothing was scored, or where no bounds are known.
 
     Args:
-        score: the slide's.
-        cfg: the user's bounds win.
-        checked: those of the model's card.
-        missing: cells with tissue that could not be read: of what was not seen nobody can say that it is normal, so
-            with any the word is "equivocal" at least.
+        score: the slide's score, 0..1, or NaN.
+        cfg: holds the user's bounds, if there are any; they win.
+        checked: the bounds of the model's card; None where it has none.
+        missing: number of cells with tissue that could not be read. Nobody knows that they are normal, so if there are
+            any, the word is "equivocal" or a higher one.
     """
     bounds = cfg.confidence or checked
     if np.isnan(score) or bounds is None:

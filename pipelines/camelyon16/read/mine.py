@@ -42,7 +42,7 @@ class HardNegative:
     patch_l0: int
 
     def read(self) -> RgbImage:
-        """What its patch looks like at level 0."""
+        """The pixels of its patch at level 0."""
         halo = (self.patch_l0 - self.stride_l0) // 2
         with self.source.open() as slide:
             return slide.read_region((self.x - halo, self.y - halo), 0, (self.patch_l0, self.patch_l0))
@@ -58,13 +58,13 @@ def hard_negatives(
     margin: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[HardNegative]:
-    """The best of each slide, best first.
+    """The highest-scoring normal cells of each slide, highest first.
 
     Args:
         rows: training slides with truth; those that are marked in part are passed over.
-        scored: results of ``wsi score`` on them.
-        cfg: says what a mask's values mean.
-        per_slide: at most so many of one slide.
+        scored: folder of ``wsi score`` with results of these slides.
+        cfg: its ``truth_label`` says which value of a mask means tumour.
+        per_slide: largest number of cells of one slide.
         threshold: lowest score.
         margin: cells around tumour that are left out, as outlines are not that exact.
         tick: called with (slides done, slides).
@@ -76,12 +76,12 @@ def hard_negatives(
     usable = [row for row in rows if not row.partial]
     if not usable:
         raise ConfigError("every training slide is marked only in part: none can give normal cells")
-    found: list[HardNegative] = []
+    negatives: list[HardNegative] = []
     for i, row in enumerate(usable):
         tick(i, len(usable))
-        found += _of_slide(row, scored / row.source.name, cfg, per_slide, threshold, margin)
+        negatives += _of_slide(row, scored / row.source.name, cfg, per_slide, threshold, margin)
     tick(len(usable), len(usable))
-    return sorted(found, key=lambda h: (-h.score, h.slide, h.y, h.x))
+    return sorted(negatives, key=lambda h: (-h.score, h.slide, h.y, h.x))
 
 
 def _of_slide(
@@ -102,13 +102,13 @@ def _of_slide(
     scores = store.read(tumour_class).scores.copy()
     plan = ReadPlan(0, stride, facts["stride_model_px"], round(side * facts["stride_model_px"] / stride))
     with row.source.open() as slide:
-        every = make_grid(slide.size, plan, None)
-        if every.shape != scores.shape:
+        grid = make_grid(slide.size, plan, None)
+        if grid.shape != scores.shape:
             raise StoreError(
                 f"{results} was scored from another slide than {row.source.label}; score it again"
             )
         if row.checked_truth is not None:
-            tumour = read_truth(row.checked_truth, slide, every, label=cfg.truth_label).tumour
+            tumour = read_truth(row.checked_truth, slide, grid, label=cfg.truth_label).tumour
             near = binary_dilation(tumour, np.ones((3, 3)), iterations=margin) if margin else tumour
             scores[near] = np.nan
     flat = np.where(np.isnan(scores), -1, scores).ravel()
@@ -121,16 +121,16 @@ def _of_slide(
 
 
 def write_list(path: Path, found: Sequence[HardNegative]) -> Path:
-    """Write ``slide,x,y,score`` and a picture of the highest beside it; the picture's path."""
+    """Write ``slide,x,y,score``, and a picture of the highest beside it; return the picture's path."""
     rows = ((h.slide, h.x, h.y, f"{h.score:.6f}") for h in found)
     write_text(path, csv_text(("slide", "x", "y", "score"), rows))
     picture = path.with_suffix(".png")
-    shown = found[:SHOWN]
+    best = found[:SHOWN]
     write_contact_sheet(
         picture,
-        [h.read() for h in shown],
-        [NORMAL] * len(shown),
+        [h.read() for h in best],
+        [NORMAL] * len(best),
         title="Hard negatives: normal tissue that the model takes for tumour",
-        captions=[f"{h.slide} {h.x},{h.y} {h.score:.2f}" for h in shown],
+        captions=[f"{h.slide} {h.x},{h.y} {h.score:.2f}" for h in best],
     )
     return picture

@@ -25,7 +25,7 @@ TOP_LESIONS = 8
 def write_tables(
     out: Path, results: Sequence[SlideResult], failures: Sequence[Failure], record: dict[str, Any]
 ) -> Sequence[str]:
-    """Write ``slide_scores.csv`` and the page into a run's folder, and give their names."""
+    """Write ``slide_scores.csv`` and the page into a run's folder, and return their names."""
     write_text(out / "slide_scores.csv", scores_csv(results))
     write_page(out / "index.html", results, failures, record)
     return "slide_scores.csv", "index.html"

@@ -26,9 +26,9 @@ from wsi.slides.slide import Slide
 
 PANEL_PX = 1000  # longer side of the overview
 NUMBERED = 30  # lesions that get a number; more would hide the tissue
-LEFT, RIGHT, GAP = 0.02, 0.9, 0.03  # of the figure's width; the gap in panels
+LEFT, RIGHT, GAP = 0.02, 0.9, 0.03  # shares of the figure's width; GAP is a share of a panel
 HEAD_IN, FOOT_IN = 0.5, 0.4
-# the lower the score the more transparent: tissue that scores 0 looks as it is
+# a lower score is more transparent: tissue with score 0 looks unchanged
 COLOURS = LinearSegmentedColormap.from_list(
     "tumour",
     [(1.0, 0.95, 0.4, 0.0), (1.0, 0.75, 0.1, 0.4), (0.9, 0.25, 0.05, 0.62), (0.62, 0.0, 0.1, 0.75)],
@@ -43,7 +43,7 @@ def write_preview(
     result: SlideResult,
     card: ModelCard,
 ) -> None:
-    """Draw the slide beside the slide with its heatmap, as PNG."""
+    """Draw the slide, and beside it the slide with its heatmap, as PNG."""
     overview = read_overview(slide, max(slide.size) * slide.mpp / PANEL_PX)
     figure = Figure(figsize=_figure_size(slide.size), dpi=130)
     FigureCanvasAgg(figure)
@@ -76,7 +76,7 @@ def write_preview(
 
 
 def _figure_size(size: tuple[int, int]) -> tuple[float, float]:
-    """Inches, so that two panels of the slide's shape fill the figure."""
+    """Width and height in inches of a figure that two panels of the slide's shape fill."""
     aspect = size[1] / size[0]
     panel = min(5.8, 7.2 / aspect)
     across = max(panel * (2 + GAP) / (RIGHT - LEFT), 6.5)  # the title needs 6.5
@@ -86,14 +86,14 @@ def _figure_size(size: tuple[int, int]) -> tuple[float, float]:
 def _title(result: SlideResult) -> str:
     if result.score is None:
         return f"{result.name}: not scored ({result.note})"
-    found = count_text(result)
-    lost = f", {result.unreadable} cells unreadable" if result.unreadable else ""
-    reading = f", {result.confidence}" if result.confidence else ""
-    return f"{result.name}: score {result.score:.3f}{reading}, {found}{lost}"
+    counts = count_text(result)
+    unreadable = f", {result.unreadable} cells unreadable" if result.unreadable else ""
+    confidence = f", {result.confidence}" if result.confidence else ""
+    return f"{result.name}: score {result.score:.3f}{confidence}, {counts}{unreadable}"
 
 
 def count_text(result: SlideResult) -> str:
-    """``1 area with 3 peaks``: what pathologists call a lesion is an area; peaks are maxima 6 cells apart, at least."""
+    """``1 area with 3 peaks``: pathologists call an area a lesion; peaks are maxima that lie 6 cells or more apart."""
     peaks, areas = len(result.lesions), result.areas
     if areas == 0:
         return "no area above the threshold"

@@ -1,4 +1,4 @@
-"""What is known of a slide after scoring: in memory, in ``slide.json``, as features for QuPath."""
+"""The result of a slide's scoring: in memory, in ``slide.json``, as features for QuPath."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from wsi.results.heatmap import Heatmap
 
 log = logging.getLogger(__name__)
 
-RESULT_FORMAT = 1  # of lesions and files; raise it when the golden lesions of the tests change
-FILES = ("heatmap.zarr", "lesions.csv", "lesions.geojson", "preview.png")  # what a scored slide consists of
+RESULT_FORMAT = 1  # version of lesions and files; raise it when the golden lesions of the tests change
+FILES = ("heatmap.zarr", "lesions.csv", "lesions.geojson", "preview.png")  # files of a scored slide
 EXPORTS = ("lesions.xml", "lesions.geojson.gz", "cells.geojson", "cells.geojson.gz")
 OUTLINE_COLOUR, LESION_COLOUR = (200, 0, 0), (255, 140, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class SlideResult:
-    """What is known of a slide after scoring.
+    """The result of a slide's scoring.
 
     Attributes:
         path: absolute, or a URL without its query.
@@ -45,9 +45,9 @@ class SlideResult:
         lesions: maxima of the heatmap, best first.
         areas: connected areas at or above the threshold.
         cells: cells with tissue.
-        unreadable_cells: of those, level-0 (x, y) of the corners of the cells that could not be decoded.
+        unreadable_cells: level-0 (x, y) of the corners of those cells that could not be decoded.
         note: a sentence for the user, or empty.
-        unlike: share of the cells looked at that look unlike what the model was trained on; None where nobody can tell.
+        unlike: share of the checked cells that look unlike what the model was trained on; None where that is not known.
     """
 
     name: str
@@ -65,7 +65,7 @@ class SlideResult:
 
     @property
     def unreadable(self) -> int:
-        """How many cells could not be decoded."""
+        """The number of cells that could not be decoded."""
         return len(self.unreadable_cells)
 
     @property
@@ -74,18 +74,18 @@ class SlideResult:
         return self.score is None
 
     def summary(self) -> dict[str, Any]:
-        """Its entry in ``run.json``, which tells nobody where the slide lies; ``slide.json`` does."""
+        """The slide's entry in ``run.json``, without its path, which only ``slide.json`` holds."""
         entry = asdict(self) | {"lesions": len(self.lesions)}
         del entry["path"]
         return entry
 
     def noted(self, text: str) -> SlideResult:
-        """The same with a note that readers of its score must see."""
+        """A copy with a note that readers of its score must see."""
         return replace(self, note="; ".join(note for note in (text, self.note) if note))
 
 
 def group_of(positive: str) -> str:
-    """The class that a model's positive class has in QuPath and ASAP: one spelling for tumour, whatever the model's."""
+    """The name of a model's positive class in QuPath and ASAP; tumour has one spelling, whatever the model's is."""
     return "Tumor" if positive.casefold() in TUMOUR_GROUPS else positive
 
 
@@ -100,7 +100,7 @@ def lesion_features(
 ) -> list[Feature]:
     """Outlines as annotations, peaks as detections one cell large; all of one class."""
 
-    found = []
+    features = []
     group = group_of(positive)
     for i, area in enumerate(areas, start=1):
         measured = {
@@ -109,7 +109,7 @@ def lesion_features(
             "area um2": area.shape.area * mpp**2,
         }
         key = f"{name} outline {area.shape.bounds}"
-        found.append(
+        features.append(
             Feature(
                 key,
                 area.shape,
@@ -126,8 +126,10 @@ def lesion_features(
         square = shapely.box(lesion.x - half, lesion.y - half, lesion.x + half, lesion.y + half)
         measured = {"probability": lesion.score, "rank": i}
         key = f"{name} lesion {lesion.x} {lesion.y}"
-        found.append(Feature(key, square, "detection", f"peak {i}", group, LESION_COLOUR, measured, made_by))
-    return found
+        features.append(
+            Feature(key, square, "detection", f"peak {i}", group, LESION_COLOUR, measured, made_by)
+        )
+    return features
 
 
 def finished_result(out: Path, expected: str, lesions: LesionConfig) -> SlideResult | None:
@@ -153,10 +155,10 @@ def finished_result(out: Path, expected: str, lesions: LesionConfig) -> SlideRes
 
 
 def discard_changed(out: Path, value: dict[str, Any]) -> bool:
-    """Remove files of a finished slide that are not as they were written, so that they are made again; say so.
+    """Remove files of a finished slide that are not as they were written, so that they are made again, and warn.
 
     Returns:
-        Whether there were any; ``slide.json`` is gone then, too.
+        Whether there were such files; then ``slide.json`` is removed, too.
 
     Raises:
         StoreError: a file is there, and reading it failed.
@@ -167,13 +169,13 @@ def discard_changed(out: Path, value: dict[str, Any]) -> bool:
         record = {}
     changes = changed_files(out, record)
     for name, change in changes.items():
-        if change.startswith(UNREADABLE):  # perhaps good: a disk or the network failed
+        if change.startswith(UNREADABLE):  # the file may be good: a disk or the network failed
             raise StoreError(f"{out / name} {change}; mend that and run the same command again")
         log.warning("%s: %s; it is made again", out / name, change)
         discard_inside(out, name)
     store = "heatmap.zarr/zarr.json"
     if store in changes and (out / "heatmap.zarr").is_dir() and not (out / "heatmap.zarr").is_symlink():
-        shutil.rmtree(out / "heatmap.zarr")  # without it nobody knows what the chunks are
+        shutil.rmtree(out / "heatmap.zarr")  # without it the chunks cannot be read
     if changes or not record:
         (out / "slide.json").unlink(missing_ok=True)
     return bool(changes) or not record
@@ -191,33 +193,33 @@ def result_of(value: dict[str, Any]) -> SlideResult:
     """A `SlideResult` from what ``slide.json`` holds."""
     fields = {key: value[key] for key in SlideResult.__dataclass_fields__}
     lesions = tuple(Lesion(**lesion) for lesion in value["lesions"])
-    lost = tuple((x, y) for x, y in value["unreadable_cells"])
+    unreadable_cells = tuple((x, y) for x, y in value["unreadable_cells"])
     return SlideResult(
-        **fields | {"lesions": lesions, "size": tuple(value["size"]), "unreadable_cells": lost}
+        **fields | {"lesions": lesions, "size": tuple(value["size"]), "unreadable_cells": unreadable_cells}
     )
 
 
 def earlier_results(out: Path, settings: str, but: Collection[str]) -> list[SlideResult]:
     """Slides that other commands scored into the same folder with the same settings, by name."""
-    found = []
+    results = []
     for path in sorted(out.glob("*/slide.json")):
         try:
             value = json.loads(path.read_bytes())
             if value["settings_fingerprint"] == settings and value["name"] not in but:
-                found.append(result_of(value))
+                results.append(result_of(value))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not one of ours, or of another version
-    return found
+    return results
 
 
 def scores_csv(results: Sequence[SlideResult]) -> str:
-    """A row a slide; the score is empty where nothing was scored, never 0.
+    """One row per slide; the score is empty where nothing was scored, never 0.
 
     ``cells_not_read`` are those with tissue that could not be decoded: the score says nothing of them.
     """
     rows = []
     for r in results:
         score = "" if r.score is None else f"{r.score:.6f}"
-        reading = "not scored" if r.score is None else r.confidence or ""
-        rows.append([r.name, score, reading, r.cells, r.unreadable, r.note])
+        confidence = "not scored" if r.score is None else r.confidence or ""
+        rows.append([r.name, score, confidence, r.cells, r.unreadable, r.note])
     return csv_text(("slide", "score", "confidence", "cells", "cells_not_read", "note"), rows)

@@ -1,4 +1,4 @@
-"""One slide: tissue, grid, blocks, scores chunk by chunk, lesions, files."""
+"""The scoring of one slide: tissue, grid, blocks, scores chunk by chunk, lesions, files."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ from wsi.slides.stain import StainTransform, fit_slide
 from wsi.slides.tissue import Mask, TissueConfig, find_tissue
 
 log = logging.getLogger(__name__)
-HEATMAP_FORMAT = 1  # of cells and their scores; raise it when the golden heatmap of the tests changes
+HEATMAP_FORMAT = 1  # version of cells and their scores; raise it when the golden heatmap of the tests changes
 
 
 class ScoreConfig(Config):
-    """How a slide is scored.
+    """Settings of a slide's scoring.
 
     Attributes:
-        stride: pixels that the model sees from cell to cell; None is the model's own.
-        native: read level 0 as it is, whatever its spacing.
+        stride: pixels, as the model sees them, from cell to cell; None is the model's own stride.
+        native: whether level 0 is read as it is, whatever its spacing.
         min_tissue: share of a cell that must be tissue.
-        threads: that read slides.
+        threads: number of threads that read slides.
     """
 
     stride: Literal[16, 32, 64, 128, 256] | None = None
@@ -72,13 +72,13 @@ class ScoreConfig(Config):
     threads: int = Field(default=1, gt=0)
 
     def of_model(self, card: ModelCard) -> ScoreConfig:
-        """The same, with what depends on the model filled in."""
+        """These settings, with those that depend on the model filled in."""
         return self.model_copy(update={"lesions": self.lesions.of_model(card.stride_px)})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ScorePlan:
-    """Everything of a slide that is fixed before the first pixel is scored."""
+    """Everything about a slide's scoring that is fixed before the first pixel is scored."""
 
     grid: TileGrid
     mask: Mask
@@ -93,10 +93,10 @@ def plan_slide(
     """Tissue, cells and chunks of a slide.
 
     Args:
-        slide: opened.
-        row: its line: a tissue mask of the user's own is taken from it.
-        engine: tells patch, stride and spacing.
-        cfg: how.
+        slide: an open slide.
+        row: the slide's line in a table, which may name the user's own tissue mask.
+        engine: its model tells patch, stride and spacing.
+        cfg: how the slide is scored.
         made_of: fingerprint of the slide and all settings, for the heatmap.
 
     Raises:
@@ -117,8 +117,8 @@ def plan_slide(
         else read_user_mask(row.mask, slide, cfg.tissue.mpp)
     )
     grid = make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue)
-    how = cfg.tissue.method if row.mask is None else str(row.mask)
-    log.debug("%s: %d cells with tissue (%s), read from level %d", slide.path, len(grid), how, plan.level)
+    method = cfg.tissue.method if row.mask is None else str(row.mask)
+    log.debug("%s: %d cells with tissue (%s), read from level %d", slide.path, len(grid), method, plan.level)
     side = chunk_side(slide, plan)
     spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, made_of)
     recolour = fit_slide(slide, mask, card.stain_normalisation) if len(grid) else None
@@ -126,7 +126,7 @@ def plan_slide(
 
 
 def settings_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
-    """Hash of what every heatmap of a run is made with: settings, models, engine, `HEATMAP_FORMAT`."""
+    """Hash of everything that makes the heatmaps of a run: settings, models, engine, `HEATMAP_FORMAT`."""
     return fingerprint(
         settings=cfg.model_dump(mode="json", exclude={"lesions", "threads"}),
         models=[card.model_dump(mode="json") for card in engine.models.cards],
@@ -136,7 +136,7 @@ def settings_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
 
 
 def run_fingerprint(engine: Engine, cfg: ScoreConfig) -> str:
-    """Hash of what is the same for every slide of a run, with how lesions are found: one table holds one kind only."""
+    """Hash of the settings of a run, with those of lesions: a table holds only results of one such hash."""
     cfg = cfg.of_model(engine.models.card)
     return fingerprint(
         heatmaps=settings_fingerprint(engine, cfg),
@@ -171,16 +171,16 @@ def score_slide(
         name: what the slide is called in outputs.
         engine: scores the patches.
         out: this slide's folder.
-        cfg: how.
-        overwrite: replace a heatmap that was made otherwise.
-        progress: called with (done, total, of what): bytes of the slide's file, then cells.
+        cfg: how the slide is scored.
+        overwrite: whether to replace a heatmap that was made with other settings.
+        progress: called with (done, total, unit): bytes of the slide's file, then cells.
 
     Raises:
         WsiError: the slide cannot be scored, or the folder belongs to another run.
     """
     cfg = cfg.of_model(engine.models.card)
     with row.source.open() as slide:
-        before = row.source.state()
+        file_state = row.source.state()
         identity = row.source.identity(lambda done, total: progress(done, total, "bytes"))
         made_of = _fingerprint(row, slide, identity, engine, cfg)
         finished = finished_result(out, made_of, cfg.lesions)
@@ -189,7 +189,7 @@ def score_slide(
         plan = plan_slide(slide, row, engine, cfg, made_of=made_of)
         discard_partials(out)
         if overwrite:
-            (out / "slide.json").unlink(missing_ok=True)  # it says that all is there
+            (out / "slide.json").unlink(missing_ok=True)  # it says that all files are there
             HeatmapStore.discard(out / "heatmap.zarr", unless=plan.spec.fingerprint)
         store = HeatmapStore.create(out / "heatmap.zarr", plan.spec)
         engine.expect(len(plan.grid))
@@ -202,7 +202,7 @@ def score_slide(
             threads=cfg.threads,
             progress=lambda done, total: progress(done, total, "cells"),
         )
-        if row.source.state() != before:
+        if row.source.state() != file_state:
             raise SlideError(f"{row.source.label} changed while it was scored; run the same command again")
         return _write_results(slide, (name, row.source.place, identity), engine, out, cfg, plan, row.mask)
 
@@ -216,14 +216,14 @@ def score(
 ) -> Heatmap:
     """Scores of a slide's cells for the class that the model looks for; nothing is kept on disk.
 
-    `score_slide` does the same work into a folder, and goes on where it was stopped. What a reader must know (tissue
-    unlike what the model was trained on, no tissue found, cells that cannot be decoded) is logged as a warning.
+    `score_slide` writes the same scores into a folder, and goes on where it was stopped. What a reader must know
+    (tissue unlike what the model was trained on, no tissue found, cells that cannot be decoded) is logged as a warning.
 
     Args:
-        slide: opened.
-        model: a model that ships, by name, or a model's folder; several are averaged.
-        cfg: stride, tissue and threads; None is what ``wsi score`` does.
-        engine: device, precision and orientations; None is what ``wsi score`` does.
+        slide: an open slide.
+        model: the name of a model that ships, or a model's folder; scores of several are averaged.
+        cfg: stride, tissue and threads; None takes the defaults of ``wsi score``.
+        engine: device, precision and orientations; None takes the defaults of ``wsi score``.
 
     Raises:
         WsiError: the slide is too coarse, or the model cannot be used.
@@ -251,7 +251,7 @@ def _write_results(
     plan: ScorePlan,
     own_mask: Path | None,
 ) -> SlideResult:
-    """Lesions and every file of the slide; ``slide.json`` comes last and says that all are there."""
+    """Find lesions and write the slide's files; ``slide.json`` comes last and says that all others are there."""
     name, path, identity = names
     card = engine.models.card
     heatmap = HeatmapStore.open(out / "heatmap.zarr").read(card.positive_index)
@@ -260,14 +260,14 @@ def _write_results(
     areas = outlines(heatmap, cfg.lesions)
     missing = _missing(heatmap, plan)
     unlike = unlike_share(slide, plan.grid, engine.models, recolour=plan.recolour, threads=cfg.threads)
-    learned = not _not_learned(slide, card, cfg) and (unlike is None or unlike < UNLIKE_FROM)
+    is_familiar = not _not_learned(slide, card, cfg) and (unlike is None or unlike < UNLIKE_FROM)
     result = SlideResult(
         name=name,
         path=path,
         score=None if np.isnan(highest) else round(highest, 6),
         confidence=(
             confidence_level(highest, cfg.lesions, engine.models.confidence, missing=len(missing))
-            if card.finds_tumour and learned
+            if card.finds_tumour and is_familiar
             else None
         ),
         lesions=tuple(lesions),
@@ -279,7 +279,7 @@ def _write_results(
         note="; ".join(_notes(slide, heatmap, plan, engine.models, cfg, own_mask, unlike)),
         unlike=None if unlike is None else round(unlike, 4),
     )
-    for stale in EXPORTS:  # of what is replaced now
+    for stale in EXPORTS:  # they were made of the result that is replaced now
         (out / stale).unlink(missing_ok=True)
     write_text(out / "lesions.csv", "".join(f"{v.score:.6f},{v.x:.0f},{v.y:.0f}\n" for v in lesions))
     made_by = {"model": card.name, "fingerprint": plan.spec.fingerprint}
@@ -322,7 +322,7 @@ def _notes(
     own_mask: Path | None,
     unlike: float | None,
 ) -> list[str]:
-    """What a reader of the scores must know; nothing where all is well."""
+    """Sentences that a reader of the scores must know; none where all is well."""
     notes = (
         _note(plan, _missing(heatmap, plan), own_mask),
         _spacing_note(slide, models.card, cfg),
@@ -332,14 +332,14 @@ def _notes(
 
 
 def _not_learned(slide: Slide, card: ModelCard, cfg: ScoreConfig) -> bool:
-    """Whether --native read the slide at a spacing that the model has not learned: its score gets no word then."""
+    """Whether --native read the slide at a spacing that the model has not learned; then its score gets no word."""
     if not cfg.native or card.spacing_um is None:
         return False
     return abs(slide.mpp / card.spacing_um - 1) > card.spacing_tolerance
 
 
 def _spacing_note(slide: Slide, card: ModelCard, cfg: ScoreConfig) -> str:
-    """What a reader of the score must know of the spacing."""
+    """A sentence about the spacing for readers of the score; empty where all is well."""
     if _not_learned(slide, card, cfg):
         return (
             f"read at {slide.mpp:.4g} um/px by --native, but the model was trained at {card.spacing_um:.4g}: "
@@ -356,8 +356,8 @@ def _note(plan: ScorePlan, missing: CellsRC, own_mask: Path | None) -> str:
     if len(grid) == 0:
         if own_mask is not None:
             return f"{own_mask.name} marks no tissue: nothing was scored; mend it, or leave out --mask"
-        why = f" ({plan.mask.why_empty})" if plan.mask.why_empty else ""
-        return f"no tissue found{why}: nothing was scored; look at preview.png, or pass --mask"
+        reason = f" ({plan.mask.why_empty})" if plan.mask.why_empty else ""
+        return f"no tissue found{reason}: nothing was scored; look at preview.png, or pass --mask"
     if len(missing) == len(grid):
         return "no cell with tissue could be decoded: nothing was scored"
     if len(missing):

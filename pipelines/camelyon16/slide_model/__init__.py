@@ -1,1 +1,1 @@
-"""One number for a slide: of its heatmap, by name or by a forest."""
+"""Slide scores: one number made of a slide's heatmap, by a named rule or by a forest."""

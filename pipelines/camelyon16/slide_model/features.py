@@ -41,7 +41,7 @@ FEATURES = (
 
 
 def heatmap_features(heatmap: Heatmap, mpp: float) -> npt.NDArray[np.float64]:
-    """(28,) in the order of `FEATURES`; what a slide without a region lacks is 0.
+    """The 28 features of a heatmap in the order of `FEATURES`; those of a region that does not exist are 0.
 
     Shares are of the scored cells: of those at or above the threshold, and of their summed scores. Regions are
     8-connected cells at or above 0.5, by falling area. ``box_aspect`` is height over width.
@@ -56,16 +56,16 @@ def heatmap_features(heatmap: Heatmap, mpp: float) -> npt.NDArray[np.float64]:
     if heatmap.scored == 0:
         raise ValueError("no cell is scored")
     scores = np.nan_to_num(heatmap.scores, nan=0.0).astype(np.float64)
-    found: list[float] = []
+    values: list[float] = []
     for threshold in THRESHOLDS:
         above = scores >= threshold
-        found += [above.sum() / heatmap.scored, scores[above].sum() / heatmap.scored]
+        values += [above.sum() / heatmap.scored, scores[above].sum() / heatmap.scored]
     _, labels = cv2.connectedComponents((scores >= REGION_THRESHOLD).astype(np.uint8), connectivity=8)
     regions = sorted(regionprops(labels, intensity_image=scores), key=lambda r: (-r.area, r.label))
     um = heatmap.placement.step_x * mpp  # per cell
     for region in regions[:REGIONS]:
         top, left, bottom, right = region.bbox
-        found += [
+        values += [
             region.area * um**2 / 1e6,
             region.eccentricity,
             region.extent,
@@ -77,21 +77,21 @@ def heatmap_features(heatmap: Heatmap, mpp: float) -> npt.NDArray[np.float64]:
             (bottom - top) / (right - left),
             region.solidity,
         ]
-    return np.array(found + [0.0] * (len(FEATURES) - len(found)))
+    return np.array(values + [0.0] * (len(FEATURES) - len(values)))
 
 
 def features_of(slides: Sequence[Prediction]) -> npt.NDArray[np.float64]:
-    """(slides, 28) of slides that ``wsi score`` scored.
+    """The features of slides that ``wsi score`` scored: (slides, 28).
 
     Raises:
         StoreError: a slide has no heatmap, as in a submission.
     """
-    found = []
+    rows = []
     for p in slides:
         if p.folder is None or p.mpp is None:
             raise StoreError(f"{p.name} has no heatmap; the slide-level model needs results of wsi score")
-        found.append(heatmap_features(read_heatmap(p.folder), p.mpp))
-    return np.array(found).reshape(-1, len(FEATURES))
+        rows.append(heatmap_features(read_heatmap(p.folder), p.mpp))
+    return np.array(rows).reshape(-1, len(FEATURES))
 
 
 def read_heatmap(folder: Path) -> Heatmap:

@@ -25,17 +25,17 @@ from wsi.metrics.ranking import RESAMPLES, auc, auc_draws
 
 WEIGHTS, CARD = "forest.safetensors", "card.json"
 Table = npt.NDArray[np.float64]
-"""(slides, features)."""
+"""Features of slides: (slides, features)."""
 
 
 class ForestConfig(Config):
-    """How the forest is grown; Wang et al. 2016 state no settings.
+    """Settings of a forest; Wang et al. 2016 state none.
 
     Attributes:
-        trees: how many.
+        trees: number of trees.
         leaf: fewest slides in a leaf.
-        folds: of the cross-validation, by slide, each with the same share of tumour slides.
-        seed: of trees and folds.
+        folds: number of folds of the cross-validation over slides; each has the same share of tumour slides.
+        seed: seed of trees and folds.
     """
 
     trees: int = Field(default=500, gt=0)
@@ -51,8 +51,8 @@ class Forest:
     Attributes:
         starts: (trees,) the row of each root.
         left, right: (nodes,) rows of the children; -1 in a leaf.
-        feature: (nodes,) which feature is asked.
-        threshold: (nodes,) up to which value the answer is left.
+        feature: (nodes,) index of the feature that decides.
+        threshold: (nodes,) values up to this one go to the left child.
         tumour: (nodes,) share of tumour in the leaf.
     """
 
@@ -64,7 +64,7 @@ class Forest:
     tumour: npt.NDArray[np.float64]
 
     def predict(self, features: Table) -> npt.NDArray[np.float64]:
-        """(slides,) mean share of tumour over the trees, 0..1."""
+        """Mean share of tumour over the trees, 0..1: (slides,)."""
         values = features.astype(np.float32)  # as scikit-learn compares them
         node = np.repeat(self.starts[None], len(values), axis=0)  # (slides, trees)
         rows = np.arange(len(values))[:, None]
@@ -76,15 +76,15 @@ class Forest:
 
 
 class ForestCard(Config):
-    """What a forest is: how it was made, on what, how good.
+    """The card of a forest: how it was made, on which slides, and how good it is.
 
     Attributes:
         features: their names, in order.
-        patch_models: sha256 of the patch models whose heatmaps it has seen; it means nothing on others'.
-        slides: how many of each class it has seen.
-        seen: a hash of each of them, so that it is not tested on what it was grown on.
-        auc: of the cross-validation, with its interval; and of the heatmap's maximum on the same slides.
-        sha256: of the arrays' file.
+        patch_models: sha256 of the patch models whose heatmaps it has seen; on heatmaps of others it means nothing.
+        slides: number of slides of each class that it has seen.
+        seen: a hash of each of these slides, so that it is not tested on what it was grown on.
+        auc: AUC of the cross-validation, with its interval, and of the heatmap's maximum on the same slides.
+        sha256: hash of the arrays' file.
     """
 
     name: str
@@ -109,10 +109,10 @@ def grow(features: Table, tumour: npt.NDArray[np.bool_], cfg: ForestConfig) -> F
     """Grow a forest on all slides."""
     from sklearn.ensemble import RandomForestClassifier
 
-    grown = RandomForestClassifier(
+    classifier = RandomForestClassifier(
         cfg.trees, min_samples_leaf=cfg.leaf, class_weight="balanced", random_state=cfg.seed
     ).fit(features, tumour)
-    trees = [tree.tree_ for tree in grown.estimators_]
+    trees = [tree.tree_ for tree in classifier.estimators_]
     starts = np.cumsum([0, *(tree.node_count for tree in trees)])[:-1]
 
     def rows(name: str) -> npt.NDArray[np.int64]:
@@ -146,18 +146,18 @@ def cross_validate(
     """
     from sklearn.model_selection import StratifiedKFold
 
-    few = min(int(tumour.sum()), int((~tumour).sum()))
-    if few < cfg.folds:
-        kind = "tumour" if tumour.sum() == few else "normal"
-        way_out = "pass a smaller --folds, or add slides" if few > 1 else "add slides"
+    smaller_class = min(int(tumour.sum()), int((~tumour).sum()))
+    if smaller_class < cfg.folds:
+        kind = "tumour" if tumour.sum() == smaller_class else "normal"
+        advice = "pass a smaller --folds, or add slides" if smaller_class > 1 else "add slides"
         raise ConfigError(
-            f"{cfg.folds} folds need as many slides of each class, and there are {few} {kind} ones; {way_out}"
+            f"{cfg.folds} folds need as many slides of each class, and there are {smaller_class} {kind} ones; {advice}"
         )
     scores, fold = np.empty(len(tumour)), np.empty(len(tumour), np.int64)
     parts = StratifiedKFold(cfg.folds, shuffle=True, random_state=cfg.seed).split(features, tumour)
-    for k, (rest, held) in enumerate(parts):
-        scores[held] = grow(features[rest], tumour[rest], cfg).predict(features[held])
-        fold[held] = k
+    for k, (training, validation) in enumerate(parts):
+        scores[validation] = grow(features[training], tumour[training], cfg).predict(features[validation])
+        fold[validation] = k
     return scores, fold
 
 
@@ -166,8 +166,8 @@ def write_forest(folder: Path, forest: Forest, card: ForestCard) -> None:
     data = save({name: getattr(forest, name) for name in Forest.__dataclass_fields__})
     with replacing(folder / WEIGHTS) as partial:
         partial.write_bytes(data)
-    stated = card.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
-    write_json(folder / CARD, stated.model_dump(mode="json"))
+    complete_card = card.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
+    write_json(folder / CARD, complete_card.model_dump(mode="json"))
 
 
 def read_forest(folder: Path, patch_models: Sequence[str]) -> tuple[Forest, ForestCard]:
@@ -183,8 +183,8 @@ def read_forest(folder: Path, patch_models: Sequence[str]) -> tuple[Forest, Fore
             raise ModelError(f"{folder / WEIGHTS} is not the file that its card names; copy the folder again")
         forest = Forest(**load(data))
     except (OSError, ValueError, TypeError, ValidationError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ModelError(f"{folder} is no slide-level model ({why}); see wsi camelyon16 forest") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{folder} is no slide-level model ({reason}); see wsi camelyon16 forest") from error
     if card.features != FEATURES:
         raise ModelError(f"{folder} was grown on other features than this version computes; grow it again")
     if tuple(patch_models) != card.patch_models:
@@ -219,12 +219,12 @@ class Fitted:
     """A forest of all slides, and what its cross-validation says.
 
     Attributes:
-        tumour: (slides,)
-        features: (slides, features)
-        scores: (slides,) out of fold.
-        maximum: (slides,) of the heatmaps.
-        fold: (slides,) from 0.
-        quality: AUC of both, and the difference.
+        tumour: (slides,) whether each slide has tumour.
+        features: (slides, features) of the heatmaps.
+        scores: (slides,) of forests that have not seen the slide (out of fold).
+        maximum: (slides,) maxima of the heatmaps.
+        fold: (slides,) number of the slide's fold, from 0.
+        quality: AUC of both scores, and their difference.
     """
 
     names: tuple[str, ...]
@@ -238,12 +238,12 @@ class Fitted:
 
 
 def fit(cases: Sequence[Case], cfg: ForestConfig, truth_label: int | None) -> Fitted:
-    """Cross-validate by slide, then grow on all.
+    """Cross-validate over slides, then grow a forest on all.
 
     Raises:
         WsiError: truth or heatmaps that cannot be used, too few slides.
     """
-    # a truth file that marks nothing is not tumour: classes are as an evaluation takes them
+    # a slide whose truth file marks nothing is normal, as in an evaluation
     tumour = np.array([case.tumour_unmarked or read_case(case, truth_label) is not None for case in cases])
     features = features_of([case.prediction for case in cases])
     maximum = np.array([case.prediction.score for case in cases], np.float64)

@@ -1,4 +1,4 @@
-"""A slide's score by name: what one number is made of its heatmap."""
+"""Named rules that make a slide's score of its heatmap."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ assert get_args(SlideScore) == tuple(RULES)
 
 
 def with_slide_score(predictions: Predictions, name: SlideScore) -> Predictions:
-    """The same detections, slides scored by another rule; what was not scored stays so.
+    """The same detections with slide scores by another rule; a slide without a score stays so.
 
     Raises:
         StoreError: there are no heatmaps to make it of, as in a submission.
@@ -40,7 +40,7 @@ def with_slide_score(predictions: Predictions, name: SlideScore) -> Predictions:
 
 
 def largest_area_score(heatmap: Heatmap, mpp: float) -> float:
-    """0 without a cell at or above `AREA_FROM`, 0.5 for 1 mm2 of 8-connected cells, below 1 always."""
+    """The largest area's score: 0 without a cell at or above `AREA_FROM`, 0.5 for 1 mm2, always below 1."""
     above = (np.nan_to_num(heatmap.scores, nan=0.0) >= AREA_FROM).astype(np.uint8)
     _, _, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     cells = int(stats[1:, cv2.CC_STAT_AREA].max(initial=0))

@@ -1,1 +1,1 @@
-"""How good readings are where the truth is known."""
+"""The quality of readings of slides whose truth is known."""

@@ -1,4 +1,4 @@
-"""How far two readings of the same slides agree: percentages, and grades."""
+"""Agreement of two readings of the same slides: of percentages, and of grades."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class BlandAltman:
-    """Differences of two readings, first less second: mean, and the limits that hold 95 % of them."""
+    """Differences of two readings, first less second: their mean, and the limits that hold 95 % of them."""
 
     bias: float
     low: float
@@ -29,10 +29,13 @@ def bland_altman(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]
         raise ValueError(
             f"two readings of at least two slides are needed, got {first.shape} and {second.shape}"
         )
-    gaps = first - second
-    spread = 1.96 * float(gaps.std(ddof=1))
+    differences = first - second
+    half_width = 1.96 * float(differences.std(ddof=1))
     return BlandAltman(
-        float(gaps.mean()), float(gaps.mean()) - spread, float(gaps.mean()) + spread, len(gaps)
+        float(differences.mean()),
+        float(differences.mean()) - half_width,
+        float(differences.mean()) + half_width,
+        len(differences),
     )
 
 
@@ -40,19 +43,19 @@ def weighted_kappa(first: Sequence[int], second: Sequence[int], grades: int) -> 
     """Cohen's kappa of two gradings with quadratic weights: 1 agrees always, 0 as by chance.
 
     Args:
-        first: grades from 0.
-        second: of the same slides.
-        grades: how many there are.
+        first: grades as numbers from 0.
+        second: grades of the same slides.
+        grades: number of possible grades.
 
     Returns:
-        NaN where both gave one and the same grade to all slides: chance alone agrees then.
+        The kappa, or NaN where both gave all slides the same grade, so that chance alone would agree.
     """
     table = np.zeros((grades, grades))
     np.add.at(table, (np.asarray(first, np.int64), np.asarray(second, np.int64)), 1)
     if table.sum() == 0:
         raise ValueError("no slide was graded twice")
-    at = np.arange(grades)
-    weight = (at[:, None] - at) ** 2
+    numbers = np.arange(grades)
+    weight = (numbers[:, None] - numbers) ** 2
     chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
     expected = (weight * chance).sum()
     return float(1 - (weight * table).sum() / expected) if expected else float("nan")

@@ -21,13 +21,13 @@ BOUNDS = (10, 50)  # percent: between C4d1 and C4d2, and between C4d2 and C4d3
 def write_agreement(
     path: Path, slides: Sequence[dict[str, Any]], limits: BlandAltman | None, demonstration: bool
 ) -> None:
-    """Percentages with their intervals against the truth, and their differences (Bland and Altman 1986)."""
-    known = [s for s in slides if s["percent"] is not None and s["true_percent"] is not None]
+    """Draw percentages with their intervals against the truth, and their differences (Bland and Altman 1986)."""
+    rows = [s for s in slides if s["percent"] is not None and s["true_percent"] is not None]
     figure = _figure(11.0)
     left, right = figure.subplots(1, 2)
-    for s in known:
+    for s in rows:
         left.plot([s["true_percent"]] * 2, s["interval"], color="#c9a37a", linewidth=1.2, zorder=1)
-    truth, percent = (np.array([s[k] for s in known]) for k in ("true_percent", "percent"))
+    truth, percent = (np.array([s[k] for s in rows]) for k in ("true_percent", "percent"))
     left.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, zorder=0)
     for bound in BOUNDS:
         left.axvline(bound, color="#dddddd", linewidth=0.8, zorder=0)
@@ -44,7 +44,7 @@ def write_agreement(
             right.axhline(value, color="#40608a", linewidth=1.0, linestyle="-" if text == "mean" else "--")
             right.annotate(f"{text} {value:+.1f}", (101, value), fontsize=8, va="bottom", ha="right")
     right.set(xlabel="mean of both (%)", ylabel="counted minus true (percentage points)", xlim=(-2, 102))
-    _save(figure, path, f"C4d percentage, {len(known)} slides", demonstration)
+    _save(figure, path, f"C4d percentage, {len(rows)} slides", demonstration)
 
 
 def write_froc(
@@ -52,12 +52,12 @@ def write_froc(
     curves: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
     demonstration: bool,
 ) -> None:
-    """Sensitivity against false detections per mm2 of tissue in evaluated fields, for each class."""
+    """Draw sensitivity against false detections per mm2 of tissue in evaluated fields, for each class."""
     figure = _figure(6.0)
     axes = figure.subplots()
-    for name, (false, hit) in curves.items():
+    for name, (false_per_mm2, sensitivity) in curves.items():
         colour = tuple(v / 255 for v in COLOURS[name])
-        axes.plot(false, hit, drawstyle="steps-post", color=colour, label=name)
+        axes.plot(false_per_mm2, sensitivity, drawstyle="steps-post", color=colour, label=name)
     axes.set(
         xlabel="false detections per mm² of tissue in evaluated fields", ylabel="sensitivity", ylim=(0, 1.02)
     )

@@ -1,4 +1,4 @@
-"""How good reports are, where the truth is known: capillaries, percentages, grades, fields."""
+"""The quality of reports of slides with truth: capillaries, percentages, grades, fields."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ FALSE_PER_MM2 = (1, 2, 4, 8, 16)  # where the FROC curve is read
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RenalEvaluation:
-    """Every figure.
+    """All figures of an evaluation.
 
     Attributes:
-        ap50: by class, in feasible fields, detections from the report's lowest score on.
-        froc: by class, false detections per mm2 and sensitivity, as a curve of rising threshold from right to left.
-        agreement: by class, of what was counted, by distance of middles.
-        slides: per slide: percentages and grades, the machine's and the true ones.
-        kappa: weighted, of assessable slides; NaN where it cannot be given.
-        field_auc: NaN where fields have no truth of both kinds.
-        errors: of each slide, positive capillaries hit, false and missed, then negative ones.
+        ap50: average precision of each class in feasible fields, of detections from the report's lowest score on.
+        froc: false detections per mm2 and sensitivity of each class, a curve of rising threshold from right to left.
+        agreement: agreement of the counted capillaries of each class with the truth, by distance of middles.
+        slides: percentages and grades of each slide, those of the machine and the true ones.
+        kappa: weighted kappa of the assessable slides; NaN where it cannot be given.
+        field_auc: AUC of the fields' scores; NaN where the truth has no fields of both kinds.
+        errors: for each slide the number of positive capillaries hit, false and missed, then of negative ones.
     """
 
     ap50: dict[str, float]
@@ -59,12 +59,12 @@ class RenalEvaluation:
     errors: tuple[tuple[int, ...], ...]
 
     def sensitivity_at(self, name: str) -> dict[int, float]:
-        """Sensitivity at some false detections per mm2."""
-        false, hit = self.froc[name]
-        return {at: float(hit[false <= at].max(initial=0.0)) for at in FALSE_PER_MM2}
+        """Sensitivity at several numbers of false detections per mm2."""
+        false_per_mm2, sensitivity = self.froc[name]
+        return {at: float(sensitivity[false_per_mm2 <= at].max(initial=0.0)) for at in FALSE_PER_MM2}
 
     def lines(self) -> Iterator[str]:
-        """For the terminal."""
+        """The figures as lines for the terminal."""
         yield number_of(len(self.slides), "slide") + (
             "; demonstration models, trained without any real C4d slide" if self.demonstration else ""
         )
@@ -73,14 +73,14 @@ class RenalEvaluation:
         yield "capillaries are compared in the fields that the machine took, percentages with the whole slide's"
         for name in CLASSES:
             a = self.agreement[name]
-            at = ", ".join(f"{v:.3f} at {k}" for k, v in self.sensitivity_at(name).items())
+            sensitivities = ", ".join(f"{v:.3f} at {k}" for k, v in self.sensitivity_at(name).items())
             yield (
                 f"{name}: AP50 {self.ap50[name]:.3f}; counted: F1 {a.f1:.3f} ({a.hits} hits, {a.false} false, "
-                f"{a.missed} missed); sensitivity at false detections per mm2: {at}"
+                f"{a.missed} missed); sensitivity at false detections per mm2: {sensitivities}"
             )
         yield f"percentage: mean absolute error {self.mean_error:.2f} points{self._limits()}"
-        inside, known = self.intervals
-        yield f"interval: holds the slide's true percentage on {inside} of {known} slides"
+        inside_count, slide_count = self.intervals
+        yield f"interval: holds the slide's true percentage on {inside_count} of {slide_count} slides"
         kappa = "" if np.isnan(self.kappa) else f", weighted kappa {self.kappa:.3f}"
         yield f"grade: right on {self.grades_right} of {number_of(self.graded, 'slide')}{kappa}"
         if not math.isnan(self.field_auc):
@@ -91,10 +91,10 @@ class RenalEvaluation:
 
     @property
     def intervals(self) -> tuple[int, int]:
-        """On how many slides the interval holds the true percentage, and of how many both are known."""
-        known = [s for s in self.slides if s["interval"] is not None and s["true_percent"] is not None]
-        inside = [s for s in known if s["interval"][0] <= s["true_percent"] <= s["interval"][1]]
-        return len(inside), len(known)
+        """The number of slides whose interval holds the true percentage, and of slides for which both are known."""
+        rows = [s for s in self.slides if s["interval"] is not None and s["true_percent"] is not None]
+        inside_rows = [s for s in rows if s["interval"][0] <= s["true_percent"] <= s["interval"][1]]
+        return len(inside_rows), len(rows)
 
     def _limits(self) -> str:
         b = self.bland_altman
@@ -107,7 +107,7 @@ class RenalEvaluation:
 
 def evaluate(cohort: Cohort, tick: Callable[[int, int], None] = lambda done, total: None) -> RenalEvaluation:
     """Compare every report with its truth, in the fields that the machine took."""
-    found: list[Detections] = []
+    detections: list[Detections] = []
     truth: list[Marked] = []
     hits: dict[str, list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]] = {
         name: [] for name in CLASSES
@@ -116,27 +116,46 @@ def evaluate(cohort: Cohort, tick: Callable[[int, int], None] = lambda done, tot
     for done, case in enumerate(cohort.cases):
         tick(done, len(cohort.cases))
         reach = REACH_UM / case.report.slide.um_per_px
-        for one, counted, marks in _by_field(case):
-            found.append(one)
+        for part, counted, marks in _by_field(case):
+            detections.append(part)
             truth.append(marks)
             for label, name in enumerate(CLASSES):
-                mine = one.labels == label
+                is_class = part.labels == label
                 boxes = marks.boxes[marks.labels == label]
                 middles = (boxes[:, :2] + boxes[:, 2:]) / 2
                 hits[name].append(
-                    (one.scores[mine], hits_by_distance(one.centres[mine], one.scores[mine], middles, reach))
+                    (
+                        part.scores[is_class],
+                        hits_by_distance(
+                            part.centres[is_class],
+                            part.scores[is_class],
+                            middles,
+                            reach,
+                        ),
+                    )
                 )
-                kept = mine & counted
-                hit = int(hits_by_distance(one.centres[kept], one.scores[kept], middles, reach).sum())
-                slide_totals[done, label] += (hit, int(kept.sum()) - hit, len(middles) - hit)
+                is_counted = is_class & counted
+                hit_count = int(
+                    hits_by_distance(
+                        part.centres[is_counted],
+                        part.scores[is_counted],
+                        middles,
+                        reach,
+                    ).sum()
+                )
+                slide_totals[done, label] += (
+                    hit_count,
+                    int(is_counted.sum()) - hit_count,
+                    len(middles) - hit_count,
+                )
     tick(len(cohort.cases), len(cohort.cases))
     area = sum(case.report.field_mm2 for case in cohort.cases)
-    marked = {name: sum(int((t.labels == i).sum()) for t in truth) for i, name in enumerate(CLASSES)}
+    mark_counts = {name: sum(int((t.labels == i).sum()) for t in truth) for i, name in enumerate(CLASSES)}
     slides = tuple(_slide(case) for case in cohort.cases)
     field = _fields(cohort.cases)
     return RenalEvaluation(
-        {name: average_precision(found, truth, i) for i, name in enumerate(CLASSES)},
-        {name: _froc(hits[name], marked[name], area) for name in CLASSES},
+        {name: average_precision(detections, truth, i) for i, name in enumerate(CLASSES)},
+        {name: _froc(hits[name], mark_counts[name], area) for name in CLASSES},
         {
             name: Agreement(*(int(v) for v in slide_totals[:, i].sum(axis=0)))
             for i, name in enumerate(CLASSES)
@@ -155,7 +174,7 @@ def evaluate(cohort: Cohort, tick: Callable[[int, int], None] = lambda done, tot
 
 
 def write_counting_errors(model: Path, result: RenalEvaluation, cohort: Cohort) -> None:
-    """Write into a detector's card how it miscounted on these slides.
+    """Write the errors of a detector's counts on these slides into its card.
 
     Raises:
         ModelError: the folder holds no detector, or not the one that made the reports.
@@ -170,17 +189,19 @@ def write_counting_errors(model: Path, result: RenalEvaluation, cohort: Cohort) 
 
 
 def _by_field(case: Case) -> Iterator[tuple[Detections, npt.NDArray[np.bool_], Marked]]:
-    """Detections and marks of each feasible field, by their middles: fields share nothing."""
+    """Detections, whether each counts, and marks of each feasible field, by their middles: fields share nothing."""
     middles = (case.marked.boxes[:, :2] + case.marked.boxes[:, 2:]) / 2
     corners = [(f.x, f.y) for f in case.report.fields if not f.why_not]
     side = case.report.field_side_px
-    found_in, marked_in = (index_of(corners, side, points) for points in (case.found.centres, middles))
+    detection_fields, mark_fields = (
+        index_of(corners, side, points) for points in (case.found.centres, middles)
+    )
     for number in range(len(corners)):
-        mine, marks = found_in == number, marked_in == number
+        detections_inside, marks_inside = detection_fields == number, mark_fields == number
         yield (
-            case.found[mine],
-            case.counted[mine],
-            Marked(case.marked.boxes[marks], case.marked.labels[marks]),
+            case.found[detections_inside],
+            case.counted[detections_inside],
+            Marked(case.marked.boxes[marks_inside], case.marked.labels[marks_inside]),
         )
 
 
@@ -189,27 +210,27 @@ def _froc(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """False detections per mm2 and sensitivity, one point for each score, highest first."""
     scores = np.concatenate([s for s, _ in parts]) if parts else np.empty(0, np.float32)
-    hit = np.concatenate([h for _, h in parts]) if parts else np.empty(0, np.bool_)
+    is_hit = np.concatenate([h for _, h in parts]) if parts else np.empty(0, np.bool_)
     order = np.argsort(-scores, kind="stable")
-    last = (
+    run_ends = (
         np.flatnonzero(np.append(np.diff(scores[order]) != 0, True)) if len(order) else np.empty(0, np.int64)
     )
-    true, false = np.cumsum(hit[order])[last], np.cumsum(~hit[order])[last]
-    sensitivity = true / marked if marked else np.full(len(true), np.nan)
-    return np.append(0.0, false / mm2 if mm2 else false * np.nan), np.append(0.0, sensitivity)
+    hit_sums, false_sums = np.cumsum(is_hit[order])[run_ends], np.cumsum(~is_hit[order])[run_ends]
+    sensitivity = hit_sums / marked if marked else np.full(len(hit_sums), np.nan)
+    return np.append(0.0, false_sums / mm2 if mm2 else false_sums * np.nan), np.append(0.0, sensitivity)
 
 
 def _slide(case: Case) -> dict[str, Any]:
-    """A slide's row: machine and truth."""
+    """A slide's row of figures, those of the machine and the true ones."""
     g = case.report.result
-    true = case.true_percent
+    true_percent = case.true_percent
     return {
         "slide": case.report.slide.name,
         "percent": g.percent,
         "interval": g.interval,
         "grade": g.grade,
         "not_assessable": g.not_assessable,
-        "true_percent": None if math.isnan(true) else round(true, 4),
+        "true_percent": None if math.isnan(true_percent) else round(true_percent, 4),
         "true_grade": case.true_grade,
         "positive": g.positive,
         "negative": g.negative,
@@ -219,18 +240,18 @@ def _slide(case: Case) -> dict[str, Any]:
 def _slides(
     slides: Sequence[dict[str, Any]], cases: Sequence[Case]
 ) -> tuple[BlandAltman | None, float, int, int, float]:
-    """Agreement of percentages and grades: limits, mean error, grades right, how many graded, kappa."""
-    known = [s for s in slides if s["percent"] is not None and s["true_percent"] is not None]
-    percent, true = (np.array([s[key] for s in known], np.float64) for key in ("percent", "true_percent"))
-    limits = bland_altman(percent, true) if len(known) > 1 else None
-    error = float(np.abs(percent - true).mean()) if known else math.nan
-    graded = [s for s in slides if s["grade"] is not None and s["true_grade"] is not None]
+    """Agreement of percentages and grades: limits, mean error, number of right grades, number of grades, kappa."""
+    rows = [s for s in slides if s["percent"] is not None and s["true_percent"] is not None]
+    percent, true = (np.array([s[key] for s in rows], np.float64) for key in ("percent", "true_percent"))
+    limits = bland_altman(percent, true) if len(rows) > 1 else None
+    error = float(np.abs(percent - true).mean()) if rows else math.nan
+    graded_rows = [s for s in slides if s["grade"] is not None and s["true_grade"] is not None]
     names = list(grading_of(cases[0].report).grades)
-    if not graded:
+    if not graded_rows:
         return limits, error, 0, 0, math.nan
-    both = [(names.index(s["grade"]), names.index(s["true_grade"])) for s in graded]
-    kappa = weighted_kappa([a for a, _ in both], [b for _, b in both], len(names))
-    return limits, error, sum(a == b for a, b in both), len(both), kappa
+    grade_pairs = [(names.index(s["grade"]), names.index(s["true_grade"])) for s in graded_rows]
+    kappa = weighted_kappa([a for a, _ in grade_pairs], [b for _, b in grade_pairs], len(names))
+    return limits, error, sum(a == b for a, b in grade_pairs), len(grade_pairs), kappa
 
 
 def _fields(cases: Sequence[Case]) -> tuple[float, float, float]:
@@ -242,10 +263,14 @@ def _fields(cases: Sequence[Case]) -> tuple[float, float, float]:
                 scores.append(f.score)
                 chosen.append(not f.why_not)
                 feasible.append(case.feasible[f.x, f.y])
-    true, kept = np.array(feasible, np.bool_), np.array(chosen, np.bool_)
+    is_feasible, is_chosen = np.array(feasible, np.bool_), np.array(chosen, np.bool_)
     if len(set(feasible)) < 2:
         return math.nan, math.nan, math.nan
-    return auc(true, np.array(scores, np.float32)), float(kept[true].mean()), float((~kept[~true]).mean())
+    return (
+        auc(is_feasible, np.array(scores, np.float32)),
+        float(is_chosen[is_feasible].mean()),
+        float((~is_chosen[~is_feasible]).mean()),
+    )
 
 
 def write_evaluation(folder: Path, result: RenalEvaluation) -> None:

@@ -1,4 +1,4 @@
-"""Reports beside the truth of their slides."""
+"""Pairs of reports and the truth of their slides."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from wsi.slides.manifest import read_manifest
 
 CLASSES = (NEGATIVE, POSITIVE)
 LEAST_LABELLED = 0.5  # share of a candidate that must be labelled
-MIXED = (0.25, 0.75)  # shares of feasible labels between which a candidate is neither
+MIXED = (0.25, 0.75)  # shares of feasible labels between which a candidate is left out
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Case:
-    """A slide: its report, what was found on it, counted or not, and what is marked; fields are told by their corner.
+    """A slide with its report, its detections and its true marks.
 
     Attributes:
-        counted: (n,) of ``found``.
-        feasible: corner of each field with a truth: whether it is feasible; empty where fields were not marked.
+        found: the detections of the report, counted or not.
+        counted: (n,) whether each detection counts.
+        feasible: whether a field is truly feasible, by the field's corner; empty where fields were not marked.
     """
 
     report: RenalReport
@@ -65,12 +66,12 @@ class Cohort:
 
 
 def read_cohort(folder: Path, truth: Path, *, reviewed: bool = False) -> Cohort:
-    """Every report below a folder, with its truth.
+    """Read every report below a folder, with its truth.
 
     Args:
         folder: the ``--out`` of ``wsi renal report``.
         truth: a folder with ``NAME.geojson`` and perhaps ``NAME_fields.geojson``, or a manifest with truth.
-        reviewed: take the reading that a person corrected instead of the machine's.
+        reviewed: whether to take the readings that a person corrected instead of the machine's.
 
     Raises:
         ConfigError: there is no report, none with a truth, or one without a review where reviews are asked for.
@@ -84,42 +85,44 @@ def read_cohort(folder: Path, truth: Path, *, reviewed: bool = False) -> Cohort:
     if not reports:
         raise ConfigError(f"{folder} holds no report; give the --out of wsi renal report")
     if reviewed:
-        lacking = [r.slide.name for r in reports if not (folder / r.slide.name / REVIEWED).is_dir()]
-        if lacking:
+        pending = [r.slide.name for r in reports if not (folder / r.slide.name / REVIEWED).is_dir()]
+        if pending:
             raise ConfigError(
-                f"{', '.join(lacking[:6])} {'has' if len(lacking) == 1 else 'have'} no review; review them (wsi renal "
+                f"{', '.join(pending[:6])} {'has' if len(pending) == 1 else 'have'} no review; review them (wsi renal "
                 f"review), or leave out --reviewed"
             )
         reports = [read_report(folder / r.slide.name / REVIEWED) for r in reports]
-    made = {
+    slide_of_origin = {
         (r.code, json.dumps(r.settings), *(m.sha256 for m in r.models.values())): r.slide.name
         for r in reports
     }
-    if len(made) > 1:
-        first, second = list(made.values())[:2]
+    if len(slide_of_origin) > 1:
+        first, second = list(slide_of_origin.values())[:2]
         raise ConfigError(
             f"the reports of {first} and {second} in {folder} differ in models, settings or code; report all slides by "
             f"one command"
         )
     files = _truth_files(truth)
-    cases, without = [], []
+    cases, names_without_truth = [], []
     for report in reports:
         name = report.slide.name
         if name not in files:
-            without.append(name)
+            names_without_truth.append(name)
             continue
-        own = folder / name / REVIEWED if reviewed else folder / name
-        found, counted = read_found(own / "capillaries.csv")
+        report_folder = folder / name / REVIEWED if reviewed else folder / name
+        detections, counted = read_found(report_folder / "capillaries.csv")
         fields = files[name].with_name(f"{files[name].stem}_fields.geojson")
         labelled = true_fields(fields, report) if fields.exists() else {}
-        cases.append(Case(report, found, counted, read_marked(files[name], CLASSES), labelled))
+        cases.append(Case(report, detections, counted, read_marked(files[name], CLASSES), labelled))
     if not cases:
-        raise ConfigError(f"{truth} holds no truth of {without[0]}; name it {without[0]}.geojson")
-    return Cohort(tuple(cases), tuple(without))
+        raise ConfigError(
+            f"{truth} holds no truth of {names_without_truth[0]}; name it {names_without_truth[0]}.geojson"
+        )
+    return Cohort(tuple(cases), tuple(names_without_truth))
 
 
 def _truth_files(truth: Path) -> dict[str, Path]:
-    """The annotation file of each slide's name."""
+    """The annotation file of each slide, by the slide's name."""
     if truth.suffix.lower() == ".csv":
         rows = read_manifest(truth, slides_needed=False)
         return {row.source.name: row.truth for row in rows if row.truth is not None}
@@ -129,7 +132,7 @@ def _truth_files(truth: Path) -> dict[str, Path]:
 
 
 def read_found(path: Path) -> tuple[Detections, npt.NDArray[np.bool_]]:
-    """What ``capillaries.csv`` lists, and which of it counts; labels are places in `CLASSES`.
+    """Read the detections in ``capillaries.csv``, and whether each counts; labels are indices in `CLASSES`.
 
     Raises:
         StoreError: it is missing or broken.
@@ -149,19 +152,22 @@ def read_found(path: Path) -> tuple[Detections, npt.NDArray[np.bool_]]:
 def true_fields(path: Path, report: RenalReport) -> dict[tuple[int, int], bool]:
     """Whether each candidate of the report is truly feasible, by its corner.
 
-    Labelled squares need not be the report's: a candidate is what most of its labelled part is. Those with labels on
-    less than half of them, or with both in them, are left out.
+    Labelled squares need not be those of the report: a candidate gets the label of most of its labelled part.
+    Candidates with labels on less than half of them, or with much of both labels, are left out.
     """
     labelled = [a for a in read_annotations(path) if a.group in (FEASIBLE, NOT_FEASIBLE)]
     outlines = [a.outline for a in labelled]
     feasible = np.array([a.group == FEASIBLE for a in labelled], np.bool_)
     tree, side = STRtree(outlines), report.field_side_px
-    found = {}
+    is_feasible = {}
     for f in report.fields:
         square = shapely.box(f.x, f.y, f.x + side, f.y + side)
-        near = tree.query(square)
-        areas = shapely.area(shapely.intersection([outlines[i] for i in near], square))
-        total, good = float(areas.sum()), float(areas[feasible[near]].sum())
-        if total >= LEAST_LABELLED * square.area and not MIXED[0] < good / total < MIXED[1]:
-            found[f.x, f.y] = good / total >= MIXED[1]
-    return found
+        indices = tree.query(square)
+        areas = shapely.area(shapely.intersection([outlines[i] for i in indices], square))
+        labelled_area, feasible_area = float(areas.sum()), float(areas[feasible[indices]].sum())
+        if (
+            labelled_area >= LEAST_LABELLED * square.area
+            and not MIXED[0] < feasible_area / labelled_area < MIXED[1]
+        ):
+            is_feasible[f.x, f.y] = feasible_area / labelled_area >= MIXED[1]
+    return is_feasible

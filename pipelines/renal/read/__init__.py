@@ -1,1 +1,1 @@
-"""One slide read: fields, capillaries, grade, report; and the reading that a person corrected."""
+"""The reading of one slide: fields, capillaries, grade, report; and the reading that a person corrected."""

@@ -1,4 +1,4 @@
-"""Checks of what the detector found, apart from it: is there a wall all around, a lumen, and no ink or bubble?"""
+"""Checks of the detector's marks by other means: is there a wall all around, a lumen, and no ink or bubble?"""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ ARTEFACTS: tuple[Doubt, ...] = ("pen ink", "bubble or glass edge")  # nothing in
 
 BROWN = 0.12  # density of blue less that of red: DAB absorbs blue, haematoxylin red (data/kidney_stains)
 SECTORS = 24
-REACH = (0.3, 1.5)  # of the half box: where a wall is looked for
-INSIDE = 0.2  # of the half box: where the lumen is, also of a capillary that lies across its box
-WALL = (0.6, 1.2)  # of the half box: where the wall's own density is taken
-AS_DENSE = 0.8  # of the wall's brown density: less inside is a lumen with stained plasma, not a solid blob
-MARGIN_UM = 2.0  # around a box, whose border may cut the wall
-FIELD_MARGIN_UM = 30.0  # around a field, so that a capillary at its border is seen whole
-INK_MPP = 8.0  # of the overview that ink is found on, as for tissue
+REACH = (0.3, 1.5)  # in half boxes: distances at which a wall is looked for
+INSIDE = 0.2  # in half boxes: radius of the lumen, also of a capillary that lies across its box
+WALL = (0.6, 1.2)  # in half boxes: distances at which the wall's own density is taken
+AS_DENSE = 0.8  # share of the wall's density; less inside is a lumen with stained plasma, not a solid blob
+MARGIN_UM = 2.0  # margin around a box, whose border may cut the wall
+FIELD_MARGIN_UM = 30.0  # margin around a field, so that a capillary at its border is seen whole
+INK_MPP = 8.0  # spacing of the overview on which ink is found, as for tissue
 # dark in all three colours alike, as the rims of air bubbles and of the glass are; dense DAB is less even
 GREY_DENSITY, GREY_EVENNESS = 0.25, 0.8
 
 
 class ChecksConfig(Config):
-    """When a mark is doubted, and what that does to the count.
+    """The limits from which a mark is doubted, and the score from which it counts in spite of a doubt.
 
     The numbers were chosen on phantoms of seeds 1, 901 and 920 (docs/renal.md), not on real C4d slides: there are none.
 
     Attributes:
-        partial: brown share of the circumference below which a positive one is a partial ring.
-        filled: brown share inside from which it has no lumen, where the inside is as dense as the wall.
-        certain: score from which a positive one counts in spite of either.
-        ink: share of its box in pen ink from which a mark is none.
-        grey: share of its box that is grey, as rims of air bubbles are, from which it is none.
+        partial: brown share of the circumference below which a positive mark is a partial ring.
+        filled: brown share inside from which a mark has no lumen, if the inside is as dense as the wall.
+        certain: score from which a positive mark counts in spite of these two doubts.
+        ink: share of pen ink in its box from which a mark is no capillary.
+        grey: grey share of its box from which a mark is no capillary; the rims of air bubbles are grey.
     """
 
     partial: float = Setting(default=0.85, ge=0, le=1)
@@ -60,9 +60,9 @@ class ChecksConfig(Config):
 
 
 def checked(slide: Slide, fields: FieldSet, marks: Marks, cfg: ChecksConfig) -> Marks:
-    """The same capillaries, measured, each with its doubt; what cannot be decoded, or lies in no field, has none.
+    """The same capillaries with measurements and doubts; those in no field, or that cannot be decoded, have neither.
 
-    Nothing is taken out of the count here: see `left_out`.
+    No capillary is taken out of the count here: see `left_out`.
     """
     ink = pen_mask(slide)
     brown, inside = marks.brown.copy(), marks.inside.copy()
@@ -72,11 +72,11 @@ def checked(slide: Slide, fields: FieldSet, marks: Marks, cfg: ChecksConfig) -> 
             part, box = around(pixels, marks.boxes[i] - np.array([*corner, *corner]), slide.mpp)
             if part.size:
                 brown[i], inside[i] = brown_around(part, box), brown_inside(part, box)
-                solid = inside[i] >= cfg.filled and as_dense_as_the_wall(part, box)
+                is_solid = inside[i] >= cfg.filled and as_dense_as_the_wall(part, box)
                 doubts[i] = doubt_of(
                     bool(marks.positive[i]),
                     partial=brown[i] < cfg.partial,
-                    filled=solid,
+                    filled=is_solid,
                     ink=ink_share(ink, marks.boxes[i]) > cfg.ink,
                     grey=grey_share(part) > cfg.grey,
                 )
@@ -84,7 +84,7 @@ def checked(slide: Slide, fields: FieldSet, marks: Marks, cfg: ChecksConfig) -> 
 
 
 def doubt_of(positive: bool, *, partial: bool, filled: bool, ink: bool, grey: bool) -> Doubt:
-    """The first doubt that holds; ring and lumen are asked of positive ones only."""
+    """The first doubt that applies; those about ring and lumen apply to positive marks only."""
     if ink:
         return "pen ink"
     if grey:
@@ -95,7 +95,7 @@ def doubt_of(positive: bool, *, partial: bool, filled: bool, ink: bool, grey: bo
 
 
 def left_out(marks: Marks, cfg: ChecksConfig) -> npt.NDArray[np.bool_]:
-    """(n,) which marks of the machine's do not count because of their doubt, whatever the thresholds."""
+    """Whether each of the machine's marks does not count because of its doubt, at any threshold: (n,)."""
     artefact = np.array([doubt in ARTEFACTS for doubt in marks.doubts], np.bool_)
     doubted = np.array([bool(doubt) for doubt in marks.doubts], np.bool_)
     unsure = np.nan_to_num(marks.scores, nan=1.0) < cfg.certain
@@ -103,8 +103,10 @@ def left_out(marks: Marks, cfg: ChecksConfig) -> npt.NDArray[np.bool_]:
 
 
 def doubt_counts(marks: Marks, chosen: npt.NDArray[np.bool_]) -> dict[str, int]:
-    """How many of some marks have each doubt; those that none has are left out."""
-    counts = Counter(doubt for doubt, kept in zip(marks.doubts, chosen, strict=True) if kept and doubt)
+    """The number of chosen marks with each doubt; doubts that none of them has are left out."""
+    counts = Counter(
+        doubt for doubt, is_chosen in zip(marks.doubts, chosen, strict=True) if is_chosen and doubt
+    )
     return {doubt: counts[doubt] for doubt in DOUBTS if counts[doubt]}
 
 
@@ -126,11 +128,11 @@ def field_pictures(
 def around(
     pixels: RgbImage, box: npt.NDArray[np.float64], mpp: float
 ) -> tuple[RgbImage, tuple[float, float, float, float]]:
-    """What lies around a box, and the box in its frame.
+    """The pixels around a box, and the box in their frame.
 
     Args:
         pixels: a field.
-        box: x0, y0, x1, y1 in its frame.
+        box: x0, y0, x1, y1 in the field's frame.
         mpp: um per pixel.
     """
     x0, y0, x1, y1 = (float(v) for v in box)
@@ -141,19 +143,19 @@ def around(
 
 
 def brown_around(pixels: RgbImage, box: Sequence[float]) -> float:
-    """Share of the directions from a box's middle in which a brown wall is met.
+    """Share of the directions from a box's middle in which there is a brown wall.
 
-    Linear, circumferential staining gives 1, a partial ring its part, an unstained capillary 0; a solid blob gives 1,
-    too: see `brown_inside`.
+    Linear, circumferential staining gives 1, a partial ring its part, an unstained capillary 0; a solid blob also gives
+    1: see `brown_inside`.
 
     Args:
-        pixels: around the box.
+        pixels: the pixels around the box.
         box: x0, y0, x1, y1 in their frame.
     """
     u, v = _from_middle(pixels, box)
     reach = np.hypot(u, v)
-    near = (_brownness(pixels) > BROWN) & (reach > REACH[0]) & (reach < REACH[1])
-    sector = np.floor((np.arctan2(v[near], u[near]) / (2 * np.pi) + 0.5) * SECTORS).astype(np.int64) % SECTORS
+    wall = (_brownness(pixels) > BROWN) & (reach > REACH[0]) & (reach < REACH[1])
+    sector = np.floor((np.arctan2(v[wall], u[wall]) / (2 * np.pi) + 0.5) * SECTORS).astype(np.int64) % SECTORS
     return float((np.bincount(sector, minlength=SECTORS) > 0).mean())
 
 
@@ -179,7 +181,7 @@ def _brownness(pixels: RgbImage) -> npt.NDArray[np.float32]:
 def _from_middle(
     pixels: RgbImage, box: Sequence[float]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(rows, cols) x and y of every pixel's middle, from the box's middle, in half boxes."""
+    """Offsets of every pixel's middle from the box's middle, in half boxes: x and y, each (rows, cols)."""
     x0, y0, x1, y1 = box
     u = (np.arange(pixels.shape[1]) + 0.5 - (x0 + x1) / 2) / (x1 - x0) * 2
     v = (np.arange(pixels.shape[0]) + 0.5 - (y0 + y1) / 2) / (y1 - y0) * 2
@@ -187,20 +189,20 @@ def _from_middle(
 
 
 def grey_share(pixels: RgbImage) -> float:
-    """Share that is dark in red, green and blue alike: no stain is, but the rims of air bubbles and of the glass."""
+    """Share of pixels that are equally dark in all colours, as rims of air bubbles and of the glass, unlike stains."""
     density = -np.log10((cv2.blur(pixels, (5, 5)).astype(np.float32) + 1) / 246)
     high, low = density.max(axis=2), density.min(axis=2)
     return float(((high > GREY_DENSITY) & (low > GREY_EVENNESS * high)).mean())
 
 
 def pen_mask(slide: Slide) -> Mask:
-    """Where there is pen ink, as found when tissue is."""
+    """Mask of pen ink, by the same rule as in the search for tissue."""
     overview = read_overview(slide, INK_MPP)
     return Mask(pen_and_black(overview.pixels), overview.placement)
 
 
 def ink_share(ink: Mask, box: npt.NDArray[np.float64]) -> float:
-    """Share of the overview's pixels that a box touches which are ink."""
+    """Share of ink among the overview's pixels that a box touches."""
     window = _window(ink.placement, box, ink.pixels)
     return float(window.mean()) if window.size else 0.0
 

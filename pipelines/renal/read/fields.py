@@ -1,4 +1,4 @@
-"""Which fields of a kidney slide capillaries are counted in: squares that follow the tissue, chosen by a network."""
+"""The fields of a kidney slide in which capillaries are counted: squares along the tissue, chosen by a network."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ MOSTLY_EMPTY = (
     1 / 3
 )  # share of tissue below which a field is said to be empty (Kim's thesis: over two thirds)
 
-FORMAT = 1  # of the fields and their scores; raise it when the golden fields of the tests change
-SLACK = 0.02  # of a unit: a corner was rounded to whole pixels
+FORMAT = 1  # version of the fields and their scores; raise it when the golden fields of the tests change
+SLACK = 0.02  # share of a unit: corners were rounded to whole pixels
 
 
 class FieldsConfig(Config):
-    """How fields are chosen.
+    """Settings of the choice of fields.
 
     Attributes:
         min_tissue: share of tissue from which a square is a candidate.
-        sample: None takes every candidate; a number draws so many of them at random, for speed.
-        seed: of that draw.
-        threshold: score from which a field is feasible; None is the model's own.
+        sample: number of candidates that are drawn at random, for speed; None takes all.
+        seed: seed of that draw.
+        threshold: score from which a field is feasible; None is the model's own threshold.
     """
 
     min_tissue: float = Setting(default=0.05, gt=0, le=1)
@@ -52,12 +52,12 @@ class FieldsConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class KidneyField:
-    """A candidate.
+    """A candidate field.
 
     Attributes:
-        x, y: corner, in level-0 pixels; it may reach off the slide.
-        tissue: share of its part on the slide.
-        score: that it is feasible, 0..1; None where it could not be decoded.
+        x, y: corner, in level-0 pixels; the field may reach off the slide.
+        tissue: share of tissue in its part on the slide.
+        score: score for a feasible field, 0..1; None where the field could not be decoded.
         why_not: why it is left out; empty where capillaries are counted in it.
     """
 
@@ -75,10 +75,10 @@ class KidneyField:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class FieldSet:
-    """Every candidate of a slide, from top to bottom and left to right; they do not overlap.
+    """All candidate fields of a slide, from top to bottom and left to right; they do not overlap.
 
     Attributes:
-        side: of a field, in level-0 pixels.
+        side: side of a field, in level-0 pixels.
         size: (width, height) of the slide in level-0 pixels: fields may reach off it.
     """
 
@@ -88,12 +88,12 @@ class FieldSet:
 
     @property
     def feasible(self) -> tuple[KidneyField, ...]:
-        """Those that count."""
+        """The fields in which capillaries are counted."""
         return tuple(f for f in self.fields if f.feasible)
 
     @property
     def mask(self) -> Mask:
-        """True where a feasible field lies, on a raster of a thirteenth of its side; rounded outward."""
+        """Mask of the feasible fields, on a raster of a thirteenth of a field's side; rounded outward."""
         step = self.side / FIELD_UNITS
         pixels = np.zeros((math.ceil(self.size[1] / step), math.ceil(self.size[0] / step)), np.bool_)
         for f in self.feasible:
@@ -103,7 +103,7 @@ class FieldSet:
         return Mask(pixels, Placement(step, step))
 
     def area_mm2(self, mpp: float) -> float:
-        """Tissue in feasible fields.
+        """Area of tissue in feasible fields, in mm2.
 
         Args:
             mpp: um per level-0 pixel.
@@ -111,13 +111,13 @@ class FieldSet:
         width, height = self.size
         area = 0.0
         for f in self.feasible:
-            across = min(f.x + self.side, width) - max(f.x, 0)
-            down = min(f.y + self.side, height) - max(f.y, 0)
-            area += f.tissue * across * down
+            visible_width = min(f.x + self.side, width) - max(f.x, 0)
+            visible_height = min(f.y + self.side, height) - max(f.y, 0)
+            area += f.tissue * visible_width * visible_height
         return area * mpp**2 / 1e6
 
     def index(self, points: PointsXY) -> npt.NDArray[np.int64]:
-        """The number of the feasible field that holds each level-0 (x, y), half-open; -1 where none does."""
+        """The number of the feasible field (half-open) that holds each level-0 (x, y); -1 where none does."""
         return index_of([(f.x, f.y) for f in self.feasible], self.side, points)
 
 
@@ -137,7 +137,7 @@ def field_threshold(card: ModelCard, cfg: FieldsConfig) -> float:
     """The score from which a field is feasible.
 
     Raises:
-        ModelError: the model does not tell fields, or those of another size.
+        ModelError: the model does not score fields, or scores fields of another size.
     """
     threshold = cfg.threshold if cfg.threshold is not None else card.threshold
     if card.positive != FEASIBLE or card.spacing_um is None or threshold is None:
@@ -157,19 +157,19 @@ def choose_fields(
     fingerprint: str,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> FieldSet:
-    """Score the candidates with the same engine and store as patches, and tell feasible ones.
+    """Score the candidates with the same engine and store as patches, and choose the feasible ones.
 
     Args:
-        slide: what is read.
-        mask: where there is tissue.
-        engine: of a model of fields.
-        path: of the heatmap; scores that are there already are not computed again.
-        cfg: how.
-        fingerprint: of all that made the scores.
+        slide: the slide to read.
+        mask: mask of the tissue.
+        engine: engine of a model that scores fields.
+        path: path of the heatmap; scores that it already holds are not computed again.
+        cfg: how fields are chosen.
+        fingerprint: hash of everything that makes the scores.
         tick: called with (fields done, fields).
 
     Raises:
-        ModelError: the model does not tell fields.
+        ModelError: the model does not score fields.
         SpacingError: the slide is too coarse for it.
     """
     card = engine.models.card
@@ -182,73 +182,80 @@ def choose_fields(
     shares = tissue_share(mask, slide.size, plan.stride_l0, shape)
     whole = unit_areas(slide.size, plan.stride_l0, shape)
     corners = _sampled(place_fields(shares * whole, whole, units, cfg.min_tissue), cfg)
-    grid = TileGrid(shape, corners + units // 2, plan)  # a patch lies around the middle one of its units
+    grid = TileGrid(shape, corners + units // 2, plan)  # the middle of a patch is the middle one of its units
     side = chunk_side(slide, plan)
     spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, fingerprint)
     store = HeatmapStore.create(path, spec)
     engine.expect(len(grid))
     score_chunks(slide, plan_blocks(grid, side), engine, store, progress=tick)
     scores = store.read(card.positive_index).scores
-    found = []
+    fields = []
     for row, col in corners.tolist():
         window = np.s_[row : row + units, col : col + units]
         tissue = float((shares * whole)[window].sum() / whole[window].sum())
         score = float(scores[row + units // 2, col + units // 2])
-        found.append(_field(row, col, plan.stride_l0, tissue, score, threshold))
-    return FieldSet(tuple(found), units * plan.stride_l0, slide.size)
+        fields.append(_field(row, col, plan.stride_l0, tissue, score, threshold))
+    return FieldSet(tuple(fields), units * plan.stride_l0, slide.size)
 
 
 def units_of(patch_px: int) -> int:
-    """How many units a field's side is placed by: an odd number that divides the patch, so that one is its middle."""
+    """The number of units of a field's side: odd, so that one is the middle, and a divisor of the patch's side."""
     return max(n for n in range(1, FIELD_UNITS + 1, 2) if patch_px % n == 0)
 
 
 def unit_areas(size: tuple[int, int], unit: int, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """(rows, cols) area of each unit's part on the slide, in level-0 pixels."""
+    """Area of each unit's part on the slide, in level-0 pixels: (rows, cols)."""
     width, height = size
-    down = np.diff(np.minimum(np.arange(shape[0] + 1) * unit, height))
-    across = np.diff(np.minimum(np.arange(shape[1] + 1) * unit, width))
-    return np.outer(down, across).astype(np.float64)
+    heights = np.diff(np.minimum(np.arange(shape[0] + 1) * unit, height))
+    widths = np.diff(np.minimum(np.arange(shape[1] + 1) * unit, width))
+    return np.outer(heights, widths).astype(np.float64)
 
 
 def place_fields(
     tissue: npt.NDArray[np.float64], whole: npt.NDArray[np.float64], units: int, min_tissue: float
 ) -> CellsRC:
-    """Squares that follow the tissue: strips over each piece of it, and in each strip squares over each run of tissue.
+    """Place squares along the tissue: strips over each piece of it, and in each strip squares over each run of tissue.
 
     On a fixed grid the rim of a biopsy falls into fields that are mostly glass, which are then left out.
 
     Args:
         tissue: (rows, cols) area of tissue in each unit.
         whole: (rows, cols) area of each unit on the slide.
-        units: side of a square.
+        units: side of a square, in units.
         min_tissue: share of tissue from which a square is taken.
 
     Returns:
         (n, 2) row, col of the squares' top-left units, row by row; none overlap.
     """
     rows, cols = tissue.shape
-    taken = np.zeros(tissue.shape, np.bool_)
+    is_occupied = np.zeros(tissue.shape, np.bool_)
     count, labels, boxes, _ = cv2.connectedComponentsWithStats((tissue > 0).astype(np.uint8), connectivity=8)
     corners = []
     largest_first = sorted(
         range(1, count), key=lambda i: (-boxes[i, cv2.CC_STAT_AREA], boxes[i, 1], boxes[i, 0])
     )
-    for piece in largest_first:  # so that the rim of the glass takes no square from the biopsy
+    for piece in largest_first:  # so the rim of the glass takes no square from the biopsy
         first = int(boxes[piece, 1])
         for top in _starts(first, first + int(boxes[piece, 3]), units, rows):
             columns = np.flatnonzero((labels[top : top + units] == piece).any(axis=0))
-            for run in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
-                for left in _starts(int(run[0]), int(run[-1]) + 1, units, cols) if len(run) else ():
+            for run_columns in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
+                for left in (
+                    _starts(int(run_columns[0]), int(run_columns[-1]) + 1, units, cols)
+                    if len(run_columns)
+                    else ()
+                ):
                     window = np.s_[top : top + units, left : left + units]
-                    if not taken[window].any() and tissue[window].sum() >= min_tissue * whole[window].sum():
-                        taken[window] = True
+                    if (
+                        not is_occupied[window].any()
+                        and tissue[window].sum() >= min_tissue * whole[window].sum()
+                    ):
+                        is_occupied[window] = True
                         corners.append((top, left))
     return np.array(sorted(corners), np.int64).reshape(-1, 2)
 
 
 def _starts(first: int, last: int, side: int, length: int) -> list[int]:
-    """Where squares begin that cover first..last, centred; a quarter of a square is left over rather than one more.
+    """Starts of squares that cover first..last, centred; up to a quarter of a square may stay uncovered.
 
     Their middle units lie inside 0..length.
     """
@@ -270,7 +277,7 @@ def _field(row: int, col: int, unit: int, tissue: float, score: float, threshold
         return KidneyField(col * unit, row * unit, tissue, None, "cannot be decoded")
     why_not = ""
     if score < threshold:
-        empty = f"mostly empty: {tissue:.0%} tissue"
-        unfit = "scar, artefact, poor stain, large vessel or glomerulus: the network does not say which"
-        why_not = empty if tissue < MOSTLY_EMPTY else unfit
+        empty_text = f"mostly empty: {tissue:.0%} tissue"
+        unfit_text = "scar, artefact, poor stain, large vessel or glomerulus: the network does not say which"
+        why_not = empty_text if tissue < MOSTLY_EMPTY else unfit_text
     return KidneyField(col * unit, row * unit, round(tissue, 4), round(score, 6), why_not)

@@ -1,4 +1,4 @@
-"""From counted capillaries to the Banff C4d score, its interval, and whether it may be given at all."""
+"""The Banff C4d score of counted capillaries, its interval, and whether it may be given at all."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ METHOD = "immunohistochemistry on paraffin"
 
 
 class GradingConfig(Config):
-    """How counts become a grade.
+    """The rules by which counts become a grade.
 
     Attributes:
         grades: names from no staining upward (Banff 2019: 0 %, above 0 and below 10 %, 10 to 50 %, above 50 %).
         words: what each grade is called (Banff 2019).
-        focal_percent: from which the third grade begins: 10 % belongs to it.
-        diffuse_percent: up to which it reaches: 50 % belongs to it, more to the fourth.
+        focal_percent: percentage from which the third grade begins: 10 % belongs to it.
+        diffuse_percent: percentage up to which the third grade reaches: 50 % belongs to it, more to the fourth.
         min_fields: feasible fields below which the slide is not assessable; Banff 2007 asks for five high-power fields.
-        min_capillaries: peritubular capillaries below which it is not: with 100, one more or less is a percent.
-        draws: of the bootstrap over fields.
-        seed: of its draws.
+        min_capillaries: peritubular capillaries below which the slide is not assessable; of 100, one is a percent.
+        draws: number of bootstrap draws over fields.
+        seed: seed of the draws.
     """
 
     grades: tuple[str, str, str, str] = ("C4d0", "C4d1", "C4d2", "C4d3")
@@ -72,13 +72,13 @@ class FieldCounts:
 
     @property
     def total(self) -> npt.NDArray[np.int64]:
-        """(fields,) all of them."""
+        """Capillaries of both classes: (fields,)."""
         return self.positive + self.negative
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CountingErrors:
-    """How a detector miscounted on slides with truth, slide by slide: errors of one slide go together.
+    """The errors of a detector's counts on slides with truth, slide by slide: errors of one slide belong together.
 
     Attributes:
         table: (slides, 6) positive ones hit, false and missed, then negative ones hit, false and missed, after the
@@ -97,26 +97,26 @@ class CountingErrors:
         negative: npt.NDArray[np.int64],
         rng: np.random.Generator,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """What the truth may have been where so many were counted: one draw for each pair of counts.
+        """Possible true counts where these numbers were counted: one draw for each pair of counts.
 
         A draw takes the errors of one slide at random, since slides differ more than chance, and a rate from them
-        (Jeffreys' prior: half an event is added). False ones come in proportion to all that was counted, as what looks
-        like a capillary does; of the missed there are more, the more were found. Where a slide held fewer than
+        (Jeffreys' prior: half an event is added). False capillaries are in proportion to all counted ones, as are
+        things that look like a capillary; missed ones are in proportion to true ones. Where a slide held fewer than
         `FEW` of a class, its share of missed ones is that of all slides.
         """
         rows = self.table[rng.integers(len(self.table), size=len(positive))]
-        seen = np.maximum(rows[:, [0, 1, 3, 4]].sum(axis=1), 1)  # counted on that slide
+        slide_counts = np.maximum(rows[:, [0, 1, 3, 4]].sum(axis=1), 1)  # counted on that slide
         truth = []
         for first, counted in ((0, positive), (3, negative)):
             hit, false, missed = rows[:, first], rows[:, first + 1], rows[:, first + 2]
-            rate = rng.gamma(false + 0.5) / seen
-            wrong = np.minimum(rng.poisson(rate * (positive + negative)), counted)
-            few = hit + missed < FEW
-            hit = np.where(few, self.table[:, first].sum(), hit)
-            missed = np.where(few, self.table[:, first + 2].sum(), missed)
+            rate = rng.gamma(false + 0.5) / slide_counts
+            false_counts = np.minimum(rng.poisson(rate * (positive + negative)), counted)
+            is_small = hit + missed < FEW
+            hit = np.where(is_small, self.table[:, first].sum(), hit)
+            missed = np.where(is_small, self.table[:, first + 2].sum(), missed)
             sensitivity = np.clip(rng.beta(hit + 0.5, missed + 0.5), 0.05, 1.0)
-            right = counted - wrong
-            truth.append(right + rng.negative_binomial(right + 0.5, sensitivity))
+            true_counts = counted - false_counts
+            truth.append(true_counts + rng.negative_binomial(true_counts + 0.5, sensitivity))
         return truth[0], truth[1]
 
 
@@ -142,7 +142,7 @@ class Grade:
         interval_covers: what the interval takes into account.
         grade: one of the config's names; None where the slide is not assessable.
         grades_in_interval: every grade that the interval touches, lowest first.
-        why_not: why it is not assessable; empty where it is.
+        why_not: why the slide is not assessable; empty where it is.
     """
 
     positive: int
@@ -156,7 +156,7 @@ class Grade:
     why_not: str
 
     def summary(self) -> dict[str, Any]:
-        """As reports state it."""
+        """The grade as plain values for reports."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"method": METHOD}
 
 
@@ -174,7 +174,7 @@ def grade_of(percent: float, cfg: GradingConfig) -> str:
 
 
 def percent_text(percent: float, cfg: GradingConfig) -> str:
-    """A percentage with one digit, or as many more as it takes to lie on the same side of every grade's border."""
+    """A percentage with one digit, or with as many as are needed so that the rounded one has the same grade."""
     grade = grade_of(percent, cfg)
     digits = next((d for d in range(1, 4) if grade_of(round(percent, d), cfg) == grade), 4)
     return f"{percent:.{digits}f}"
@@ -186,12 +186,12 @@ def grade_word(grade: str, cfg: GradingConfig) -> str:
 
 
 def grade_slide(counts: FieldCounts, cfg: GradingConfig, errors: CountingErrors | None = None) -> Grade:
-    """Percentage, interval, grade, and whether there is enough to give one.
+    """Compute percentage, interval and grade; without enough fields or capillaries there is no grade.
 
     Args:
-        counts: of every feasible field.
-        cfg: how.
-        errors: the detector's on slides with truth; None where a person counted, or where they are not known.
+        counts: counts of every feasible field.
+        cfg: how counts become a grade.
+        errors: the detector's errors on slides with truth; None where a person counted, or where they are not known.
     """
     positive, total = int(counts.positive.sum()), int(counts.total.sum())
     fields = len(counts.total)
@@ -208,7 +208,7 @@ def grade_slide(counts: FieldCounts, cfg: GradingConfig, errors: CountingErrors 
 
 
 def _why_not(fields: int, capillaries: int, cfg: GradingConfig) -> str:
-    """Why no grade may be given."""
+    """The reason why no grade may be given; empty where one may."""
     if fields < cfg.min_fields:
         return f"{number_of(fields, 'evaluated field')}, at least {cfg.min_fields} are needed"
     if capillaries < cfg.min_capillaries:
@@ -221,11 +221,11 @@ def _why_not(fields: int, capillaries: int, cfg: GradingConfig) -> str:
 def percent_interval(
     counts: FieldCounts, cfg: GradingConfig, errors: CountingErrors | None = None
 ) -> tuple[float, float]:
-    """95 % of the percentage: percentiles of a bootstrap over fields, as capillaries of one field are alike.
+    """95 % interval of the percentage by a bootstrap over fields, as capillaries of one field are alike.
 
-    It is never narrower than Clopper and Pearson's with every capillary by itself: with one field, fields of one share,
-    or none or all positive, no draw differs, and that must not look certain. With the detector's errors, it also holds
-    what the counts may truly have been.
+    It is never narrower than the interval of Clopper and Pearson, which takes every capillary by itself: with one
+    field, with fields of one share, or with none or all positive, no draw differs, and that must not look certain. If
+    the detector's errors are given, the interval also covers the possible true counts.
 
     Raises:
         ValueError: there is no capillary.
@@ -236,12 +236,12 @@ def percent_interval(
     rng = np.random.default_rng(cfg.seed)
     n = len(counts.total)
     weights = rng.multinomial(n, np.full(n, 1 / n), size=cfg.draws)  # (draws, fields)
-    drawn = weights @ counts.positive, weights @ counts.negative
+    draw_counts = weights @ counts.positive, weights @ counts.negative
     ends = [exact_interval(positive, total)]
     if 0 < positive < total:
-        ends.append(_percentiles(*drawn))
+        ends.append(_percentiles(*draw_counts))
     if errors is not None:
-        ends.append(_percentiles(*errors.truth_of(*drawn, rng)))
+        ends.append(_percentiles(*errors.truth_of(*draw_counts, rng)))
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 
@@ -274,21 +274,21 @@ def stability(
 
     Args:
         scores: (n,) of all detections.
-        positive: (n,) their class.
-        fields: (n,) which feasible field each lies in, from 0.
-        count: how many feasible fields there are: also those without a detection count.
-        thresholds: lowest score that counts, one after the other.
+        positive: (n,) whether each is positive.
+        fields: (n,) number of the feasible field that each lies in, from 0.
+        count: number of feasible fields, also of those without a detection.
+        thresholds: lowest scores that count.
         cfg: how counts become a grade.
     """
-    found = []
+    grades = []
     for threshold in thresholds:
-        kept = scores >= threshold
+        is_counted = scores >= threshold
         counts = FieldCounts(
-            np.bincount(fields[kept & positive], minlength=count).astype(np.int64),
-            np.bincount(fields[kept & ~positive], minlength=count).astype(np.int64),
+            np.bincount(fields[is_counted & positive], minlength=count).astype(np.int64),
+            np.bincount(fields[is_counted & ~positive], minlength=count).astype(np.int64),
         )
-        found.append((threshold, grade_slide(counts, cfg)))
-    return tuple(found)
+        grades.append((threshold, grade_slide(counts, cfg)))
+    return tuple(grades)
 
 
 def grade_changes(
@@ -303,33 +303,41 @@ def grade_changes(
 
     Args:
         scores: (n,) of all detections that the checks leave in.
-        positive: (n,) their class.
-        fields: (n,) which feasible field each lies in.
-        count: how many feasible fields there are.
-        limits: the thresholds of negative and positive ones.
+        positive: (n,) whether each is positive.
+        fields: (n,) number of the feasible field that each lies in.
+        count: number of feasible fields.
+        limits: the thresholds of negative and positive detections.
         cfg: how counts become a grade.
     """
-    inside = (fields >= 0) & (fields < count)
-    by_class = [np.sort(scores[inside & (positive == which)].astype(np.float64)) for which in (False, True)]
-    now = [len(s) - int(np.searchsorted(s, limit)) for s, limit in zip(by_class, limits, strict=True)]
-    if sum(now) == 0:
+    in_field = (fields >= 0) & (fields < count)
+    by_class = [
+        np.sort(scores[in_field & (positive == is_positive)].astype(np.float64))
+        for is_positive in (False, True)
+    ]
+    class_counts = [
+        len(s) - int(np.searchsorted(s, limit)) for s, limit in zip(by_class, limits, strict=True)
+    ]
+    if sum(class_counts) == 0:
         return ()
-    grade = grade_of(100 * now[1] / sum(now), cfg)
+    grade = grade_of(100 * class_counts[1] / sum(class_counts), cfg)
     changes = []
-    for which in (True, False):
-        values, limit = by_class[which], limits[which]
+    for is_positive in (True, False):
+        values, limit = by_class[is_positive], limits[is_positive]
         for candidates in (values[values > limit], values[values < limit][::-1]):
             for threshold in _steps(candidates, up=len(candidates) > 0 and candidates[0] > limit):
-                kept = [*now]
-                kept[which] = len(values) - int(np.searchsorted(values, threshold))
-                if sum(kept) and (other := grade_of(100 * kept[1] / sum(kept), cfg)) != grade:
-                    changes.append(GradeChange(which, threshold, other))
+                new_counts = [*class_counts]
+                new_counts[is_positive] = len(values) - int(np.searchsorted(values, threshold))
+                if (
+                    sum(new_counts)
+                    and (new_grade := grade_of(100 * new_counts[1] / sum(new_counts), cfg)) != grade
+                ):
+                    changes.append(GradeChange(is_positive, threshold, new_grade))
                     break
     return tuple(changes)
 
 
 def _steps(scores: npt.NDArray[np.float64], *, up: bool) -> list[float]:
-    """Thresholds, nearest first, that each leave out one detection more (up), or take one more in."""
+    """Thresholds, nearest first; each one leaves out one more detection (up), or takes in one more."""
     distinct = list(dict.fromkeys(scores.tolist()))
     if not up:
         return distinct

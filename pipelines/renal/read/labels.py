@@ -1,4 +1,4 @@
-"""Machine-made labels for a person to correct."""
+"""Labels that a machine makes and a person corrects."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def proposed_labels(
     """One annotation for each box, with its score; not locked, as it is to be corrected.
 
     Args:
-        slide: its name; ids follow from it, the place and the class.
-        found: in level-0 pixels.
+        slide: the slide's name; ids are made of it, the place and the class.
+        found: the boxes, in level-0 pixels.
         classes: names of the labels, from 0.
-        made_by: goes into every feature's metadata.
+        made_by: metadata of every feature.
     """
     features = []
     for i, (box, score, label) in enumerate(

@@ -1,4 +1,4 @@
-"""Capillaries of a slide, whoever marked them: where they are, what they count as, in which field."""
+"""Capillaries of a slide, marked by a machine or a person: place, class, and field."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Marks:
-    """Capillaries, one row each.
+    """Capillaries as columns, with one row for each.
 
     Attributes:
         ids: UUIDs, as in ``detections.geojson``.
-        boxes: (n, 4) in level-0 pixels.
-        positive: (n,) C4d-positive; else negative.
-        scores: (n,) of the detector, 0..1; NaN where a person marked it.
+        boxes: (n, 4) boxes in level-0 pixels.
+        positive: (n,) whether it is C4d-positive; else it is negative.
+        scores: (n,) score of the detector, 0..1; NaN where a person marked it.
         field: (n,) number of the feasible field; -1 where it lies in none.
-        counted: (n,) whether it counts; others are shown only, as the nearest to do so.
+        counted: (n,) whether it counts; the others are only shown, those nearest to their threshold.
         brown: (n,) share of its circumference that is brown, 0..1; NaN where it was not measured.
         inside: (n,) share of its middle that is brown; NaN where it was not measured.
-        doubts: what speaks against it, see `pipelines.renal.read.checks`; empty where nothing does.
-        source: who said so.
+        doubts: its doubt, see `pipelines.renal.read.checks`; empty where there is none.
+        source: who marked it.
     """
 
     ids: tuple[str, ...]
@@ -63,47 +63,47 @@ class Marks:
 
     @property
     def flagged(self) -> npt.NDArray[np.bool_]:
-        """(n,) positive ones that count, though something speaks against them."""
-        doubted = np.array([bool(doubt) for doubt in self.doubts], np.bool_)
-        return np.asarray(self.counted & self.positive & (self.field >= 0) & doubted)
+        """Whether each capillary is positive and counts, though it has a doubt: (n,)."""
+        has_doubt = np.array([bool(doubt) for doubt in self.doubts], np.bool_)
+        return np.asarray(self.counted & self.positive & (self.field >= 0) & has_doubt)
 
     @property
     def centres(self) -> PointsXY:
-        """(n, 2) middles of the boxes."""
+        """Middles of the boxes, in level-0 pixels: (n, 2)."""
         return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
 
     def counts(self, fields: int) -> FieldCounts:
-        """Of every feasible field, from 0; also those without a capillary."""
-        kept = self.counted & (self.field >= 0)
+        """Counts of every feasible field, from 0; also of those without a capillary."""
+        is_counted = self.counted & (self.field >= 0)
         positive, negative = (
-            np.bincount(self.field[kept & which], minlength=fields).astype(np.int64)
-            for which in (self.positive, ~self.positive)
+            np.bincount(self.field[is_counted & is_class], minlength=fields).astype(np.int64)
+            for is_class in (self.positive, ~self.positive)
         )
         return FieldCounts(positive, negative)
 
 
 def mark_key(slide: str, box: npt.NDArray[np.float64]) -> str:
-    """What a capillary's UUID is made of: its slide and place."""
+    """The text that a capillary's UUID is made of: its slide and place."""
     return f"{slide} capillary {box.round(2).tolist()}"
 
 
 def field_key(slide: str, x: int, y: int) -> str:
-    """What a field's UUID is made of."""
+    """The text that a field's UUID is made of."""
     return f"{slide} field {x} {y}"
 
 
 def mark_features(
     slide: str, marks: Marks, fields: FieldSet, made_by: dict[str, str], mpp: float
 ) -> list[Feature]:
-    """Fields (locked), and capillaries to be corrected: those that count, and those a person marked in other fields."""
-    found = []
+    """Fields (locked), and capillaries to correct: those that count, and those that a person marked outside fields."""
+    features = []
     for f in fields.fields:
         group = FEASIBLE if f.feasible else NOT_FEASIBLE
         measured = {"tissue": f.tissue} | ({} if f.score is None else {"probability": f.score})
         metadata = made_by | ({"why not": f.why_not} if f.why_not else {})
         box = shapely.box(f.x, f.y, f.x + fields.side, f.y + fields.side)
         key = field_key(slide, f.x, f.y)
-        found.append(
+        features.append(
             Feature(key, box, "annotation", f"field {f.x},{f.y}", group, COLOURS[group], measured, metadata)
         )
     for i in np.flatnonzero(marks.counted | (marks.field < 0)):
@@ -112,7 +112,7 @@ def mark_features(
         measured = {"probability": float(marks.scores[i]), "brown around": float(marks.brown[i])}
         measured |= {"brown inside": float(marks.inside[i])}
         measured |= {"longer side um": float(max(box[2] - box[0], box[3] - box[1]) * mpp)}
-        found.append(
+        features.append(
             Feature(
                 mark_key(slide, box),
                 shapely.box(*box),
@@ -126,20 +126,20 @@ def mark_features(
                 id=marks.ids[i],
             )
         )
-    return found
+    return features
 
 
 def machine_ids(slide: str, boxes: BoxesXYXY) -> tuple[str, ...]:
-    """UUIDs of what the detector found."""
+    """UUIDs of the detector's boxes."""
     return tuple(feature_id(mark_key(slide, box)) for box in boxes)
 
 
 def marks_csv(marks: Marks, fields: FieldSet) -> str:
-    """One row per capillary, in level-0 pixels; those not counted are there, too, and say so."""
+    """A table with one row per capillary, counted or not, in level-0 pixels."""
     rows = []
     feasible = fields.feasible
     for i in range(len(marks)):
-        at = feasible[marks.field[i]] if marks.field[i] >= 0 else None
+        field = feasible[marks.field[i]] if marks.field[i] >= 0 else None
         group = POSITIVE if marks.positive[i] else NEGATIVE
         rows.append(
             [
@@ -149,8 +149,8 @@ def marks_csv(marks: Marks, fields: FieldSet) -> str:
                 _number(marks.scores[i]),
                 marks.source[i],
                 *(f"{v:.2f}" for v in marks.boxes[i]),
-                "" if at is None else at.x,
-                "" if at is None else at.y,
+                "" if field is None else field.x,
+                "" if field is None else field.y,
                 _number(marks.brown[i]),
                 _number(marks.inside[i]),
                 marks.doubts[i],

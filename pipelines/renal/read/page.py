@@ -46,7 +46,7 @@ ON_A_PAGE = 500  # on each page of the others: 3.5 MB
 def write_report(
     folder: Path, report: RenalReport, slide: Slide, fields: FieldSet, marks: Marks, *, pdf: bool
 ) -> None:
-    """Write everything of a report; ``report.json`` comes last and says that all is there."""
+    """Write all files of a report; ``report.json`` comes last and says that all others are there."""
     name = report.slide.name
     made_by = {
         "slide": name,
@@ -76,7 +76,7 @@ def more_pages(positive: int) -> list[str]:
 
 
 def _write_more(folder: Path, report: RenalReport, slide: Slide, positive: Sequence[Crop]) -> None:
-    """The positive capillaries that the report has no room for: a page of a whole biopsy must stay one that opens."""
+    """Write pages of the positive capillaries beyond `SHOWN`: one page of a whole biopsy would be too large to open."""
     names = more_pages(len(positive))
     for stale in folder.glob("positive-*.html"):
         if stale.name not in names:
@@ -101,7 +101,7 @@ def report_html(
     marks: Marks,
     pictures: tuple[list[Crop], list[Crop]],
 ) -> str:
-    """The page's text; every value in it is escaped."""
+    """The HTML of the page; every value in it is escaped."""
     positive, uncertain = pictures
     feasible = [f for f in report.fields if not f.why_not]
     return TEMPLATES.get_template("renal.html").render(
@@ -142,12 +142,12 @@ def _share_text(percent: float, cfg: dict[str, Any]) -> str:
 
 
 def _text(value: float | None, digits: int = 1) -> str:
-    """A number, or that it is not known."""
+    """A number as text, or ``not known``."""
     return "not known" if value is None else f"{value:,.{digits}f}"
 
 
 def check_pdf() -> None:
-    """Refuse early where a PDF cannot be made.
+    """Raise early if a PDF cannot be made.
 
     Raises:
         ConfigError: WeasyPrint, or the library Pango that it draws text with, is not there.
@@ -173,24 +173,24 @@ def write_pdf(path: Path, html: str) -> None:
     check_pdf()
     import weasyprint
 
-    logging.getLogger("weasyprint").setLevel(logging.ERROR)  # it warns of CSS that is for screens
+    logging.getLogger("weasyprint").setLevel(logging.ERROR)  # it would warn of CSS that is only for screens
     logging.getLogger("fontTools").setLevel(logging.ERROR)
-    only_inside = weasyprint.urls.URLFetcher(allowed_protocols=("data",))  # pictures are in the page
+    fetcher = weasyprint.urls.URLFetcher(allowed_protocols=("data",))  # pictures are in the page
     with _no_clock():
-        data = weasyprint.HTML(string=html, url_fetcher=only_inside).write_pdf()
+        data = weasyprint.HTML(string=html, url_fetcher=fetcher).write_pdf()
     with replacing(path) as partial:
         partial.write_bytes(data)
 
 
 @contextmanager
 def _no_clock() -> Iterator[None]:
-    """Without this, embedded fonts state the second in which they were cut."""
-    before = os.environ.get("SOURCE_DATE_EPOCH")
-    os.environ["SOURCE_DATE_EPOCH"] = before or "0"
+    """Fix the time that embedded fonts state; otherwise it is the second in which they were made."""
+    earlier_epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    os.environ["SOURCE_DATE_EPOCH"] = earlier_epoch or "0"
     try:
         yield
     finally:
-        if before is None:
+        if earlier_epoch is None:
             del os.environ["SOURCE_DATE_EPOCH"]
 
 
@@ -201,7 +201,7 @@ def write_index(
     record: dict[str, Any],
     corrected: Mapping[str, RenalReport],
 ) -> None:
-    """``index.html``: every slide of a run with its grade, that of its corrected reading, and what failed."""
+    """Write ``index.html``: every slide of a run with its grade, that of its corrected reading, and the failures."""
     page = TEMPLATES.get_template("renal_index.html").render(
         reports=reports,
         failures=failures,

@@ -1,4 +1,4 @@
-"""Pictures of a renal report: the slide with its fields, and capillaries to look at one by one."""
+"""Pictures of a renal report: the slide with its fields, and single capillaries."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from wsi.slides.tiles import read_square
 
 OVERVIEW_PX = 1400  # longer side
 CROP_PX = 120  # side of a capillary's picture
-CROP_UM = 36.0  # what it shows at least: a capillary and the tubules beside it
+CROP_UM = 36.0  # least side of the region in it: a capillary and the tubules beside it
 FIELD_PX = 240  # side of a field's picture
 EXCLUDED = 60  # fields left out that are shown; the others are in detections.geojson
-UNCERTAIN = 48  # capillaries nearest to their threshold
-CROP_BAR_UM = 10.0  # length of the bar in it
-MARK_UM = 3.0  # between a capillary and the line around it, which must not hide the wall
+UNCERTAIN = 48  # largest number of capillaries nearest to their threshold
+CROP_BAR_UM = 10.0  # length of the scale bar in a crop
+MARK_UM = 3.0  # gap between a capillary and the line around it, which must not hide the wall
 QUALITY = 85
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """One capillary of the gallery: JPEG as a data URI, the number that QuPath shows, and what is known of it."""
+    """One capillary of the gallery: its JPEG as a data URI, its number in QuPath, and its measurements."""
 
     image: str
     number: int
@@ -48,7 +48,7 @@ class Crop:
 
 @dataclass(frozen=True, slots=True)
 class FieldPicture:
-    """A field that was left out: JPEG as a data URI (empty where it cannot be decoded), corner and why."""
+    """A field that was left out: JPEG as a data URI (empty where it cannot be decoded), corner and reason."""
 
     image: str
     x: int
@@ -58,15 +58,15 @@ class FieldPicture:
 
 
 def data_uri(pixels: RgbImage) -> str:
-    """A JPEG in the text of a page."""
+    """A picture as the data URI of a JPEG, for the text of a page."""
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    good, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    assert good  # a picture of this size always encodes
+    success, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    assert success  # a picture of this size always encodes
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def overview_picture(slide: Slide, fields: FieldSet, marks: Marks) -> str:
-    """The slide with its fields: feasible ones framed, others crossed out; a dot for each capillary that counts."""
+    """A picture of the slide: feasible fields framed, others crossed out, a dot for each capillary that counts."""
     overview = read_overview(slide, max(slide.size) * slide.mpp / OVERVIEW_PX)
     image = overview.pixels.copy()
     scale = 1 / overview.placement.step_x
@@ -86,11 +86,11 @@ def overview_picture(slide: Slide, fields: FieldSet, marks: Marks) -> str:
                 image, (corners[0][0], corners[1][1]), (corners[1][0], corners[0][1]), colour, 2, cv2.LINE_AA
             )
     for positive in (False, True):  # the rarer ones on top
-        chosen = marks.counted & (marks.field >= 0) & (marks.positive == positive)
-        for x, y in marks.centres[chosen]:
-            at = (round(x * scale), round(y * scale))
-            cv2.circle(image, at, 5, (255, 255, 255), -1, cv2.LINE_AA)
-            cv2.circle(image, at, 4, COLOURS[POSITIVE if positive else NEGATIVE], -1, cv2.LINE_AA)
+        is_shown = marks.counted & (marks.field >= 0) & (marks.positive == positive)
+        for x, y in marks.centres[is_shown]:
+            position = (round(x * scale), round(y * scale))
+            cv2.circle(image, position, 5, (255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(image, position, 4, COLOURS[POSITIVE if positive else NEGATIVE], -1, cv2.LINE_AA)
     length, height = round(overview_bar_um(slide) / slide.mpp * scale), image.shape[0]
     cv2.rectangle(image, (12, height - 18), (12 + length, height - 12), (0, 0, 0), -1)
     return data_uri(image)
@@ -98,28 +98,31 @@ def overview_picture(slide: Slide, fields: FieldSet, marks: Marks) -> str:
 
 def overview_bar_um(slide: Slide) -> float:
     """Length of the overview's bar: 1, 2 or 5 times a power of ten, at most a fifth of the width."""
-    wanted = slide.size[0] * slide.mpp / 5
-    power = 10.0 ** np.floor(np.log10(wanted))
-    return float(max(step * power for step in (1, 2, 5) if step * power <= wanted))
+    longest = slide.size[0] * slide.mpp / 5
+    power = 10.0 ** np.floor(np.log10(longest))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= longest))
 
 
 def gallery(
     slide: Slide, fields: FieldSet, marks: Marks, limits: dict[str, float]
 ) -> tuple[list[Crop], list[Crop]]:
-    """Every positive capillary, flagged ones and then the least certain first; and those nearest to their threshold.
+    """Crops of the positive capillaries, flagged ones and then the least certain first; and of uncertain ones.
 
     Args:
-        slide: what is read.
-        fields: of the marks.
-        marks: those in no field are not shown.
-        limits: threshold by class.
+        slide: the slide to read.
+        fields: the fields that the marks lie in.
+        marks: the capillaries; those in no field are not shown.
+        limits: threshold of each class.
+
+    Returns:
+        Positive capillaries that count, and other capillaries, those nearest to their threshold first.
     """
     inside = marks.field >= 0
     positive = np.flatnonzero(inside & marks.counted & marks.positive)
     threshold = np.where(marks.positive, limits[POSITIVE], limits[NEGATIVE])
-    gap = np.where(np.isnan(marks.scores), np.inf, np.abs(marks.scores - threshold))
-    rest = np.flatnonzero(inside & ~(marks.counted & marks.positive) & np.isfinite(gap))
-    uncertain = rest[np.argsort(gap[rest], kind="stable")][:UNCERTAIN]
+    distance = np.where(np.isnan(marks.scores), np.inf, np.abs(marks.scores - threshold))
+    others = np.flatnonzero(inside & ~(marks.counted & marks.positive) & np.isfinite(distance))
+    uncertain = others[np.argsort(distance[others], kind="stable")][:UNCERTAIN]
     # flagged ones first, then the least certain; a person's mark is certain
     score = np.nan_to_num(marks.scores, nan=2.0) - 10.0 * marks.flagged
     positive = positive[np.argsort(score[positive], kind="stable")]
@@ -129,14 +132,14 @@ def gallery(
     ]
 
 
-def _crops(slide: Slide, fields: FieldSet, marks: Marks, wanted: list[int]) -> dict[int, Crop]:
-    numbers = sorted({int(marks.field[i]) for i in wanted})
-    found = {}
+def _crops(slide: Slide, fields: FieldSet, marks: Marks, indices: list[int]) -> dict[int, Crop]:
+    numbers = sorted({int(marks.field[i]) for i in indices})
+    crops = {}
     for number, pixels, corner in field_pictures(slide, fields, numbers):
-        for i in wanted:
+        for i in indices:
             if marks.field[i] == number:
-                found[i] = _crop(marks, i, pixels, corner, slide.mpp)
-    return found
+                crops[i] = _crop(marks, i, pixels, corner, slide.mpp)
+    return crops
 
 
 def _crop(marks: Marks, i: int, pixels: RgbImage, corner: tuple[int, int], mpp: float) -> Crop:
@@ -176,7 +179,7 @@ def _crop(marks: Marks, i: int, pixels: RgbImage, corner: tuple[int, int], mpp: 
 
 
 def excluded_pictures(slide: Slide, fields: FieldSet) -> list[FieldPicture]:
-    """Fields that were left out, those nearest to being feasible first, for a person to judge; at most `EXCLUDED`."""
+    """At most `EXCLUDED` fields that were left out, for a person to judge; those of the highest scores come first."""
     order = sorted((f for f in fields.fields if not f.feasible), key=lambda f: -(f.score or 0.0))[:EXCLUDED]
     return [
         FieldPicture(_thumbnail(slide, f.x, f.y, fields.side), f.x, f.y, f.score, f.why_not) for f in order

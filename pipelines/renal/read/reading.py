@@ -1,4 +1,4 @@
-"""One C4d-stained slide: tissue, fields, capillaries, counts, grade. The renal application's main job."""
+"""The reading of one C4d-stained slide: tissue, fields, capillaries, counts, grade."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field as Setting
 
+from models.card import DetectorCard
 from models.engines import Engine
+from models.engines.detect_slide import FORMAT as BOX_FORMAT
+from models.engines.detect_slide import Detector, detect_slide, tiles_around
 from pipelines.renal.read.checks import ChecksConfig, checked, doubt_counts, left_out
 from pipelines.renal.read.fields import FORMAT as FIELD_FORMAT
 from pipelines.renal.read.fields import FieldsConfig, FieldSet, choose_fields, field_threshold
@@ -37,22 +40,18 @@ from wsi.slides.slide import Slide
 from wsi.slides.stain import MOST_EOSIN, eosin_share, tissue_pixels
 from wsi.slides.tissue import Mask, TissueConfig
 
-if TYPE_CHECKING:
-    from models.card import DetectorCard
-    from models.engines.detect_slide import Detector
-
 log = logging.getLogger(__name__)
 Share = Annotated[float, Setting(ge=0, le=1, allow_inf_nan=False)]
-REPORT_FORMAT = 1  # of what is made of fields and boxes; raise it when the golden report of the tests changes
+REPORT_FORMAT = 1  # of all after fields and boxes; raise it when the golden report of the tests changes
 LOWEST_SHOWN = 0.1  # detections from this score on are kept, to show what nearly counted, and for evaluation
 
 
 class RenalConfig(Config):
-    """How a slide is read.
+    """Settings of a slide's reading.
 
     Attributes:
-        thresholds: score from which a negative and a positive capillary counts; None is the detector's own.
-        stability: thresholds, for both classes, at which the grade is given for comparison.
+        thresholds: scores from which negative and positive capillaries count; None takes those of the detector's card.
+        stability: thresholds of both classes at which the grade is also given, for comparison.
     """
 
     tissue: TissueConfig = TissueConfig(method="density")
@@ -65,7 +64,7 @@ class RenalConfig(Config):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Readers:
-    """The two networks."""
+    """The two networks: one scores fields, the other finds capillaries."""
 
     fields: Engine
     detector: Detector
@@ -77,7 +76,7 @@ class Readers:
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """Name, hash of the weights, and whether it is a demonstration model, of both."""
+        """Of both networks the name, the hash of the weights, and whether it is a demonstration model."""
         first, second = self.fields.models.card, self.card
         return [
             {"name": first.name, "sha256": first.sha256, "demonstration": first.demonstration},
@@ -86,37 +85,37 @@ class Readers:
 
     @property
     def errors(self) -> CountingErrors | None:
-        """How the detector miscounts; None where nobody measured it."""
+        """The errors of the detector's counts; None where nobody measured them."""
         table = self.card.counting_errors
         return CountingErrors(np.array(table, np.int64)) if table else None
 
     def limits(self, cfg: RenalConfig) -> npt.NDArray[np.float64]:
-        """Score from which a negative and a positive capillary counts.
+        """Scores from which negative and positive capillaries count.
 
         Raises:
-            ModelError: the detector finds something else.
+            ModelError: the detector finds other classes.
         """
         names = self.card.detector.classes
         if set(names) != {NEGATIVE, POSITIVE}:
             raise ModelError(
                 f"the detector {self.card.name} finds {', '.join(names)}; a report needs {NEGATIVE} and {POSITIVE}"
             )
-        own = [self.card.thresholds[names.index(name)] for name in (NEGATIVE, POSITIVE)]
-        return np.array(own if cfg.thresholds is None else cfg.thresholds)
+        defaults = [self.card.thresholds[names.index(name)] for name in (NEGATIVE, POSITIVE)]
+        return np.array(defaults if cfg.thresholds is None else cfg.thresholds)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SlideReading:
-    """What was read on a slide.
+    """The reading of a slide.
 
     Attributes:
-        tissue_mm2: of the whole slide; ``field_mm2`` is that in feasible fields.
+        tissue_mm2: tissue of the whole slide; ``field_mm2`` is that in feasible fields.
         eosin: share of stained pixels that are pink; NaN where there is no stain.
-        unreadable: fields that could not be decoded, by either network.
+        unreadable: number of fields and tiles that could not be decoded, for either network.
         stability: the machine's grade at other thresholds.
         without_flagged: the grade without the positive capillaries that count though they are doubted.
-        left_out: by doubt, how many reached their threshold and do not count all the same.
-        changes: the nearest thresholds at which the grade is another.
+        left_out: number of capillaries of each doubt that reached their threshold and still do not count.
+        changes: the nearest thresholds at which the grade changes.
         warnings: sentences for the reader of the report.
     """
 
@@ -135,9 +134,7 @@ class SlideReading:
 
 
 def run_fingerprint(readers: Readers, cfg: RenalConfig) -> str:
-    """Hash of what is the same for every slide of a run."""
-    from models.engines.detect_slide import FORMAT as BOX_FORMAT
-
+    """Hash of everything that is the same for every slide of a run."""
     return fingerprint(
         settings=cfg.model_dump(mode="json"),
         fields=[card.model_dump(mode="json") for card in readers.fields.models.cards],
@@ -150,9 +147,10 @@ def run_fingerprint(readers: Readers, cfg: RenalConfig) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Where the two long steps of a slide keep what they have done, and the fingerprint of what made each.
+    """The stores of the two long steps of a slide, and for each a fingerprint of what makes its numbers.
 
-    A fingerprint holds only what changes that step's numbers: other thresholds or checks reuse both.
+    A fingerprint holds only settings that change that step's numbers: both stores are reused with other thresholds or
+    checks.
     """
 
     fields: Path
@@ -165,13 +163,11 @@ class Stores:
         """The stores in a slide's folder.
 
         Args:
-            folder: the slide's.
-            slide: what tells the slide's pixels and tissue from others: its hash, spacing and mask.
+            folder: the slide's folder.
+            slide: values that identify the slide's pixels and tissue: its hash, spacing and mask.
             readers: the networks.
-            cfg: how.
+            cfg: how the slide is read.
         """
-        from models.engines.detect_slide import FORMAT as BOX_FORMAT
-
         fields = fingerprint(
             **slide,
             tissue=cfg.tissue.model_dump(mode="json"),
@@ -191,7 +187,7 @@ class Stores:
         return cls(folder / "fields.zarr", folder / "capillaries.boxes", fields, boxes)
 
     def discard_others(self) -> None:
-        """Remove what was made otherwise."""
+        """Remove stores that were made with other settings."""
         HeatmapStore.discard(self.fields, unless=self.fields_made_by)
         BoxStore.discard(self.boxes, unless=self.boxes_made_by)
 
@@ -206,22 +202,20 @@ def read_slide(
     *,
     tick: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> SlideReading:
-    """Choose the fields, find the capillaries in them, count, and grade.
+    """Read a slide: choose the fields, find the capillaries in them, count them, and grade.
 
     Args:
-        slide: stained for C4d by immunohistochemistry.
-        name: what it is called in outputs.
-        mask: where there is tissue.
+        slide: a slide that is stained for C4d by immunohistochemistry.
+        name: the slide's name in outputs.
+        mask: mask of the tissue.
         readers: the networks.
-        stores: what is in them already is not done again.
-        cfg: how.
-        tick: called with (steps done, steps, what is done).
+        stores: stores of finished work, which is not done again.
+        cfg: how the slide is read.
+        tick: called with (steps done, steps, name of the steps).
 
     Raises:
         WsiError: the slide cannot be read.
     """
-    from models.engines.detect_slide import detect_slide, tiles_around
-
     limits = readers.limits(cfg)
     log.debug("%s: %.2f mm2 of tissue", slide.path, mask.area_um2(slide.mpp) / 1e6)
     eosin = eosin_share(tissue_pixels(slide, mask))
@@ -244,26 +238,26 @@ def read_slide(
         store=BoxStore.create(stores.boxes, stores.boxes_made_by),
         tick=lambda done, total: tick(done, total, "evaluated fields"),
     )
-    found = marks_of(name, result.detections, fields, readers.card.detector.classes, limits)
-    marks = checked(slide, fields, found, cfg.checks)
-    out = left_out(marks, cfg.checks)
-    doubted_away = doubt_counts(marks, marks.counted & out)
-    marks = replace(marks, counted=marks.counted & ~out)
+    candidates = marks_of(name, result.detections, fields, readers.card.detector.classes, limits)
+    marks = checked(slide, fields, candidates, cfg.checks)
+    left_out_marks = left_out(marks, cfg.checks)
+    left_out_counts = doubt_counts(marks, marks.counted & left_out_marks)
+    marks = replace(marks, counted=marks.counted & ~left_out_marks)
     count = len(fields.feasible)
     errors = readers.errors
     grade = grade_slide(marks.counts(count), cfg.grading, errors)
     if eosin > MOST_EOSIN:
         grade = replace(grade, grade=None, grades_in_interval=(), why_not="not a DAB stain")
-    usable = ~out
-    columns = (marks.scores[usable], marks.positive[usable], marks.field[usable])
-    without = replace(marks, counted=marks.counted & ~marks.flagged)
+    is_usable = ~left_out_marks
+    columns = (marks.scores[is_usable], marks.positive[is_usable], marks.field[is_usable])
+    unflagged_marks = replace(marks, counted=marks.counted & ~marks.flagged)
     return SlideReading(
         fields,
         marks,
         grade,
         stability(*columns, count, cfg.stability, cfg.grading),
-        grade_slide(without.counts(count), cfg.grading, errors),
-        doubted_away,
+        grade_slide(unflagged_marks.counts(count), cfg.grading, errors),
+        left_out_counts,
         grade_changes(*columns, count, (float(limits[0]), float(limits[1])), cfg.grading),
         tissue_mm2=mask.area_um2(slide.mpp) / 1e6,
         field_mm2=fields.area_mm2(slide.mpp),
@@ -276,7 +270,7 @@ def read_slide(
 def marks_of(
     name: str, found: Detections, fields: FieldSet, classes: tuple[str, ...], limits: npt.NDArray[np.float64]
 ) -> Marks:
-    """Detections whose middle lies in a feasible field."""
+    """The marks of detections whose middle lies in a feasible field."""
     field = fields.index(found.centres)
     found, field = found[field >= 0], field[field >= 0]
     positive = found.labels == classes.index(POSITIVE)
@@ -303,14 +297,14 @@ COUNT_WARNINGS = (
 
 
 def count_warning(fields: int, percent: float | None) -> str:
-    """What must be said of a count of nothing; empty where there is something."""
+    """The warning of a reading without any capillary; empty where there are some."""
     if fields == 0:
         return COUNT_WARNINGS[0]
     return COUNT_WARNINGS[1] if percent is None else ""
 
 
-def _warnings(mask: Mask, eosin: float, fields: FieldSet, grade: Grade, lost: int) -> Iterator[str]:
-    """What a reader of the report must know before its figures."""
+def _warnings(mask: Mask, eosin: float, fields: FieldSet, grade: Grade, broken_tiles: int) -> Iterator[str]:
+    """Warnings that a reader of the report must see before its figures."""
     if eosin > MOST_EOSIN:
         yield (
             f"not a DAB stain: {eosin:.0%} of the stained pixels are pink or red, as eosin and red chromogens are; "
@@ -318,10 +312,10 @@ def _warnings(mask: Mask, eosin: float, fields: FieldSet, grade: Grade, lost: in
         )
     if not mask.pixels.any():
         yield "no tissue was found: check that it is the right slide"
-    elif said := count_warning(len(fields.feasible), grade.percent):
-        yield said
-    if lost:
-        yield f"{lost} feasible fields could not be decoded whole: capillaries there are missing"
-    undecoded = sum(f.score is None for f in fields.fields)
-    if undecoded:
-        yield f"{undecoded} fields could not be decoded and are left out"
+    elif warning := count_warning(len(fields.feasible), grade.percent):
+        yield warning
+    if broken_tiles:
+        yield f"{broken_tiles} feasible fields could not be decoded whole: capillaries there are missing"
+    undecoded_count = sum(f.score is None for f in fields.fields)
+    if undecoded_count:
+        yield f"{undecoded_count} fields could not be decoded and are left out"

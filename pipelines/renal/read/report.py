@@ -197,15 +197,17 @@ def grade_facts(grade: Grade) -> GradeFacts:
 
 
 def basis_facts(reading: SlideReading) -> BasisFacts:
-    """What the machine's grade rests on, rounded."""
-    without = reading.without_flagged
+    """The basis of the machine's grade, rounded."""
+    unflagged_grade = reading.without_flagged
     flagged = reading.marks.flagged
     return BasisFacts(
         flagged=int(flagged.sum()),
         flagged_by=doubt_counts(reading.marks, flagged),
         left_out_by=reading.left_out,
-        grade_without_flagged=without.grade,
-        percent_without_flagged=None if without.percent is None else round(without.percent, 4),
+        grade_without_flagged=unflagged_grade.grade,
+        percent_without_flagged=None
+        if unflagged_grade.percent is None
+        else round(unflagged_grade.percent, 4),
         changes=tuple(
             GradeChangeFacts(
                 counts="positive" if c.positive else "negative",
@@ -219,10 +221,10 @@ def basis_facts(reading: SlideReading) -> BasisFacts:
 
 
 def field_facts(slide: str, fields: FieldSet, marks: Marks) -> tuple[FieldFacts, ...]:
-    """Every candidate with what was counted in it."""
+    """Every candidate field with its counts."""
     feasible = list(fields.feasible)
     counts = marks.counts(len(feasible))
-    number = {(f.x, f.y): i for i, f in enumerate(feasible)}
+    number_of_corner = {(f.x, f.y): i for i, f in enumerate(feasible)}
     return tuple(
         FieldFacts(
             id=feature_id(field_key(slide, f.x, f.y)),
@@ -231,15 +233,15 @@ def field_facts(slide: str, fields: FieldSet, marks: Marks) -> tuple[FieldFacts,
             tissue=f.tissue,
             score=f.score,
             why_not=f.why_not,
-            positive=int(counts.positive[number[f.x, f.y]]) if f.feasible else 0,
-            negative=int(counts.negative[number[f.x, f.y]]) if f.feasible else 0,
+            positive=int(counts.positive[number_of_corner[f.x, f.y]]) if f.feasible else 0,
+            negative=int(counts.negative[number_of_corner[f.x, f.y]]) if f.feasible else 0,
         )
         for f in fields.fields
     )
 
 
 def density(count: int, mm2: float) -> float | None:
-    """Per mm2; None without an area."""
+    """A count per mm2; None without an area."""
     return round(count / mm2, 2) if mm2 > 0 else None
 
 
@@ -252,7 +254,7 @@ def machine_report(
     cfg: RenalConfig,
     reading: SlideReading,
 ) -> RenalReport:
-    """The report of what the machine read."""
+    """The report of the machine's reading."""
     limits = readers.limits(cfg)
     fields_card = readers.fields.models.card
     grade = reading.grade

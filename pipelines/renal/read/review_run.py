@@ -1,4 +1,4 @@
-"""From a person's corrected file to the reviewed report beside the machine's."""
+"""The review of a slide: a person's corrected file becomes a reviewed report beside the machine's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECORD = "files.json"  # size and hash of a review's files: it may be the only c
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Who reviewed, when (YYYY-MM-DD), and what they say; what is empty is not stated."""
+    """The reviewer's name, the date (YYYY-MM-DD) and a comment; empty values were not stated."""
 
     by: str = ""
     date: str = ""
@@ -37,9 +37,9 @@ def review_slide(
     Args:
         folder: a slide's folder in the ``--out`` of ``wsi renal report``.
         corrected: GeoJSON exported from QuPath after correction.
-        signature: of the person.
+        signature: name, date and comment of the reviewer.
         slide: the slide's path, if it was moved.
-        pdf: also print the report.
+        pdf: whether to print the report to PDF, too.
 
     Raises:
         WsiError: the folder holds no report of the machine's, the file is not of this slide, or cannot be counted.
@@ -51,20 +51,22 @@ def review_slide(
     source = _source(folder, slide)
     if _identity(source) != report.slide.identity:
         raise ConfigError(f"{source.label} is not the slide of this report; give it with --slide")
-    with source.open() as opened:
-        marks = checked(opened, reviewed.fields, reviewed.marks, _settings(report).checks)
-        signed = {"by": signature.by, "date": signature.date, "comment": signature.comment}
-        corrections = reviewed.corrections.model_copy(update=signed)
+    with source.open() as open_slide:
+        marks = checked(open_slide, reviewed.fields, reviewed.marks, _settings(report).checks)
+        signature_facts = {"by": signature.by, "date": signature.date, "comment": signature.comment}
+        corrections = reviewed.corrections.model_copy(update=signature_facts)
         reviewed = Reviewed(reviewed.fields, marks, corrections)
-        area = reviewed.fields.area_mm2(opened.mpp)
-        made = {"program": f"slidewright {version()}", "code": code_hash()}
-        new = corrected_report(report, reviewed, grading_of(report), area).model_copy(update=made)
+        area = reviewed.fields.area_mm2(open_slide.mpp)
+        program_facts = {"program": f"slidewright {version()}", "code": code_hash()}
+        new_report = corrected_report(report, reviewed, grading_of(report), area).model_copy(
+            update=program_facts
+        )
         target = folder / REVIEWED
         set_aside(target)  # an earlier review may be the only copy
-        write_report(target, new, opened, reviewed.fields, marks, pdf=pdf)
-    names = [*FILES, *more_pages(new.result.positive), *(["report.pdf"] if pdf else [])]
+        write_report(target, new_report, open_slide, reviewed.fields, marks, pdf=pdf)
+    names = [*FILES, *more_pages(new_report.result.positive), *(["report.pdf"] if pdf else [])]
     write_json(target / RECORD, {"files": record_files(target, names)}, durable=True)
-    return new
+    return new_report
 
 
 def _settings(report: RenalReport) -> RenalConfig:
@@ -81,10 +83,10 @@ def _identity(source: SlideSource) -> str:
 
 
 def _source(folder: Path, slide: str | None) -> SlideSource:
-    """The slide of a report, as it was read."""
+    """The slide of a report, opened with the same settings as for the report."""
     try:
         value = json.loads((folder / "slide.json").read_bytes())
-        known = SlideSource(value["path"], value["mpp"], value["allow_anisotropic"])
+        recorded = SlideSource(value["path"], value["mpp"], value["allow_anisotropic"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder / 'slide.json'} is missing or broken; make the report again") from error
-    return SlideSource(slide or known.path, known.mpp, known.allow_anisotropic)
+    return SlideSource(slide or recorded.path, recorded.mpp, recorded.allow_anisotropic)

@@ -1,4 +1,4 @@
-"""One slide from file to report, and what is known of reports that are there already."""
+"""The report of one slide, made from its file, and the reading of earlier reports."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from models.engines.detect_slide import check_spacing
 from pipelines.renal.read.page import more_pages, write_report
 from pipelines.renal.read.reading import Readers, RenalConfig, Stores, read_slide, run_fingerprint
 from pipelines.renal.read.report import RenalReport, machine_report
@@ -35,20 +36,20 @@ from wsi.slides.tissue import find_tissue
 log = logging.getLogger(__name__)
 
 REVIEWED = "reviewed"  # folder of the corrected reading
-MADE_BY = {"program", "code", "libraries"}  # what may change though the reading does not
+MADE_BY = {"program", "code", "libraries"}  # parts that may differ though the reading is the same
 FILES = ("report.json", "report.html", "detections.geojson", "capillaries.csv")
 
 
 @dataclass(frozen=True, slots=True)
 class RenalResult:
-    """A slide's report, and how many of its tiles and fields could not be decoded."""
+    """A slide's report, and the number of its tiles and fields that could not be decoded."""
 
     report: RenalReport
     unreadable: int
 
     @property
     def name(self) -> str:
-        """What the slide is called in outputs."""
+        """The slide's name in outputs."""
         return self.report.slide.name
 
     @property
@@ -57,17 +58,17 @@ class RenalResult:
         return self.report.result.percent is None
 
     def summary(self) -> dict[str, Any]:
-        """Its entry in ``run.json``."""
-        found = self.report.result.model_dump(mode="json")
+        """The slide's entry in ``run.json``."""
+        result = self.report.result.model_dump(mode="json")
         return {
             "name": self.name,
-            **found,
+            **result,
             "warnings": list(self.report.warnings),
             "unreadable": self.unreadable,
         }
 
     def noted(self, text: str) -> RenalResult:
-        """The same with a warning that readers of its grade must see."""
+        """A copy with a warning that readers of its grade must see."""
         report = self.report.model_copy(update={"warnings": (text, *self.report.warnings)})
         return RenalResult(report, self.unreadable)
 
@@ -83,27 +84,25 @@ def report_slide(
     overwrite: bool = False,
     tick: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> RenalResult:
-    """Read one slide and write its report into a folder; one that is there already, made alike, is kept.
+    """Read one slide and write its report into a folder; a report that was made with the same settings is kept.
 
     Args:
         row: the slide, and the user's own tissue mask if there is one.
-        name: what it is called in outputs.
+        name: the slide's name in outputs.
         readers: the networks.
-        folder: this slide's.
-        cfg: how.
-        pdf: also print it.
-        overwrite: replace what was made otherwise.
-        tick: called with (steps done, steps, what is done).
+        folder: this slide's folder.
+        cfg: how the slide is read.
+        pdf: whether to print the report to PDF, too.
+        overwrite: whether to replace a report that was made with other settings.
+        tick: called with (steps done, steps, name of the steps).
 
     Raises:
         WsiError: the slide cannot be read, or the folder belongs to another run.
     """
-    from models.engines.detect_slide import check_spacing
-
     with row.source.open() as slide:
         check_spacing(slide, readers.card)  # before any pixel is read
         run = run_fingerprint(readers, cfg)
-        before = row.source.state()
+        file_state = row.source.state()
         source_identity = row.source.identity(lambda done, total: tick(done, total, "bytes"))
         pixels = {
             "slide": source_identity,
@@ -119,7 +118,7 @@ def report_slide(
         discard_partials(folder)
         stores = Stores.of(folder, pixels, readers, cfg)
         if overwrite:
-            (folder / "slide.json").unlink(missing_ok=True)  # it says that all is there
+            (folder / "slide.json").unlink(missing_ok=True)  # it says that all files are there
             stores.discard_others()
         elif _made_by(folder) not in (None, identity):
             raise ForeignStoreError(
@@ -132,14 +131,14 @@ def report_slide(
             else read_user_mask(row.mask, slide, cfg.tissue.mpp)
         )
         reading = read_slide(slide, name, mask, readers, stores, cfg, tick=tick)
-        if row.source.state() != before:
+        if row.source.state() != file_state:
             raise SlideError(f"{row.source.label} changed while it was read; run the same command again")
         file = Path(row.source.label).name
         report = machine_report(slide, name, file, source_identity, readers, cfg, reading)
         if not _same_report(folder, report):
             set_aside(folder / REVIEWED)  # it is a review of the report that is replaced now
         write_report(folder, report, slide, reading.fields, reading.marks, pdf=pdf)
-        extra = ["report.pdf"] if pdf else []
+        pdf_names = ["report.pdf"] if pdf else []
         record = {
             "name": name,
             "fingerprint": identity,
@@ -151,7 +150,13 @@ def report_slide(
             "slide_identity": source_identity,
             "files": record_files(
                 folder,
-                [*FILES, *more_pages(report.result.positive), *extra, stores.fields.name, stores.boxes.name],
+                [
+                    *FILES,
+                    *more_pages(report.result.positive),
+                    *pdf_names,
+                    stores.fields.name,
+                    stores.boxes.name,
+                ],
             ),
         }
         write_json(folder / "slide.json", record, durable=True)
@@ -159,7 +164,7 @@ def report_slide(
 
 
 def set_aside(reviewed: Path) -> None:
-    """Keep a review of an earlier reading under another name: it is not of this one, and may be the only copy."""
+    """Keep a review of an earlier reading under another name: it is not of the new one, and may be the only copy."""
     if reviewed.exists():
         number = 1
         while (aside := reviewed.with_name(f"{reviewed.name}-before-{number}")).exists():
@@ -169,16 +174,16 @@ def set_aside(reviewed: Path) -> None:
 
 
 def _same_report(folder: Path, report: RenalReport) -> bool:
-    """Whether the folder's report says the same: then a page is only printed again, and its review stays."""
+    """Whether the folder's report holds the same reading; then its review stays."""
     try:
-        earlier, now = (r.model_dump(exclude=MADE_BY) for r in (read_report(folder), report))
-        return earlier == now
+        earlier, new = (r.model_dump(exclude=MADE_BY) for r in (read_report(folder), report))
+        return earlier == new
     except StoreError:
         return False
 
 
 def _made_by(folder: Path) -> str | None:
-    """The fingerprint of the report in a folder; None where there is none that can be read."""
+    """The fingerprint of the report in a folder; None without a readable report."""
     try:
         return str(json.loads((folder / "slide.json").read_bytes())["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -196,7 +201,7 @@ def finished(folder: Path, identity: str) -> RenalResult | None:
             log.warning("%s: %s; the report is made again", folder / name, change)
             if not change.startswith(UNREADABLE):
                 discard_inside(folder, name)
-        if "fields.zarr/zarr.json" in changes:  # without it nobody knows what the chunks are
+        if "fields.zarr/zarr.json" in changes:  # without it the chunks cannot be read
             HeatmapStore.discard(folder / "fields.zarr", unless="")
         if f"capillaries.boxes/{SPEC}" in changes:
             BoxStore.discard(folder / "capillaries.boxes", unless="")
@@ -229,26 +234,26 @@ def read_report(folder: Path) -> RenalReport:
 
 def earlier_reports(out: Path, settings: str, but: Collection[str]) -> list[RenalResult]:
     """Reports that other commands wrote into the same folder with the same settings, by name."""
-    found = []
+    results = []
     for path in sorted(out.glob("*/slide.json")):
         try:
             value = json.loads(path.read_bytes())
             if value["settings_fingerprint"] == settings and path.parent.name not in but:
-                found.append(RenalResult(read_report(path.parent), value["unreadable"]))
+                results.append(RenalResult(read_report(path.parent), value["unreadable"]))
         except (OSError, ValueError, KeyError, TypeError, StoreError):
             continue  # not one of ours, or of another version
-    return found
+    return results
 
 
 def corrected_readings(out: Path, reports: Sequence[RenalReport]) -> dict[str, RenalReport]:
     """The corrected reading of each slide that has one, by the slide's name."""
-    found = {}
+    readings = {}
     for report in reports:
         folder = out / report.slide.name / REVIEWED
         if not (folder / "report.json").exists():
             continue
         try:
-            found[report.slide.name] = read_report(folder)
+            readings[report.slide.name] = read_report(folder)
         except StoreError as error:
             log.warning("%s; the tables show the slide as not reviewed", error)
-    return found
+    return readings

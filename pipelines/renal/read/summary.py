@@ -1,4 +1,4 @@
-"""What a run over many slides leaves beside them: ``grades.csv`` and ``index.html``, machine beside person."""
+"""The summary of a run over many slides: ``grades.csv`` and ``index.html``, with machine and person side by side."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ TABLES = ("grades.csv", "index.html")
 def write_results(
     out: Path, results: Sequence[RenalResult], failures: Sequence[Failure], record: dict[str, Any]
 ) -> Sequence[str]:
-    """Write both files, and give their names."""
+    """Write ``grades.csv`` and ``index.html``, and return their names."""
     return write_summary(out, [result.report for result in results], failures, record)
 
 
 def write_summary(
     out: Path, reports: Sequence[RenalReport], failures: Sequence[Failure], record: dict[str, Any]
 ) -> Sequence[str]:
-    """Write both files, with the corrected reading of every slide that has one, and give their names."""
+    """Write both files, with the corrected reading of every slide that has one, and return their names."""
     corrected = corrected_readings(out, reports)
     write_text(out / "grades.csv", grades_csv(reports, corrected))
     write_index(out / "index.html", reports, failures, record, corrected)
@@ -47,7 +47,7 @@ def write_summary(
 
 
 def refresh_summary(out: Path) -> None:
-    """Write both anew after a review; nothing without a run, a warning where one of its reports is broken."""
+    """Write both files anew after a review; without a run do nothing, and warn if one of its reports is broken."""
     out = out.resolve()
     if not (out / "run.json").exists():
         return
@@ -66,20 +66,20 @@ def refresh_summary(out: Path) -> None:
 
 
 def grades_csv(reports: Sequence[RenalReport], corrected: Mapping[str, RenalReport]) -> str:
-    """One row per slide, the machine's reading and then a person's; what is not known is empty, never 0."""
+    """A table with one row per slide: the machine's reading, then a person's; unknown values are empty, never 0."""
     rows = []
     for report in reports:
-        person = corrected.get(report.slide.name)
+        corrected_report = corrected.get(report.slide.name)
         b = report.basis
-        machine = [b.flagged, b.grade_without_flagged or "", " ".join(basis_sentences(report))]
+        machine_cells = [b.flagged, b.grade_without_flagged or "", " ".join(basis_sentences(report))]
         rows.append(
             [
                 report.slide.name,
                 *_counts(report),
-                *machine,
+                *machine_cells,
                 report.result.not_assessable,
                 "; ".join(report.warnings),
-                *_reviewed(person),
+                *_reviewed(corrected_report),
             ]
         )
     return csv_text(COLUMNS, rows)
@@ -93,8 +93,8 @@ def _counts(report: RenalReport) -> list[object]:
     return [g.grade or "", word, percent, *ends, g.positive, g.negative, g.fields]
 
 
-def _reviewed(person: RenalReport | None) -> list[object]:
-    if person is None or person.corrections is None:
+def _reviewed(report: RenalReport | None) -> list[object]:
+    if report is None or report.corrections is None:
         return [""] * (len(_COUNTS) + 4)
-    c = person.corrections
-    return [*_counts(person), c.by, c.date, c.comment, person.result.not_assessable]
+    c = report.corrections
+    return [*_counts(report), c.by, c.date, c.comment, report.result.not_assessable]
