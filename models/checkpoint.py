@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights
 
@@ -25,8 +25,10 @@ from models.card import (
 )
 from models.networks.faster_rcnn import CapillaryDetector
 from models.registry import HEADS, imagenet_file, make_network
+from models.tensors import write_tensors
 from wsi.errors import ModelError
-from wsi.files import replacing, write_text
+from wsi.files import write_text
+from wsi.text import first_line
 
 _AUX = "AuxLogits."
 
@@ -48,14 +50,8 @@ def save_detector(folder: Path, network: CapillaryDetector, **card: Any) -> Dete
 
 
 def _save(folder: Path, network: nn.Module, kind: type[C], card: dict[str, Any]) -> C:
-    state = {
-        k: v.detach().cpu().contiguous() for k, v in network.state_dict().items() if not k.startswith(_AUX)
-    }
-    with replacing(folder / WEIGHTS) as partial:
-        try:
-            save_file(state, partial)
-        except SafetensorError as error:  # safetensors raises it for a full disk
-            raise OSError(str(error)) from error
+    state = {k: v for k, v in network.state_dict().items() if not k.startswith(_AUX)}
+    write_tensors(folder / WEIGHTS, state)
     result = kind(sha256=hash_file(folder / WEIGHTS), **card)
     write_text(folder / CARD, card_json(result))
     return result
@@ -91,8 +87,10 @@ def _loaded(network: N, folder: Path, description: str) -> N:
     try:
         network.load_state_dict({k: _in_fp32(v) for k, v in load_file(folder / WEIGHTS).items()})
     except (SafetensorError, RuntimeError) as error:
-        first_line = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
-        raise ModelError(f"{folder / WEIGHTS} does not hold an {description} ({first_line[:160]})") from error
+        why = next(
+            (line.strip() for line in str(error).splitlines()[1:]), str(error)
+        )  # torch's first one is a title
+        raise ModelError(f"{folder / WEIGHTS} does not hold an {description} ({why[:160]})") from error
     return network.eval()
 
 
@@ -172,9 +170,8 @@ def load_imagenet(network: nn.Module, name: str, path: Path) -> None:
     except ModelError:
         raise
     except Exception as error:  # torch.load raises many classes of pickle and zip
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         kind = "Inception-v3 of width 1" if name == "inception_v3" else name
-        raise ModelError(f"{path} is not a weight file for {kind} ({first_line[:160]})") from error
+        raise ModelError(f"{path} is not a weight file for {kind} ({first_line(error)[:160]})") from error
 
 
 def parameters_of(network: nn.Module) -> int:

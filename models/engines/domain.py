@@ -15,16 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import nn
 
 from models.card import CARD, DOMAIN, ModelCard, hash_file
 from models.checkpoint import load_checkpoint
 from models.forms.build import shown
 from models.networks.contract import normalise
+from models.tensors import write_tensors
 from wsi.arrays import RgbImage
 from wsi.errors import ModelError
-from wsi.files import replacing
 
 USUAL = 0.95  # share of patches of known tissue that lie within the limit
 RIDGE = (
@@ -95,11 +95,7 @@ def write_domain(folder: Path, domain: Domain) -> str:
         "whiten": domain.whiten,
         "limit": np.array([domain.limit], np.float64),
     }
-    with replacing(folder / DOMAIN) as partial:
-        try:
-            save_file(arrays, partial)
-        except SafetensorError as error:  # safetensors raises it for a full disk
-            raise OSError(str(error)) from error
+    write_tensors(folder / DOMAIN, {name: torch.from_numpy(array) for name, array in arrays.items()})
     return hash_file(folder / DOMAIN)
 
 

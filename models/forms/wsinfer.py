@@ -21,6 +21,7 @@ from models.card import WEIGHTS as SAFETENSORS
 from models.card import ZOO, Architecture, ModelCard, hash_file, task_of
 from models.networks.contract import cast_like, to_scores
 from wsi.errors import ModelError
+from wsi.text import first_line
 
 WEIGHTS = "torchscript_model.pt"
 CONFIG = "config.json"
@@ -159,6 +160,7 @@ def load_wsinfer(folder: Path) -> tuple[WSInferNetwork, ModelCard]:
     try:
         body = _scripted(folder)
     except RuntimeError as error:
-        first_line = (str(error).splitlines() or ["unknown"])[0]
-        raise ModelError(f"{folder / WEIGHTS} is not a TorchScript file ({first_line[:160]})") from error
+        raise ModelError(
+            f"{folder / WEIGHTS} is not a TorchScript file ({first_line(error)[:160]})"
+        ) from error
     return WSInferNetwork(body, transforms, folder).eval(), card

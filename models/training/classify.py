@@ -109,7 +109,7 @@ class Classify:
         if phase == 1:
             return
         sampler = self.data.sampler
-        share = sampler.tumour_share = sampler.frequency
+        share = sampler.positive_share = sampler.frequency
         for name, parameter in state.network.named_parameters():
             parameter.requires_grad_(name.startswith(HEADS[self.cfg.architecture][0]))
         if state.phase == 1:
@@ -272,5 +272,5 @@ def sensitive_threshold(
     positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float32], share: float
 ) -> float:
     """The highest score from which on this share of the positive ones, or more, is kept."""
-    mine = np.sort(scores[positive])[::-1]
-    return float(mine[math.ceil(share * len(mine)) - 1])
+    positive_scores = np.sort(scores[positive])[::-1]
+    return float(positive_scores[math.ceil(share * len(positive_scores)) - 1])

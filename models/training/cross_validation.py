@@ -65,12 +65,12 @@ def cross_validate(
             raise ConfigError(f"fold {k + 1} of {cfg.folds} lacks a class; use fewer folds, or add patches")
     for k, part in enumerate(parts):
         others = sorted(i for p in parts if p is not part for i in p)
-        own = out / f"fold_{k + 1}"
+        fold_folder = out / f"fold_{k + 1}"
         data = patch_data(folder, others, cfg)
         data = dataclasses.replace(data, facts=data.facts | {"fold": f"{k + 1} of {cfg.folds}, held out"})
-        again = resume and (own / CHECKPOINT).exists()
-        train(data, cfg, own, code_version=code_version, resume=again, listeners=listeners[k])
-        network = load_checkpoint(own / "model")[0].to(choose_device(cfg.device))
+        again = resume and (fold_folder / CHECKPOINT).exists()
+        train(data, cfg, fold_folder, code_version=code_version, resume=again, listeners=listeners[k])
+        network = load_checkpoint(fold_folder / "model")[0].to(choose_device(cfg.device))
         fold[part] = k
         batches = patch_batches(folder, part, 8, cfg.patch_px)
         scores[part] = score_batches(network, batches, orientations=True)[1]

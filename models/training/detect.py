@@ -109,7 +109,7 @@ class TileSampler:
     marked: Sequence[MarkedSlide]
     cfg: DetectorTrainConfig
     rng: np.random.Generator
-    lost: list[list[int]] = field(default_factory=list)
+    unreadable: list[list[int]] = field(default_factory=list)
 
     @property
     def state(self) -> Any:
@@ -129,11 +129,11 @@ class TileSampler:
     @property
     def excluded(self) -> list[list[int]]:
         """Places (slide, x, y) that could not be read; they cost themselves."""
-        return self.lost
+        return self.unreadable
 
     def exclude_all(self, places: Iterable[Sequence[int]]) -> None:
         """Take over what an earlier run lost."""
-        self.lost = [list(place) for place in places]
+        self.unreadable = [list(place) for place in places]
 
     def draw(self, number: int) -> Example:
         """A tile, turned; its number says which of the kinds it is drawn around.
@@ -152,7 +152,7 @@ class TileSampler:
             try:
                 return turned(self._read(i, corner, scale), orientation)
             except SlideError:
-                self.lost.append([i, *corner])
+                self.unreadable.append([i, *corner])
         raise ConfigError(
             f"none of {TRIES} places in turn could be read, the last on {slide.path}; check the slides"
         )
@@ -345,11 +345,11 @@ def training_rows(rows: Sequence[SlideRow]) -> list[SlideRow]:
     Raises:
         ConfigError: a slide is trained on and held out.
     """
-    found = [row for row in rows if row.split in (None, "train")]
-    both = {row.source.path for row in found} & {row.source.path for row in rows if row.split == "validation"}
+    used = [row for row in rows if row.split in (None, "train")]
+    both = {row.source.path for row in used} & {row.source.path for row in rows if row.split == "validation"}
     if both:
         raise ConfigError(f"{min(both)} is in both splits, train and validation; remove one of its lines")
-    return found
+    return used
 
 
 def used_rows(rows: Sequence[SlideRow]) -> list[SlideRow]:
@@ -364,14 +364,14 @@ def read_truths(rows: Sequence[SlideRow], cfg: DetectorTrainConfig) -> list[Mark
         ConfigError: a slide has no truth.
         WsiError: a truth file or slide that cannot be used.
     """
-    found = []
+    truths = []
     for row in rows:
         if row.truth is None:
             raise ConfigError(f"{row.source.label} has no truth; fill in the column 'truth'")
-        found.append(read_marked(row.truth, cfg.detector.classes))
+        truths.append(read_marked(row.truth, cfg.detector.classes))
         with row.source.open() as slide:
             _ = slide.mpp  # refuses a slide without a spacing
-    return found
+    return truths
 
 
 def _sampler(
@@ -418,7 +418,7 @@ def detect_tiles(network: CapillaryDetector, tiles: Sequence[Example]) -> list[D
 
 
 def count_thresholds(
-    found: Sequence[Detections], truth: Sequence[Marked], cfg: DetectorConfig
+    detections: Sequence[Detections], truth: Sequence[Marked], cfg: DetectorConfig
 ) -> tuple[float, ...]:
     """For each class the score above which as many are found as are marked, so that counts are not biased.
 
@@ -426,11 +426,11 @@ def count_thresholds(
 
     Where fewer are found at all it is the network's own lowest score; where none is marked, 0.5.
     """
-    every = joined([suppress(f, cfg.iou) for f in found])
+    boxes = joined([suppress(one, cfg.iou) for one in detections])
     chosen = []
     for label in range(len(cfg.classes)):
         marked = sum(int((t.labels == label).sum()) for t in truth)
-        scores = np.sort(every.scores[every.labels == label])[::-1]
+        scores = np.sort(boxes.scores[boxes.labels == label])[::-1]
         if marked == 0:
             chosen.append(0.5)
         else:

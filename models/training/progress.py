@@ -52,7 +52,7 @@ class Listeners:
     """Functions that a run tells of its progress; the leading process alone calls them.
 
     Attributes:
-        report: after every batch, and with an AUC after every validation.
+        report: after every batch, and with the quality after every validation.
         metrics: with all rows of ``metrics.csv`` after every validation.
         show: once, with what the network sees first: RGB uint8 (n, side, side, 3) and labels (n,).
         say: one line for people, now and then.

@@ -10,12 +10,11 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from models.tensors import write_tensors
 from wsi.errors import ModelError
-from wsi.files import replacing
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -79,12 +78,7 @@ class TrainingState:
             arrays["random.cuda"] = torch.cuda.get_rng_state()
         facts = {k: getattr(self, k) for k in ("seen", "phase", "loss", "best", "seconds", "rows")}
         facts |= {"sampler": self.drawn, "excluded": self.sampler.excluded, "recipe": recipe}
-        with replacing(folder / CHECKPOINT) as partial:
-            try:
-                whole = {k: v.detach().cpu().contiguous() for k, v in arrays.items()}
-                save_file(whole, partial, {"state": json.dumps(facts)})
-            except SafetensorError as error:  # its own wrapping of a full disk
-                raise OSError(str(error)) from error
+        write_tensors(folder / CHECKPOINT, arrays, {"state": json.dumps(facts)})
 
     def load(self, folder: Path, recipe: dict[str, Any], *, rank: int = 0) -> None:
         """Take over what ``checkpoint.safetensors`` holds; dropout goes on as it was in the process of ``rank`` 0.
@@ -130,11 +124,11 @@ class TrainingState:
 
     def _load_optimiser(self, arrays: dict[str, Tensor]) -> None:
         for i, parameter in enumerate(self.network.parameters()):
-            found = _below(arrays, f"optimiser.{i}.")
-            if found:
+            slots = _below(arrays, f"optimiser.{i}.")
+            if slots:
                 # AdamW keeps its count of steps on the CPU
                 self.optimiser.state[parameter] = {
-                    k: v if v.dim() == 0 else v.to(parameter.device) for k, v in found.items()
+                    k: v if v.dim() == 0 else v.to(parameter.device) for k, v in slots.items()
                 }
 
 

@@ -93,14 +93,15 @@ def score_trial(trial: Trial, folder: Path) -> list[TrialScore]:
     plain = trial.cfg.model_copy(update={"enlarge_um": (0.0,) * len(trial.cfg.detector.classes)})
     with ExitStack() as stack:
         learned = validation_tiles(trial.rows, trial.cfg, stack)
-        own = validation_tiles(trial.rows, plain, stack)
-    if not own:
+        capillaries = validation_tiles(trial.rows, plain, stack)
+    if not capillaries:
         raise ConfigError("trials are compared on held-out slides; give some the split 'validation'")
-    found = detect_tiles(network, learned)
+    detections = detect_tiles(network, learned)
     spacing = card.detector.spacing_um
     by_px = [um / spacing for um in card.enlarge_um]
     small = [
-        Detections(shrunk(f.boxes, f.labels, by_px, SMALLEST_UM / spacing), f.scores, f.labels) for f in found
+        Detections(shrunk(f.boxes, f.labels, by_px, SMALLEST_UM / spacing), f.scores, f.labels)
+        for f in detections
     ]
     limits = np.array(card.thresholds)
     return [
@@ -108,9 +109,9 @@ def score_trial(trial: Trial, folder: Path) -> list[TrialScore]:
             trial.name,
             card.enlarge_um[i],
             name,
-            average_precision(found, _marks(learned), i),
-            average_precision(small, _marks(own), i),
-            _agreement(small, own, i, limits, REACH_UM / spacing),
+            average_precision(detections, _marks(learned), i),
+            average_precision(small, _marks(capillaries), i),
+            _agreement(small, capillaries, i, limits, REACH_UM / spacing),
         )
         for i, name in enumerate(card.detector.classes)
     ]
@@ -121,7 +122,7 @@ def _marks(tiles: Sequence[Example]) -> list[Marked]:
 
 
 def _agreement(
-    found: Sequence[Detections],
+    by_tile: Sequence[Detections],
     tiles: Sequence[Example],
     label: int,
     limits: npt.NDArray[np.float64],
@@ -129,9 +130,9 @@ def _agreement(
 ) -> Agreement:
     """Hits, false alarms and misses of one class over all tiles."""
     total = np.zeros(3, np.int64)
-    for detections, tile in zip(found, tiles, strict=True):
-        mine = detections[(detections.labels == label) & (detections.scores >= limits[label])]
+    for detections, tile in zip(by_tile, tiles, strict=True):
+        counted = detections[(detections.labels == label) & (detections.scores >= limits[label])]
         boxes = tile.boxes[tile.labels == label]
-        one = by_distance(mine.centres, mine.scores, (boxes[:, :2] + boxes[:, 2:]) / 2, reach_px)
+        one = by_distance(counted.centres, counted.scores, (boxes[:, :2] + boxes[:, 2:]) / 2, reach_px)
         total += (one.hits, one.false, one.missed)
     return Agreement(*(int(v) for v in total))

@@ -88,8 +88,8 @@ def _marks(path: Path) -> Iterator[tuple[str, tuple[float, ...]]]:
         yield o.group, o.shape.bounds
 
 
-def _boxes(found: Sequence[tuple[float, ...]]) -> BoxesXYXY:
-    return np.array(found, np.float64).reshape(-1, 4)
+def _boxes(corners: Sequence[tuple[float, ...]]) -> BoxesXYXY:
+    return np.array(corners, np.float64).reshape(-1, 4)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

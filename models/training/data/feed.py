@@ -65,18 +65,18 @@ class Feed:
             while len(self._waiting) < self.ahead:
                 self._waiting.append(self._start())
             batch = self._waiting.popleft()
-            found: dict[int, RgbImage] = {}
+            patches: dict[int, RgbImage] = {}
             failed, why = self.size, ""
             for i, read in batch.reads.items():
                 try:
-                    found[i] = read.result()
+                    patches[i] = read.result()
                 except SlideError as error:
                     failed, why = i, str(error)
                     break
             failed = self.team.lowest(failed)
             if failed == self.size:
-                labels = np.array([batch.places[i].label for i in found], np.int64)
-                return Batch(np.stack(list(found.values())), labels, batch.after)
+                labels = np.array([batch.places[i].label for i in patches], np.int64)
+                return Batch(np.stack(list(patches.values())), labels, batch.after)
             self._discard()
             self.sampler.exclude(batch.places[failed], why or "another process could not read it")
             self.sampler.state = batch.before
@@ -84,8 +84,8 @@ class Feed:
     def _start(self) -> _Waiting:
         before = self.sampler.state
         places = [self.sampler.draw() for _ in range(self.size)]
-        mine = self.team.share(self.size)
-        reads = {i: self._pool.submit(self.sampler.read, places[i]) for i in mine}
+        share = self.team.share(self.size)
+        reads = {i: self._pool.submit(self.sampler.read, places[i]) for i in share}
         return _Waiting(before, self.sampler.state, places, reads)
 
     def _discard(self) -> None:

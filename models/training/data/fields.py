@@ -27,7 +27,7 @@ def labelled_cells(path: Path, grid: TileGrid) -> tuple[CellsRC, CellsRC]:
         AnnotationError: the file is broken, holds another class, or a field that is no cell of the grid or is labelled
             twice.
     """
-    found: dict[tuple[int, int], str] = {}
+    groups: dict[tuple[int, int], str] = {}
     for annotation in read_annotations(path):
         if annotation.group in (POSITIVE, NEGATIVE, NOT_COUNTED):
             continue
@@ -37,11 +37,13 @@ def labelled_cells(path: Path, grid: TileGrid) -> tuple[CellsRC, CellsRC]:
                 f"rename or remove it"
             )
         cell = _cell(path, annotation, grid)
-        if found.setdefault(cell, annotation.group) != annotation.group:
+        if groups.setdefault(cell, annotation.group) != annotation.group:
             raise AnnotationError(
                 f"{path} labels the field {annotation.name!r} twice, differently; remove one"
             )
-    by_class = [sorted(cell for cell, group in found.items() if group == g) for g in (NOT_FEASIBLE, FEASIBLE)]
+    by_class = [
+        sorted(cell for cell, group in groups.items() if group == g) for g in (NOT_FEASIBLE, FEASIBLE)
+    ]
     negative, positive = (np.array(cells, np.int64).reshape(-1, 2) for cells in by_class)
     return negative, positive
 

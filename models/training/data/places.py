@@ -20,7 +20,7 @@ from wsi.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-NAMES = ("normal", "tumour")  # what errors call the two classes; of fields: not feasible, feasible
+NAMES = ("normal", "tumour")  # what errors call the two classes of lymph nodes
 GIVE_UP_AFTER = 64  # places of one slide that cannot be decoded: one broken tile costs some 25
 
 
@@ -44,10 +44,10 @@ class Place:
 class Sampler(Protocol):
     """Draws places from one generator, and reads them."""
 
-    tumour_share: float
-    """Chance that a place is of the class tumour."""
+    positive_share: float
+    """Chance that a place is of the second class, the one that is looked for."""
     frequency: float
-    """The true share of tumour among all places."""
+    """The true share of that class among all places."""
     state: Any
     """The generator's state: set it, and the same places are drawn again."""
 
@@ -78,7 +78,7 @@ class _Draws:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.tumour_share = 0.5  # Liu et al. 2017: both classes with equal chance
+        self.positive_share = 0.5  # Liu et al. 2017: both classes with equal chance
 
     @property
     def state(self) -> Any:
@@ -89,7 +89,7 @@ class _Draws:
         self.rng.bit_generator.state = value
 
     def label(self) -> int:
-        return TUMOUR if self.rng.random() < self.tumour_share else NORMAL
+        return TUMOUR if self.rng.random() < self.positive_share else NORMAL
 
     def one(self, count: int) -> int:
         return int(self.rng.integers(count))
@@ -106,9 +106,14 @@ class SlideSampler(_Draws):
         *,
         hard: Sequence[tuple[str, int, int]] = (),
         hard_share: float = 0.0,
+        names: tuple[str, str] = NAMES,
     ) -> None:
-        """Take slides, and hard negatives as (slide's name, level-0 x, y); they get a share of the normal draws."""
+        """Take slides, hard negatives as (slide's name, level-0 x, y), and what errors call the two classes.
+
+        Hard negatives get a share of the draws of the first class.
+        """
         super().__init__(rng)
+        self.names = names
         self.slides = slides
         self.jitter_px = jitter_px
         self.cells = [list(slide.cells) for slide in slides]
@@ -123,7 +128,7 @@ class SlideSampler(_Draws):
 
     def _recount(self) -> None:
         self.having = [[i for i, c in enumerate(self.cells) if len(c[label])] for label in (NORMAL, TUMOUR)]
-        for name, having in zip(NAMES, self.having, strict=True):
+        for name, having in zip(self.names, self.having, strict=True):
             if not having:
                 raise ConfigError(
                     f"none of the {len(self.slides)} slides has a {name} cell; add slides or truth files"
@@ -195,14 +200,14 @@ def _hard_cells(
     """(slide, row, col) of hard negatives that are normal cells of these slides."""
     index = {slide.name: i for i, slide in enumerate(slides)}
     normal = [{(int(r), int(c)) for r, c in slide.cells[NORMAL]} for slide in slides]
-    found = []
+    cells = []
     for name, x, y in hard:
         if name in index:
             i = index[name]
             stride = slides[i].plan.stride_l0
             if (cell := (y // stride, x // stride)) in normal[i]:
-                found.append((i, *cell))
-    return found
+                cells.append((i, *cell))
+    return cells
 
 
 class PatchSampler(_Draws):

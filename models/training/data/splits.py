@@ -103,17 +103,18 @@ def slide_data(
         counts = [sum(len(s.cells[label]) for s in slides) for label in (NORMAL, TUMOUR)]
         first, second = cfg.classes
         say(f"{split}: {len(slides)} slides, {counts[NORMAL]} {first} and {counts[TUMOUR]} {second} cells")
-    every = [slide for slides in prepared.values() for slide in slides]
-    _check_mask_values(every)
+    slides_of_all = [slide for slides in prepared.values() for slide in slides]
+    _check_mask_values(slides_of_all)
     rng, validation_rng = _generators(cfg)
     hard = () if cfg.hard_negatives is None else read_hard_negatives(cfg.hard_negatives)
+    names = NAMES if cfg.task == "tumour" else cfg.classes
     sampler = SlideSampler(
-        prepared["train"], rng, cfg.augment.jitter_px, hard=hard, hard_share=cfg.hard_share
+        prepared["train"], rng, cfg.augment.jitter_px, hard=hard, hard_share=cfg.hard_share, names=names
     )
     if hard:
         say(f"train: {len(sampler.hard)} of {len(hard)} hard negatives lie on normal cells of these slides")
     say(f"reading {cfg.validation_patches} validation patches")
-    held_out = _draw_held_out(SlideSampler(prepared["validation"], validation_rng), cfg)
+    held_out = _draw_held_out(SlideSampler(prepared["validation"], validation_rng, names=names), cfg)
     facts: dict[str, Any] = {
         split: {
             "slides": len(slides),
@@ -122,17 +123,19 @@ def slide_data(
         }
         for split, slides in prepared.items()
     }
-    cells = [slide.name.encode() + b"".join(c.tobytes() for c in slide.cells) for slide in every]
+    cells = [slide.name.encode() + b"".join(c.tobytes() for c in slide.cells) for slide in slides_of_all]
     identity = _digest(*cells, repr(sampler.hard).encode())
     return TrainingData(sampler, tuple(held_out), {"split": facts}, identity)
 
 
 def _check_mask_values(slides: Sequence[TrainingSlide]) -> None:
     """A mask of the values 0 and 1 may be one of 0, 1, 2 without tumour: masks must agree."""
-    found = {slide.mask_value: slide.name for slide in slides if slide.mask_value is not None}
-    if len(found) > 1:
-        said = " and ".join(f"{value} ({name})" for value, name in sorted(found.items()))
-        raise ConfigError(f"the masks differ in the value that means tumour: {said}; say it with truth_label")
+    by_value = {slide.mask_value: slide.name for slide in slides if slide.mask_value is not None}
+    if len(by_value) > 1:
+        values = " and ".join(f"{value} ({name})" for value, name in sorted(by_value.items()))
+        raise ConfigError(
+            f"the masks differ in the value that means tumour: {values}; say it with truth_label"
+        )
 
 
 def _digest(*parts: bytes) -> str:
@@ -171,12 +174,12 @@ def patch_data(
 
 def patch_batches(folder: PatchFolder, chosen: Sequence[int], size: int, side: int) -> list[Batch]:
     """Every one of these patches, as a model of patches of ``side`` px sees it, in batches of ``size``."""
-    found = []
+    batches = []
     for start in range(0, len(chosen), size):
         part = chosen[start : start + size]
         pixels = np.stack([fit_square(folder.pixels[i], side) for i in part])
-        found.append(Batch(pixels, np.array([folder.files[i].label for i in part], np.int64), None))
-    return found
+        batches.append(Batch(pixels, np.array([folder.files[i].label for i in part], np.int64), None))
+    return batches
 
 
 def check_apart(first: PatchFolder, second: PatchFolder) -> None:

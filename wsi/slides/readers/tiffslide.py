@@ -16,6 +16,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 from wsi.errors import RegionError, SlideError
 from wsi.slides.readers.tiff_structure import tiff_problem
 from wsi.slides.slide import Level, Slide, Spacing
+from wsi.text import first_line
 
 _UNITS_UM = {2: 25_400.0, 3: 10_000.0}  # TIFF's inch and centimetre
 _OME_UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3}
@@ -32,7 +33,7 @@ class TiffSlideReader(Slide):
             levels = [Level((int(w), int(h)), float(downsample)) for (w, h), downsample in sizes]
         except Exception as error:  # back ends of fsspec and tifffile raise many classes
             raise SlideError(
-                f"{path} cannot be opened as a TIFF slide ({_first_line(error)}); check it, and that it is all there"
+                f"{path} cannot be opened as a TIFF slide ({first_line(error)[:200]}); check it, and that it is all there"
             ) from error
         if problem:
             self._handle.close()
@@ -104,7 +105,7 @@ class PlanarReader(Slide):
 
 
 def _not_opened(path: str, error: Exception) -> SlideError:
-    return SlideError(f"{path} cannot be opened as a TIFF slide ({_first_line(error)}); check it")
+    return SlideError(f"{path} cannot be opened as a TIFF slide ({first_line(error)[:200]}); check it")
 
 
 def windowed(
@@ -137,7 +138,7 @@ def windowed(
         pixels = window(level, (low[0], low[1]), (high[0] - low[0], high[1] - low[1]))
     except Exception as error:  # decoders of imagecodecs raise their own classes
         raise RegionError(
-            f"{slide.path}: cannot decode {size[0]} x {size[1]} px of level {level} at {location}: {_first_line(error)}"
+            f"{slide.path}: cannot decode {size[0]} x {size[1]} px of level {level} at {location}: {first_line(error)[:200]}"
         ) from error
     canvas[low[1] - start[1] : high[1] - start[1], low[0] - start[0] : high[0] - start[0]] = _rgb(
         pixels, slide.path
@@ -204,7 +205,3 @@ def _ome_spacings(xml: str | None) -> list[Spacing]:
     except (DefusedXmlException, ParseError, KeyError, ValueError):
         return []
     return [Spacing(x, y, "OME")]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
