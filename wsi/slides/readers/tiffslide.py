@@ -33,7 +33,8 @@ class TiffSlideReader(Slide):
             levels = [Level((int(w), int(h)), float(downsample)) for (w, h), downsample in sizes]
         except Exception as error:  # back ends of fsspec and tifffile raise many classes
             raise SlideError(
-                f"{path} cannot be opened as a TIFF slide ({first_line(error)[:200]}); check it, and that it is all there"
+                f"{path} cannot be opened as a TIFF slide ({first_line(error)[:200]}); "
+                f"check it, and that it is all there"
             ) from error
         if problem:
             self._handle.close()
@@ -138,7 +139,8 @@ def windowed(
         pixels = window(level, (low[0], low[1]), (high[0] - low[0], high[1] - low[1]))
     except Exception as error:  # decoders of imagecodecs raise their own classes
         raise RegionError(
-            f"{slide.path}: cannot decode {size[0]} x {size[1]} px of level {level} at {location}: {first_line(error)[:200]}"
+            f"{slide.path}: cannot decode {size[0]} x {size[1]} px of level {level} at {location}: "
+            f"{first_line(error)[:200]}"
         ) from error
     canvas[low[1] - start[1] : high[1] - start[1], low[0] - start[0] : high[0] - start[0]] = _rgb(
         pixels, slide.path
