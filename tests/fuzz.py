@@ -235,8 +235,8 @@ class Workshop:
 
     def _renal(self) -> None:
         from pipelines.renal.read.run import report_slide
+        from tests.pipelines.renal.test_report import LOOSE
         from tests.renal_slides import readers
-        from tests.test_renal_report import LOOSE
 
         folder = self._own("renal")
         slide = slide_of(folder / "s.tif", scattered(12, 0.5, 1), cols=2, rows=1, scar=1)

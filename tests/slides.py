@@ -17,6 +17,7 @@ from wsi.arrays import RgbImage, Scores
 from wsi.slides.blocks import PatchBlock
 
 MPP = 0.25
+ROOT = Path(__file__).resolve().parents[1]
 COMMAND = str(Path(sys.executable).with_name("wsi"))  # as it was installed
 
 

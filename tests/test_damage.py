@@ -25,7 +25,7 @@ from pipelines.camelyon16.read.lesions import LesionConfig, confidence_level
 from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from pipelines.cli import score as score_command
 from pipelines.runs.cohort import unique_names
-from tests.slides import RednessEngine, coordinates, painted, write_pyramid
+from tests.slides import ROOT, RednessEngine, coordinates, painted, write_pyramid
 from wsi.errors import AnnotationError, ConfigError, ForeignStoreError, SlideError
 from wsi.files import changed_files, discard_partials, record_files, write_json
 from wsi.marks.own_mask import read_user_mask
@@ -620,7 +620,7 @@ class TestNoNameIsLookedUp:
             capture_output=True,
             text=True,
             env=environment,
-            cwd=Path(__file__).resolve().parents[1],
+            cwd=ROOT,
         )
         assert done.returncode == 0, done.stderr
         time.sleep(1)  # telemetry was sent by a thread
@@ -659,7 +659,7 @@ class TestSignals:
             "cli.main()\n"
         )
         words = ["score", str(slide), "--out", str(tmp_path / "out")]
-        root = Path(__file__).resolve().parents[1]
+        root = ROOT
         run = subprocess.Popen(
             [sys.executable, "-c", script, *words],
             stderr=subprocess.PIPE,
@@ -718,7 +718,7 @@ class TestTwoAtOnce:
             "score.find_models = lambda names: names; score.load_engine = lambda models, cfg: RednessEngine()\n"
             "cli.main()\n"
         )
-        root = Path(__file__).resolve().parents[1]
+        root = ROOT
         runs = [
             subprocess.Popen(
                 [sys.executable, "-c", script, "score", *slides, "--out", str(tmp_path / "out")],

@@ -13,10 +13,8 @@ import pytest
 
 import pipelines
 import wsi
-from tests.slides import COMMAND, painted, write_pyramid
+from tests.slides import COMMAND, ROOT, painted, write_pyramid
 from wsi.placement import Placement
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

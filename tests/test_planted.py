@@ -23,9 +23,9 @@ from pipelines.renal.read.pictures import excluded_pictures
 from pipelines.renal.read.review import _large
 from pipelines.runs.cohort import gather
 from pipelines.runs.config import load_config
+from tests.pipelines.renal.test_report import LOOSE, reported
 from tests.renal_slides import scattered, slide_of
 from tests.slides import coordinates, write_pyramid
-from tests.test_renal_report import LOOSE, reported
 from wsi.config import Config
 from wsi.errors import MissingMppError
 from wsi.marks.annotations import Annotation, marked_regions

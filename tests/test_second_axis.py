@@ -30,10 +30,10 @@ from pipelines.renal.read.pictures import overview_picture
 from pipelines.renal.read.report import RenalReport
 from pipelines.renal.read.summary import COLUMNS, grades_csv
 from pipelines.runs.scoring import score_chunks
+from tests.pipelines.renal.test_checks import REPORT
+from tests.pipelines.renal.test_report import LOOSE, reported
 from tests.renal_slides import BROWN, SIDE, TISSUE, Square, scattered, slide_of
 from tests.slides import MPP, RednessEngine, card, coordinates, painted, write_pyramid
-from tests.test_renal_checks import REPORT
-from tests.test_renal_report import LOOSE, reported
 from wsi.arrays import RgbImage
 from wsi.datasets.patch_folder import read_patches
 from wsi.errors import RegionError

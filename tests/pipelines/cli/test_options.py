@@ -16,7 +16,8 @@ import typer
 from models.training.detect import DetectorTrainConfig
 from models.training.recipe import TrainConfig
 from pipelines.cli import app, train, train_renal
-from tests.test_evaluation import benchmark  # noqa: F401  (a fixture)
+from tests.pipelines.camelyon16.test_evaluation import benchmark  # noqa: F401  (a fixture)
+from tests.slides import ROOT
 from wsi.slides.manifest import read_manifest
 
 Run = Callable[..., tuple[int, str, str]]
@@ -36,7 +37,7 @@ def options(command: Any, context: click.Context, path: str = "wsi") -> Iterator
 
 
 def test_every_option_is_named_by_a_test() -> None:
-    text = "\n".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
+    text = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     command = typer.main.get_command(app)
     forgotten = [
         (path, names)

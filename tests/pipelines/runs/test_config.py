@@ -9,9 +9,10 @@ from models.training.recipe import TrainConfig
 from pipelines.cli.score import RunConfig
 from pipelines.runs.config import load_config
 from pipelines.runs.made_by import code_hash, fingerprint
+from tests.slides import ROOT
 from wsi.errors import ConfigError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 @pytest.mark.parametrize("name", ["camelyon16.yaml", "lymph_node_demo.yaml"])

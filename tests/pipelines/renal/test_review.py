@@ -16,8 +16,8 @@ import shapely
 from models.training.data.detection import read_marked
 from models.training.data.fields import labelled_cells
 from pipelines.renal.read.report import RenalReport
+from tests.pipelines.renal.test_report import reported
 from tests.renal_slides import SIDE, SQUARE, scattered, slide_of
-from tests.test_renal_report import reported
 from wsi.slides.grid import make_grid
 from wsi.slides.slide import ReadPlan
 

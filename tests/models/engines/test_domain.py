@@ -22,9 +22,9 @@ from models.engines.domain import RIDGE, Domain, fit_domain, look_unlike, read_d
 from models.networks.efficientnet import EfficientNetLite0
 from models.registry import make_network
 from pipelines.runs.likeness import FEWEST, UNLIKE_FROM, unlike_note, unlike_patches
+from tests.models.networks.test_efficientnet import CARD as SMALL
+from tests.models.networks.test_efficientnet import LITE0
 from tests.slides import real_data
-from tests.test_efficientnet import CARD as SMALL
-from tests.test_efficientnet import LITE0
 from wsi.errors import ModelError
 
 Run = Callable[..., tuple[int, str, str]]

@@ -207,7 +207,7 @@ class TestCalibration:
         from models.checkpoint import load_checkpoint, load_imagenet, save_checkpoint
         from models.networks.efficientnet import EfficientNetLite0
         from models.registry import make_network
-        from tests.test_efficientnet import CARD, LITE0
+        from tests.models.networks.test_efficientnet import CARD, LITE0
 
         torch.manual_seed(0)
         network = make_network(LITE0, 2)

@@ -28,7 +28,7 @@ from pipelines.renal.read.report import RenalReport
 from pipelines.renal.read.run import RenalResult, report_slide
 from pipelines.runs.config import load_config
 from tests.renal_slides import BLUE, BROWN, PALE_BROWN, SIDE, Square, readers, scattered, slide_of
-from tests.slides import painted, real_data, write_pyramid
+from tests.slides import ROOT, painted, real_data, write_pyramid
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, SpacingError
 from wsi.marks.boxes import Detections
 from wsi.marks.geojson import read_objects
@@ -38,7 +38,7 @@ from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
 
 Run = Callable[..., tuple[int, str, str]]
-SCHEMA = Path(__file__).parents[1] / "docs" / "renal_report.schema.json"
+SCHEMA = ROOT / "docs" / "renal_report.schema.json"
 SQUARES = scattered(200, 0.25, 1)
 LOOSE = RenalConfig.model_validate({"grading": {"min_fields": 1, "min_capillaries": 1}})
 

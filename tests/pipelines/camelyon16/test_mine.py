@@ -18,8 +18,8 @@ from models.forms.portable import export_onnx, export_wsinfer
 from models.training.recipe import TrainConfig
 from pipelines.camelyon16.read.mine import hard_negatives, write_list
 from pipelines.camelyon16.read.score import ScoreConfig, score_slide
+from tests.models.networks.test_networks import DEMO, tiny
 from tests.slides import RednessEngine, card, painted, real_data, write_pyramid
-from tests.test_networks import DEMO, tiny
 from wsi.errors import ConfigError, ModelError, StoreError
 from wsi.marks.annotations import Annotation, write_asap
 from wsi.phantoms.textures import SCANNERS, Staining, Texturer, lymphocytes

@@ -26,9 +26,9 @@ from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from pipelines.camelyon16.slide_model.features import FEATURES, heatmap_features, read_heatmap
 from pipelines.camelyon16.slide_model.forest import ForestConfig, cross_validate, grow, read_forest
 from pipelines.camelyon16.slide_model.slide_scores import largest_area_score
+from tests.pipelines.camelyon16.test_evaluation import submission
+from tests.pipelines.camelyon16.test_froc import VARIANTS, usual
 from tests.slides import RednessEngine, painted, write_pyramid
-from tests.test_evaluation import submission
-from tests.test_froc import VARIANTS, usual
 from wsi.errors import ConfigError, ModelError, StoreError
 from wsi.files import write_json
 from wsi.marks.annotations import Annotation, write_asap

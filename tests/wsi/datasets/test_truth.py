@@ -12,7 +12,7 @@ from shapely import Polygon, box
 
 from models.training.recipe import TrainConfig
 from pipelines.runs.config import load_config
-from tests.slides import real_data
+from tests.slides import ROOT, real_data
 from wsi.datasets.patch_folder import NORMAL, TUMOUR, read_patches
 from wsi.datasets.rules import Dataset, apply_dataset, rows_of_folder
 from wsi.datasets.truth import read_truth
@@ -146,7 +146,7 @@ class TestOutlines:
 
 class TestDataset:
     def test_camelyon16_is_known(self) -> None:
-        known = load_config(Path(__file__).parents[1] / "configs" / "camelyon16.yaml", TrainConfig).rules
+        known = load_config(ROOT / "configs" / "camelyon16.yaml", TrainConfig).rules
         names = [f"Normal_{i:03d}" for i in range(1, 161)] + [f"Tumor_{i:03d}" for i in range(1, 112)]
         names += [f"test_{i:03d}" for i in range(1, 131)]
         found = apply_dataset([SlideRow(SlideSource(f"/x/{n}.tif")) for n in names], known)

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import cli
 from pipelines.cli import score as score_command
-from tests.slides import COMMAND, RednessEngine, card, painted, real_data, write_pyramid
+from tests.slides import COMMAND, ROOT, RednessEngine, card, painted, real_data, write_pyramid
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -384,7 +383,7 @@ class TestForReal:
         self, red_square: Path, tmp_path: Path
     ) -> None:
         # three strides of 64 px: more chunks, and more moments
-        environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         whole, killed = tmp_path / "whole", tmp_path / "killed"
         command = [*self.command(red_square, whole), "--stride", "64"]
         start = time.monotonic()
@@ -435,9 +434,7 @@ class TestLazyCommands:
             "heavy = {'torch', 'openvino', 'numpy', 'scipy', 'matplotlib', 'cv2', 'zarr'} & set(sys.modules)\n"
             "print(sorted(heavy))\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1]
-        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.splitlines() == ["slidewright 0.1.0", "[]"], done.stderr
 
     def test_every_command_has_short_options_and_whole_sentences(self, wsi: Run) -> None:

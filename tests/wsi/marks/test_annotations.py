@@ -302,7 +302,7 @@ class TestWhatEnclosesNothing:
         assert area.area == pytest.approx(60 * 30 / 2 - 10 * 3)
 
     def test_a_truth_of_dots_says_that_they_are_dots(self, tmp_path: Path) -> None:
-        from tests.test_truth import grid, slide
+        from tests.wsi.datasets.test_truth import grid, slide
         from wsi.datasets.truth import read_truth
 
         text = asap([("Tumor", SQUARE)]).replace('Type="Polygon"', 'Type="Dot"')

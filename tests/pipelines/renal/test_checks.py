@@ -27,9 +27,9 @@ from pipelines.renal.read.marks import Marks
 from pipelines.renal.read.page import ON_A_PAGE, SHOWN, more_pages
 from pipelines.renal.read.report import RenalReport
 from pipelines.renal.read.run import report_slide
+from tests.pipelines.renal.test_report import LOOSE, reported
 from tests.renal_slides import BROWN, SIDE, TISSUE, Square, readers, scattered, slide_of
 from tests.slides import write_pyramid
-from tests.test_renal_report import LOOSE, reported
 from wsi.arrays import RgbImage
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource

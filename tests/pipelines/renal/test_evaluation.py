@@ -14,8 +14,8 @@ from models.training.data.detection import MarkedSlide
 from pipelines.renal.evaluate.evaluation import evaluate
 from pipelines.renal.evaluate.truth import CLASSES, Case, Cohort
 from pipelines.renal.read.report import RenalReport
+from tests.pipelines.renal.test_report import LOOSE, reported
 from tests.renal_slides import BROWN, SQUARE, Square, scattered, slide_of
-from tests.test_renal_report import LOOSE, reported
 from wsi.marks.boxes import Detections
 from wsi.results.export import Feature, write_geojson
 

@@ -26,7 +26,7 @@ from pipelines.renal.read.fields import (
     units_of,
 )
 from pipelines.runs.config import load_config
-from tests.slides import RednessEngine, card, painted, write_pyramid
+from tests.slides import ROOT, RednessEngine, card, painted, write_pyramid
 from wsi.errors import AnnotationError, ConfigError, ModelError
 from wsi.marks.annotations import Annotation, write_asap
 from wsi.marks.c4d import FIELD_UM, field_side
@@ -38,7 +38,7 @@ from wsi.slides.source import SlideSource
 from wsi.slides.tissue import Mask
 
 Run = Callable[..., tuple[int, str, str]]
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 GRID = make_grid((1000, 700), ReadPlan(level=0, stride_l0=200, stride_px=50, size_px=50), None)
 
 
@@ -213,7 +213,7 @@ class TestPlacing:
         """Labels on squares of 100 px; the report's field at (30, 20) lies on four of them."""
         from pipelines.renal.evaluate.truth import true_fields
         from pipelines.renal.read.report import RenalReport
-        from tests.test_renal_checks import REPORT
+        from tests.pipelines.renal.test_checks import REPORT
 
         corners = {(0, 0): "feasible", (100, 0): "feasible", (0, 100): "feasible", (100, 100): "not feasible"}
         write_asap(

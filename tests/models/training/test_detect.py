@@ -42,8 +42,8 @@ from models.training.detect import (
 from models.training.progress import Listeners
 from models.training.trials import Trial, score_trial
 from pipelines.runs.config import load_config
-from tests.slides import coordinates, painted, write_pyramid
-from tests.test_networks import DEMO
+from tests.models.networks.test_networks import DEMO
+from tests.slides import ROOT, coordinates, painted, write_pyramid
 from wsi.errors import AnnotationError, ConfigError, ModelError
 from wsi.marks.annotations import Annotation, write_asap
 from wsi.marks.boxes import Detections, enlarged
@@ -652,7 +652,7 @@ class TestTraining:
             train_detector([SlideRow(rows[0].source)], small_recipe(), tmp_path, code_version="t")
 
     def test_the_recipe_that_ships(self) -> None:
-        cfg = load_config(Path(__file__).parents[1] / "configs" / "renal_ptc.yaml", DetectorTrainConfig)
+        cfg = load_config(ROOT / "configs" / "renal_ptc.yaml", DetectorTrainConfig)
         free = {"name", "demonstration", "training_data", "limits", "scale"}
         assert cfg.model_dump(exclude=free) == DetectorTrainConfig(name="x").model_dump(exclude=free)
         assert cfg.demonstration
