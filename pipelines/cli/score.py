@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,7 +157,7 @@ def _with_masks(rows: list[SlideRow], mask: Path | None) -> list[SlideRow]:
         raise ConfigError(f"{mask} does not exist; check --mask")
     if mask.is_file() and len(rows) > 1:
         raise ConfigError(f"{mask} is one mask, for {len(rows)} slides; give a folder with a mask for each")
-    return [SlideRow(r.source, _mask_of(r, mask), r.truth, r.label, r.split) for r in rows]
+    return [replace(row, mask=_mask_of(row, mask)) for row in rows]
 
 
 def _mask_of(row: SlideRow, mask: Path) -> Path:

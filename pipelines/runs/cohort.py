@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -23,7 +23,7 @@ class Failure:
     """A slide that could not be scored, and why.
 
     Attributes:
-        path: the path as it was given, or the URL without its query.
+        path: the absolute path, or the URL without its query.
         trace: the stack trace of a defect of ours; else None.
         gone: whether the slide's file was no longer there.
     """
@@ -98,7 +98,7 @@ def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool)
             )
             key = source.path if source.is_url else str(Path(source.path).resolve())
             if key not in rows or is_table:  # a table tells more about a slide
-                rows[key] = SlideRow(source, row.mask, row.truth, row.label, row.split)
+                rows[key] = replace(row, source=source)
     if not rows:
         raise ConfigError(f"no slide in {', '.join(inputs)}; slides end in {', '.join(SLIDE_SUFFIXES)}")
     return list(rows.values())
@@ -242,20 +242,20 @@ def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, in
     try:
         return work(row, name, index)
     except ForeignStoreError as error:
-        return Failure(name, row.source.label, _unsigned(error, row))
+        return Failure(name, row.source.place, _unsigned(error, row))
     except (StoreError, ModelError, ConfigError):
         raise
     except WsiError as error:
         missing = not row.source.is_url and not Path(row.source.path).exists()
         cause = gone(row.source.path) if missing else error
-        return Failure(name, row.source.label, _unsigned(cause, row), gone=missing)
+        return Failure(name, row.source.place, _unsigned(cause, row), gone=missing)
     except MemoryError:
-        return Failure(name, row.source.label, f"{row.source.label}: memory ran out; end other programs")
+        return Failure(name, row.source.place, f"{row.source.label}: memory ran out; end other programs")
     except Exception as error:  # a defect of ours on one slide must not stop the others
         reason = (
             f"{row.source.path}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
         )
-        return Failure(name, row.source.label, reason, traceback.format_exc())
+        return Failure(name, row.source.place, reason, traceback.format_exc())
 
 
 def _unsigned(error: WsiError, row: SlideRow) -> str:

@@ -25,8 +25,8 @@ FAINTEST = 0.15  # optical density below which a pixel is glass (Macenko et al. 
 # Mean and deviation in L*a*b* (OpenCV's scale, 0..255) that tissue is matched to: the method is Reinhard et al.'s
 # (2001), the values are our own choice
 LAB_MEAN, LAB_STD = np.array([148.0, 170.0, 105.0]), np.array([41.0, 12.0, 11.0])
-# Brown and red chromogens absorb more blue than green, haematoxylin and eosin do not: tests/wsi/slides/test_stain.py has
-# real Camelyon16 patches of both laboratories and five real immunostains. Sparse red chromogens may pass at 4 um.
+# Brown and red chromogens absorb more blue than green, haematoxylin and eosin do not. Real
+# patches and immunostains are in tests/wsi/slides/test_stain.py. Sparse red chromogens may pass at 4 um.
 MOST_CHROMOGEN = 0.01
 # Pink pixels of a slide that is no DAB stain: 0.94 of data/kidney_stains/he.png, 0.16 of its red CD34, none of its DAB
 MOST_EOSIN = 0.02

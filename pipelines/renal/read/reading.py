@@ -245,9 +245,8 @@ def read_slide(
     marks = replace(marks, counted=marks.counted & ~left_out_marks)
     count = len(fields.feasible)
     errors = readers.errors
-    grade = grade_slide(marks.counts(count), cfg.grading, errors)
-    if eosin > MOST_EOSIN:
-        grade = replace(grade, grade=None, grades_in_interval=(), why_not="not a DAB stain")
+    is_dab = not eosin > MOST_EOSIN
+    grade = _of_stain(grade_slide(marks.counts(count), cfg.grading, errors), is_dab)
     is_usable = ~left_out_marks
     columns = (marks.scores[is_usable], marks.positive[is_usable], marks.field[is_usable])
     unflagged_marks = replace(marks, counted=marks.counted & ~marks.flagged)
@@ -255,16 +254,21 @@ def read_slide(
         fields,
         marks,
         grade,
-        stability(*columns, count, cfg.stability, cfg.grading),
-        grade_slide(unflagged_marks.counts(count), cfg.grading, errors),
+        tuple((t, _of_stain(g, is_dab)) for t, g in stability(*columns, count, cfg.stability, cfg.grading)),
+        _of_stain(grade_slide(unflagged_marks.counts(count), cfg.grading, errors), is_dab),
         left_out_counts,
-        grade_changes(*columns, count, (float(limits[0]), float(limits[1])), cfg.grading),
+        grade_changes(*columns, count, (float(limits[0]), float(limits[1])), cfg.grading) if is_dab else (),
         tissue_mm2=mask.area_um2(slide.mpp) / 1e6,
         field_mm2=fields.area_mm2(slide.mpp),
         eosin=eosin,
         unreadable=len(result.unreadable) + sum(f.score is None for f in fields.fields),
         warnings=tuple(_warnings(mask, eosin, fields, grade, len(result.unreadable))),
     )
+
+
+def _of_stain(grade: Grade, is_dab: bool) -> Grade:
+    """The grade, or the same counts without one where the slide is no DAB stain."""
+    return grade if is_dab else replace(grade, grade=None, grades_in_interval=(), why_not="not a DAB stain")
 
 
 def marks_of(

@@ -337,7 +337,12 @@ class TestBadInput:
             write_pyramid(tmp_path / f"{name}.tif", np.ascontiguousarray(image), mpp=0.5)
             warnings = reported(tmp_path / f"{name}.tif", tmp_path / name, LOOSE).report.warnings
             said[name] = any("not a DAB stain" in w for w in warnings)
-            result = RenalReport.model_validate_json((tmp_path / name / "report.json").read_bytes()).result
+            report = RenalReport.model_validate_json((tmp_path / name / "report.json").read_bytes())
+            result = report.result
+            if said[name]:  # no grade anywhere, at no threshold
+                assert not any(row.grade for row in report.stability)
+                assert report.basis.grade_without_flagged is None
+                assert report.basis.changes == ()
             assert (result.not_assessable == "not a DAB stain") == said[name]
             assert not (said[name] and result.grade)
         assert said == {

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.runs.cohort import Failure
+from pipelines.runs.cohort import Failure, run_cohort
 from pipelines.runs.run_folder import RunFolder, note_tables
-from wsi.errors import StoreError
+from wsi.errors import SlideError, StoreError
 from wsi.files import AtWork, alone_in, file_sha256
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
 
 
 @dataclass
@@ -87,6 +89,18 @@ def test_a_command_that_was_killed_works_no_more(tmp_path: Path) -> None:
         sign = AtWork(tmp_path)
         assert not sign.others
         sign.leave()
+
+
+def test_a_failure_is_noted_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a command in another folder would take the slide for a removed one, and drop the failure."""
+    (tmp_path / "a.svs").write_text("no slide")
+    monkeypatch.chdir(tmp_path)
+
+    def fails(row: SlideRow, name: str, index: int) -> Scored:
+        raise SlideError("broken")
+
+    outcome = run_cohort([SlideRow(SlideSource("a.svs"))], fails, lambda *_: None)
+    assert [f.path for f in outcome.failures] == [str(tmp_path / "a.svs")]
 
 
 def test_failures_of_another_command(tmp_path: Path) -> None:
