@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from benchmarks.common import header, scratch, wsi
+from models.card import DetectorCard
 from models.engines import EngineConfig, find_models, load_engine
 from models.engines.boxes import BoxEngine
 from models.engines.contract import find_folder
@@ -47,12 +48,15 @@ def main() -> None:
     parser.add_argument("--model", default="renal-ptc-demo")
     parser.add_argument("--fields-model", default="renal-fields-demo")
     parser.add_argument("--stains", type=Path)
+    parser.add_argument(
+        "--positive", type=float, help="with --stains: another threshold of the positive class"
+    )
     parser.add_argument("--time", action="store_true", help="one large slide, step by step")
     args = parser.parse_args()
     if args.count:
         phantoms(args)
     if args.stains:
-        stains(args.stains.resolve(), args.model)
+        stains(args.stains.resolve(), args.model, args.positive)
     if args.time:
         timing(args)
 
@@ -70,9 +74,11 @@ def phantoms(args: argparse.Namespace) -> None:
         print(wsi("renal", "evaluate", folder / "out", "--truth", folder / "slides"))
 
 
-def stains(folder: Path, model: str) -> None:
+def stains(folder: Path, model: str, positive: float | None) -> None:
     """What the detector counts where no C4d is: brown tubules, nuclei, macrophages; and endothelium turned to brown."""
     detector = BoxEngine(find_folder(model), EngineConfig())
+    if positive is not None:
+        detector.card = with_threshold(detector.card, positive)
     card = detector.card
     brown = cv2.imread(str(folder / "cd34_red_capillaries.png"))[..., ::-1]
     with scratch() as out:
@@ -99,6 +105,15 @@ def stains(folder: Path, model: str) -> None:
             ):
                 hits, false, doubtful = agreement(marks.boxes[chosen], truth)
                 print(f"  {mpp} um/px, {what}: {hits} found, {false} false, {doubtful} where it is doubtful")
+
+
+def with_threshold(card: DetectorCard, positive: float) -> DetectorCard:
+    """The card with another threshold of the positive class."""
+    thresholds = tuple(
+        positive if name == POSITIVE else limit
+        for name, limit in zip(card.detector.classes, card.thresholds, strict=True)
+    )
+    return card.model_copy(update={"thresholds": thresholds})
 
 
 def counted(image: np.ndarray, mpp: float, detector: BoxEngine, out: Path) -> Marks:
