@@ -217,7 +217,12 @@ def read_card(folder: Path, kind: type[C]) -> C:
     path = folder / CARD
     try:
         facts = _facts(folder)
-        stated, wrong = _OF_TASK.get(facts["task"], (kind, ""))
+        if facts["task"] not in _OF_TASK:
+            raise ModelError(
+                f"{path} is of the task {facts['task']!r}, which this version does not know; it knows "
+                f"{' and '.join(_OF_TASK)}"
+            )
+        stated, wrong = _OF_TASK[facts["task"]]
         if stated is not kind:
             raise ModelError(wrong.format(folder))
         card = kind.model_validate_json(json.dumps(facts))

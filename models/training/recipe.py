@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from models.card import Architecture
+from models.card import Architecture, DetectorConfig
 from models.networks.inception import PATCH_PX
 from models.training.data.augment import AugmentConfig
 from wsi.config import Config
@@ -180,3 +180,60 @@ class TrainConfig(Recipe):
         if self.schedule == "halve":
             return self.first_rate * 0.5 ** (seen // self.halve_every)
         return self.first_rate * cosine(seen, self.batch, self.examples)
+
+
+class DetectorTrainConfig(Recipe):
+    """The recipe of a detector.
+
+    Attributes:
+        slides: a manifest with truth (GeoJSON or ASAP XML) and split, or several.
+        enlarge_um: for each class, by how much its boxes grow on each side. Kim et al. 2019: 40 px for negative and 50
+            for positive capillaries, at a spacing they do not state.
+        examples: tiles, drawn around an object of each class in turn, then around a trap if any is marked.
+        validation_tiles: drawn once from the validation slides.
+        augment: its orientations and colours; tiles are drawn anywhere, so its jitter means nothing here.
+        scale: tiles are read at spacings up to so many times finer or coarser, boxes and enlargement with them: the
+            spacing of a slide is not always what its file says.
+        precision: of the forward pass of training; validation is in fp32.
+        init: a detector to start from, by name or folder; from random weights without it.
+    """
+
+    slides: Path | tuple[Path, ...] | None = None
+    detector: DetectorConfig = DetectorConfig()
+    enlarge_um: tuple[float, ...] = (4.0, 4.0)
+    batch: int = Field(default=2, gt=0)
+    examples: int = Field(default=12000, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    validate_every: int = Field(default=1500, gt=0)
+    validation_tiles: int = Field(default=90, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0)
+    augment: AugmentConfig = AugmentConfig(
+        brightness=0.1, saturation=0.2, hue=0.03, contrast=0.25, stain=0.15
+    )
+    scale: float = Field(default=1.0, ge=1, le=2)
+    init: str | None = None
+
+    @model_validator(mode="after")
+    def _one_enlargement_a_class(self) -> DetectorTrainConfig:
+        if len(self.enlarge_um) != len(self.detector.classes):
+            raise ValueError(
+                f"enlarge_um must hold one number for each of {', '.join(self.detector.classes)}"
+            )
+        return self
+
+    @property
+    def manifests(self) -> tuple[Path, ...]:
+        """The manifests, however many there are."""
+        if self.slides is None:
+            return ()
+        return (self.slides,) if isinstance(self.slides, Path) else self.slides
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate at the start."""
+        return self.learning_rate
+
+    def rate(self, seen: int) -> float:
+        """The learning rate after ``seen`` examples: a short rise, then a cosine down to 0."""
+        return self.learning_rate * cosine(seen, self.batch, self.examples)

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from models.checkpoint import load_detector
 from models.engines.detect_slide import SMALLEST_UM, shrunk
 from models.training.data.detection import Example
-from models.training.detect import DetectorTrainConfig, detect_tiles, validation_tiles
+from models.training.data.tiles import validation_tiles
+from models.training.detect import detect_tiles
+from models.training.recipe import DetectorTrainConfig
 from wsi.errors import ConfigError
 from wsi.marks.boxes import Detections
 from wsi.marks.c4d import REACH_UM

@@ -20,8 +20,8 @@ from wsi.files import csv_text, write_text
 from wsi.slides.manifest import SlideRow, read_manifest
 
 if TYPE_CHECKING:
-    from models.training.detect import DetectorTrainConfig
     from models.training.progress import Listeners, Progress
+    from models.training.recipe import DetectorTrainConfig
     from models.training.trials import Trial, TrialScore
 
 STEP_PX = 10  # between the enlargements of a sweep, as in the paper's table
@@ -102,7 +102,8 @@ def capillaries(
     Examples:
     wsi train capillaries configs/renal_ptc.yaml --slides kidneys/slides.csv -o runs/capillaries
     """
-    from models.training.detect import DetectorTrainConfig, read_truths, used_rows
+    from models.training.data.tiles import read_truths, used_rows
+    from models.training.recipe import DetectorTrainConfig
     from models.training.trials import corrected_trials, sweep_trials
 
     cfg = load_config(

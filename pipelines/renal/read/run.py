@@ -115,16 +115,8 @@ def report_slide(
             (folder / n).exists() for n in (*FILES, *(["report.pdf"] if pdf else []))
         ):
             return earlier
-        discard_partials(folder)
         stores = Stores.of(folder, pixels, readers, cfg)
-        if overwrite:
-            (folder / "slide.json").unlink(missing_ok=True)  # it says that all files are there
-            stores.discard_others()
-        elif _made_by(folder) not in (None, identity):
-            raise ForeignStoreError(
-                f"{folder} holds a report of another slide, model or settings; "
-                f"choose another --out, or pass --overwrite"
-            )
+        _make_way(folder, stores, identity, overwrite=overwrite)
         mask = (
             find_tissue(slide, cfg.tissue)
             if row.mask is None
@@ -138,7 +130,7 @@ def report_slide(
         if not _same_report(folder, report):
             set_aside(folder / REVIEWED)  # it is a review of the report that is replaced now
         write_report(folder, report, slide, reading.fields, reading.marks, pdf=pdf)
-        pdf_names = ["report.pdf"] if pdf else []
+        names = [*FILES, *more_pages(report.result.positive), *(["report.pdf"] if pdf else [])]
         record = {
             "name": name,
             "fingerprint": identity,
@@ -148,19 +140,27 @@ def report_slide(
             "allow_anisotropic": row.source.allow_anisotropic,
             "unreadable": reading.unreadable,
             "slide_identity": source_identity,
-            "files": record_files(
-                folder,
-                [
-                    *FILES,
-                    *more_pages(report.result.positive),
-                    *pdf_names,
-                    stores.fields.name,
-                    stores.boxes.name,
-                ],
-            ),
+            "files": record_files(folder, [*names, stores.fields.name, stores.boxes.name]),
         }
         write_json(folder / "slide.json", record, durable=True)
         return RenalResult(report, reading.unreadable)
+
+
+def _make_way(folder: Path, stores: Stores, identity: str, *, overwrite: bool) -> None:
+    """Remove what killed runs left, and with ``overwrite`` what was made otherwise.
+
+    Raises:
+        ForeignStoreError: the folder holds another report, which is not to be replaced.
+    """
+    discard_partials(folder)
+    if overwrite:
+        (folder / "slide.json").unlink(missing_ok=True)  # it says that all files are there
+        stores.discard_others()
+    elif _made_by(folder) not in (None, identity):
+        raise ForeignStoreError(
+            f"{folder} holds a report of another slide, model or settings; "
+            f"choose another --out, or pass --overwrite"
+        )
 
 
 def set_aside(reviewed: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from scipy.spatial.distance import mahalanobis
 from sklearn.metrics import roc_auc_score
 
-from models.card import CARD, DOMAIN, card_json, read_card
+from models.card import CARD, DOMAIN, ModelCard, card_json, read_card
 from models.checkpoint import load_imagenet, save_checkpoint
 from models.engines import Models, find_models
 from models.engines.domain import RIDGE, Domain, fit_domain, look_unlike, read_domain, write_domain
@@ -54,7 +54,7 @@ class TestDistance:
         domain = Domain(np.ones(2, np.float32), np.eye(2, dtype=np.float32), 1.5)
         sha256 = write_domain(tmp_path, domain)
         save_checkpoint(tmp_path, make_network(LITE0, 2), **SMALL, domain=sha256)
-        card = read_card(tmp_path)
+        card = read_card(tmp_path, ModelCard)
         found = read_domain(tmp_path, card)
         assert found is not None
         assert (found.limit, found.mean.tolist()) == (1.5, [1, 1])
@@ -150,7 +150,7 @@ class TestWarning:
     ) -> None:
         """The word goes, although the card brings cuts; share and note stand in slide.json, on the page, in the table."""
         shutil.copytree(knowing, tmp_path / "m")
-        card = read_card(knowing).model_copy(update={"confidence": (0.1, 0.2, 0.3, 0.4)})
+        card = read_card(knowing, ModelCard).model_copy(update={"confidence": (0.1, 0.2, 0.3, 0.4)})
         (tmp_path / "m" / CARD).write_text(card_json(card))
         rng = np.random.default_rng(1)
         found = {}
@@ -179,7 +179,7 @@ class TestWarning:
         code, _, err = wsi(*args, "-o", tmp_path / "again")
         assert code == 0, err
         assert (tmp_path / "again" / DOMAIN).read_bytes() == (knowing / DOMAIN).read_bytes()
-        assert read_card(tmp_path / "again").domain == read_card(knowing).domain
+        assert read_card(tmp_path / "again", ModelCard).domain == read_card(knowing, ModelCard).domain
         code, _, err = wsi(*args, "--training", patches / "brown", "-o", tmp_path / "few")
         assert (code, "takes 448 training patches or more, and there are 30" in err) == (2, True), err
 
@@ -229,10 +229,10 @@ class TestFigures:
         assert lines[2].endswith("; 15 tumour, 15 normal):")
         assert lines[3].startswith(f"  AUC {wanted:.4f} (")
         assert "look unlike" in lines[4]
-        assert len(read_card(tmp_path / "m").metrics["figures"]) == 1
+        assert len(read_card(tmp_path / "m", ModelCard).metrics["figures"]) == 1
         for _ in range(2):  # the second replaces the first
             assert wsi(*words, "--write", "--called", "brown tissue")[0] == 0
-        found = read_card(tmp_path / "m").metrics["figures"]
+        found = read_card(tmp_path / "m", ModelCard).metrics["figures"]
         assert [(r["data"], r["auc"]) for r in found][1:] == [("brown tissue", round(wanted, 4))]
         code, out, _ = wsi("models", "show", tmp_path / "m")
         assert "brown tissue (20" in out

@@ -15,7 +15,7 @@ import torchvision
 from pydantic import ValidationError
 from torch import nn
 
-from models.card import ZOO, Architecture, ModelCard
+from models.card import ZOO, Architecture, DetectorCard, ModelCard, read_card, task_of
 from models.checkpoint import load_checkpoint, load_imagenet, save_checkpoint
 from models.engines import EngineConfig, Models, find_models, load_engine
 from models.engines.torch import TorchEngine, cut, fold_batch_norm
@@ -132,6 +132,32 @@ class TestImageNetFile:
         with pytest.raises(ModelError, match="not a weight file for Inception-v3 of width 1"):
             load_imagenet(InceptionV3(2, width=0.5), "inception_v3", file)
 
+    def test_cards_of_0_1_named_no_task(self, tmp_path: Path) -> None:
+        """A classifier's had none, a detector's a kind; both are read, and each only as what it is."""
+        tiny(tmp_path / "m")
+        shutil.copytree(ZOO / "renal-ptc-demo", tmp_path / "d")
+        for folder, kind in (("m", None), ("d", "detector")):
+            path = tmp_path / folder / "card.json"
+            facts = json.loads(path.read_text())
+            del facts["task"]
+            path.write_text(json.dumps(facts | ({"kind": kind} if kind else {})))
+        assert (task_of(tmp_path / "m"), task_of(tmp_path / "d")) == ("classify", "detect")
+        assert read_card(tmp_path / "m", ModelCard).positive == "tumor"
+        assert read_card(tmp_path / "d", DetectorCard).enlarge_um == (4.0, 4.0)
+        with pytest.raises(ModelError, match="d is a detector of capillaries"):
+            read_card(tmp_path / "d", ModelCard)
+        with pytest.raises(ModelError, match="m is not a detector but another kind of model"):
+            read_card(tmp_path / "m", DetectorCard)
+
+    def test_a_task_of_a_later_version(self, tmp_path: Path) -> None:
+        tiny(tmp_path / "m")
+        path = tmp_path / "m" / "card.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "segment"}))
+        with pytest.raises(
+            ModelError, match=r"task 'segment', which this version .*knows classify and detect"
+        ):
+            read_card(tmp_path / "m", ModelCard)
+
     def test_a_file_cut_short_is_refused(self, file: Path, tmp_path: Path) -> None:
         (tmp_path / "cut.pth").write_bytes(file.read_bytes()[:100_000])
         with pytest.raises(ModelError, match="cut.pth is not a weight file"):
@@ -168,6 +194,32 @@ class TestCheckpoint:
         path.write_bytes(data)
         with pytest.raises(ModelError, match=r"has sha256 .*its card says .*copy the model again"):
             load_checkpoint(tmp_path / "m")
+
+    def test_cards_of_0_1_named_no_task(self, tmp_path: Path) -> None:
+        """A classifier's had none, a detector's a kind; both are read, and each only as what it is."""
+        tiny(tmp_path / "m")
+        shutil.copytree(ZOO / "renal-ptc-demo", tmp_path / "d")
+        for folder, kind in (("m", None), ("d", "detector")):
+            path = tmp_path / folder / "card.json"
+            facts = json.loads(path.read_text())
+            del facts["task"]
+            path.write_text(json.dumps(facts | ({"kind": kind} if kind else {})))
+        assert (task_of(tmp_path / "m"), task_of(tmp_path / "d")) == ("classify", "detect")
+        assert read_card(tmp_path / "m", ModelCard).positive == "tumor"
+        assert read_card(tmp_path / "d", DetectorCard).enlarge_um == (4.0, 4.0)
+        with pytest.raises(ModelError, match="d is a detector of capillaries"):
+            read_card(tmp_path / "d", ModelCard)
+        with pytest.raises(ModelError, match="m is not a detector but another kind of model"):
+            read_card(tmp_path / "m", DetectorCard)
+
+    def test_a_task_of_a_later_version(self, tmp_path: Path) -> None:
+        tiny(tmp_path / "m")
+        path = tmp_path / "m" / "card.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "segment"}))
+        with pytest.raises(
+            ModelError, match=r"task 'segment', which this version .*knows classify and detect"
+        ):
+            read_card(tmp_path / "m", ModelCard)
 
     def test_a_file_cut_short_is_refused(self, tmp_path: Path) -> None:
         tiny(tmp_path / "m")

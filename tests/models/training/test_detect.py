@@ -30,16 +30,10 @@ from models.training.data.detection import (
     read_marked,
     turned,
 )
-from models.training.detect import (
-    DetectorTrainConfig,
-    TileSampler,
-    count_thresholds,
-    train_detector,
-    training_rows,
-    used_rows,
-    validation_tiles,
-)
+from models.training.data.tiles import TileSampler, training_rows, used_rows, validation_tiles
+from models.training.detect import count_thresholds, train_detector
 from models.training.progress import Listeners
+from models.training.recipe import DetectorTrainConfig
 from models.training.trials import Trial, score_trial
 from pipelines.runs.config import load_config
 from tests.models.networks.test_networks import DEMO
@@ -555,7 +549,7 @@ class TestTraining:
         assert len(network.detect(torch.from_numpy(tile[None]))[0]) >= 1
         data = (tmp_path / "model" / "model.safetensors").read_bytes()
         (tmp_path / "model" / "model.safetensors").write_bytes(data[:-4] + b"0000")
-        with pytest.raises(ModelError, match="is not the file that its card names"):
+        with pytest.raises(ModelError, match=r"has sha256 .*its card says"):
             load_detector(tmp_path / "model")
         with pytest.raises(ModelError, match="is not a detector but another kind of model"):
             load_detector(DEMO)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from shapely import box
 
-from models.card import ZOO, Architecture, read_card
+from models.card import ZOO, Architecture, ModelCard, read_card
 from models.checkpoint import load_checkpoint, load_start
 from models.networks.contract import normalise
 from models.networks.inception import InceptionV3
@@ -488,7 +488,7 @@ class TestRun:
         best = self.run(cohort, tmp_path / "a", cfg, listeners=listeners)
         assert [p.examples for p in seen if p.quality is None] == [8, 16, 24, 32, 40, 48]
         assert shown[0].shape == (32, 299, 299, 3)
-        card = read_card(tmp_path / "a" / "model")
+        card = read_card(tmp_path / "a" / "model", ModelCard)
         assert card.metrics["validation_patch_auc"] == pytest.approx(best, abs=1e-6)
         assert card.demonstration
         assert card.training["recipe"]["batch"] == 8
@@ -513,7 +513,7 @@ class TestRun:
         assert a.keys() == b.keys()
         assert any(key.startswith("average.") for key in a)
         assert all(torch.equal(a[key], b[key]) for key in a)
-        assert read_card(tmp_path / "b" / "model").sha256 == card.sha256
+        assert read_card(tmp_path / "b" / "model", ModelCard).sha256 == card.sha256
         tables = []
         for name in "ab":
             with (tmp_path / name / "metrics.csv").open() as file:
@@ -643,7 +643,7 @@ class TestPatches:
         result = cross_validate(patches, cfg, tmp_path, code_version="v", resume=False, listeners=quiet)
         assert np.isfinite(result.scores).all()
         assert result.fold.tolist() == [0] * 3 + [1] * 3 + [0] * 3 + [1] * 3
-        card = read_card(tmp_path / "fold_2" / "model")
+        card = read_card(tmp_path / "fold_2" / "model", ModelCard)
         assert card.training["fold"] == "2 of 2, held out"
         assert card.training["split"]["train"] == {"normal": 3, "tumour": 3}
         again = cross_validate(patches, cfg, tmp_path, code_version="v", resume=True, listeners=quiet)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from shapely import box
 
-from models.card import read_card
+from models.card import ModelCard, read_card
 from models.engines import EngineConfig, find_models, load_engine
 from models.forms.portable import export_onnx, export_wsinfer
 from models.training.recipe import TrainConfig
@@ -114,7 +114,7 @@ class TestPortable:
             str(tmp_path / "o" / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
         )
         assert np.abs(compiled(patches)[0] - wanted).max() < 2e-4
-        assert read_card(DEMO).name in (tmp_path / "o" / "card.json").read_text()
+        assert read_card(DEMO, ModelCard).name in (tmp_path / "o" / "card.json").read_text()
         assert export_wsinfer(DEMO, tmp_path / "w") < 2e-4
         assert np.abs(run(str(tmp_path / "w")) - wanted).max() < 2e-4
         with pytest.raises(ModelError, match="is the model itself"):
@@ -219,7 +219,7 @@ class TestCommands:
             code, _, err = wsi(*words, *more)
             assert code == 2
             assert said in err
-            read_card(tmp_path / "o" / "model")
+            read_card(tmp_path / "o" / "model", ModelCard)
 
     def test_half_a_mosaic(self, wsi: Run, tmp_path: Path) -> None:
         code, _, err = wsi("phantom", "lymph-node", "--patches", tmp_path, "--out", tmp_path / "o")

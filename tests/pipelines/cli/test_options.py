@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import typer
 
-from models.training.detect import DetectorTrainConfig
-from models.training.recipe import TrainConfig
+from models.training.recipe import DetectorTrainConfig, TrainConfig
 from pipelines.cli import app, train, train_renal
 from tests.pipelines.camelyon16.test_evaluation import benchmark  # noqa: F401  (a fixture)
 from tests.slides import ROOT
