@@ -65,7 +65,7 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, ModelCard]:
     """
     card = read_card(folder, ModelCard)
     network = make_network(card.architecture, len(card.classes))
-    return _loaded(network, folder, f"{_kind(card)} with {len(card.classes)} classes"), card
+    return _loaded(network, folder, f"an {_kind(card)} with {len(card.classes)} classes"), card
 
 
 def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
@@ -76,7 +76,7 @@ def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
     """
     card = read_card(folder, DetectorCard)
     network = CapillaryDetector(card.detector)
-    return _loaded(network, folder, f"Faster R-CNN of the backbone {card.detector.backbone}"), card
+    return _loaded(network, folder, f"a Faster R-CNN of the backbone {card.detector.backbone}"), card
 
 
 N = TypeVar("N", bound=nn.Module)
@@ -90,7 +90,9 @@ def _loaded(network: N, folder: Path, description: str) -> N:
         why = next(
             (line.strip() for line in str(error).splitlines()[1:]), str(error)
         )  # torch's first one is a title
-        raise ModelError(f"{folder / WEIGHTS} does not hold an {description} ({why[:160]})") from error
+        raise ModelError(
+            f"{folder / WEIGHTS} does not hold the weights of {description} ({why[:160]})"
+        ) from error
     return network.eval()
 
 

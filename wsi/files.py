@@ -167,11 +167,12 @@ class AtWork:
 
 def discard_partials(folder: Path) -> None:
     """Remove unfinished files of killed runs from one slide's folder; files of a living process stay."""
-    for path in folder.glob(".*.partial"):
+    stores = [store for store in folder.glob("*.boxes") if not store.is_symlink()]
+    for path in [path for place in (folder, *stores) for path in place.glob(".*.partial")]:
         match = _PARTIAL.fullmatch(path.name)
         if match and not path.is_symlink() and not _alive(int(match[1])):
             remove(path)
-    for store in [*folder.glob("*.zarr"), *folder.glob("*.boxes")]:
+    for store in folder.glob("*.zarr"):
         if not store.is_symlink():
             for path in store.rglob("*.partial"):  # zarr's own have names of chunks with a number
                 if path.is_file() and not path.is_symlink():

@@ -14,7 +14,7 @@ from models.checkpoint import load_detector
 from models.engines.choice import engine_for
 from models.engines.contract import EngineConfig
 from models.networks.faster_rcnn import Convolutions, Convolve, Maps
-from wsi.errors import ConfigError
+from wsi.errors import ConfigError, ModelError
 from wsi.marks.boxes import Detections
 
 BATCH_CPU, BATCH_GPU = 1, 16
@@ -43,8 +43,9 @@ class BoxEngine:
         self._device = torch.device("cuda" if gpu else "cpu")
         self._network = network.to(self._device)
         self.batch = cfg.batch or (BATCH_GPU if gpu else BATCH_CPU)
-        # half precision moves boxes by pixels and scores by hundredths: on a CPU only where it is asked for
-        precision = ("fp16" if gpu else "fp32") if cfg.precision == "auto" else cfg.precision
+        # half precision moves boxes by pixels and scores by hundredths, and thresholds were chosen in fp32
+        precision = "fp32" if cfg.precision == "auto" else cfg.precision
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"  # TF32 keeps 10 bits of a mantissa
         self._convolve: Sequence[Convolve]
         if engine_for(cfg.engine) == "openvino":
             if precision == "fp16":
@@ -53,7 +54,9 @@ class BoxEngine:
 
             name = self.card.name
             self._convolve = [OpenVinoConvolutions(c, precision, name) for c in network.convolutions]
-            self.description = f"{LIBRARY} and torch {torch.__version__}, {precision}, CPU"
+            self.description = (
+                f"{LIBRARY} and torch {torch.__version__}, {precision}, batches of {self.batch}, CPU"
+            )
         else:
             if precision == "fp16" and not gpu:
                 raise ConfigError("precision fp16 needs a GPU; use --precision fp32")
@@ -66,12 +69,20 @@ class BoxEngine:
 
         Args:
             tiles: (n, side, side, 3) RGB; the side is a multiple of 32.
+
+        Raises:
+            ModelError: the GPU's memory ran out.
         """
-        found: list[Detections] = []
+        boxes: list[Detections] = []
         for start in range(0, len(tiles), self.batch):
-            part = torch.from_numpy(tiles[start : start + self.batch]).to(self._device)
-            found += self._network.detect(part, self._convolve)
-        return found
+            try:
+                part = torch.from_numpy(tiles[start : start + self.batch]).to(self._device)
+                boxes += self._network.detect(part, self._convolve)
+            except torch.cuda.OutOfMemoryError as error:
+                raise ModelError(
+                    f"the GPU has no memory for {self.batch} tiles; end other programs on it"
+                ) from error
+        return boxes
 
 
 class _Autocast:

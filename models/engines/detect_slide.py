@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from models.card import SIDE_STEP, DetectorCard
 from wsi.arrays import BoxesXYXY
-from wsi.errors import SlideError, SpacingError
+from wsi.errors import RegionError, SpacingError
 from wsi.marks.boxes import (
     Detections,
     DetectionTile,
@@ -163,7 +163,7 @@ def _detect_chunk(
         try:
             pixels.append(read_square(slide, tile.box[:2], tile.box[2] - tile.box[0], tile_px))
             readable.append(i)
-        except SlideError:
+        except RegionError:  # of this place; what ends the whole slide is told, and nothing is stored
             continue
     parts = []
     for i, boxes in zip(readable, detector.detect(np.stack(pixels)) if pixels else [], strict=True):

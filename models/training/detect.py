@@ -113,7 +113,7 @@ class Detect:
     def resumable(self) -> dict[str, Any]:
         """What must be the same to go on with a run: all but paths, names and how fast it goes."""
         free = {"name", "slides", "limits", "training_data", "checkpoint_every", "device"}
-        return self.cfg.model_dump(mode="json", exclude=free)
+        return self.cfg.model_dump(mode="json", exclude=free) | {"data": self.sampler.identity}
 
     def show(self, listeners: Listeners) -> None:
         """Nothing is shown: tiles with boxes need a picture of their own."""

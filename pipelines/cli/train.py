@@ -112,7 +112,7 @@ def classifier(
 
 def start(cfg: TrainConfig, folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Train by a recipe, after what is there already was looked at."""
-    if _leads():
+    if leads():
         refuse_earlier(folder, resume=resume, overwrite=overwrite)
     _check_start(cfg.init)
     with interruptible("stopping; the same command with --resume goes on") as stop:
@@ -225,14 +225,14 @@ def _stopping(tick: Tick, stop: Callable[[], bool]) -> Callable[[int, int], None
     return move
 
 
-def _leads() -> bool:
+def leads() -> bool:
     """Whether this is the process that writes and speaks, of those that ``torchrun`` started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def write_training_run(cfg: Config, folder: Path) -> None:
     """Write ``run.json``, and remove what an earlier run left."""
-    if not _leads():
+    if not leads():
         return
     _discard_run(folder)  # only now: bad input must not cost what is there
     record: dict[str, Any] = {"config": cfg.model_dump(mode="json"), "code": code_hash(), "commit": commit()}
@@ -242,7 +242,7 @@ def write_training_run(cfg: Config, folder: Path) -> None:
 
 def say(text: str) -> None:
     """Print a line, of one process."""
-    if _leads():
+    if leads():
         out.print(text, markup=False)
 
 

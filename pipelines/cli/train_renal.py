@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from rich.table import Table
 
 from pipelines.cli.console import Tick, interruptible, out, progress
-from pipelines.cli.train import has_checkpoint, refuse_earlier, say, start, write_training_run
+from pipelines.cli.train import has_checkpoint, leads, refuse_earlier, say, start, write_training_run
 from pipelines.runs.config import load_config
 from pipelines.runs.made_by import code_hash, version
 from pipelines.runs.training_pictures import write_curves
@@ -113,6 +114,8 @@ def capillaries(
         raise ConfigError(f"{config} names no slides; pass --slides slides.csv")
     if sweep and corrected:
         raise ConfigError("--sweep-enlargement and --corrected are two experiments; give one at a time")
+    if (sweep or corrected) and "WORLD_SIZE" in os.environ:
+        raise ConfigError("--sweep-enlargement and --corrected run in one process; leave out torchrun")
     rows = [row for path in cfg.manifests for row in read_manifest(path)]
     read_truths(used_rows(rows), cfg)  # bad input must not cost what is there
     if not (sweep or corrected):
@@ -150,7 +153,8 @@ def _train(
 ) -> None:
     from models.training.detect import train_detector
 
-    refuse_earlier(folder, resume=resume, overwrite=overwrite)
+    if leads():
+        refuse_earlier(folder, resume=resume, overwrite=overwrite)
     with interruptible("stopping; the same command with --resume goes on") as stop:
         again = resume and has_checkpoint(folder)
         if not again:

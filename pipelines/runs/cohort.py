@@ -253,9 +253,15 @@ def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, in
         return Failure(name, row.source.place, f"{row.source.label}: memory ran out; end other programs")
     except Exception as error:  # a defect of ours on one slide must not stop the others
         reason = (
-            f"{row.source.path}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
+            f"{row.source.label}: {type(error).__name__}: {error} (a defect; please report it with run.json)"
         )
-        return Failure(name, row.source.place, reason, traceback.format_exc())
+        trace = traceback.format_exc()
+        return Failure(
+            name,
+            row.source.place,
+            reason.replace(row.source.path, row.source.label),
+            trace.replace(row.source.path, row.source.label),
+        )
 
 
 def _unsigned(error: WsiError, row: SlideRow) -> str:

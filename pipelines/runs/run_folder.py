@@ -141,7 +141,7 @@ def _removed(path: str) -> bool:
 
 
 def refuse_other_run(out: Path, settings_fingerprint: str) -> None:
-    """Refuse to mix results of two models, settings or versions of the code in one folder.
+    """Refuse to mix results of two models, or settings in one folder.
 
     Raises:
         StoreError: ``run.json`` there is of another run, or broken.
@@ -159,7 +159,7 @@ def refuse_other_run(out: Path, settings_fingerprint: str) -> None:
         names = [str(m.get("name")) for m in earlier.get("models", []) if isinstance(m, dict)]
         origin = f"{', '.join(names)}, code {earlier.get('code')}"
         raise StoreError(
-            f"{out} holds results of another model, other settings or other code ({origin}); "
+            f"{out} holds results of another model or other settings ({origin}); "
             f"choose another --out, or pass --overwrite to replace them"
         )
 

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +44,12 @@ class BoxStore:
         """
         if path.is_symlink():
             raise ForeignStoreError(f"{path} is a link, and results are not written through links; remove it")
-        if not path.exists():
-            write_json(path / SPEC, {"fingerprint": made_by})
-        elif _fingerprint(path) != made_by:
+        earlier = _fingerprint(path)
+        if earlier is None and not any(path.glob("*.npz")):
+            write_json(
+                path / SPEC, {"fingerprint": made_by}
+            )  # new, or the run was ended before it wrote this
+        elif earlier != made_by:
             raise ForeignStoreError(
                 f"{path} was made from another slide, model or settings; choose another --out, or pass --overwrite"
             )
@@ -80,16 +82,20 @@ class BoxStore:
         """Boxes of a chunk and its unreadable tiles; None where it was not written, or is damaged."""
         path = self._file(number)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                detections = Detections(arrays["boxes"], arrays["scores"], arrays["labels"])
-                return detections, np.asarray(arrays["unreadable"], np.int64)
+            content = path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ForeignStoreError(
                 f"{path} cannot be read ({error.strerror or error}); mend that and run the same command again"
             ) from error
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                detections = Detections(arrays["boxes"], arrays["scores"], arrays["labels"])
+                return detections, np.asarray(arrays["unreadable"], np.int64)
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile and numpy raise many classes for a changed byte
             log.warning("%s was damaged (%s) and is made again", path, error)
             return None
 

@@ -34,7 +34,7 @@ class HeatmapSpec:
         stride_px: the same distance in the pixels that the model saw.
         patch_l0: side of the patch around each cell, in level-0 pixels.
         mpp: um per level-0 pixel.
-        fingerprint: hash of the slide, settings, weights and code.
+        fingerprint: hash of the slide, settings, weights, engine and format.
     """
 
     classes: tuple[str, ...]

@@ -118,13 +118,13 @@ def slide_data(
     facts: dict[str, Any] = {
         split: {
             "slides": len(slides),
-            "names_sha256": _digest(*(slide.name.encode() for slide in slides)),
+            "names_sha256": digest(*(slide.name.encode() for slide in slides)),
             "cells": {cfg.classes[c]: sum(len(s.cells[c]) for s in slides) for c in (NORMAL, TUMOUR)},
         }
         for split, slides in prepared.items()
     }
     cells = [slide.name.encode() + b"".join(c.tobytes() for c in slide.cells) for slide in slides_of_all]
-    identity = _digest(*cells, repr(sampler.hard).encode())
+    identity = digest(*cells, repr(sampler.hard).encode())
     return TrainingData(sampler, tuple(held_out), {"split": facts}, identity)
 
 
@@ -138,11 +138,12 @@ def _check_mask_values(slides: Sequence[TrainingSlide]) -> None:
         )
 
 
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
+def digest(*parts: bytes) -> str:
+    """A short hash of parts, which tells where one ends."""
+    whole = hashlib.sha256()
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()[:16]
+        whole.update(len(part).to_bytes(8, "little") + part)
+    return whole.hexdigest()[:16]
 
 
 def patch_data(
@@ -169,7 +170,7 @@ def patch_data(
     if held_out is not None:
         batches = patch_batches(held_out, range(len(held_out.files)), cfg.batch, cfg.patch_px)
         used += [p.tobytes() + bytes([f.label]) for p, f in zip(held_out.pixels, held_out.files, strict=True)]
-    return TrainingData(sampler, tuple(batches), {"split": counts}, _digest(*used))
+    return TrainingData(sampler, tuple(batches), {"split": counts}, digest(*used))
 
 
 def patch_batches(folder: PatchFolder, chosen: Sequence[int], size: int, side: int) -> list[Batch]:

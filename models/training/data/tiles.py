@@ -18,6 +18,7 @@ from models.training.data.detection import (
     read_marked,
     turned,
 )
+from models.training.data.splits import digest
 from models.training.recipe import DetectorTrainConfig
 from models.training.team import Team
 from wsi.errors import ConfigError, SlideError
@@ -36,6 +37,15 @@ class TileSampler:
     cfg: DetectorTrainConfig
     rng: np.random.Generator
     unreadable: list[list[int]] = field(default_factory=list)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the slides' sizes and of all that is marked on them: what decides which tiles are drawn."""
+        parts = []
+        for slide, marked in zip(self.slides, self.marked, strict=True):
+            arrays = (marked.boxes, marked.labels, marked.traps, marked.fields)
+            parts += [repr((slide.size, slide.mpp)).encode(), *(array.tobytes() for array in arrays)]
+        return digest(*parts)
 
     @property
     def state(self) -> Any:

@@ -14,8 +14,8 @@ from pydantic import Field as Setting
 
 from models.card import DetectorCard
 from models.engines import Engine
+from models.engines.detect_slide import CHUNK, Detector, detect_slide, tiles_around
 from models.engines.detect_slide import FORMAT as BOX_FORMAT
-from models.engines.detect_slide import Detector, detect_slide, tiles_around
 from pipelines.renal.read.checks import ChecksConfig, checked, doubt_counts, left_out
 from pipelines.renal.read.fields import FORMAT as FIELD_FORMAT
 from pipelines.renal.read.fields import FieldsConfig, FieldSet, choose_fields, field_threshold
@@ -182,6 +182,7 @@ class Stores:
             detector=readers.card.sha256,
             shape=readers.card.detector.model_dump(mode="json"),
             engine=readers.detector.description,
+            chunk=CHUNK,
             format=BOX_FORMAT,
         )
         return cls(folder / "fields.zarr", folder / "capillaries.boxes", fields, boxes)

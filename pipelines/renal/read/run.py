@@ -201,9 +201,10 @@ def finished(folder: Path, identity: str) -> RenalResult | None:
             log.warning("%s: %s; the report is made again", folder / name, change)
             if not change.startswith(UNREADABLE):
                 discard_inside(folder, name)
-        if "fields.zarr/zarr.json" in changes:  # without it the chunks cannot be read
+        gone = {name for name, change in changes.items() if not change.startswith(UNREADABLE)}
+        if "fields.zarr/zarr.json" in gone:  # without it the chunks cannot be read
             HeatmapStore.discard(folder / "fields.zarr", unless="")
-        if f"capillaries.boxes/{SPEC}" in changes:
+        if f"capillaries.boxes/{SPEC}" in gone:
             BoxStore.discard(folder / "capillaries.boxes", unless="")
         if changes:
             return None

@@ -14,6 +14,7 @@ import torch
 
 from models.card import DetectorCard, DetectorConfig
 from models.checkpoint import save_detector
+from models.engines import detect_slide as module
 from models.engines.detect_slide import (
     CHUNK,
     SlideDetections,
@@ -24,7 +25,7 @@ from models.engines.detect_slide import (
 )
 from models.networks.faster_rcnn import CapillaryDetector
 from tests.slides import painted, write_pyramid
-from wsi.errors import SpacingError
+from wsi.errors import SlideError, SpacingError
 from wsi.marks.annotations import read_annotations
 from wsi.marks.boxes import Detections, no_detections
 from wsi.placement import Placement
@@ -198,6 +199,22 @@ class TestGoingOn:
         assert (told[0], told[-1]) == (CHUNK, total)
         for name in ("boxes", "scores", "labels"):
             np.testing.assert_array_equal(getattr(resumed, name), getattr(once, name))
+
+    def test_a_slide_that_vanishes_ends_the_run_and_stores_nothing_of_it(
+        self, squares: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Only a region that cannot be decoded is an unreadable tile: a lost disk must not be remembered as one."""
+        store = BoxStore.create(tmp_path / "a.boxes", "abc")
+        with SlideSource(str(squares[0])).open() as slide:
+            plan = tissue_tiles(slide, everywhere(), CARD)
+
+            def vanished(*_: object) -> np.ndarray:
+                raise SlideError("is gone")
+
+            monkeypatch.setattr(module, "read_square", vanished)
+            with pytest.raises(SlideError, match="is gone"):
+                detect_slide(slide, plan, SquareDetector(), lowest_score=0.1, store=store)
+        assert store.read_chunk(0) is None
 
     def test_unreadable_tiles_are_remembered(self, broken_tile: Path, tmp_path: Path) -> None:
         fine = CARD.model_copy(

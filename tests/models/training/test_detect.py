@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +41,7 @@ from models.training.recipe import DetectorTrainConfig
 from models.training.trials import Trial, score_trial
 from pipelines.runs.config import load_config
 from tests.models.networks.test_networks import DEMO
-from tests.slides import ROOT, coordinates, painted, write_pyramid
+from tests.slides import COMMAND, ROOT, coordinates, painted, write_pyramid
 from wsi.errors import AnnotationError, ConfigError, ModelError
 from wsi.marks.annotations import Annotation, write_asap
 from wsi.marks.boxes import Detections, enlarged
@@ -652,6 +656,42 @@ class TestTraining:
         assert cfg.demonstration
 
     @pytest.mark.slow
+    @pytest.mark.slow
+    def test_two_processes_train_one_detector(self, cohort: Path, tmp_path: Path) -> None:
+        """Two by torchrun (gloo) share batches of 2; what they learn first is what one process learns."""
+        recipe = tmp_path / "r.yaml"
+        text = (ROOT / "configs" / "renal_ptc.yaml").read_text()
+        for key in ("examples", "validate_every", "validation_tiles"):
+            text = re.sub(rf"^{key}: \d+", f"{key}: 2", text, flags=re.MULTILINE)
+        recipe.write_text(text.replace("tile_px: 512", "tile_px: 128") + "precision: fp32\n")
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+        losses = []
+        for out, launcher in (("one", []), ("two", torchrun)):
+            words = [COMMAND, "train", "capillaries", str(recipe), "--slides", str(cohort / "slides.csv")]
+            ended = subprocess.run(
+                [*launcher, *words, "--out", str(tmp_path / out)],
+                capture_output=True,
+                text=True,
+                timeout=300,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            assert ended.returncode == 0, ended.stderr
+            with (tmp_path / out / "metrics.csv").open() as file:
+                losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+            assert (tmp_path / out / "model" / "card.json").exists()
+        assert losses[1] == pytest.approx(
+            losses[0], rel=0.2
+        )  # each process draws its own negatives for the loss
+
+    def test_other_truth_is_another_run(self, cohort: Path, tmp_path: Path) -> None:
+        cfg = small_recipe(examples=4, batch=2, validation_tiles=2)
+        self.run(cohort, tmp_path, cfg)
+        rows = read_manifest(cohort / "slides.csv")
+        fewer = [row for row in rows if row.source.name != "s0"]
+        assert len(fewer) == len(rows) - 1
+        with pytest.raises(ModelError, match="was written with data"):
+            train_detector(fewer, cfg, tmp_path, code_version="v", resume=True)
+
     def test_by_command(self, cohort: Path, tmp_path: Path, wsi: Run) -> None:
         recipe = tmp_path / "r.yaml"
         recipe.write_text(
