@@ -536,7 +536,7 @@ class TestRun:
         last = load_file(tmp_path / CHECKPOINT)
         changed = {k for k in last if k.startswith("network.") and not torch.equal(first[k], last[k])}
         assert changed == {"network.fc.weight", "network.fc.bias"}
-        assert "of the draws are tumour" in said[-1]
+        assert "of the draws are tumor" in said[-1]
 
     def test_a_loss_that_is_not_finite_stops_the_run(self, cohort: Path, tmp_path: Path) -> None:
         wild = self.CFG.model_copy(update={"learning_rate": 1e30})

@@ -41,7 +41,7 @@ def test_the_scoring_file_shows_the_defaults() -> None:
 def test_a_mistyped_key_is_named_with_those_known(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("name: x\nexmaples: 10\n")
     with pytest.raises(
-        ConfigError, match=r"c.yaml: exmaples: .*\(got 10\); known keys are name, slides, patches"
+        ConfigError, match=r"c.yaml: exmaples: .*\(got 10\); known keys are name, seed, batch, examples"
     ):
         load_config(tmp_path / "c.yaml", TrainConfig)
 
