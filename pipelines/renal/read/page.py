@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import ImageFile
 
 from pipelines.renal.read.basis import basis_sentences
 from pipelines.renal.read.fields import FieldSet
@@ -152,6 +153,7 @@ def check_pdf() -> None:
     Raises:
         ConfigError: WeasyPrint, or the library Pango that it draws text with, is not there.
     """
+    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         import weasyprint  # noqa: F401
     except ImportError as error:
@@ -162,6 +164,10 @@ def check_pdf() -> None:
         raise ConfigError(
             f"--pdf needs the library Pango (apt install libpangoft2-1.0-0; {error}); or print report.html"
         ) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = (
+            tolerant  # WeasyPrint sets it: a slide that is cut short would then be read
+        )
 
 
 def write_pdf(path: Path, html: str) -> None:

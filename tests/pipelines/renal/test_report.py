@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -310,6 +312,21 @@ class TestFiles:
     def test_no_path_in_what_is_passed_on(self, folder: Path) -> None:
         for name in ("report.json", "report.html", "detections.geojson", "capillaries.csv"):
             assert str(folder) not in (folder / "s" / name).read_text()
+
+    def test_pdfs_do_not_make_cut_slides_readable(self) -> None:
+        """WeasyPrint tells PIL for the whole process to take what is cut short; a slide must not be read so."""
+        script = (
+            "from pipelines.renal.read.page import check_pdf\n"
+            "try: check_pdf()\n"
+            "except Exception as error: print('skip', error)\n"
+            "from PIL import ImageFile; print(ImageFile.LOAD_TRUNCATED_IMAGES)"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        if ended.stdout.startswith("skip"):
+            pytest.skip(ended.stdout)
+        assert ended.stdout.strip() == "False"
 
     @pytest.mark.slow
     def test_pdf(self, tmp_path: Path) -> None:
