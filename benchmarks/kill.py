@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.common import COMMAND, ROOT, header, scratch, wsi
@@ -74,21 +74,23 @@ def reporting(kills: int) -> bool:
             folder,
         )
         slide = folder / "kidney_001.tif"
-        took = undisturbed(("renal", "report", slide), folder / "whole")
+        undisturbed(("renal", "report", slide), folder / "whole")
         boxes = folder / "killed" / "kidney_001" / "capillaries.boxes"
         kept: dict[str, int] = {}
         again = 0
         for number in range(kills):
-            after = moments.uniform(0.3, 0.6) * took
-            running = killed(("renal", "report", slide), folder / "killed", after)
+            before = len(kept)
+            running = killed(
+                ("renal", "report", slide),
+                folder / "killed",
+                moments.uniform(0, 1),
+                begin=lambda before=before: len(list(boxes.glob("*.npz"))) > before,
+            )
             now = {p.name: p.stat().st_mtime_ns for p in boxes.glob("*.npz")}
             again += sum(now.get(name) != written for name, written in kept.items())
             kept = now
             state = "killed" if running else "it had ended"
-            print(
-                f"  {number + 1}: {state} after {after:.1f} of {took:.1f} s with {len(now)} chunks",
-                flush=True,
-            )
+            print(f"  {number + 1}: {state} with {len(now)} chunks", flush=True)
         wsi("renal", "report", slide, "--out", folder / "killed", ok=(0, 1))
         same = outputs(folder / "killed") == outputs(folder / "whole")
         again += sum((boxes / name).stat().st_mtime_ns != written for name, written in kept.items())
@@ -104,10 +106,14 @@ def undisturbed(words: Sequence[object], out: Path) -> float:
     return time.monotonic() - start
 
 
-def killed(words: Sequence[object], out: Path, after: float) -> bool:
-    """Run a command and kill it after so many seconds; whether it was still running."""
+def killed(
+    words: Sequence[object], out: Path, after: float, begin: Callable[[], bool] = lambda: True
+) -> bool:
+    """Run a command, and kill it so many seconds after something is true; whether it was still running."""
     command = [COMMAND, *map(str, words), "--out", str(out)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not begin():
+        time.sleep(0.02)
     time.sleep(after)
     running = process.poll() is None
     process.send_signal(signal.SIGKILL)
