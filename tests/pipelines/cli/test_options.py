@@ -83,8 +83,8 @@ class TestTraining:
         (tmp_path / "s.csv").write_text("path,truth,split\n")
         (tmp_path / "r.yaml").write_text(f"name: r\nslides: {tmp_path / 's.csv'}\nexamples: 50\n")
         monkeypatch.setattr(train_renal, "read_manifest", lambda path: [])
-        monkeypatch.setattr("models.training.detect.used_rows", lambda rows: rows)
-        monkeypatch.setattr("models.training.detect.read_truths", lambda rows, cfg: None)
+        monkeypatch.setattr("models.training.data.tiles.used_rows", lambda rows: rows)
+        monkeypatch.setattr("models.training.data.tiles.read_truths", lambda rows, cfg: None)
         code, _, err = wsi(
             "train", "capillaries", tmp_path / "r.yaml", "-o", tmp_path / "o", "--examples", "70"
         )
