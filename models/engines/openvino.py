@@ -229,7 +229,8 @@ def _graph(network: Any, example: Any, names: str) -> ov.Model:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's and openvino's notes on tracing
         try:
-            return ov.convert_model(network, example_input=example)
+            # a graph that shares the weights would read freed memory once the network is gone
+            return ov.convert_model(network, example_input=example, share_weights=False)
         except MemoryError:
             raise
         except Exception as error:  # its front end raises several classes, some of its own
