@@ -680,29 +680,30 @@ class TestSignals:
         assert (tmp_path / "out" / "index.html").exists()
         assert chunk.exists()
 
-    def test_nohup_is_heeded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A run that nohup started must live on when its terminal is closed, and end at SIGTERM."""
-        from pipelines.cli.console import Stopped, interruptible, stop_on_signals
-
-        monkeypatch.setattr(Stopped, "signum", Stopped.signum)  # is put back
-
-        before = {
-            number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            stop_on_signals()
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            with interruptible("stopping") as stop:
-                os.kill(os.getpid(), signal.SIGHUP)
-                assert not stop()
-                os.kill(os.getpid(), signal.SIGTERM)
-                assert stop()
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGTERM)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def test_nohup_is_heeded(self) -> None:
+        """A run that nohup started must live on when its terminal is closed, and end at SIGTERM; in a process of its own."""
+        script = (
+            "import os, signal\n"
+            "from pipelines.cli.console import interruptible, stop_on_signals\n"
+            "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+            "stop_on_signals()\n"
+            "assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN\n"
+            "with interruptible('stopping') as stop:\n"
+            "    os.kill(os.getpid(), signal.SIGHUP)\n"
+            "    assert not stop()\n"
+            "    os.kill(os.getpid(), signal.SIGTERM)\n"
+            "    assert stop()\n"
+            "try: os.kill(os.getpid(), signal.SIGTERM)\n"
+            "except KeyboardInterrupt: print('interrupted')\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            preexec_fn=_heeds_signals,
+        )
+        assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr
 
 
 class TestTwoAtOnce:
