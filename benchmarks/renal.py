@@ -188,8 +188,8 @@ def timing(args: argparse.Namespace) -> None:
             fields = choose_fields(slide, mask, engine, folder / "a.zarr", cfg.fields, fingerprint="a")
             clock.say(f"{len(fields.fields)} fields, {len(fields.feasible)} feasible")
             plan = tiles_around([(f.x, f.y) for f in fields.feasible], fields.side, slide.mpp, detector.card)
-            found = detect_slide(slide, plan, detector, lowest_score=0.1)
-            clock.say(f"{found.tiles} tiles of {plan.side_px} px, {len(found.detections)} detections")
+            result = detect_slide(slide, plan, detector, lowest_score=0.1)
+            clock.say(f"{result.tiles} tiles of {plan.side_px} px, {len(result.detections)} detections")
         print(f"  {whole - clock.spent:6.1f} s  starting up, brown around each capillary, pictures, files")
         print(f"  {whole:6.1f} s  wsi renal report, from file to report")
 

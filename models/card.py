@@ -20,9 +20,8 @@ DOMAIN = "domain.safetensors"
 TUMOUR_CLASSES = ("tumor", "tumour", "metastasis", "metastases")  # names of a class that means tumour
 DEFAULT_MODEL = "lymph-node-10x"  # trained on real tissue; reads slides of 1 um/px and finer
 ZOO = Path(__file__).resolve().parent / "zoo"
-SIDE_STEP = (
-    32  # a detector's tile has a side of a multiple of it: every level of its pyramid has whole pixels
-)
+# The side of a detector's tile is a multiple of this: then every level of its pyramid has whole pixels
+SIDE_STEP = 32
 Task = Literal["classify", "detect"]
 
 
@@ -247,7 +246,7 @@ def read_card(folder: Path, kind: type[C]) -> C:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """The content of a card; cards of 0.1 name no task, but those of detectors a kind."""
+    """The content of a card. In 0.1 a detector's card named a kind instead of a task; other cards named neither."""
     facts: dict[str, Any] = json.loads((folder / CARD).read_bytes())
     if facts.pop("kind", None) == "detector":
         facts["task"] = "detect"

@@ -105,12 +105,14 @@ def _kidney(root: Path) -> dict[str, str]:
     assert len(chunks) == 2
     assert sum(map(len, chunks)) > 140
     boxes = b"|".join(rounded(c.boxes) + rounded(c.scores) + c.labels.tobytes() for c in chunks)
-    said = report.model_dump(mode="json", include={"result", "basis", "stability", "warnings", "field_mm2"})
+    reading_facts = report.model_dump(
+        mode="json", include={"result", "basis", "stability", "warnings", "field_mm2"}
+    )
     return {
         "fields": digest(rounded(scores) + json.dumps(places).encode()),
         "boxes": digest(boxes),
         "report": digest(
-            json.dumps(said, sort_keys=True) + (root / "kidney" / "capillaries.csv").read_text()
+            json.dumps(reading_facts, sort_keys=True) + (root / "kidney" / "capillaries.csv").read_text()
         ),
     }
 

@@ -21,7 +21,7 @@ from wsi.files import write_text
 
 
 class Examples(Protocol):
-    """One batch, as far as the loop goes."""
+    """What the loop uses of a batch; the rest is for the task."""
 
     @property
     def after(self) -> Any:
@@ -55,7 +55,7 @@ class Judgement:
 
 
 class Task(Protocol, Generic[B]):
-    """What differs between a classifier, a detector and whatever comes."""
+    """What a network learns: the part of a training run in which a classifier and a detector differ."""
 
     @property
     def measure(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from pathlib import Path
 from typing import Literal
 
@@ -45,13 +46,13 @@ class Recipe(Config):
     limits: str = ""
 
     @property
+    @abstractmethod
     def first_rate(self) -> float:
         """The learning rate at the start."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rate(self, seen: int) -> float:
         """The learning rate after ``seen`` examples."""
-        raise NotImplementedError
 
 
 def cosine(seen: int, batch: int, examples: int) -> float:

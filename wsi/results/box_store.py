@@ -46,9 +46,8 @@ class BoxStore:
             raise ForeignStoreError(f"{path} is a link, and results are not written through links; remove it")
         earlier = _fingerprint(path)
         if earlier is None and not any(path.glob("*.npz")):
-            write_json(
-                path / SPEC, {"fingerprint": made_by}
-            )  # new, or the run was ended before it wrote this
+            # the store is new, or the run was ended before it wrote this file
+            write_json(path / SPEC, {"fingerprint": made_by})
         elif earlier != made_by:
             raise ForeignStoreError(
                 f"{path} was made from another slide, model or settings; choose another --out, or pass --overwrite"

@@ -232,8 +232,8 @@ class TestFigures:
         assert len(read_card(tmp_path / "m", ModelCard).metrics["figures"]) == 1
         for _ in range(2):  # the second replaces the first
             assert wsi(*words, "--write", "--called", "brown tissue")[0] == 0
-        found = read_card(tmp_path / "m", ModelCard).metrics["figures"]
-        assert [(r["data"], r["auc"]) for r in found][1:] == [("brown tissue", round(wanted, 4))]
+        rows = read_card(tmp_path / "m", ModelCard).metrics["figures"]
+        assert [(r["data"], r["auc"]) for r in rows][1:] == [("brown tissue", round(wanted, 4))]
         code, out, _ = wsi("models", "show", tmp_path / "m")
         assert "brown tissue (20" in out
         assert "Calibration: log-odds times " in out
