@@ -705,6 +705,32 @@ class TestSignals:
         )
         assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr
 
+    def test_engines_that_are_gone_leave_ctrl_c_as_it_was(self) -> None:
+        """Each core of OpenVINO changes the stack of signal handlers; two freed in turn left one that was gone."""
+        script = (
+            "import gc, os, signal\n"
+            "from models.card import ZOO\n"
+            "from models.engines import EngineConfig, find_models, load_engine\n"
+            "from models.engines.boxes import BoxEngine\n"
+            "cfg = EngineConfig(engine='openvino')\n"
+            "first = load_engine(find_models(['lymph-node-demo']), cfg)\n"
+            "second = BoxEngine(ZOO / 'renal-ptc-demo', cfg)\n"
+            "third = load_engine(find_models(['renal-fields-demo']), cfg)\n"
+            "del first; gc.collect()\n"
+            "del second; gc.collect()\n"
+            "del third; gc.collect()\n"
+            "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+            "os.kill(os.getpid(), signal.SIGTERM)\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            preexec_fn=_heeds_signals,
+        )
+        assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
+
 
 class TestTwoAtOnce:
     @pytest.mark.slow

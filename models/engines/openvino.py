@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +36,24 @@ LIBRARY = f"openvino {ov.__version__.split('-')[0]}"
 _MODELS = Path(__file__).resolve().parents[1]
 
 
+@cache
+def shared_core() -> ov.Core:
+    """The one core of this process, which is never freed.
+
+    Each core gives the main thread a stack for signal handlers. When two are freed in the order in which they were made,
+    the thread is left with a stack that is gone, and the next Ctrl-C or SIGTERM ends Python by a segmentation fault
+    (seen with OpenVINO 2026.4.1).
+    """
+    return ov.Core()
+
+
 class OpenVinoEngine:
     """The OpenVINO engine; normalisation, orientations and softmax are inside its graph."""
 
     def __init__(self, models: Models, cfg: EngineConfig) -> None:
         self.models = models
         self._batch = cfg.batch or BATCH // cfg.orientations
-        core = ov.Core()
+        core = shared_core()
         precision = _precision(cfg.precision, core)
         size = models.card.patch_px
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
@@ -89,7 +101,7 @@ class OpenVinoConvolutions:
     def __init__(self, convolutions: Convolutions, precision: str, name: str) -> None:
         import torch
 
-        self._core = ov.Core()
+        self._core = shared_core()
         hint = _precision(precision, self._core)
         self._settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         self._model = _graph(convolutions, torch.zeros((1, 3, 64, 64)), name)
