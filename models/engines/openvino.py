@@ -40,9 +40,9 @@ _MODELS = Path(__file__).resolve().parents[1]
 def shared_core() -> ov.Core:
     """The one core of this process, which is never freed.
 
-    Each core gives the main thread a stack for signal handlers. When two are freed in the order in which they were made,
-    the thread is left with a stack that is gone, and the next Ctrl-C or SIGTERM ends Python by a segmentation fault
-    (seen with OpenVINO 2026.4.1).
+    Each core gives the main thread a stack for signal handlers. When two are freed in the order in which they were
+    made, the thread is left with a stack that is gone, and the next Ctrl-C or SIGTERM ends Python by a segmentation
+    fault (seen with OpenVINO 2026.4.1).
     """
     return ov.Core()
 
