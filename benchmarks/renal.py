@@ -24,6 +24,7 @@ from pipelines.renal.read.fields import FieldSet, KidneyField, choose_fields
 from pipelines.renal.read.marks import Marks
 from pipelines.renal.read.reading import RenalConfig, marks_of
 from wsi.marks.c4d import NEGATIVE, POSITIVE
+from wsi.results.folder import LocalFolder
 from wsi.slides.source import SlideSource
 from wsi.slides.stain import eosin_share, tissue_pixels
 from wsi.slides.tissue import find_tissue
@@ -185,7 +186,9 @@ def timing(args: argparse.Namespace) -> None:
             mask = find_tissue(slide, cfg.tissue)
             eosin_share(tissue_pixels(slide, mask))
             clock.say(f"tissue and stain: {mask.area_um2(slide.mpp) / 1e6:.1f} mm2 of tissue")
-            fields = choose_fields(slide, mask, engine, folder / "a.zarr", cfg.fields, fingerprint="a")
+            fields = choose_fields(
+                slide, mask, engine, LocalFolder(folder / "a.zarr"), cfg.fields, fingerprint="a"
+            )
             clock.say(f"{len(fields.fields)} fields, {len(fields.feasible)} feasible")
             plan = tiles_around([(f.x, f.y) for f in fields.feasible], fields.side, slide.mpp, detector.card)
             result = detect_slide(slide, plan, detector, lowest_score=0.1)

@@ -49,6 +49,7 @@ from tests.slides import RednessEngine, painted, write_pyramid
 from wsi.errors import WsiError
 from wsi.marks.annotations import marked_regions, read_outlines, tumour_regions
 from wsi.marks.own_mask import read_user_mask
+from wsi.results.folder import LocalFolder
 from wsi.results.store import HeatmapStore
 from wsi.slides.manifest import SlideRow, read_manifest
 from wsi.slides.source import SlideSource
@@ -168,7 +169,7 @@ class Workshop:
             "results",
             out / "run.json",
             True,
-            lambda p: (read_predictions(p.parent), refuse_other_run(p.parent, settings)),
+            lambda p: (read_predictions(p.parent), refuse_other_run(LocalFolder(p.parent), settings)),
         )
         self._add("results", out / "s" / "slide.json", True, self._read_back)
         self._add("results", out / "s" / "lesions.csv", True, self._read_back)
@@ -179,7 +180,7 @@ class Workshop:
 
     def _read_back(self, path: Path) -> object:
         root = path.parents[1]
-        return read_predictions(root), [s.heatmap for s in read_scored(root)]
+        return read_predictions(root), [s.heatmap for s in read_scored(LocalFolder(root))]
 
     def _annotations(self) -> None:
         folder = self._own("annotations")
@@ -244,8 +245,10 @@ class Workshop:
         text = (folder / "s" / "detections.geojson").read_text()
         (folder / "s" / "corrected.geojson").write_text(text)
         self._add("review", folder / "s" / "corrected.geojson", True, count_again)
-        self._add("review", folder / "s" / "report.json", True, lambda p: read_report(p.parent))
-        self._add("review", folder / "s" / "capillaries.csv", True, read_found)
+        self._add("review", folder / "s" / "report.json", True, lambda p: read_report(LocalFolder(p.parent)))
+        self._add(
+            "review", folder / "s" / "capillaries.csv", True, lambda p: read_found(LocalFolder(p.parent))
+        )
 
     def _models(self) -> None:
         zoo = Path(__file__).resolve().parents[1] / "models" / "zoo"
@@ -296,7 +299,8 @@ def read_everything(path: Path) -> object:
 
 
 def count_again(path: Path) -> object:
-    return review(path.with_name("detections.geojson"), path, read_report(path.parent))
+    folder = LocalFolder(path.parent)
+    return review(folder, path, read_report(folder))
 
 
 def damaged(data: bytes, text: bool, rng: np.random.Generator) -> tuple[bytes, str]:

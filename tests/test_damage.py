@@ -27,8 +27,9 @@ from pipelines.cli import score as score_command
 from pipelines.runs.cohort import unique_names
 from tests.slides import ROOT, RednessEngine, coordinates, painted, write_pyramid
 from wsi.errors import AnnotationError, ConfigError, ForeignStoreError, SlideError
-from wsi.files import changed_files, discard_partials, record_files, write_json
+from wsi.files import discard_partials, write_json
 from wsi.marks.own_mask import read_user_mask
+from wsi.results.folder import LocalFolder
 from wsi.results.store import HeatmapStore
 from wsi.slides.manifest import SlideRow, read_manifest
 from wsi.slides.source import SlideSource, safe_name
@@ -287,10 +288,13 @@ class TestBitRot:
     def test_a_record_names_what_changed(self, tmp_path: Path) -> None:
         for name in ("a", "b", "c"):
             (tmp_path / name).write_text(f"text of {name}")
-        record = record_files(tmp_path, ["a", "b", "c"])
+        record = LocalFolder(tmp_path).record(["a", "b", "c"])
         (tmp_path / "a").write_text("text of A")
         (tmp_path / "b").unlink()
-        assert changed_files(tmp_path, record) == {"a": "changed after it was written", "b": "is missing"}
+        assert LocalFolder(tmp_path).changes(record) == {
+            "a": "changed after it was written",
+            "b": "is missing",
+        }
 
     def test_a_change_in_the_middle_of_a_slide_is_another_slide(self, tmp_path: Path) -> None:
         path = write_pyramid(tmp_path / "s.tif", coordinates(2300, 1900), compression=None, levels=1)
@@ -839,7 +843,9 @@ def test_a_record_never_removes_a_file_outside_its_folder(tmp_path: Path, name: 
     out.mkdir()
     (out / "slide.json").write_text("{}")
     (tmp_path / "victim").write_text("keep")
-    assert discard_changed(out, {"files": {name if name[0] != "/" else str(tmp_path / "victim"): [5, "a"]}})
+    assert discard_changed(
+        LocalFolder(out), {"files": {name if name[0] != "/" else str(tmp_path / "victim"): [5, "a"]}}
+    )
     assert (tmp_path / "victim").read_text() == "keep"
 
 
@@ -847,7 +853,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network disk that fails for a minute must not cost the results."""
-    import wsi.files
+    import wsi.results.folder
     from pipelines.camelyon16.read.results import discard_changed
     from wsi.errors import StoreError
 
@@ -855,7 +861,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(
         raise OSError(5, "Input/output error")
 
     (tmp_path / "a.csv").write_text("12345")
-    monkeypatch.setattr(wsi.files, "file_sha256", fails)
+    monkeypatch.setattr(wsi.results.folder, "file_sha256", fails)
     with pytest.raises(StoreError, match=r"a\.csv cannot be read \(Input/output error\); mend that"):
-        discard_changed(tmp_path, {"files": {"a.csv": [5, "x"]}})
+        discard_changed(LocalFolder(tmp_path), {"files": {"a.csv": [5, "x"]}})
     assert (tmp_path / "a.csv").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+import zarr
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,6 +25,7 @@ from pipelines.camelyon16.read.results import discard_changed
 from tests.slides import card, coordinates, write_pyramid
 from wsi.errors import ConfigError, ForeignStoreError, ModelError
 from wsi.files import discard_partials, file_sha256, flush, partial_of, replacing, write_text
+from wsi.results.folder import LocalFolder
 from wsi.results.store import HeatmapSpec, HeatmapStore
 from wsi.slides.source import SlideSource
 
@@ -50,7 +53,7 @@ class TestHeatmap:
             def __getitem__(self, key: Any) -> Any:
                 raise raised
 
-        monkeypatch.setattr(HeatmapStore, "open", classmethod(lambda cls, path: cls(path, Fails())))  # type: ignore[arg-type]
+        monkeypatch.setattr(HeatmapStore, "open", classmethod(lambda cls, folder: cls(folder, Fails())))  # type: ignore[arg-type]
         expected = MemoryError if isinstance(raised, MemoryError) else ForeignStoreError
         with pytest.raises(
             expected, match=None if expected is MemoryError else r"c/0/0/0 cannot be read \(Input"
@@ -61,18 +64,21 @@ class TestHeatmap:
     def test_another_process_that_makes_the_store_first(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The other one's store is there when ours is to be renamed to it; its chunk must stay."""
-        rename = Path.rename
+        """The other one's store appears after ours was not found there; its chunk must stay."""
         filled(tmp_path / "theirs" / "h.zarr")
+        create_array = zarr.create_array
 
-        def late(path: Path, target: Path) -> Path:
-            shutil.copytree(tmp_path / "theirs" / "h.zarr", target)
-            return rename(path, target)
+        def late(*args: Any, **options: Any) -> Any:
+            shutil.copytree(tmp_path / "theirs" / "h.zarr", tmp_path / "h.zarr")
+            return create_array(*args, **options)
 
-        monkeypatch.setattr(Path, "rename", late)
+        monkeypatch.setattr(zarr, "create_array", late)
         store = HeatmapStore.create(tmp_path / "h.zarr", SPEC)
-        assert store.has_chunk((0, 0))
+        assert store.chunks_done() == {(0, 0)}
         assert sorted(p.name for p in tmp_path.iterdir()) == ["h.zarr", "theirs"]
+        shutil.rmtree(tmp_path / "h.zarr")
+        with pytest.raises(ForeignStoreError, match="another slide, model or settings"):
+            HeatmapStore.create(tmp_path / "h.zarr", replace(SPEC, fingerprint="ours"))
 
     def test_what_a_killed_process_began_is_removed(self, tmp_path: Path) -> None:
         ours = partial_of(tmp_path / "h.zarr")
@@ -89,7 +95,7 @@ class TestHeatmap:
         out.mkdir()
         (out / "heatmap.zarr").symlink_to(tmp_path / "other.zarr")
         record = {"heatmap.zarr/c/0/0/0": [5, "x"], "heatmap.zarr/zarr.json": [5, "x"]}
-        assert discard_changed(out, {"files": record})
+        assert discard_changed(LocalFolder(out), {"files": record})
         assert (tmp_path / "other.zarr" / "c" / "0" / "0" / "0").is_file()
         assert (tmp_path / "other.zarr" / "zarr.json").is_file()
 

@@ -26,6 +26,7 @@ from pipelines.renal.read.run import report_slide
 from tests.renal_slides import BLUE, BROWN, PALE_BROWN, Square, readers, scattered, slide_of
 from tests.slides import RednessEngine, write_pyramid
 from wsi.results.box_store import BoxStore
+from wsi.results.folder import LocalFolder
 from wsi.results.store import HeatmapStore
 from wsi.slides.blocks import PatchBlock
 from wsi.slides.manifest import SlideRow
@@ -100,7 +101,7 @@ def _kidney(root: Path) -> dict[str, str]:
     report = report_slide(row, "kidney", readers(), root / "kidney", reading.RenalConfig()).report
     scores = HeatmapStore.open(root / "kidney" / "fields.zarr").read(1).scores
     places = [(f.x, f.y, f.tissue, f.why_not) for f in report.fields]
-    store = BoxStore(root / "kidney" / "capillaries.boxes")
+    store = BoxStore(LocalFolder(root / "kidney" / "capillaries.boxes"))
     chunks = [chunk[0] for i in range(3) if (chunk := store.read_chunk(i)) is not None]
     assert len(chunks) == 2
     assert sum(map(len, chunks)) > 140

@@ -33,7 +33,7 @@ _PARTIAL = re.compile(
 )  # name of a file that `replacing` writes; the number is that of the process
 
 
-def cannot_write(path: Path, error: OSError) -> StoreError:
+def cannot_write(path: Path | str, error: OSError) -> StoreError:
     """The error for a path that cannot be written, whatever the cause: no space, no right, no folder."""
     if isinstance(error, FileExistsError | NotADirectoryError):
         return StoreError(f"cannot write {path}: a file has the name of the folder; choose another --out")
@@ -167,16 +167,18 @@ class AtWork:
 
 def discard_partials(folder: Path) -> None:
     """Remove unfinished files of killed runs from one slide's folder; files of a living process stay."""
-    stores = [store for store in folder.glob("*.boxes") if not store.is_symlink()]
-    for path in [path for place in (folder, *stores) for path in place.glob(".*.partial")]:
-        match = _PARTIAL.fullmatch(path.name)
-        if match and not path.is_symlink() and not _alive(int(match[1])):
+    stores = [p for kind in ("*.boxes", "*.zarr") for p in folder.glob(kind) if not p.is_symlink()]
+    for path in (*folder.glob(".*.partial"), *(p for store in stores for p in store.rglob("*.partial"))):
+        match = _PARTIAL.fullmatch(
+            path.name
+        )  # zarr itself, which wrote chunks in version 0.1, names no process
+        if not path.is_symlink() and not (match and _alive(int(match[1]))):
             remove(path)
-    for store in folder.glob("*.zarr"):
-        if not store.is_symlink():
-            for path in store.rglob("*.partial"):  # zarr's own have names of chunks with a number
-                if path.is_file() and not path.is_symlink():
-                    path.unlink(missing_ok=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is one that `replacing` has not finished."""
+    return _PARTIAL.fullmatch(path.name) is not None
 
 
 def partial_of(path: Path) -> Path:
@@ -214,10 +216,15 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write a file, whole or not at all; see `replacing`."""
+    with replacing(path, durable=durable) as partial:
+        partial.write_bytes(content)
+
+
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write UTF-8 text with plain line feeds, whole or not at all."""
-    with replacing(path, durable=durable) as partial:
-        partial.write_bytes(text.encode())
+    write_bytes(path, text.encode(), durable=durable)
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1, durable: bool = False) -> None:
@@ -244,25 +251,6 @@ def file_sha256(path: Path, read: Callable[[int], None] = lambda count: None) ->
     return digest.hexdigest()
 
 
-def record_files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """Size and hash of a result's files, once their bytes are on the disk; a folder stands for all files in it.
-
-    Raises:
-        StoreError: one of them cannot be read.
-    """
-    record = {}
-    for name in names:
-        path = folder / name
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        try:
-            for file in files:
-                flush(file)
-                record[file.relative_to(folder).as_posix()] = (file.stat().st_size, file_sha256(file))
-        except OSError as error:
-            raise cannot_write(path, error) from error
-    return record
-
-
 def read_record(value: Any) -> FilesRecord:
     """The record of files that a ``slide.json`` holds under ``files``.
 
@@ -274,31 +262,6 @@ def read_record(value: Any) -> FilesRecord:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"the record names {name}, outside the folder")
     return record
-
-
-def changed_files(folder: Path, record: FilesRecord) -> dict[str, str]:
-    """What is wrong with each file of a record that is not as it was written: missing, other size, changed ..."""
-    changes = {}
-    for name, (size, digest) in record.items():
-        path = folder / name
-        try:
-            size_now = path.stat().st_size
-            if size_now != size:
-                changes[name] = f"holds {size_now} bytes instead of {size}"
-            elif file_sha256(path) != digest:
-                changes[name] = "changed after it was written"
-        except FileNotFoundError:
-            changes[name] = "is missing"
-        except OSError as error:
-            changes[name] = f"{UNREADABLE} ({error.strerror})"
-    return changes
-
-
-def discard_inside(folder: Path, name: str) -> None:
-    """Remove a file that a record names; a file outside the folder, reached through a link, stays."""
-    path = folder / name
-    if path.parent.resolve().is_relative_to(folder.resolve()):
-        path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

@@ -30,6 +30,7 @@ from pipelines.runs.made_by import code_hash, version
 from wsi.datasets.rules import Dataset, read_dataset
 from wsi.errors import ConfigError
 from wsi.files import write_json
+from wsi.results.folder import Folder, folder_at
 
 NOTES = 5  # largest number of printed notes; all notes are in slides.csv
 PER_SLIDE = " false positives per slide"
@@ -87,14 +88,18 @@ def _group() -> None:
 @app.command("evaluate")
 def evaluate_command(
     results: Annotated[
-        Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score, or a submission's folder.")
+        Folder,
+        typer.Argument(
+            metavar="RESULTS", parser=folder_at, help="The --out of wsi score, or a submission's folder."
+        ),
     ],
     truth: Truth,
     folder: Annotated[
-        Path | None,
+        Folder | None,
         typer.Option(
             "--out",
             "-o",
+            parser=folder_at,
             help="The folder for the evaluation.",
             show_default="RESULTS/evaluation, or evaluation-VARIANT",
         ),
@@ -141,7 +146,7 @@ def evaluate_command(
     cfg = EvaluationConfig(
         variant=variant, draws=draws, seed=seed, at=tuple(at or (0.5,)), truth_label=truth_label
     )
-    folder = folder or results / ("evaluation" if variant == "official" else f"evaluation-{variant}")
+    folder = folder or results.inside("evaluation" if variant == "official" else f"evaluation-{variant}")
     selection = Selection(rules(dataset), tuple(exclude or ()), subset, others_normal)
     predictions = rescored(_predictions(results, slides), slide_score, slide_model, test=True)
     cases = join(predictions, truth, selection)
@@ -152,8 +157,8 @@ def evaluate_command(
     write_report(folder, value, result, cfg, published=real if published is None else published)
     if atlas:
         with progress("pictures", transient=True) as tick:
-            cards = with_views(mistakes(result, folder), tick)
-        write_atlas(folder / "atlas.html", cards, result, value, variant)
+            cards = with_views(mistakes(result), tick)
+        write_atlas(folder, cards, result, value, variant)
     _say(result, cases, value, folder, atlas)
 
 
@@ -162,7 +167,7 @@ def rules(name: str) -> Dataset:
     return Dataset() if name == "none" else read_dataset(name)
 
 
-def _predictions(results: Path, slides: list[str] | None) -> Predictions:
+def _predictions(results: Folder, slides: list[str] | None) -> Predictions:
     predictions = read_predictions(results)
     return (
         with_slides(predictions, gather(slides, mpp=None, allow_anisotropic=False)) if slides else predictions
@@ -209,7 +214,7 @@ def patch_models(predictions: Predictions) -> tuple[str, ...]:
     return tuple(model["sha256"] for model in predictions.made_by.get("models", []))
 
 
-def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, atlas: bool) -> None:
+def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Folder, atlas: bool) -> None:
     figures = value["figures"]
     if cases.taken_as_normal:
         err.print(f"taken as normal, by --others-normal: {', '.join(cases.taken_as_normal)}", markup=False)
@@ -226,7 +231,7 @@ def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, 
     for note in notes[:NOTES]:
         err.print(note, markup=False)
     if len(notes) > NOTES:
-        err.print(f"and {len(notes) - NOTES} more such notes, all in {folder / 'slides.csv'}", markup=False)
+        err.print(f"and {len(notes) - NOTES} more such notes, all in {folder.at('slides.csv')}", markup=False)
     auc = figures["AUC"]
     heading = f"{auc['tumour slides']} tumour and {auc['normal slides']} normal slides"
     table = Table(title=f"{heading}; FROC variant '{value['variant']}'", title_justify="left")
@@ -244,16 +249,16 @@ def _say(result: Evaluation, cases: Cases, value: dict[str, Any], folder: Path, 
     if any(figures[name]["value"] in (0, 1) for name in ("FROC", "AUC")):
         out.print("a figure of exactly 0 or 1 has an empty interval, which is no certainty")
     file_name = "atlas.html" if atlas else "froc.png"
-    out.print(f"{folder / file_name} shows it; for research use only", markup=False)
+    out.print(f"{folder.at(file_name)} shows it; for research use only", markup=False)
 
 
 @app.command("compare")
 def compare_command(
     first: Annotated[
-        Path, typer.Argument(metavar="FIRST", help="Results that wsi camelyon16 evaluate has evaluated.")
+        str, typer.Argument(metavar="FIRST", help="Results that wsi camelyon16 evaluate has evaluated.")
     ],
     second: Annotated[
-        Path, typer.Argument(metavar="SECOND", help="Other results of the same slides, evaluated, too.")
+        str, typer.Argument(metavar="SECOND", help="Other results of the same slides, evaluated, too.")
     ],
     draws: Annotated[
         int, typer.Option(min=100, max=100_000, help="The number of bootstrap draws and of permutations.")
@@ -277,8 +282,8 @@ def compare_command(
             "intended_use": "research use only",
         }
         settings = {
-            "first": str(a.path),
-            "second": str(b.path),
+            "first": a.path,
+            "second": b.path,
             "variant": a.variant,
             "draws": draws,
             "seed": seed,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,23 +16,27 @@ from pipelines.camelyon16.read.results import SlideResult, group_of, lesion_feat
 from pipelines.cli.console import out
 from pipelines.runs.run_folder import note_tables
 from wsi.errors import StoreError
-from wsi.files import alone_in
-from wsi.marks.annotations import Annotation, write_asap
+from wsi.marks.annotations import Annotation, asap_xml
 from wsi.results.export import (
     Feature,
     Origin,
+    cells_csv,
+    compressed,
+    geojson,
+    ome_tiff,
     origin_offset,
     tile_features,
-    write_cells_csv,
-    write_geojson,
-    write_ome_tiff,
 )
+from wsi.results.folder import Folder, folder_at
 from wsi.results.heatmap import Heatmap
 from wsi.results.store import HeatmapStore
 
 app = typer.Typer(no_args_is_help=True, help="Write results for QuPath, ASAP and others.")
-Folder = Annotated[
-    Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score, or one slide's folder in it.")
+Results = Annotated[
+    Folder,
+    typer.Argument(
+        metavar="RESULTS", parser=folder_at, help="The --out of wsi score, or one slide's folder in it."
+    ),
 ]
 
 
@@ -41,7 +44,7 @@ Folder = Annotated[
 class Scored:
     """One slide's results, read from its folder."""
 
-    folder: Path
+    folder: Folder
     result: SlideResult
     facts: dict[str, Any]
     store: HeatmapStore
@@ -57,21 +60,20 @@ class Scored:
         return LesionConfig.model_validate_json(json.dumps(self.facts["lesion_settings"]))
 
 
-def read_scored(folder: Path) -> list[Scored]:
+def read_scored(folder: Folder) -> list[Scored]:
     """Read every scored slide of a run's folder, by name.
 
     Raises:
         StoreError: there is none, or a file is broken.
     """
-    files = (
-        [folder / "slide.json"] if (folder / "slide.json").is_file() else sorted(folder.glob("*/slide.json"))
-    )
-    if not files:
+    is_slide = folder.exists("slide.json")
+    folders = [folder] if is_slide else [folder.inside(name) for name in folder.holding("slide.json")]
+    if not folders:
         raise StoreError(f"{folder} holds no scored slide; run wsi score first, and give its --out here")
     slides = []
-    for path in files:
+    for slide_folder in folders:
         try:
-            facts = json.loads(path.read_bytes())
+            facts = slide_folder.read_json("slide.json")
             result = result_of(facts)
             _ = (
                 facts["fingerprint"],
@@ -89,22 +91,24 @@ def read_scored(folder: Path) -> list[Scored]:
             OverflowError,
             RecursionError,
         ) as error:
-            raise unusable(path, error) from error
-        store = HeatmapStore.open(path.parent / "heatmap.zarr")
+            raise unusable(slide_folder, error) from error
+        store = HeatmapStore.open(slide_folder.inside("heatmap.zarr"))
         if store.attributes.get("fingerprint") != facts["fingerprint"]:
-            raise StoreError(f"{path.parent} was being scored again and is not finished; run wsi score again")
-        slides.append(Scored(path.parent, result, facts, store))
+            raise StoreError(
+                f"{slide_folder} was being scored again and is not finished; run wsi score again"
+            )
+        slides.append(Scored(slide_folder, result, facts, store))
     return slides
 
 
-def _each(folder: Path, write: Callable[[Scored], Path]) -> None:
+def _each(folder: Folder, write: Callable[[Scored], str]) -> None:
     for scored in read_scored(folder):
-        out.print(str(write(scored)), markup=False)
+        out.print(scored.folder.at(write(scored)), markup=False)
 
 
 @app.command("geojson")
-def geojson(
-    folder: Folder,
+def geojson_command(
+    folder: Results,
     origin: Annotated[
         Origin,
         typer.Option(
@@ -129,7 +133,7 @@ def geojson(
     wsi export geojson results/my_slide --tiles --gz
     """
 
-    def write(scored: Scored) -> Path:
+    def write(scored: Scored) -> str:
         bounds = scored.facts["bounds"]
         offset = origin_offset(bounds and tuple(bounds), origin)
         heatmap = scored.heatmap
@@ -139,78 +143,76 @@ def geojson(
         features = lesion_features(
             name, positive, scored.result.lesions, areas, heatmap, scored.result.mpp, made_by
         )
-        path = _write_both(scored.folder / "lesions.geojson", features, offset, gz)
+        written = _write_both(scored.folder, "lesions.geojson", features, offset, gz)
         update_record(scored.folder, "lesions.geojson")
-        run = scored.folder.resolve().parent
-        if (run / "run.json").is_file():
-            with alone_in(run):
-                note_tables(run, [f"{scored.folder.resolve().name}/slide.json"])
+        run = scored.folder.parent
+        if run.exists("run.json"):
+            with run.alone():
+                note_tables(run, [f"{scored.folder.name}/slide.json"])
         if not tiles:
-            return path
+            return written
         cells = np.argwhere(np.isfinite(heatmap.scores))
         threshold = scored.lesion_settings.threshold
         boxes, scores = heatmap.placement.boxes(cells), heatmap.scores[tuple(cells.T)]
         squares = tile_features(name, boxes, scores, group_of(positive), threshold)
-        return _write_both(scored.folder / "cells.geojson", squares, offset, gz)
+        return _write_both(scored.folder, "cells.geojson", squares, offset, gz)
 
     _each(folder, write)
 
 
-def _write_both(path: Path, features: list[Feature], offset: tuple[int, int], gz: bool) -> Path:
+def _write_both(folder: Folder, name: str, features: list[Feature], offset: tuple[int, int], gz: bool) -> str:
     """Write the plain file, and write or remove the compressed one beside it, so that the two never differ."""
-    compressed = path.with_name(f"{path.name}.gz")
-    write_geojson(path, features, offset)
-    if gz:
-        write_geojson(compressed, features, offset)
-    else:
-        compressed.unlink(missing_ok=True)
-    return compressed if gz else path
+    text = geojson(features, offset)
+    folder.write(name, text)
+    if not gz:
+        folder.delete(f"{name}.gz")
+        return name
+    folder.write(f"{name}.gz", compressed(text))
+    return f"{name}.gz"
 
 
 @app.command("asap")
-def asap(folder: Folder) -> None:
+def asap(folder: Results) -> None:
     """Write outlines for ASAP: lesions.xml.
 
     Examples:
     wsi export asap results
     """
 
-    def write(scored: Scored) -> Path:
+    def write(scored: Scored) -> str:
         areas = outlines(scored.heatmap, scored.lesion_settings)
-        path = scored.folder / "lesions.xml"
         group = group_of(scored.facts["positive"])
-        write_asap(
-            path,
-            [Annotation(a.shape, group, f"area {i}, up to {a.maximum:.3f}") for i, a in enumerate(areas, 1)],
-        )
-        return path
+        marks = [
+            Annotation(a.shape, group, f"area {i}, up to {a.maximum:.3f}") for i, a in enumerate(areas, 1)
+        ]
+        scored.folder.write("lesions.xml", asap_xml(marks))
+        return "lesions.xml"
 
     _each(folder, write)
 
 
 @app.command("csv")
-def csv_cells(folder: Folder) -> None:
+def csv_cells(folder: Results) -> None:
     """Write every scored cell as a row of cells.csv: minx,miny,width,height,prob_CLASS..., WSInfer's form.
 
     Examples:
     wsi export csv results
     """
 
-    def write(scored: Scored) -> Path:
+    def write(scored: Scored) -> str:
         classes: list[str] = scored.facts["classes"]
         maps = [scored.store.read(i) for i in range(len(classes))]
         cells = np.argwhere(np.isfinite(maps[0].scores))
         scores = np.stack([m.scores[tuple(cells.T)] for m in maps], axis=1)
-        path = scored.folder / "cells.csv"
-        write_cells_csv(path, maps[0].placement.boxes(cells), scores, classes)
-        return path
+        scored.folder.write("cells.csv", cells_csv(maps[0].placement.boxes(cells), scores, classes))
+        return "cells.csv"
 
     _each(folder, write)
 
 
 @app.command("ome-tiff")
-def ome_tiff(
-    folder: Folder,
+def ome_tiff_command(
+    folder: Results,
     class_name: Annotated[
         str | None, typer.Option("--class", help="The class to write.", show_default="the positive one")
     ] = None,
@@ -221,13 +223,13 @@ def ome_tiff(
     wsi export ome-tiff results --class tumor
     """
 
-    def write(scored: Scored) -> Path:
+    def write(scored: Scored) -> str:
         name = class_name or scored.facts["positive"]
         classes: list[str] = scored.facts["classes"]
         if name not in classes:
             raise StoreError(f"{scored.folder} has no class {name!r}; it has {', '.join(classes)}")
-        path = scored.folder / "heatmap.ome.tif"
-        write_ome_tiff(path, scored.store.read(classes.index(name)), scored.result.mpp, name)
-        return path
+        picture = ome_tiff(scored.store.read(classes.index(name)), scored.result.mpp, name)
+        scored.folder.write("heatmap.ome.tif", picture)
+        return "heatmap.ome.tif"
 
     _each(folder, write)

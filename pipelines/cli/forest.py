@@ -30,6 +30,7 @@ from pipelines.cli.camelyon16 import (
     rules,
 )
 from pipelines.cli.console import out
+from pipelines.cli.options import Results
 from pipelines.runs.made_by import code_hash, version
 from pipelines.runs.training_pictures import write_roc
 from wsi.files import csv_text, write_text
@@ -37,7 +38,7 @@ from wsi.metrics.ranking import roc
 
 
 def forest_command(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score.")],
+    results: Results,
     truth: Truth,
     folder: Annotated[Path, typer.Option("--out", "-o", help="The folder for the model.")],
     trees: Annotated[int, typer.Option(min=1, max=10_000, help="The number of trees.")] = 500,

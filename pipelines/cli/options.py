@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from models.card import DEFAULT_MODEL, ModelCard
 from pipelines.cli.console import err
 from wsi.errors import ConfigError
+from wsi.results.folder import Folder, folder_at
 
 Mpp = Annotated[
     float | None,
@@ -63,10 +63,20 @@ ModelNames = Annotated[
         show_default=DEFAULT_MODEL,
     ),
 ]
+Results = Annotated[
+    Folder, typer.Argument(metavar="RESULTS", parser=folder_at, help="The --out of wsi score.")
+]
+Reports = Annotated[
+    Folder, typer.Argument(metavar="REPORTS", parser=folder_at, help="The --out of wsi renal report.")
+]
 Out = Annotated[
-    Path,
+    Folder,
     typer.Option(
-        "--out", "-o", metavar="OUT", help="The folder for the results; it is made if it is not there."
+        "--out",
+        "-o",
+        metavar="OUT",
+        parser=folder_at,
+        help="The folder for the results; it is made if it is not there. A URL such as s3://bucket/run works, too.",
     ),
 ]
 

@@ -20,12 +20,13 @@ from pipelines.renal.read.reading import Readers, RenalConfig, run_fingerprint
 from pipelines.renal.read.report import grading_of
 from pipelines.renal.read.run import RenalResult, earlier_reports, report_slide
 from pipelines.renal.read.summary import write_results
-from pipelines.runs.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
+from pipelines.runs.cohort import Failure, file_sizes, gather, run_cohort, unique_names
 from pipelines.runs.config import load_config
 from pipelines.runs.made_by import code_hash, run_record, version
 from pipelines.runs.run_folder import RunFolder, refuse_other_run
 from wsi.errors import ConfigError, StoreError
 from wsi.results.export import Origin, origin_offset, write_geojson
+from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
 from wsi.slides.tissue import TissueConfig, find_tissue
@@ -175,7 +176,7 @@ class RenalRun:
     rows: list[SlideRow]
     readers: Readers
     cfg: RenalConfig
-    folder: Path
+    folder: Folder
     pdf: bool
     overwrite: bool
     _progress: CohortProgress | None = None
@@ -199,7 +200,7 @@ class RenalRun:
         run = RunFolder(self.folder, record, earlier_reports, write_results)
         with run.work(unique_names(self.rows)), cohort_progress(file_sizes(self.rows)) as self._progress:
             outcome = run_cohort(self.rows, self._work, run.sum_up, finished=_say)
-        out.print(f"{self.folder / 'index.html'} lists them; for research use only", markup=False)
+        out.print(f"{self.folder.at('index.html')} lists them; for research use only", markup=False)
         return outcome.complete
 
     def _work(self, row: SlideRow, name: str, index: int) -> RenalResult:
@@ -209,7 +210,7 @@ class RenalRun:
             row,
             name,
             self.readers,
-            own_folder(self.folder, name),
+            self.folder.inside(name),
             self.cfg,
             pdf=self.pdf,
             overwrite=self.overwrite,

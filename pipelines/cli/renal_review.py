@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.console import err, out, progress
+from pipelines.cli.options import Reports
 from pipelines.renal.evaluate.evaluation import evaluate, write_counting_errors, write_evaluation
 from pipelines.renal.evaluate.truth import read_cohort
 from pipelines.renal.read.grading import GradingConfig, grade_word, percent_text
@@ -20,6 +21,7 @@ from pipelines.renal.read.review_run import Signature, review_slide
 from pipelines.renal.read.run import REVIEWED
 from pipelines.renal.read.summary import refresh_summary
 from wsi.errors import ConfigError, WsiError
+from wsi.results.folder import Folder, folder_at
 from wsi.text import number_of
 
 SUFFIXES = (".geojson", ".json", ".geojson.gz")
@@ -27,9 +29,10 @@ SUFFIXES = (".geojson", ".json", ".geojson.gz")
 
 def review_command(
     folder: Annotated[
-        Path,
+        Folder,
         typer.Argument(
             metavar="REPORT",
+            parser=folder_at,
             help="A slide's folder in the --out of wsi renal report; with --corrected that --out itself.",
         ),
     ],
@@ -94,22 +97,25 @@ def review_command(
     raise typer.Exit(_review_many(folder, many, signature, pdf))
 
 
-def _review_many(out_folder: Path, corrected: Path, signature: Signature, pdf: bool) -> int:
+def _review_many(out_folder: Folder, corrected: Path, signature: Signature, pdf: bool) -> int:
     """Review every corrected file of a folder; a file that cannot be used does not stop the others."""
     files = corrected_files(out_folder, corrected)
     failed = 0
     try:
         with progress("reviews") as tick:
-            for done, (folder, path) in enumerate(files.items()):
-                tick(done, len(files), folder.name)
+            for done, (name, path) in enumerate(files.items()):
+                tick(done, len(files), name)
+                folder = out_folder.inside(name)
                 try:
                     _say(review_slide(folder, path, signature, pdf=pdf), folder)
                 except WsiError as error:
                     failed += 1
-                    err.print(f"{folder.name}: {error}", markup=False)
+                    err.print(f"{name}: {error}", markup=False)
     finally:  # also after a run that was stopped
         refresh_summary(out_folder)
-    unreviewed = sum(1 for p in out_folder.glob("*/report.json") if not (p.parent / REVIEWED).is_dir())
+    unreviewed = sum(
+        not out_folder.exists(f"{name}/{REVIEWED}") for name in out_folder.holding("report.json")
+    )
     out.print(
         f"{len(files) - failed} of {len(files)} corrected files were counted; slides without a review: {unreviewed}",
         markup=False,
@@ -117,15 +123,15 @@ def _review_many(out_folder: Path, corrected: Path, signature: Signature, pdf: b
     return 1 if failed else 0
 
 
-def corrected_files(out_folder: Path, corrected: Path) -> dict[Path, Path]:
-    """The corrected file for each slide's folder, matched by name.
+def corrected_files(out_folder: Folder, corrected: Path) -> dict[str, Path]:
+    """The corrected file of each slide, by its name.
 
     Raises:
         ConfigError: there is none, or one of a slide that was not reported.
     """
-    slides = {p.parent.name: p.parent for p in sorted(out_folder.glob("*/report.json"))}
-    files: dict[Path, Path] = {}
-    if (out_folder / "report.json").is_file():
+    slides = out_folder.holding("report.json")
+    files: dict[str, Path] = {}
+    if out_folder.exists("report.json"):
         raise ConfigError(f"{out_folder} is one slide's report; with --corrected give the folder above it")
     if not corrected.is_dir():
         raise ConfigError(
@@ -140,9 +146,9 @@ def corrected_files(out_folder: Path, corrected: Path) -> dict[Path, Path]:
             raise ConfigError(
                 f"{path} is of no slide in {out_folder}; name it after one of {', '.join(slides)}"
             )
-        if slides[name] in files:
-            raise ConfigError(f"{path} and {files[slides[name]]} are of one slide; keep one")
-        files[slides[name]] = path
+        if name in files:
+            raise ConfigError(f"{path} and {files[name]} are of one slide; keep one")
+        files[name] = path
     if not files:
         raise ConfigError(
             f"{corrected} holds no corrected file; name them after the slides, such as NAME.geojson"
@@ -150,7 +156,7 @@ def corrected_files(out_folder: Path, corrected: Path) -> dict[Path, Path]:
     return files
 
 
-def _say(report: RenalReport, folder: Path) -> None:
+def _say(report: RenalReport, folder: Folder) -> None:
     assert report.machine is not None  # a reviewed report holds both
     assert report.corrections is not None
     c = report.corrections
@@ -168,7 +174,7 @@ def _say(report: RenalReport, folder: Path) -> None:
         is_single = c.outside_fields == 1
         marks_text = "1 marked capillary lies" if is_single else f"{c.outside_fields} marked capillaries lie"
         err.print(f"  {marks_text} in no evaluated field and {'is' if is_single else 'are'} not counted")
-    out.print(f"  {folder / REVIEWED / 'report.html'} shows it; for research use only", markup=False)
+    out.print(f"  {folder.at(f'{REVIEWED}/report.html')} shows it; for research use only", markup=False)
 
 
 def _sentence(g: GradeFacts, grading: GradingConfig) -> str:
@@ -178,7 +184,7 @@ def _sentence(g: GradeFacts, grading: GradingConfig) -> str:
 
 
 def evaluate_command(
-    folder: Annotated[Path, typer.Argument(metavar="REPORTS", help="The --out of wsi renal report.")],
+    folder: Reports,
     truth: Annotated[
         Path,
         typer.Option(help="A folder with NAME.geojson (capillaries) and NAME_fields.geojson, or slides.csv."),
@@ -216,7 +222,7 @@ def evaluate_command(
         err.print(f"{name} has no truth and is left out", markup=False)
     with progress("evaluation") as tick:
         result = evaluate(cohort, tick)
-    target = folder / ("evaluation-reviewed" if reviewed else "evaluation")
+    target = folder.inside("evaluation-reviewed" if reviewed else "evaluation")
     write_evaluation(target, result)
     for line in result.lines():
         out.print(line, markup=False)

@@ -24,13 +24,14 @@ from pipelines.cli.options import (
     Out,
     Precision,
 )
-from pipelines.runs.cohort import Failure, file_sizes, gather, own_folder, run_cohort, unique_names
+from pipelines.runs.cohort import Failure, file_sizes, gather, run_cohort, unique_names
 from pipelines.runs.config import load_config, parse_config
 from pipelines.runs.made_by import run_record
 from pipelines.runs.run_folder import RunFolder, refuse_other_run
 from wsi.config import Config
 from wsi.errors import ConfigError
 from wsi.marks.own_mask import PICTURES
+from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
 
 
@@ -181,7 +182,7 @@ class Run:
     rows: list[SlideRow]
     engine: Engine
     cfg: RunConfig
-    folder: Path
+    folder: Folder
     overwrite: bool
     _progress: CohortProgress | None = None
 
@@ -203,7 +204,7 @@ class Run:
             outcome = run_cohort(self.rows, self._work, run.sum_up, finished=_say)
         if outcome.results and all(result.empty for result in outcome.results):
             err.print("nothing was scored; the lines above say why", markup=False)
-        out.print(f"{self.folder / 'index.html'} shows them; for research use only", markup=False)
+        out.print(f"{self.folder.at('index.html')} shows them; for research use only", markup=False)
         return outcome.complete
 
     def _work(self, row: SlideRow, name: str, index: int) -> SlideResult:
@@ -213,7 +214,7 @@ class Run:
             row,
             name,
             self.engine,
-            own_folder(self.folder, name),
+            self.folder.inside(name),
             self.cfg.score,
             overwrite=self.overwrite,
             progress=self._progress,

@@ -21,14 +21,16 @@ from pipelines.cli.camelyon16 import (
     rules,
 )
 from pipelines.cli.console import err, out
+from pipelines.cli.options import Results
 from pipelines.runs.cohort import gather
 from pipelines.runs.made_by import code_hash, version
 from wsi.errors import ConfigError
+from wsi.results.folder import Folder, folder_at
 
 
 def submit_command(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The --out of wsi score.")],
-    folder: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    results: Results,
+    folder: Annotated[Folder, typer.Option("--out", "-o", parser=folder_at, help="The folder to write.")],
     subset: Annotated[bool, typer.Option("--subset", help="Leave out slides that failed.")] = False,
     slide_score: ScoreRule = "maximum",
     slide_model: SlideModel = None,
@@ -59,7 +61,10 @@ def submit_command(
 
 
 def check_command(
-    submission: Annotated[Path, typer.Argument(metavar="SUBMISSION", help="The folder of a submission.")],
+    submission: Annotated[
+        Folder,
+        typer.Argument(metavar="SUBMISSION", parser=folder_at, help="The folder of a submission."),
+    ],
     truth: Annotated[
         Path | None,
         typer.Option(help="The truth, as for wsi camelyon16 evaluate: it tells which slides must be there."),
@@ -74,8 +79,8 @@ def check_command(
     Examples:
     wsi camelyon16 check submission --truth CAMELYON16/testing
     """
-    if not submission.is_dir():
-        raise ConfigError(f"{submission} is not a folder; give the --out of wsi camelyon16 submit")
+    if not submission.files():
+        raise ConfigError(f"{submission} is not a folder with files; give the --out of wsi camelyon16 submit")
     table = None if truth is None else read_truth_table(truth)
     normal_slides_known = table is None or None in table.files.values()
     rows = gather(slides, mpp=None, allow_anisotropic=False) if slides else []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,15 +9,18 @@ import typer
 from pipelines.cli.console import err, out, progress
 from pipelines.runs.run_folder import KEPT, RUNNING
 from wsi.errors import StoreError, WsiError
-from wsi.files import changed_files, read_record
+from wsi.files import read_record
+from wsi.results.folder import Folder, folder_at
 from wsi.slides.source import SlideSource
 
 
 def verify(
     folder: Annotated[
-        Path,
+        Folder,
         typer.Argument(
-            metavar="OUT", help="The --out of wsi score or wsi renal report, or one slide's folder."
+            metavar="OUT",
+            parser=folder_at,
+            help="The --out of wsi score or wsi renal report, or one slide's folder.",
         ),
     ],
     slides: Annotated[
@@ -39,18 +40,17 @@ def verify(
 
     wsi verify results --slides
     """
-    records = (
-        [folder / "slide.json"] if (folder / "slide.json").is_file() else sorted(folder.glob("*/slide.json"))
-    )
-    records += sorted(folder.glob("**/reviewed/files.json"))
-    if not records and not (folder / "run.json").is_file():
+    records = ["slide.json"] if folder.exists("slide.json") else _records(folder, "slide.json")
+    records += [name for name in folder.files() if name.endswith("reviewed/files.json")]
+    if not records and not folder.exists("run.json"):
         raise StoreError(f"{folder} holds no finished slide; give the --out of wsi score or wsi renal report")
     problems: list[str] = []
     count = 0
     with progress("slides", transient=True) as tick:
-        for done, path in enumerate(records):
-            tick(done, len(records), path.parent.name)
-            files, changes = verify_slide(path, slides=slides)
+        for done, name in enumerate(records):
+            *above, file = name.split("/")
+            tick(done, len(records), above[-1] if above else folder.name)
+            files, changes = verify_slide(folder.inside("/".join(above)), file, slides=slides)
             count += files
             problems += changes
     files, changes = verify_run(folder)
@@ -67,24 +67,30 @@ def verify(
     raise typer.Exit(1 if problems else 0)
 
 
-def verify_run(folder: Path) -> tuple[int, list[str]]:
+def _records(folder: Folder, file: str) -> list[str]:
+    return [f"{name}/{file}" for name in folder.holding(file)]
+
+
+def verify_run(folder: Folder) -> tuple[int, list[str]]:
     """The number of tables and pages that ``run.json`` names, and a sentence for each one that has changed.
 
     There is also a sentence for each listed slide whose result is missing, or differs from its entry.
     """
-    path = folder / "run.json"
-    if not path.exists():
+    path = folder.at("run.json")
+    if not folder.exists("run.json"):
         return 0, []
     try:
-        value = json.loads(path.read_bytes())
+        value = folder.read_json("run.json")
         record = read_record({"files": value.get("files", {})})
-        problems = [f"{folder / name}: {change}" for name, change in changed_files(folder, record).items()]
+        problems = [f"{folder.at(name)}: {change}" for name, change in folder.changes(record).items()]
         for entry in value["slides"]:
-            problems += _differences(folder / str(entry["name"]), entry, str(value["settings_fingerprint"]))
+            problems += _differences(
+                folder.inside(str(entry["name"])), entry, str(value["settings_fingerprint"])
+            )
         listed = {str(entry["name"]) for entry in value["slides"]}
-        for slide_file in sorted(folder.glob("*/slide.json")):
-            if slide_file.parent.name not in listed and value["state"] != RUNNING:
-                problems.append(f"{slide_file.parent} is not listed in run.json; make it again, or remove it")
+        for name in folder.holding("slide.json"):
+            if name not in listed and value["state"] != RUNNING:
+                problems.append(f"{folder.at(name)} is not listed in run.json; make it again, or remove it")
         if value["state"] == RUNNING:
             problems.append(f"{path}: a command works in the folder, or was killed; run it again")
         return len(record), problems
@@ -92,51 +98,48 @@ def verify_run(folder: Path) -> tuple[int, list[str]]:
         return 0, [f"{path} is broken ({error!r}); run the command that made it again"]
 
 
-def _differences(folder: Path, entry: dict[str, Any], settings: str) -> list[str]:
+def _differences(folder: Folder, entry: dict[str, Any], settings: str) -> list[str]:
     """Sentences about the differences between a slide's own files and its entry in ``run.json``."""
-    path = folder / "slide.json"
-    if not path.exists():
-        return [f"{path} is missing, and run.json lists the slide"]
+    if not folder.exists("slide.json"):
+        return [f"{folder.at('slide.json')} is missing, and run.json lists the slide"]
     try:
-        facts = json.loads(path.read_bytes())
+        facts = folder.read_json("slide.json")
     except (OSError, ValueError, RecursionError):
         return []  # `verify_slide` has said already that it is broken
-    report = folder / "report.json"
-    if report.exists():
-        facts |= json.loads(report.read_bytes())["result"]
+    if folder.exists("report.json"):
+        facts |= folder.read_json("report.json")["result"]
     differences = []
     for key in entry.keys() & facts.keys():
         if key in ("note", "warnings") and KEPT in str(entry[key]):
             continue  # the note was added in the tables only
         value = len(facts[key]) if key == "lesions" else facts[key]
         if value != entry[key]:
-            differences.append(f"{path.parent}: {key} is {value!r}, and {entry[key]!r} in run.json")
+            differences.append(f"{folder}: {key} is {value!r}, and {entry[key]!r} in run.json")
     if facts.get("settings_fingerprint") != settings:
         differences.append(
-            f"{path.parent} was made with other settings than run.json says; make it again, or remove it"
+            f"{folder} was made with other settings than run.json says; make it again, or remove it"
         )
     return sorted(differences)
 
 
-def verify_slide(path: Path, *, slides: bool) -> tuple[int, list[str]]:
+def verify_slide(folder: Folder, file: str, *, slides: bool) -> tuple[int, list[str]]:
     """The number of files that a record names, and a sentence for each one that has changed.
 
     Args:
-        path: ``slide.json`` or ``files.json``.
+        folder: of a result.
+        file: ``slide.json`` or ``files.json`` in it.
         slides: whether to compare the slide's file, too.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = folder.read_json(file)
         record = read_record(value)
         identity = str(value.get("slide_identity", ""))
         source = SlideSource(str(value.get("path", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return 0, [
-            f"{path} is broken, or of a version that kept no record of files ({error!r}); make it again"
+            f"{folder.at(file)} is broken, or of a version that kept no record of files ({error!r}); make it again"
         ]
-    problems = [
-        f"{path.parent / name}: {change}" for name, change in changed_files(path.parent, record).items()
-    ]
+    problems = [f"{folder.at(name)}: {change}" for name, change in folder.changes(record).items()]
     if slides and identity:
         try:
             if source.read_identity() != identity:

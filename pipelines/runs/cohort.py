@@ -173,18 +173,6 @@ def unique_names(rows: Sequence[SlideRow]) -> list[str]:
     return names
 
 
-def own_folder(out: Path, name: str) -> Path:
-    """The folder of one slide's results; a link is not followed, as it may lead out of OUT.
-
-    Raises:
-        ForeignStoreError: a link has its name.
-    """
-    folder = out / name
-    if folder.is_symlink():
-        raise ForeignStoreError(f"{folder} is a link, and results are not written through links; remove it")
-    return folder
-
-
 def file_sizes(rows: Sequence[SlideRow]) -> list[float]:
     """Bytes of each slide's file, to estimate how much work is left; 1 where the size is not known."""
     sizes = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from pipelines.runs.cohort import Failure, Result
 from wsi.errors import StoreError
-from wsi.files import AtWork, alone_in, read_record, record_files, write_json
+from wsi.files import AtWork, read_record
+from wsi.results.folder import Folder
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ class RunFolder(Generic[R]):
         write: called with a folder, results, failures and the record; writes tables and pages, returns their names.
     """
 
-    out: Path
+    out: Folder
     record: dict[str, Any]
-    earlier: Callable[[Path, str, Collection[str]], list[R]]
-    write: Callable[[Path, Sequence[R], Sequence[Failure], dict[str, Any]], Sequence[str]]
+    earlier: Callable[[Folder, str, Collection[str]], list[R]]
+    write: Callable[[Folder, Sequence[R], Sequence[Failure], dict[str, Any]], Sequence[str]]
     _at_work: AtWork | None = None
 
     @property
@@ -45,22 +45,23 @@ class RunFolder(Generic[R]):
     @contextmanager
     def work(self, names: Collection[str]) -> Iterator[None]:
         """Note in ``run.json`` that a command works in the folder, on the slides of these names."""
-        with alone_in(self.out):
-            self._at_work = AtWork(self.out)
+        with self.out.alone():
+            self._at_work = self.out.at_work()
             results = self.earlier(self.out, self._fingerprint, ())
             failures = self._failed_before(names)
             earlier_state = self._state()
-            keep_state = self._at_work.others and earlier_state != FINISHED
+            others = self._at_work is not None and self._at_work.others
+            keep_state = others and earlier_state != FINISHED
             self._write_run(earlier_state if keep_state else RUNNING, results, failures, self._files())
         try:
             yield
         finally:
-            with alone_in(self.out):
-                self._at_work.leave()
+            with self.out.alone():
+                self._leave()
 
     def sum_up(self, state: str, results: Sequence[R], failures: Sequence[Failure]) -> None:
         """Write tables, pages and ``run.json``, with the slides of other commands that have the same settings."""
-        with alone_in(self.out):  # another command may add its slides to the same files at this moment
+        with self.out.alone():  # another command may add its slides to the same files at this moment
             done_names = {*(r.name for r in results), *(f.name for f in failures)}
             failed = sorted([*self._failed_before(done_names), *failures], key=lambda f: f.name)
             failed_names = {f.name for f in failed}
@@ -68,18 +69,19 @@ class RunFolder(Generic[R]):
             noted_results = [r.noted(KEPT) if r.name in failed_names else r for r in earlier]
             listed = sorted([*noted_results, *results], key=lambda r: r.name)
             tables = self.write(self.out, listed, failed, self.record)
-            records = [f"{r.name}/slide.json" for r in listed if (self.out / r.name / "slide.json").is_file()]
-            hashes = record_files(self.out, [*tables, *records])
+            records = [f"{r.name}/slide.json" for r in listed if self.out.exists(f"{r.name}/slide.json")]
+            hashes = self.out.record([*tables, *records])
             self._write_run(self._state_after(state), listed, failed, hashes)
             self._say_what_is_not_listed({r.name for r in listed} | failed_names)
-            if self._at_work is not None:
-                self._at_work.leave()
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._at_work is not None:
+            self._at_work.leave()
 
     def _say_what_is_not_listed(self, listed: Collection[str]) -> None:
         """Warn of results of another model or other settings that are in no table."""
-        stale_names = [
-            p.parent.name for p in sorted(self.out.glob("*/slide.json")) if p.parent.name not in listed
-        ]
+        stale_names = [name for name in self.out.holding("slide.json") if name not in listed]
         if stale_names:
             names_text = ", ".join(stale_names[:5]) + (", ..." if len(stale_names) > 5 else "")
             log.warning(
@@ -106,12 +108,12 @@ class RunFolder(Generic[R]):
             "failed": [asdict(f) for f in failures],
             "files": files,
         }
-        write_json(self.out / "run.json", self.record | sections, durable=True)
+        self.out.write_json("run.json", self.record | sections, durable=True)
 
     def _before(self) -> dict[str, Any]:
         """The ``run.json`` of an earlier command with the same settings; empty where there is none."""
         try:
-            value = json.loads((self.out / "run.json").read_bytes())
+            value = self.out.read_json("run.json")
             return dict(value) if value["settings_fingerprint"] == self._fingerprint else {}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
@@ -140,21 +142,22 @@ def _removed(path: str) -> bool:
     return "://" not in path and Path(path).parent.is_dir() and not Path(path).exists()
 
 
-def refuse_other_run(out: Path, settings_fingerprint: str) -> None:
+def refuse_other_run(out: Folder, settings_fingerprint: str) -> None:
     """Refuse to mix results of two models, or settings in one folder.
 
     Raises:
         StoreError: ``run.json`` there is of another run, or broken.
     """
-    path = out / "run.json"
-    if not path.exists():
-        return
     try:
-        earlier = json.loads(path.read_bytes())
+        if not out.exists("run.json"):
+            return
+        earlier = out.read_json("run.json")
         if not isinstance(earlier, dict):
             raise ValueError("not a record")
     except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is broken; choose another --out, or pass --overwrite") from error
+        raise StoreError(
+            f"{out.at('run.json')} is broken; choose another --out, or pass --overwrite"
+        ) from error
     if earlier.get("settings_fingerprint") != settings_fingerprint:
         names = [str(m.get("name")) for m in earlier.get("models", []) if isinstance(m, dict)]
         origin = f"{', '.join(names)}, code {earlier.get('code')}"
@@ -164,16 +167,17 @@ def refuse_other_run(out: Path, settings_fingerprint: str) -> None:
         )
 
 
-def note_tables(out: Path, names: Sequence[str]) -> None:
+def note_tables(out: Folder, names: Sequence[str]) -> None:
     """Update the size and hash of tables and pages in ``run.json``, after a review wrote them.
 
     Raises:
         StoreError: ``run.json`` is broken, or cannot be written.
     """
-    path = out / "run.json"
     try:
-        value = json.loads(path.read_bytes())
-        value["files"] = dict(value.get("files", {})) | record_files(out, names)
+        value = out.read_json("run.json")
+        value["files"] = dict(value.get("files", {})) | out.record(names)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise StoreError(f"{path} is broken ({error!r}); run the command that made it again") from error
-    write_json(path, value, durable=True)
+        raise StoreError(
+            f"{out.at('run.json')} is broken ({error!r}); run the command that made it again"
+        ) from error
+    out.write_json("run.json", value, durable=True)

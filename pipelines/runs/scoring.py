@@ -43,7 +43,8 @@ def score_chunks(
         ModelError: a score is not a number.
     """
     total = sum(len(block.cells) for block in blocks)
-    open_blocks = [block for block in blocks if not store.has_chunk(block.chunk)]
+    written = store.chunks_done()
+    open_blocks = [block for block in blocks if block.chunk not in written]
     done = total - sum(len(block.cells) for block in open_blocks)
     progress(done, total)
     count = _Count(done, total, progress)

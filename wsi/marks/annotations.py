@@ -299,7 +299,12 @@ def _without_holes(shape: BaseGeometry) -> list[Polygon]:
 
 
 def write_asap(path: Path, annotations: Iterable[Annotation]) -> None:
-    """Write ASAP XML; holes become rings of the group ``Exclusion``, every group is declared.
+    """Write `asap_xml` to a file."""
+    write_text(path, asap_xml(annotations))
+
+
+def asap_xml(annotations: Iterable[Annotation]) -> str:
+    """ASAP's XML; holes become rings of the group ``Exclusion``, every group is declared.
 
     ASAP refuses a whole file when an annotation's group is not declared.
     """
@@ -330,4 +335,4 @@ def write_asap(path: Path, annotations: Iterable[Annotation]) -> None:
         node = SubElement(group_list, "Group", Name=group, PartOfGroup="None", Color=colour)
         SubElement(node, "Attributes")
     indent(root, " ")
-    write_text(path, '<?xml version="1.0"?>\n' + tostring(root, encoding="unicode") + "\n")
+    return '<?xml version="1.0"?>\n' + tostring(root, encoding="unicode") + "\n"

@@ -39,8 +39,8 @@ class MarkedObject:
     measurements: dict[str, float]
 
 
-def read_objects(path: Path) -> list[MarkedObject]:
-    """Read the objects of a GeoJSON file.
+def read_objects(path: Path, data: bytes | None = None) -> list[MarkedObject]:
+    """Read the objects of a GeoJSON file; ``data`` are its bytes where they have been read already.
 
     Coordinates are those of the slide: the offset that our own exports subtracted for QuPath, and state in the metadata
     of every feature, is added again, also to features that were drawn by hand in the same file.
@@ -49,7 +49,7 @@ def read_objects(path: Path) -> list[MarkedObject]:
         AnnotationError: the file is not GeoJSON, or its features state different offsets.
     """
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if data is None else data
     except OSError as error:
         raise AnnotationError(f"{path} cannot be read ({error.strerror}); check the path") from error
     return objects_of(path, parse_json(path, data))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
-import shutil
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from wsi.errors import ForeignStoreError
-from wsi.files import replacing, write_json
 from wsi.marks.boxes import Detections
+from wsi.results.folder import Folder, Place, folder_at
 
 log = logging.getLogger(__name__)
 
@@ -27,38 +24,39 @@ class BoxStore:
     numbers, within the chunk, of tiles that could not be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
 
     @classmethod
-    def create(cls, path: Path, made_by: str) -> BoxStore:
+    def create(cls, place: Place, made_by: str) -> BoxStore:
         """Open the store of an interrupted run, or make an empty one.
 
         Args:
-            path: the folder.
+            place: the folder of the store itself.
             made_by: fingerprint of all that made the boxes.
 
         Raises:
             ForeignStoreError: the folder holds something else, or another run's boxes.
             StoreError: it cannot be written.
         """
-        if path.is_symlink():
-            raise ForeignStoreError(f"{path} is a link, and results are not written through links; remove it")
-        earlier = _fingerprint(path)
-        if earlier is None and not any(path.glob("*.npz")):
+        folder = folder_at(place)
+        folder.refuse_link()
+        earlier = _fingerprint(folder)
+        if earlier is None and not any(name.endswith(".npz") for name in folder.files()):
             # the store is new, or the run was ended before it wrote this file
-            write_json(path / SPEC, {"fingerprint": made_by})
+            folder.write_json(SPEC, {"fingerprint": made_by})
         elif earlier != made_by:
             raise ForeignStoreError(
-                f"{path} was made from another slide, model or settings; choose another --out, or pass --overwrite"
+                f"{folder} was made from another slide, model or settings; choose another --out, or pass --overwrite"
             )
-        return cls(path)
+        return cls(folder)
 
     @staticmethod
-    def discard(path: Path, *, unless: str) -> None:
+    def discard(place: Place, *, unless: str) -> None:
         """Remove a store, but not one whose fingerprint is ``unless``."""
-        if path.is_dir() and not path.is_symlink() and _fingerprint(path) != unless:
-            shutil.rmtree(path)
+        folder = folder_at(place)
+        if folder.exists() and _fingerprint(folder) != unless:
+            folder.delete("")
 
     def write_chunk(self, number: int, detections: Detections, unreadable: npt.NDArray[np.int64]) -> None:
         """Keep a chunk.
@@ -74,14 +72,13 @@ class BoxStore:
             labels=detections.labels,
             unreadable=unreadable.astype(np.int64),
         )
-        with replacing(self._file(number)) as partial:
-            partial.write_bytes(content.getvalue())
+        self.folder.write(_file(number), content.getvalue())
 
     def read_chunk(self, number: int) -> tuple[Detections, npt.NDArray[np.int64]] | None:
         """Boxes of a chunk and its unreadable tiles; None where it was not written, or is damaged."""
-        path = self._file(number)
+        path = self.folder.at(_file(number))
         try:
-            content = path.read_bytes()
+            content = self.folder.read(_file(number))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -98,14 +95,14 @@ class BoxStore:
             log.warning("%s was damaged (%s) and is made again", path, error)
             return None
 
-    def _file(self, number: int) -> Path:
-        return self.path / f"{number:05d}.npz"
+
+def _file(number: int) -> str:
+    return f"{number:05d}.npz"
 
 
-def _fingerprint(path: Path) -> str | None:
+def _fingerprint(folder: Folder) -> str | None:
     """The fingerprint of a store; None where there is no readable one."""
     try:
-        value = json.loads((path / SPEC).read_bytes())
-        return str(value["fingerprint"])
+        return str(folder.read_json(SPEC)["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

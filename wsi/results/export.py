@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import uuid
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import tifffile
 from shapely.geometry.base import BaseGeometry
 
 from wsi.arrays import BoxesXYXY, Scores
-from wsi.files import csv_text, replacing, write_text
+from wsi.files import csv_text, write_bytes
 from wsi.results.heatmap import Heatmap
 
 Origin = Literal["auto", "slide", "bounds"]
@@ -73,13 +74,14 @@ def geojson(features: Sequence[Feature], offset: tuple[int, int]) -> str:
 
 
 def write_geojson(path: Path, features: Sequence[Feature], offset: tuple[int, int]) -> None:
-    """Write a FeatureCollection; a name that ends in ``.gz`` is compressed, the same bytes every time."""
+    """Write a FeatureCollection; a name that ends in ``.gz`` is compressed."""
     text = geojson(features, offset)
-    if path.suffix != ".gz":
-        write_text(path, text)
-        return
-    with replacing(path) as partial:
-        partial.write_bytes(gzip.compress(text.encode(), mtime=0))
+    write_bytes(path, compressed(text) if path.suffix == ".gz" else text.encode())
+
+
+def compressed(text: str) -> bytes:
+    """Text compressed with gzip, the same bytes every time."""
+    return gzip.compress(text.encode(), mtime=0)
 
 
 def feature_id(key: str) -> str:
@@ -128,17 +130,17 @@ def tile_features(
     ]
 
 
-def write_cells_csv(path: Path, boxes: BoxesXYXY, scores: Scores, classes: Sequence[str]) -> None:
+def cells_csv(boxes: BoxesXYXY, scores: Scores, classes: Sequence[str]) -> str:
     """``minx,miny,width,height,prob_CLASS...`` in level-0 pixels: WSInfer's form, a row per scored cell."""
     header = ["minx", "miny", "width", "height", *(f"prob_{name}" for name in classes)]
     rows = (
         [round(x0), round(y0), round(x1 - x0), round(y1 - y0), *(f"{v:.6f}" for v in values)]
         for (x0, y0, x1, y1), values in zip(boxes, scores, strict=True)
     )
-    write_text(path, csv_text(header, rows))
+    return csv_text(header, rows)
 
 
-def write_ome_tiff(path: Path, heatmap: Heatmap, mpp: float, name: str) -> None:
+def ome_tiff(heatmap: Heatmap, mpp: float, name: str) -> bytes:
     """One class as lossless float32 OME-TIFF with physical sizes; NaN where nothing was scored."""
     sizes = {
         "PhysicalSizeX": heatmap.placement.step_x * mpp,
@@ -148,13 +150,14 @@ def write_ome_tiff(path: Path, heatmap: Heatmap, mpp: float, name: str) -> None:
     }
     # not a random one, so that the same scores give the same bytes
     identity = uuid.uuid5(_NAMESPACE, hashlib.sha256(heatmap.scores.tobytes()).hexdigest())
-    with replacing(path) as partial:
-        tifffile.imwrite(
-            partial,
-            heatmap.scores,
-            ome=True,
-            photometric="minisblack",
-            compression="deflate",
-            tile=(256, 256),
-            metadata={"axes": "YX", "Channel": {"Name": name}, "UUID": str(identity), **sizes},
-        )
+    content = io.BytesIO()
+    tifffile.imwrite(
+        content,
+        heatmap.scores,
+        ome=True,
+        photometric="minisblack",
+        compression="deflate",
+        tile=(256, 256),
+        metadata={"axes": "YX", "Channel": {"Name": name}, "UUID": str(identity), **sizes},
+    )
+    return content.getvalue()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-import shutil
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.errors import ContainsArrayError
 
 from wsi.arrays import Scores
 from wsi.errors import ForeignStoreError, StoreError
-from wsi.files import cannot_write, partial_of, remove
 from wsi.placement import Placement
+from wsi.results.folder import Folder, Place, folder_at
 from wsi.results.heatmap import Heatmap
 from wsi.slides.grid import TileGrid
 
@@ -71,43 +74,31 @@ class HeatmapSpec:
 class HeatmapStore:
     """An open ``heatmap.zarr``: float32 (classes, rows, cols)."""
 
-    def __init__(self, path: Path, array: zarr.Array[Any]) -> None:
-        self.path = path
+    def __init__(self, folder: Folder, array: zarr.Array[Any]) -> None:
+        self.folder = folder
         self._array = array
 
     @classmethod
-    def create(cls, path: Path, spec: HeatmapSpec) -> HeatmapStore:
+    def create(cls, place: Place, spec: HeatmapSpec) -> HeatmapStore:
         """Open the store of an interrupted run, or make an empty one.
+
+        Args:
+            place: the folder of the store itself.
+            spec: what is fixed before the first chunk.
 
         Raises:
             StoreError: the folder holds another run's heatmap, or cannot be written.
         """
-        if path.is_symlink():
-            raise ForeignStoreError(f"{path} is a link, and results are not written through links; remove it")
-        if path.exists():
-            store = cls.open(path)
-            stored = store.attributes
-            changes = [
-                f"{key} {stored.get(key)}, now {value}"
-                for key, value in spec.attributes().items()
-                if key != "fingerprint" and stored.get(key) != value
-            ]
-            sides = (len(spec.classes), spec.chunk, spec.chunk)
-            if (store._array.shape, store._array.chunks) != ((len(spec.classes), *spec.shape), sides):
-                changes.append(f"chunks {store._array.chunks} of {store._array.shape}")
-            if stored.get("fingerprint") != spec.fingerprint or changes:
-                raise ForeignStoreError(
-                    f"{path} was made from another slide, model or settings"
-                    f"{' (' + '; '.join(changes) + ')' if changes else ''}; choose another --out, or pass --overwrite"
-                )
+        folder = folder_at(place)
+        folder.refuse_link()
+        if folder.exists():
+            store = cls.open(folder)
+            store._refuse_other(spec)
             store.discard_damaged()
             return store
-        partial = partial_of(path)
-        try:
-            remove(partial)  # of a killed process that had the same number
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(ContainsArrayError):  # another process that scores the same slide was first
             zarr.create_array(
-                partial,
+                _ZarrStore(folder),
                 shape=(len(spec.classes), *spec.shape),
                 chunks=(len(spec.classes), spec.chunk, spec.chunk),
                 dtype="float32",
@@ -116,52 +107,99 @@ class HeatmapStore:
                 attributes=spec.attributes(),
                 dimension_names=("class", "row", "col"),
             )
-            partial.rename(path)
-        except OSError as error:
-            if path.is_dir():  # another process that scores the same slide was first
-                return cls.create(path, spec)
-            raise cannot_write(path, error) from error
-        finally:
-            remove(partial)
-        return cls.open(path)
+        store = cls.open(folder)
+        store._refuse_other(spec)
+        return store
+
+    def _refuse_other(self, spec: HeatmapSpec) -> None:
+        """Refuse the store of another run.
+
+        Raises:
+            ForeignStoreError: its properties are not those of ``spec``.
+        """
+        stored = self.attributes
+        changes = [
+            f"{key} {stored.get(key)}, now {value}"
+            for key, value in spec.attributes().items()
+            if key != "fingerprint" and stored.get(key) != value
+        ]
+        sides = (len(spec.classes), spec.chunk, spec.chunk)
+        if (self._array.shape, self._array.chunks) != ((len(spec.classes), *spec.shape), sides):
+            changes.append(f"chunks {self._array.chunks} of {self._array.shape}")
+        if stored.get("fingerprint") != spec.fingerprint or changes:
+            raise ForeignStoreError(
+                f"{self.folder} was made from another slide, model or settings"
+                f"{' (' + '; '.join(changes) + ')' if changes else ''}; choose another --out, or pass --overwrite"
+            )
 
     @staticmethod
-    def discard(path: Path, *, unless: str) -> None:
+    def discard(place: Place, *, unless: str) -> None:
         """Remove a store, unless its fingerprint is ``unless``."""
-        if path.exists():
+        folder = folder_at(place)
+        if folder.exists():
             try:
-                same = HeatmapStore.open(path).attributes.get("fingerprint") == unless
+                same = HeatmapStore.open(folder).attributes.get("fingerprint") == unless
             except StoreError:
                 same = False
             if not same:
-                shutil.rmtree(path)
+                folder.delete("")
 
     @classmethod
-    def open(cls, path: Path) -> HeatmapStore:
+    def open(cls, place: Place) -> HeatmapStore:
         """Open a store that `create` made.
 
         Raises:
-            ForeignStoreError: there is no heatmap at this path, or its metadata is damaged.
+            ForeignStoreError: there is no heatmap in this folder, or its metadata is damaged.
         """
+        folder = folder_at(place)
         try:
             # an all-NaN chunk is written, too: it shows that its cells were tried
-            array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
+            array = zarr.open_array(_ZarrStore(folder), mode="r+").with_config({"write_empty_chunks": True})
             if array.ndim != 3 or array.dtype != np.float32 or "stride_level0" not in array.attrs:
                 raise ValueError("it is an array of something else")
         except Exception as error:  # damaged metadata may raise anything in zarr
             raise ForeignStoreError(
-                f"{path} is not a heatmap, or its metadata is damaged ({error}); make it again with --overwrite"
+                f"{folder} is not a heatmap, or its metadata is damaged ({error}); make it again with --overwrite"
             ) from error
-        return cls(path, array)
+        return cls(folder, array)
 
     @property
     def attributes(self) -> dict[str, Any]:
         """The array's metadata, see `HeatmapSpec`."""
         return dict(self._array.attrs)
 
-    def has_chunk(self, chunk: tuple[int, int]) -> bool:
-        """Whether the chunk at this (row, col) of chunks was written."""
-        return (self.path / "c" / "0" / str(chunk[0]) / str(chunk[1])).is_file()
+    @property
+    def spec(self) -> HeatmapSpec:
+        """What was fixed before the first chunk.
+
+        Raises:
+            ForeignStoreError: the metadata lacks a part of it.
+        """
+        facts = self.attributes
+        try:
+            return HeatmapSpec(
+                classes=tuple(facts["classes"]),
+                shape=(self._array.shape[1], self._array.shape[2]),
+                chunk=self._array.chunks[1],
+                stride_l0=facts["stride_level0"][0],
+                stride_px=facts["stride_model_px"],
+                patch_l0=facts["patch_level0"][0],
+                mpp=facts["mpp"][0],
+                fingerprint=facts["fingerprint"],
+            )
+        except (KeyError, TypeError, IndexError) as error:
+            raise ForeignStoreError(
+                f"{self.folder} lacks metadata ({error!r}); make it again with --overwrite"
+            ) from error
+
+    def chunks_done(self) -> set[tuple[int, int]]:
+        """(row, col) of all chunks that were written, by one listing of the folder."""
+        parts = [name.split("/") for name in self.folder.files("c")]
+        return {
+            (int(p[2]), int(p[3]))
+            for p in parts
+            if len(p) == 4 and p[1] == "0" and p[2].isdecimal() and p[3].isdecimal()
+        }
 
     def write_chunk(self, chunk: tuple[int, int], cells: np.ndarray[Any, Any], scores: Scores) -> None:
         """Write one chunk; cells that are not given are NaN.
@@ -179,14 +217,7 @@ class HeatmapStore:
         top, left = chunk[0] * side, chunk[1] * side
         values = np.full((classes, min(side, rows - top), min(side, cols - left)), np.nan, np.float32)
         values[:, cells[:, 0] - top, cells[:, 1] - left] = scores.T
-        try:
-            self._array[:, top : top + values.shape[1], left : left + values.shape[2]] = values
-        except FileNotFoundError as error:
-            # another process that scores the same slide took this one's file for that of a killed run
-            if not self.has_chunk(chunk):
-                raise cannot_write(self.path, error) from error
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
+        self._array[:, top : top + values.shape[1], left : left + values.shape[2]] = values
 
     def discard_damaged(self) -> None:
         """Remove chunks whose bytes are not as they were written, and log each; they are then made again.
@@ -195,10 +226,9 @@ class HeatmapStore:
             ForeignStoreError: the disk fails; the chunk may be good.
         """
         side = self._array.chunks[1]
-        for path in sorted(self.path.glob("c/0/*/*")):
-            if not (path.is_file() and path.name.isdecimal() and path.parent.name.isdecimal()):
-                continue
-            row, col = int(path.parent.name) * side, int(path.name) * side
+        for chunk in sorted(self.chunks_done()):
+            row, col = chunk[0] * side, chunk[1] * side
+            name = f"c/0/{chunk[0]}/{chunk[1]}"
             try:
                 scores = np.asarray(self._array[:, row : row + side, col : col + side])
                 if np.nanmin(scores, initial=0) < 0 or np.nanmax(scores, initial=0) > 1:
@@ -207,13 +237,14 @@ class HeatmapStore:
                 continue
             except OSError as error:
                 raise ForeignStoreError(
-                    f"{path} cannot be read ({error.strerror or error}); mend that and run the same command again"
+                    f"{self.folder.at(name)} cannot be read ({error.strerror or error}); mend that and run the same "
+                    f"command again"
                 ) from error
             except MemoryError:
                 raise
             except Exception as error:  # codecs raise their own classes
-                log.warning("%s was damaged (%s) and is made again", path, error)
-                path.unlink(missing_ok=True)
+                log.warning("%s was damaged (%s) and is made again", self.folder.at(name), error)
+                self.folder.delete(name)
 
     def read(self, class_index: int) -> Heatmap:
         """One class of the whole heatmap."""
@@ -225,5 +256,76 @@ class HeatmapStore:
             raise
         except Exception as error:  # codecs raise their own classes
             raise ForeignStoreError(
-                f"{self.path} is broken ({error}); run the command that made it again: what is damaged is made again"
+                f"{self.folder} is broken ({error}); run the command that made it again: what is damaged is made again"
             ) from error
+
+
+class _ZarrStore(Store):
+    """A folder as zarr sees it: zarr reads and writes through `Folder` alone."""
+
+    supports_writes = supports_deletes = supports_listing = True
+
+    def __init__(self, folder: Folder, *, read_only: bool = False) -> None:
+        super().__init__(read_only=read_only)
+        self._folder = folder
+
+    def with_read_only(self, read_only: bool = False) -> _ZarrStore:
+        return _ZarrStore(self._folder, read_only=read_only)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ZarrStore) and str(self._folder) == str(other._folder)
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        try:
+            content = self._folder.read(key)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return prototype.buffer.from_bytes(_part(content, byte_range))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        return self._folder.exists(key)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self._check_writable()
+        self._folder.write(key, value.to_bytes())
+
+    async def delete(self, key: str) -> None:
+        self._check_writable()
+        self._folder.delete(key)
+
+    async def list(self) -> AsyncIterator[str]:
+        for name in self._folder.files():
+            yield name
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        for name in self._folder.files(prefix.rstrip("/")):
+            yield name
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        start = prefix.rstrip("/") + "/" if prefix else ""
+        for part in sorted(
+            {name[len(start) :].split("/")[0] for name in self._folder.files(prefix.rstrip("/"))}
+        ):
+            yield part
+
+
+def _part(content: bytes, byte_range: ByteRequest | None) -> bytes:
+    """The bytes that a request asks for."""
+    match byte_range:
+        case RangeByteRequest(start, end):
+            return content[start:end]
+        case OffsetByteRequest(offset):
+            return content[offset:]
+        case SuffixByteRequest(suffix):
+            return content[-suffix:]
+    return content

@@ -21,8 +21,9 @@ from wsi.files import cache_folder, file_sha256, write_json
 from wsi.slides.readers.array import IMAGE_SUFFIXES, open_image
 from wsi.slides.readers.openslide import OpenSlideReader, dicom_series, gone
 from wsi.slides.readers.tiff_structure import TIFF_SUFFIXES, check_tiff
-from wsi.slides.readers.tiffslide import PlanarReader, TiffSlideReader, storage_options
+from wsi.slides.readers.tiffslide import PlanarReader, TiffSlideReader
 from wsi.slides.slide import Slide
+from wsi.urls import storage_options, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +110,7 @@ class SlideSource:
     @property
     def label(self) -> str:
         """The path as outputs state it: a URL without its query, which may hold a signature."""
-        parts = urlsplit(self.path)
-        return f"{parts.scheme}://{parts.netloc.split('@')[-1]}{parts.path}" if self.is_url else self.path
+        return without_secrets(self.path) if self.is_url else self.path
 
     @property
     def place(self) -> str:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import cv2
 import shapely
 from shapely import Polygon
 
 from pipelines.camelyon16.benchmark.curves import interval_text
 from pipelines.camelyon16.benchmark.evaluation import Evaluation, FalsePositive, LesionOutcome
 from pipelines.camelyon16.benchmark.froc import VARIANTS, Variant
-from pipelines.camelyon16.benchmark.report import MARK_UM, lesion_mistake, mistakes_path
-from pipelines.camelyon16.read.page import TEMPLATES
+from pipelines.camelyon16.benchmark.report import MARK_UM, lesion_mistake, mistakes_file
+from pipelines.runs.pictures import TEMPLATES, bar_um, jpeg_uri, png_uri
 from wsi.errors import WsiError
-from wsi.files import write_text
+from wsi.results.folder import Folder
 from wsi.slides.slide import Slide
 from wsi.slides.source import SlideSource
 from wsi.slides.tiles import read_square
@@ -73,7 +69,7 @@ class Mistake:
     why_blank: str = ""
 
 
-def mistakes(result: Evaluation, folder: Path, shown: int = FALSE_SHOWN) -> list[Mistake]:
+def mistakes(result: Evaluation, shown: int = FALSE_SHOWN) -> list[Mistake]:
     """Cards of missed lesions, longest first; then of those found late; then of the strongest false positives."""
     predictions = {s.name: s.case.prediction for s in result.slides}
 
@@ -85,7 +81,7 @@ def mistakes(result: Evaluation, folder: Path, shown: int = FALSE_SHOWN) -> list
         if outline:  # the middle of a crescent does not lie on the crescent
             inside = max(outline, key=lambda part: part.area).representative_point()
             x, y = inside.x, inside.y
-        link = quote(str(mistakes_path(folder, mark.slide).relative_to(folder)))
+        link = quote(mistakes_file(mark.slide))
         lesion = mark if isinstance(mark, LesionOutcome) else None
         return Mistake(
             kind,
@@ -178,13 +174,7 @@ def _view(card: Mistake, slide: Slide, side_um: float) -> View:
     side_l0 = side_um / slide.mpp
     corner = round(card.x - side_l0 / 2), round(card.y - side_l0 / 2)
     small = read_square(slide, corner, side_l0, VIEW_PX)
-    success, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    )
-    assert success  # a picture of this size always encodes
-    image = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
-    power = 10 ** math.floor(math.log10(side_um / 4))
-    bar = max(step * power for step in (1, 2, 5) if step * power <= side_um / 4)
+    image, bar = jpeg_uri(small, JPEG_QUALITY), bar_um(side_um / 4)
     return View(image, _path(card, corner, VIEW_PX / side_l0, slide.mpp), side_um, bar)
 
 
@@ -203,14 +193,14 @@ def _path(card: Mistake, corner: tuple[int, int], scale: float, mpp: float) -> s
 
 
 def write_atlas(
-    path: Path,
+    folder: Folder,
     cards: Sequence[Mistake],
     result: Evaluation,
     record: dict[str, Any],
     variant: Variant,
 ) -> None:
-    """Write the page, which contains the curves of ``froc.png`` and ``roc.png`` that lie beside it."""
-    curves = [_data_uri(path.with_name(name)) for name in ("froc.png", "roc.png")]
+    """Write ``atlas.html``, which contains the curves of ``froc.png`` and ``roc.png`` that lie beside it."""
+    curves = [png_uri(folder.read(name)) for name in ("froc.png", "roc.png")]
     counts = {kind: sum(card.kind == kind for card in cards) for kind in ("missed", "late", "false positive")}
     page = TEMPLATES.get_template("atlas.html").render(
         cards=cards,
@@ -225,8 +215,4 @@ def write_atlas(
         side=VIEW_PX,
         demonstration=[m["name"] for m in (record["scored by"].get("models") or []) if m["demonstration"]],
     )
-    write_text(path, page)
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    folder.write("atlas.html", page)

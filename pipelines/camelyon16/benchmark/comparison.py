@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -15,6 +13,7 @@ from pipelines.camelyon16.benchmark.froc import TARGETS, FrocTable, SlideHits, V
 from pipelines.camelyon16.benchmark.roc import figure
 from wsi.errors import ConfigError, StoreError
 from wsi.metrics.ranking import auc, auc_draws
+from wsi.results.folder import Place, folder_at
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -28,7 +27,7 @@ class Evaluated:
         truth: the slides' truth, to check that two evaluations had the same.
     """
 
-    path: Path
+    path: str
     variant: Variant
     names: tuple[str, ...]
     counted: npt.NDArray[np.bool_]
@@ -47,21 +46,25 @@ class Evaluated:
         return [h for h, counted in zip(self.hits, self.counted, strict=True) if counted]
 
 
-def read_evaluation(path: Path) -> Evaluated:
+def read_evaluation(place: Place) -> Evaluated:
     """Read an evaluation back.
 
     Args:
-        path: what ``wsi camelyon16 evaluate`` was given or wrote: RESULTS, its ``evaluation`` folder, or the file.
+        place: what ``wsi camelyon16 evaluate`` was given or wrote: RESULTS, its ``evaluation`` folder, or the file.
 
     Raises:
         StoreError: there is none, or it is broken.
     """
-    places = (path / "evaluation" / "evaluation.json", path / "evaluation.json", path)
-    file = next((p for p in places if p.is_file()), None)
-    if file is None:
-        raise StoreError(f"{path} holds no evaluation; run: wsi camelyon16 evaluate {path} --truth TRUTH")
+    folder = folder_at(place)
+    names: tuple[str, ...] = ("evaluation/evaluation.json", "evaluation.json")
+    if str(place).endswith(".json"):
+        folder, names = folder.parent, (folder.name,)
+    name = next((name for name in names if folder.exists(name)), None)
+    if name is None:
+        raise StoreError(f"{place} holds no evaluation; run: wsi camelyon16 evaluate {place} --truth TRUTH")
+    file = folder.at(name)
     try:
-        value = json.loads(file.read_bytes())
+        value = folder.read_json(name)
         if isinstance(value, dict) and "ap50" in value:
             raise StoreError(
                 f"{file} is an evaluation of capillaries (wsi renal evaluate); wsi camelyon16 compare takes those of "

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from itertools import cycle
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from pipelines.camelyon16.benchmark.evaluation import CURVE_AT, Evaluation
 from pipelines.camelyon16.benchmark.froc import TARGETS, Variant
 from pipelines.camelyon16.benchmark.published import PATHOLOGIST_FOUND, PUBLISHED
-from wsi.files import replacing
+from pipelines.runs.pictures import png
 from wsi.metrics.ranking import roc
 
 BLUE, ORANGE = "#1565c0", "#d9480f"
+DPI = 110
 TICKS = (0, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
 
 
@@ -26,11 +26,10 @@ def interval_text(figure: dict[str, object]) -> str:
     return text if not isinstance(interval, list) else f"{text} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
-def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: bool) -> None:
+def froc_png(result: Evaluation, variant: Variant, *, published: bool) -> bytes:
     """Draw sensitivity against false positives per slide, with the 95 % band; linear up to 1/8, then by powers of two.
 
     Args:
-        path: the PNG file.
         result: the evaluation to draw.
         variant: of FROC, for the title.
         published: whether to draw the pathologist's point, too.
@@ -67,10 +66,10 @@ def write_froc(path: Path, result: Evaluation, variant: Variant, *, published: b
     axis.set_title(f"FROC, variant '{variant}': {lesions} lesions on {len(counted)} slides", fontsize=11)
     axis.legend(loc="lower right" if target_sensitivity[0] > 0.5 else "upper left", fontsize=8.5)
     axis.grid(alpha=0.3)
-    _save(figure, path)
+    return png(figure, DPI)
 
 
-def write_roc(path: Path, result: Evaluation, *, published: bool) -> None:
+def roc_png(result: Evaluation, *, published: bool) -> bytes:
     """Draw the ROC curve over slides, and those of tumour slides by the class of their longest lesion."""
     figure = Figure(figsize=(6.4, 5.8), layout="constrained")
     axis = figure.subplots()
@@ -106,9 +105,4 @@ def write_roc(path: Path, result: Evaluation, *, published: bool) -> None:
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="lower right", fontsize=8)
     axis.grid(alpha=0.3)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
+    return png(figure, DPI)

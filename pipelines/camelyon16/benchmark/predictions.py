@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from wsi.arrays import PointsXY
 from wsi.errors import ConfigError, StoreError, WsiError
+from wsi.results.folder import Folder, Place, folder_at
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SLIDE_SUFFIXES, SlideSource
 
@@ -47,7 +48,7 @@ class Prediction:
     source: SlideSource | None = None
     size: tuple[int, int] | None = None
     mpp: float | None = None
-    folder: Path | None = None
+    folder: Folder | None = None
     bounds: tuple[int, int, int, int] | None = None
     note: str = ""
 
@@ -70,19 +71,20 @@ class Predictions:
     state: str = "finished"
 
 
-def read_predictions(folder: Path, problems: list[str] | None = None) -> Predictions:
+def read_predictions(place: Place, problems: list[str] | None = None) -> Predictions:
     """Read results of ``wsi score``, or a submission: a CSV per slide, and perhaps ``classification.csv``.
 
     Args:
-        folder: OUT of ``wsi score``, or of ``wsi camelyon16 submit``, or another program's folder of CSVs.
+        place: OUT of ``wsi score``, or of ``wsi camelyon16 submit``, or another program's folder of CSVs.
         problems: list that gets a sentence for each problem of a submission; None raises the first one.
 
     Raises:
         WsiError: nothing is there, or a file is broken.
     """
-    if (folder / "run.json").is_file():
+    folder = folder_at(place)
+    if folder.exists("run.json"):
         return _scored(folder)
-    if (folder / "slide.json").is_file():
+    if folder.exists("slide.json"):
         raise StoreError(
             f"{folder} holds one slide's results; give the folder above it, the --out of wsi score"
         )
@@ -99,43 +101,43 @@ def read_predictions(folder: Path, problems: list[str] | None = None) -> Predict
     return _submission(folder, attempt)
 
 
-def _scored(folder: Path) -> Predictions:
+def _scored(folder: Folder) -> Predictions:
     try:
-        record = json.loads((folder / "run.json").read_bytes())
+        record = folder.read_json("run.json")
         settings, state = record["settings_fingerprint"], record["state"]
         failed = {f["name"]: f["reason"] for f in record["failed"]}
         listed = [row["name"] for row in record["slides"]]
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise StoreError(f"{folder / 'run.json'} is broken ({error!r}); score the slides again") from error
+        raise StoreError(f"{folder.at('run.json')} is broken ({error!r}); score the slides again") from error
     slides: dict[str, Prediction] = {}
-    for path in sorted(folder.glob("*/slide.json")):
-        prediction = _scored_slide(path, settings)
+    for name in folder.holding("slide.json"):
+        prediction = _scored_slide(folder.inside(name), settings)
         key = prediction.name.casefold()
         if key in slides:
-            raise StoreError(f"{path.parent} and {slides[key].folder} are of the same slide; remove one")
+            raise StoreError(f"{folder.at(name)} and {slides[key].folder} are of the same slide; remove one")
         slides[key] = prediction
     if not slides:
         raise StoreError(f"{folder} holds no scored slide; run wsi score first, and give its --out here")
-    failed |= {name: f"{folder / name} is gone" for name in listed if name.casefold() not in slides}
+    failed |= {name: f"{folder.at(name)} is gone" for name in listed if name.casefold() not in slides}
     keys = ("program", "models", "engine", "settings", "settings_fingerprint", "code")
     made_by = {key: record.get(key) for key in keys}
     return Predictions(tuple(slides.values()), "the heatmap's maximum", made_by, failed, state)
 
 
-def _scored_slide(path: Path, settings: str) -> Prediction:
+def _scored_slide(folder: Folder, settings: str) -> Prediction:
     try:
-        value = json.loads(path.read_bytes())
+        value = folder.read_json("slide.json")
         if value["settings_fingerprint"] != settings:
             raise StoreError(
-                f"{path.parent} was scored with another model or other settings than run.json beside it says; "
+                f"{folder} was scored with another model or other settings than run.json beside it says; "
                 f"score it again, or remove it"
             )
         score = None if value["score"] is None else float(value["score"])
         if score is not None and not 0 <= score <= 1:
             raise StoreError(
-                f"{path} states the score {score}, which must lie in 0..1; score the slide again"
+                f"{folder.at('slide.json')} states the score {score}, which must lie in 0..1; score the slide again"
             )
-        points, scores = read_lesions(path.parent / "lesions.csv")
+        points, scores = read_lesions(folder, "lesions.csv")
         width, height = value["size"]
         return Prediction(
             name=value["name"],
@@ -145,21 +147,21 @@ def _scored_slide(path: Path, settings: str) -> Prediction:
             source=SlideSource(value["path"], mpp=value["mpp"], allow_anisotropic=True),
             size=(width, height),
             mpp=value["mpp"],
-            folder=path.parent,
+            folder=folder,
             bounds=value["bounds"] and tuple(value["bounds"]),
             note=value["note"],
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise unusable(path, error) from error
+        raise unusable(folder, error) from error
 
 
-def unusable(path: Path, error: Exception) -> StoreError:
-    """The error for a ``slide.json`` that is no result of ``wsi score``."""
-    if (path.parent / "report.json").is_file():
+def unusable(folder: Folder, error: Exception) -> StoreError:
+    """The error for a slide's folder whose ``slide.json`` is no result of ``wsi score``."""
+    if folder.exists("report.json"):
         return StoreError(
-            f"{path.parent} is a report of wsi renal report; this command takes results of wsi score"
+            f"{folder} is a report of wsi renal report; this command takes results of wsi score"
         )
-    return StoreError(f"{path} is broken ({error!r}); score the slide again")
+    return StoreError(f"{folder.at('slide.json')} is broken ({error!r}); score the slide again")
 
 
 def with_slides(predictions: Predictions, rows: Sequence[SlideRow], *, every: bool = True) -> Predictions:
@@ -188,40 +190,42 @@ def with_slides(predictions: Predictions, rows: Sequence[SlideRow], *, every: bo
     return replace(predictions, slides=tuple(predicted))
 
 
-def _submission(folder: Path, attempt: Attempt) -> Predictions:
+def _submission(folder: Folder, attempt: Attempt) -> Predictions:
     files = submitted_files(folder)
     if not files:
         raise StoreError(f"{folder} holds neither results of wsi score nor CSVs of lesions; check the path")
     slides: dict[str, Prediction] = {}
-    for path in files:
+    for file in files:
         with attempt():
-            name = slide_name(path.stem)
+            name = slide_name(PurePosixPath(file).stem)
             key = name.casefold()
             if key in slides:
-                raise ConfigError(f"{path} and {slides[key].name}.csv are of the same slide; keep one")
-            points, scores = read_lesions(path)
+                raise ConfigError(
+                    f"{folder.at(file)} and {slides[key].name}.csv are of the same slide; keep one"
+                )
+            points, scores = read_lesions(folder, file)
             slides[key] = Prediction(name, float(scores.max(initial=0.0)), points, scores)
     score_rule = f"the highest detection, 0 without one: there is no {SCORES_FILE}"
-    if (folder / SCORES_FILE).is_file():
+    if folder.exists(SCORES_FILE):
         score_rule = f"as {SCORES_FILE} states it"
         with attempt():
-            slide_scores = read_slide_scores(folder / SCORES_FILE)
+            slide_scores = read_slide_scores(folder, SCORES_FILE)
             slides = {key: replace(slide, score=slide_scores.get(key)) for key, slide in slides.items()}
-            _same_slides(folder, [slide_name(path.stem) for path in files], slide_scores)
+            _same_slides(folder, [slide_name(PurePosixPath(file).stem) for file in files], slide_scores)
     return Predictions(tuple(slides.values()), score_rule)
 
 
-def submitted_files(folder: Path) -> list[Path]:
-    """The CSVs of lesions of a submission."""
-    lesions_folder = folder / LESIONS_FOLDER
-    files = [path for path in sorted(folder.glob("*.csv")) if path.name != SCORES_FILE]
-    if not lesions_folder.is_dir():
+def submitted_files(folder: Folder) -> list[str]:
+    """Names of the CSVs of lesions of a submission."""
+    tables = [PurePosixPath(name) for name in folder.files() if name.endswith(".csv")]
+    files = [str(path) for path in tables if len(path.parts) == 1 and path.name != SCORES_FILE]
+    if not folder.exists(LESIONS_FOLDER):
         return files
     if files:
         raise ConfigError(
-            f"{files[0]} lies beside {lesions_folder}; keep all CSVs of lesions in one of the two"
+            f"{folder.at(files[0])} lies beside {folder.at(LESIONS_FOLDER)}; keep all CSVs of lesions in one of the two"
         )
-    return sorted(lesions_folder.glob("*.csv"))
+    return [str(path) for path in tables if str(path.parent) == LESIONS_FOLDER]
 
 
 def slide_name(text: str) -> str:
@@ -229,12 +233,12 @@ def slide_name(text: str) -> str:
     return next((text[: -len(s)] for s in SLIDE_SUFFIXES if text.lower().endswith(s)), text)
 
 
-def _same_slides(folder: Path, names: Sequence[str], scores: dict[str, float]) -> None:
+def _same_slides(folder: Folder, names: Sequence[str], scores: dict[str, float]) -> None:
     missing = [name for name in names if name.casefold() not in scores]
     extra = sorted(set(scores) - {name.casefold() for name in names})
     if missing:
         raise ConfigError(
-            f"{folder / SCORES_FILE} has no score of {', '.join(missing)}; a line for each slide is needed"
+            f"{folder.at(SCORES_FILE)} has no score of {', '.join(missing)}; a line for each slide is needed"
         )
     if extra:
         raise ConfigError(
@@ -242,14 +246,14 @@ def _same_slides(folder: Path, names: Sequence[str], scores: dict[str, float]) -
         )
 
 
-def read_lesions(path: Path) -> tuple[PointsXY, npt.NDArray[np.float64]]:
+def read_lesions(folder: Folder, name: str) -> tuple[PointsXY, npt.NDArray[np.float64]]:
     """Level-0 (x, y) and scores of a slide's detections; the file has no header: ``confidence,x,y``, x and y whole.
 
     Raises:
         WsiError: names the line.
     """
-    points, scores = [], []
-    for line, row in _rows(path):
+    points, scores, path = [], [], folder.at(name)
+    for line, row in _rows(folder, name):
         if len(row) != 3:
             raise WsiError(
                 f"{path}, line {line}: {','.join(row)!r} is not confidence,x,y, separated by commas"
@@ -264,34 +268,37 @@ def read_lesions(path: Path) -> tuple[PointsXY, npt.NDArray[np.float64]]:
     return np.array(points, np.float64).reshape(-1, 2), np.array(scores, np.float64)
 
 
-def read_slide_scores(path: Path) -> dict[str, float]:
+def read_slide_scores(folder: Folder, name: str) -> dict[str, float]:
     """Score of each slide by its name in lower case: ``name,probability`` without a header.
 
     Raises:
         WsiError: names the line.
     """
     scores: dict[str, float] = {}
-    for line, row in _rows(path):
+    path = folder.at(name)
+    for line, row in _rows(folder, name):
         if len(row) != 2:
             raise WsiError(f"{path}, line {line}: {len(row)} values; each line must be name,probability")
-        name = row[0].strip()
-        stem = slide_name(name).casefold()
+        slide = row[0].strip()
+        stem = slide_name(slide).casefold()
         if stem in scores:
-            raise WsiError(f"{path}, line {line}: {name} is there twice; keep one line for each slide")
+            raise WsiError(f"{path}, line {line}: {slide} is there twice; keep one line for each slide")
         scores[stem] = _probability(path, line, row[1])
     return scores
 
 
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
+def _rows(folder: Folder, name: str) -> list[tuple[int, list[str]]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return [(line, row) for line, row in enumerate(csv.reader(file), start=1) if row]
+        text = folder.read(name).decode("utf-8-sig")
+        return [
+            (line, row) for line, row in enumerate(csv.reader(io.StringIO(text, newline="")), start=1) if row
+        ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise WsiError(f"{path} cannot be read as CSV ({reason}); check the path") from error
+        raise WsiError(f"{folder.at(name)} cannot be read as CSV ({reason}); check the path") from error
 
 
-def _probability(path: Path, line: int, text: str) -> float:
+def _probability(path: str, line: int, text: str) -> float:
     try:
         value = float(text)
     except ValueError as error:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import shapely
 
 from pipelines.camelyon16.benchmark.cases import Cases
-from pipelines.camelyon16.benchmark.curves import write_froc, write_roc
+from pipelines.camelyon16.benchmark.curves import froc_png, roc_png
 from pipelines.camelyon16.benchmark.evaluation import (
     Evaluation,
     EvaluationConfig,
@@ -22,8 +21,9 @@ from pipelines.camelyon16.benchmark.published import PUBLISHED
 from pipelines.camelyon16.benchmark.truth import L0_UM
 from pipelines.runs.made_by import code_hash, commit, libraries, version
 from wsi.errors import StoreError
-from wsi.files import csv_text, write_json, write_text
-from wsi.results.export import Feature, origin_offset, write_geojson
+from wsi.files import csv_text
+from wsi.results.export import Feature, geojson, origin_offset
+from wsi.results.folder import Folder
 
 MISSED_COLOUR, FALSE_COLOUR = (150, 0, 170), (255, 140, 0)
 EVALUATION, MISTAKES = "evaluation.json", "mistakes"
@@ -71,36 +71,33 @@ def record(
 
 
 def write_report(
-    folder: Path, value: dict[str, Any], result: Evaluation, cfg: EvaluationConfig, *, published: bool
+    folder: Folder, value: dict[str, Any], result: Evaluation, cfg: EvaluationConfig, *, published: bool
 ) -> None:
     """Write pictures, tables, GeoJSON of mistakes and figures in place of an earlier evaluation; not the atlas.
 
     Raises:
         StoreError: the folder holds something else, or cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "froc.png").is_file():
+    if folder.files() and not folder.exists("froc.png"):
         raise StoreError(f"{folder} holds files of something else; choose another --out")
-    for stale in (folder / EVALUATION, folder / "atlas.html", *(folder / MISTAKES).glob("*.geojson")):
-        stale.unlink(missing_ok=True)
-    write_froc(folder / "froc.png", result, cfg.variant, published=published)
-    write_roc(folder / "roc.png", result, published=published)
-    write_text(folder / "slides.csv", _slides(result))
-    write_text(folder / "lesions.csv", _lesions(result))
-    write_text(folder / "false_positives.csv", _false(result))
+    for stale in (EVALUATION, "atlas.html", MISTAKES):
+        folder.delete(stale)
+    folder.write("froc.png", froc_png(result, cfg.variant, published=published))
+    folder.write("roc.png", roc_png(result, published=published))
+    folder.write("slides.csv", _slides(result))
+    folder.write("lesions.csv", _lesions(result))
+    folder.write("false_positives.csv", _false(result))
     for slide in result.slides:
         features = _mistakes(slide, result.curve) if slide.counted else []
         if features:
-            write_geojson(
-                mistakes_path(folder, slide.name),
-                features,
-                origin_offset(slide.case.prediction.bounds, "auto"),
-            )
-    write_json(folder / EVALUATION, value)  # last: it says that all other files are there
+            offset = origin_offset(slide.case.prediction.bounds, "auto")
+            folder.write(mistakes_file(slide.name), geojson(features, offset))
+    folder.write_json(EVALUATION, value)  # last: it says that all other files are there
 
 
-def mistakes_path(folder: Path, name: str) -> Path:
-    """The file with the missed lesions and false positives of a slide, for QuPath."""
-    return folder / MISTAKES / f"{name}.geojson"
+def mistakes_file(name: str) -> str:
+    """Name of the file, in an evaluation, with the missed lesions and false positives of a slide, for QuPath."""
+    return f"{MISTAKES}/{name}.geojson"
 
 
 def _slides(result: Evaluation) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from pipelines.camelyon16.benchmark.cases import NO_RULES, Selection, TruthTable
 from pipelines.camelyon16.benchmark.predictions import (
@@ -17,14 +17,14 @@ from pipelines.camelyon16.benchmark.predictions import (
 )
 from pipelines.camelyon16.benchmark.truth import check_detections
 from wsi.errors import ConfigError, StoreError, WsiError
-from wsi.files import write_text
+from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
 
 MADE_BY = "made_by.txt"
 
 
 def write_submission(
-    folder: Path, predictions: Predictions, *, subset: bool, made_by: str, overwrite: bool = False
+    folder: Folder, predictions: Predictions, *, subset: bool, made_by: str, overwrite: bool = False
 ) -> int:
     """Write ``lesions/NAME.csv`` of every slide, also of empty ones, and ``classification.csv``; return their number.
 
@@ -50,23 +50,23 @@ def write_submission(
             f"{', '.join(unscored)}: not scored, and a missing file changes the benchmark's denominators; score all "
             f"slides, or pass --subset to leave them out"
         )
-    if folder.exists() and any(folder.iterdir()) and not (folder / MADE_BY).is_file():
+    if folder.files() and not folder.exists(MADE_BY):
         raise StoreError(f"{folder} holds files of something else; choose another --out")
-    if (folder / MADE_BY).is_file() and not overwrite:
+    if folder.exists(MADE_BY) and not overwrite:
         raise StoreError(f"{folder} holds a submission already; choose another --out, or pass --overwrite")
     for stale in submitted_files(folder):
-        stale.unlink()
+        folder.delete(stale)
     usable = [p for p in predictions.slides if p.score is not None]
     for p in usable:
         lines = [f"{score:.6f},{x:.0f},{y:.0f}\n" for score, (x, y) in zip(p.scores, p.points, strict=True)]
-        write_text(folder / LESIONS_FOLDER / f"{p.name}.csv", "".join(lines))
-    write_text(folder / SCORES_FILE, "".join(f"{p.name},{p.score:.6f}\n" for p in usable))
-    write_text(folder / MADE_BY, f"{made_by}\nFor research use only.\n")
+        folder.write(f"{LESIONS_FOLDER}/{p.name}.csv", "".join(lines))
+    folder.write(SCORES_FILE, "".join(f"{p.name},{p.score:.6f}\n" for p in usable))
+    folder.write(MADE_BY, f"{made_by}\nFor research use only.\n")
     return len(usable)
 
 
 def check_submission(
-    folder: Path, table: TruthTable | None, selection: Selection, rows: Sequence[SlideRow]
+    folder: Folder, table: TruthTable | None, selection: Selection, rows: Sequence[SlideRow]
 ) -> list[str]:
     """Problems of a submission, a sentence for each; none where all is well.
 
@@ -77,13 +77,13 @@ def check_submission(
         rows: the slides themselves, for their sizes; without them coordinates are not checked against the sizes.
     """
     problems: list[str] = []
-    if (folder / "run.json").is_file():
+    if folder.exists("run.json"):
         return [f"{folder} is the --out of wsi score, not a submission; run wsi camelyon16 submit first"]
     try:
         predictions = read_predictions(folder, problems)
     except WsiError as error:
         return [str(error)]
-    stems = [slide_name(path.stem) for path in submitted_files(folder)]
+    stems = [slide_name(PurePosixPath(file).stem) for file in submitted_files(folder)]
     submitted = {name.casefold(): name for name in stems}
     submitted |= {p.name.casefold(): p.name for p in predictions.slides}
     slides = {row.source.name.casefold(): row.source.name for row in rows}
@@ -99,8 +99,8 @@ def check_submission(
     for key, name in sorted(submitted.items()) if expected else ():
         if key not in expected and not selection.others_normal and not rules.is_normal(name):
             problems.append(f"{name} is none of the slides that must be there")
-    if not (folder / SCORES_FILE).is_file():
-        problems.append(f"{folder / SCORES_FILE} is missing: the slides have no probability")
+    if not folder.exists(SCORES_FILE):
+        problems.append(f"{folder.at(SCORES_FILE)} is missing: the slides have no probability")
     if slides:
         problems += [
             f"{n} is not among --slides: its coordinates are not checked"

@@ -17,6 +17,7 @@ from wsi.datasets.patch_folder import NORMAL
 from wsi.datasets.truth import read_truth
 from wsi.errors import ConfigError, StoreError
 from wsi.files import csv_text, write_text
+from wsi.results.folder import Folder, Place, folder_at
 from wsi.results.store import HeatmapStore
 from wsi.slides.grid import make_grid
 from wsi.slides.manifest import SlideRow
@@ -50,7 +51,7 @@ class HardNegative:
 
 def hard_negatives(
     rows: Sequence[SlideRow],
-    scored: Path,
+    scored: Place,
     cfg: TrainConfig,
     *,
     per_slide: int,
@@ -77,21 +78,22 @@ def hard_negatives(
     if not usable:
         raise ConfigError("every training slide is marked only in part: none can give normal cells")
     negatives: list[HardNegative] = []
+    folder = folder_at(scored)
     for i, row in enumerate(usable):
         tick(i, len(usable))
-        negatives += _of_slide(row, scored / row.source.name, cfg, per_slide, threshold, margin)
+        negatives += _of_slide(row, folder.inside(row.source.name), cfg, per_slide, threshold, margin)
     tick(len(usable), len(usable))
     return sorted(negatives, key=lambda h: (-h.score, h.slide, h.y, h.x))
 
 
 def _of_slide(
-    row: SlideRow, results: Path, cfg: TrainConfig, per_slide: int, threshold: float, margin: int
+    row: SlideRow, results: Folder, cfg: TrainConfig, per_slide: int, threshold: float, margin: int
 ) -> list[HardNegative]:
-    if not (results / "heatmap.zarr").is_dir():
+    if not results.exists("heatmap.zarr"):
         raise StoreError(
             f"{results} holds no heatmap of {row.source.label}; run: wsi score SLIDES --out {results.parent}"
         )
-    store = HeatmapStore.open(results / "heatmap.zarr")
+    store = HeatmapStore.open(results.inside("heatmap.zarr"))
     facts = store.attributes
     classes, stride, side = facts["classes"], facts["stride_level0"][0], facts["patch_level0"][0]
     tumour_class = next((i for i, c in enumerate(classes) if c.casefold() in TUMOUR_CLASSES), None)

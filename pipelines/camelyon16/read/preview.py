@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from models.card import ModelCard
 from pipelines.camelyon16.read.lesions import Lesion
 from pipelines.camelyon16.read.results import SlideResult
-from wsi.files import replacing
+from pipelines.runs.pictures import bar_um, png
 from wsi.results.heatmap import Heatmap
 from wsi.slides.overview import Overview, read_overview
 from wsi.slides.slide import Slide
@@ -35,14 +33,13 @@ COLOURS = LinearSegmentedColormap.from_list(
 )
 
 
-def write_preview(
-    path: Path,
+def preview_png(
     slide: Slide,
     heatmap: Heatmap,
     lesions: Sequence[Lesion],
     result: SlideResult,
     card: ModelCard,
-) -> None:
+) -> bytes:
     """Draw the slide, and beside it the slide with its heatmap, as PNG."""
     overview = read_overview(slide, max(slide.size) * slide.mpp / PANEL_PX)
     figure = Figure(figsize=_figure_size(slide.size), dpi=130)
@@ -70,9 +67,7 @@ def write_preview(
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar_axes)
     bar.set_label(f"score of {card.positive!r}", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    with replacing(path) as partial, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    return png(figure)
 
 
 def _figure_size(size: tuple[int, int]) -> tuple[float, float]:
@@ -143,10 +138,7 @@ def _number(axes: Axes, lesions: Sequence[Lesion], side: int) -> None:
 
 
 def _scale_bar(axes: Axes, slide: Slide) -> None:
-    """A bar of 1, 2 or 5 times a power of ten, about a fifth of the width."""
-    wanted_um = slide.size[0] * slide.mpp / 5
-    power = 10.0 ** np.floor(np.log10(wanted_um))
-    length_um = max(step * power for step in (1, 2, 5) if step * power <= wanted_um)
+    length_um = bar_um(slide.size[0] * slide.mpp / 5)
     label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
     x, y = slide.size[0] * 0.03, slide.size[1] * 0.97
     height = slide.size[1] * 0.008

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import shapely
 
 from pipelines.camelyon16.read.lesions import Lesion, LesionConfig, Outline
 from wsi.errors import StoreError
-from wsi.files import (
-    UNREADABLE,
-    changed_files,
-    csv_text,
-    discard_inside,
-    read_record,
-    record_files,
-    write_json,
-)
+from wsi.files import UNREADABLE, csv_text, read_record
 from wsi.marks.annotations import TUMOUR_GROUPS
 from wsi.results.export import Feature
+from wsi.results.folder import Folder
 from wsi.results.heatmap import Heatmap
 
 log = logging.getLogger(__name__)
@@ -132,10 +122,10 @@ def lesion_features(
     return features
 
 
-def finished_result(out: Path, expected: str, lesions: LesionConfig) -> SlideResult | None:
+def finished_result(out: Folder, expected: str, lesions: LesionConfig) -> SlideResult | None:
     """The result of an earlier run with the same fingerprint and lesion settings."""
     try:
-        value: Any = json.loads((out / "slide.json").read_bytes())
+        value: Any = out.read_json("slide.json")
     except (OSError, ValueError):
         return None
     if not isinstance(value, dict):
@@ -154,7 +144,7 @@ def finished_result(out: Path, expected: str, lesions: LesionConfig) -> SlideRes
         return None  # damaged: it is written anew
 
 
-def discard_changed(out: Path, value: dict[str, Any]) -> bool:
+def discard_changed(out: Folder, value: dict[str, Any]) -> bool:
     """Remove files of a finished slide that are not as they were written, so that they are made again, and warn.
 
     Returns:
@@ -167,26 +157,24 @@ def discard_changed(out: Path, value: dict[str, Any]) -> bool:
         record = read_record(value)
     except (KeyError, TypeError, ValueError, AttributeError):
         record = {}
-    changes = changed_files(out, record)
+    changes = out.changes(record)
     for name, change in changes.items():
         if change.startswith(UNREADABLE):  # the file may be good: a disk or the network failed
-            raise StoreError(f"{out / name} {change}; mend that and run the same command again")
-        log.warning("%s: %s; it is made again", out / name, change)
-        discard_inside(out, name)
-    store = "heatmap.zarr/zarr.json"
-    if store in changes and (out / "heatmap.zarr").is_dir() and not (out / "heatmap.zarr").is_symlink():
-        shutil.rmtree(out / "heatmap.zarr")  # without it the chunks cannot be read
+            raise StoreError(f"{out.at(name)} {change}; mend that and run the same command again")
+        log.warning("%s: %s; it is made again", out.at(name), change)
+        out.delete(name)
+    if "heatmap.zarr/zarr.json" in changes:
+        out.inside("heatmap.zarr").delete("")  # without it the chunks cannot be read
     if changes or not record:
-        (out / "slide.json").unlink(missing_ok=True)
+        out.delete("slide.json")
     return bool(changes) or not record
 
 
-def update_record(out: Path, name: str) -> None:
+def update_record(out: Folder, name: str) -> None:
     """Note the size and hash of one file of a finished slide anew, after an export wrote it with other options."""
-    path = out / "slide.json"
-    value = json.loads(path.read_bytes())
-    value["files"] = dict(value.get("files", {})) | record_files(out, [name])
-    write_json(path, value, durable=True)
+    value = out.read_json("slide.json")
+    value["files"] = dict(value.get("files", {})) | out.record([name])
+    out.write_json("slide.json", value, durable=True)
 
 
 def result_of(value: dict[str, Any]) -> SlideResult:
@@ -199,12 +187,12 @@ def result_of(value: dict[str, Any]) -> SlideResult:
     )
 
 
-def earlier_results(out: Path, settings: str, but: Collection[str]) -> list[SlideResult]:
+def earlier_results(out: Folder, settings: str, but: Collection[str]) -> list[SlideResult]:
     """Slides that other commands scored into the same folder with the same settings, by name."""
     results = []
-    for path in sorted(out.glob("*/slide.json")):
+    for folder in out.holding("slide.json"):
         try:
-            value = json.loads(path.read_bytes())
+            value = out.read_json(f"{folder}/slide.json")
             if value["settings_fingerprint"] == settings and value["name"] not in but:
                 results.append(result_of(value))
         except (OSError, ValueError, KeyError, TypeError):

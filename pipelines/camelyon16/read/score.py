@@ -22,7 +22,7 @@ from pipelines.camelyon16.read.lesions import (
     outlines,
     slide_score,
 )
-from pipelines.camelyon16.read.preview import write_preview
+from pipelines.camelyon16.read.preview import preview_png
 from pipelines.camelyon16.read.results import (
     EXPORTS,
     FILES,
@@ -37,9 +37,9 @@ from pipelines.runs.scoring import score_chunks
 from wsi.arrays import CellsRC
 from wsi.config import Config
 from wsi.errors import ConfigError, SlideError
-from wsi.files import discard_partials, record_files, write_json, write_text
 from wsi.marks.own_mask import mask_identity, read_user_mask
-from wsi.results.export import origin_offset, write_geojson
+from wsi.results.export import geojson, origin_offset
+from wsi.results.folder import Folder, LocalFolder, Place, folder_at
 from wsi.results.heatmap import Heatmap
 from wsi.results.store import HeatmapSpec, HeatmapStore
 from wsi.slides.blocks import Block, chunk_side, plan_blocks
@@ -158,19 +158,19 @@ def score_slide(
     row: SlideRow,
     name: str,
     engine: Engine,
-    out: Path,
+    place: Place,
     cfg: ScoreConfig,
     *,
     overwrite: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> SlideResult:
-    """Score one slide into the folder ``out``, going on where an interrupted run stopped.
+    """Score one slide into a folder, going on where an interrupted run stopped.
 
     Args:
         row: the slide, and the user's own tissue mask if there is one.
         name: what the slide is called in outputs.
         engine: scores the patches.
-        out: this slide's folder.
+        place: this slide's folder, or its path or URL.
         cfg: how the slide is scored.
         overwrite: whether to replace a heatmap that was made with other settings.
         progress: called with (done, total, unit): bytes of the slide's file, then cells.
@@ -178,7 +178,8 @@ def score_slide(
     Raises:
         WsiError: the slide cannot be scored, or the folder belongs to another run.
     """
-    cfg = cfg.of_model(engine.models.card)
+    cfg, out = cfg.of_model(engine.models.card), folder_at(place)
+    out.refuse_link()
     with row.source.open() as slide:
         file_state = row.source.state()
         identity = row.source.identity(lambda done, total: progress(done, total, "bytes"))
@@ -187,11 +188,12 @@ def score_slide(
         if finished is not None:
             return finished
         plan = plan_slide(slide, row, engine, cfg, made_of=made_of)
-        discard_partials(out)
+        out.discard_partials()
+        heatmap = out.inside("heatmap.zarr")
         if overwrite:
-            (out / "slide.json").unlink(missing_ok=True)  # it says that all files are there
-            HeatmapStore.discard(out / "heatmap.zarr", unless=plan.spec.fingerprint)
-        store = HeatmapStore.create(out / "heatmap.zarr", plan.spec)
+            out.delete("slide.json")  # it says that all files are there
+            HeatmapStore.discard(heatmap, unless=plan.spec.fingerprint)
+        store = HeatmapStore.create(heatmap, plan.spec)
         engine.expect(len(plan.grid))
         score_chunks(
             slide,
@@ -232,10 +234,10 @@ def score(
     cfg = cfg or ScoreConfig()
     plan = plan_slide(slide, SlideRow(SlideSource(slide.path)), runner, cfg)
     with tempfile.TemporaryDirectory(prefix="slidewright-") as folder:
-        store = HeatmapStore.create(Path(folder) / "heatmap.zarr", plan.spec)
+        store = HeatmapStore.create(LocalFolder(Path(folder) / "heatmap.zarr"), plan.spec)
         runner.expect(len(plan.grid))
         score_chunks(slide, plan.blocks, runner, store, recolour=plan.recolour, threads=cfg.threads)
-        heatmap = HeatmapStore.open(Path(folder) / "heatmap.zarr").read(runner.models.card.positive_index)
+        heatmap = store.read(runner.models.card.positive_index)
     unlike = unlike_share(slide, plan.grid, runner.models, recolour=plan.recolour, threads=cfg.threads)
     for note in _notes(slide, heatmap, plan, runner.models, cfg, None, unlike):
         log.warning("%s: %s", slide.path, note)
@@ -246,7 +248,7 @@ def _write_results(
     slide: Slide,
     names: tuple[str, str, str],
     engine: Engine,
-    out: Path,
+    out: Folder,
     cfg: ScoreConfig,
     plan: ScorePlan,
     own_mask: Path | None,
@@ -254,7 +256,7 @@ def _write_results(
     """Find lesions and write the slide's files; ``slide.json`` comes last and says that all others are there."""
     name, path, identity = names
     card = engine.models.card
-    heatmap = HeatmapStore.open(out / "heatmap.zarr").read(card.positive_index)
+    heatmap = HeatmapStore.open(out.inside("heatmap.zarr")).read(card.positive_index)
     highest = slide_score(heatmap)
     lesions = [on_slide(lesion, slide.size) for lesion in find_lesions(heatmap, cfg.lesions)]
     areas = outlines(heatmap, cfg.lesions)
@@ -280,14 +282,14 @@ def _write_results(
         unlike=None if unlike is None else round(unlike, 4),
     )
     for stale in EXPORTS:  # they were made of the result that is replaced now
-        (out / stale).unlink(missing_ok=True)
-    write_text(out / "lesions.csv", "".join(f"{v.score:.6f},{v.x:.0f},{v.y:.0f}\n" for v in lesions))
+        out.delete(stale)
+    out.write("lesions.csv", "".join(f"{v.score:.6f},{v.x:.0f},{v.y:.0f}\n" for v in lesions))
     made_by = {"model": card.name, "fingerprint": plan.spec.fingerprint}
     features = lesion_features(name, card.positive, lesions, areas, heatmap, slide.mpp, made_by)
-    write_geojson(out / "lesions.geojson", features, origin_offset(slide.bounds, "auto"))
-    write_preview(out / "preview.png", slide, heatmap, lesions, result, card)
-    write_json(
-        out / "slide.json",
+    out.write("lesions.geojson", geojson(features, origin_offset(slide.bounds, "auto")))
+    out.write("preview.png", preview_png(slide, heatmap, lesions, result, card))
+    out.write_json(
+        "slide.json",
         asdict(result)
         | {
             "fingerprint": plan.spec.fingerprint,
@@ -301,7 +303,7 @@ def _write_results(
             "positive": card.positive,
             "tissue_mm2": round(plan.mask.area_um2(slide.mpp) / 1e6, 3),
             "slide_identity": identity,
-            "files": record_files(out, FILES),
+            "files": out.record(FILES),
         },
         durable=True,
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +11,7 @@ from skimage.measure import regionprops
 
 from pipelines.camelyon16.benchmark.predictions import Prediction
 from wsi.errors import StoreError
+from wsi.results.folder import Folder
 from wsi.results.heatmap import Heatmap
 from wsi.results.store import HeatmapStore
 
@@ -94,15 +93,15 @@ def features_of(slides: Sequence[Prediction]) -> npt.NDArray[np.float64]:
     return np.array(rows).reshape(-1, len(FEATURES))
 
 
-def read_heatmap(folder: Path) -> Heatmap:
+def read_heatmap(folder: Folder) -> Heatmap:
     """The heatmap of the positive class in a slide's folder of ``wsi score``.
 
     Raises:
         StoreError: it is broken.
     """
     try:
-        positive = json.loads((folder / "slide.json").read_bytes())["positive"]
-        store = HeatmapStore.open(folder / "heatmap.zarr")
+        positive = folder.read_json("slide.json")["positive"]
+        store = HeatmapStore.open(folder.inside("heatmap.zarr"))
         return store.read(store.attributes["classes"].index(positive))
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{folder} is broken ({error!r}); score the slide again") from error

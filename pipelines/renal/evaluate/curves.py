@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pipelines.renal.evaluate.agreement import BlandAltman
-from wsi.files import replacing
+from pipelines.runs.pictures import png
 from wsi.marks.c4d import COLOURS
 
 BOUNDS = (10, 50)  # percent: between C4d1 and C4d2, and between C4d2 and C4d3
 
 
-def write_agreement(
-    path: Path, slides: Sequence[dict[str, Any]], limits: BlandAltman | None, demonstration: bool
-) -> None:
+def agreement_png(slides: Sequence[dict[str, Any]], limits: BlandAltman | None, demonstration: bool) -> bytes:
     """Draw percentages with their intervals against the truth, and their differences (Bland and Altman 1986)."""
     rows = [s for s in slides if s["percent"] is not None and s["true_percent"] is not None]
     figure = _figure(11.0)
@@ -44,14 +41,13 @@ def write_agreement(
             right.axhline(value, color="#40608a", linewidth=1.0, linestyle="-" if text == "mean" else "--")
             right.annotate(f"{text} {value:+.1f}", (101, value), fontsize=8, va="bottom", ha="right")
     right.set(xlabel="mean of both (%)", ylabel="counted minus true (percentage points)", xlim=(-2, 102))
-    _save(figure, path, f"C4d percentage, {len(rows)} slides", demonstration)
+    return _titled(figure, f"C4d percentage, {len(rows)} slides", demonstration)
 
 
-def write_froc(
-    path: Path,
+def froc_png(
     curves: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
     demonstration: bool,
-) -> None:
+) -> bytes:
     """Draw sensitivity against false detections per mm2 of tissue in evaluated fields, for each class."""
     figure = _figure(6.0)
     axes = figure.subplots()
@@ -63,7 +59,7 @@ def write_froc(
     )
     axes.set_xlim(left=0)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
-    _save(figure, path, "Capillaries found", demonstration)
+    return _titled(figure, "Capillaries found", demonstration)
 
 
 def _figure(width: float) -> Figure:
@@ -72,7 +68,7 @@ def _figure(width: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path, title: str, demonstration: bool) -> None:
+def _titled(figure: Figure, title: str, demonstration: bool) -> bytes:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, x=0.02, ha="left", fontsize=12)
@@ -81,5 +77,4 @@ def _save(figure: Figure, path: Path, title: str, demonstration: bool) -> None:
         note = "Demonstration models, trained on drawings: this says nothing of real slides. For research use only."
     figure.text(0.02, 0.015, note, fontsize=8.5, color="#8c0d18")
     figure.tight_layout(rect=(0, 0.035, 1, 0.98))
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    return png(figure)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from models.card import CARD, DetectorCard, read_card
 from pipelines.renal.evaluate.agreement import BlandAltman, bland_altman, weighted_kappa
-from pipelines.renal.evaluate.curves import write_agreement, write_froc
+from pipelines.renal.evaluate.curves import agreement_png, froc_png
 from pipelines.renal.evaluate.truth import CLASSES, Case, Cohort
 from pipelines.renal.read.fields import index_of
 from pipelines.renal.read.report import grading_of
@@ -24,6 +24,7 @@ from wsi.marks.boxes import Detections
 from wsi.marks.c4d import NEGATIVE, POSITIVE, REACH_UM
 from wsi.metrics.detection import Agreement, Marked, average_precision, hits_by_distance
 from wsi.metrics.ranking import auc
+from wsi.results.folder import Folder
 from wsi.text import number_of
 
 FALSE_PER_MM2 = (1, 2, 4, 8, 16)  # where the FROC curve is read
@@ -273,17 +274,18 @@ def _fields(cases: Sequence[Case]) -> tuple[float, float, float]:
     )
 
 
-def write_evaluation(folder: Path, result: RenalEvaluation) -> None:
+def write_evaluation(folder: Folder, result: RenalEvaluation) -> None:
     """Write ``evaluation.json``, ``agreement.png`` and ``froc.png``.
 
     Raises:
         WsiError: a file cannot be written.
     """
-    write_agreement(folder / "agreement.png", result.slides, result.bland_altman, result.demonstration)
-    write_froc(folder / "froc.png", result.froc, result.demonstration)
+    agreement = agreement_png(result.slides, result.bland_altman, result.demonstration)
+    folder.write("agreement.png", agreement)
+    folder.write("froc.png", froc_png(result.froc, result.demonstration))
     limits = result.bland_altman
-    write_json(
-        folder / "evaluation.json",
+    folder.write_json(
+        "evaluation.json",
         {
             "program": f"slidewright {version()}",
             "code": code_hash(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from wsi.errors import ConfigError, StoreError
 from wsi.marks.annotations import read_annotations
 from wsi.marks.boxes import Detections
 from wsi.marks.c4d import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
+from wsi.results.folder import Folder, Place, folder_at
 from wsi.slides.manifest import read_manifest
 
 CLASSES = (NEGATIVE, POSITIVE)
@@ -65,11 +67,11 @@ class Cohort:
     without_truth: tuple[str, ...]
 
 
-def read_cohort(folder: Path, truth: Path, *, reviewed: bool = False) -> Cohort:
+def read_cohort(place: Place, truth: Path, *, reviewed: bool = False) -> Cohort:
     """Read every report below a folder, with its truth.
 
     Args:
-        folder: the ``--out`` of ``wsi renal report``.
+        place: the ``--out`` of ``wsi renal report``.
         truth: a folder with ``NAME.geojson`` and perhaps ``NAME_fields.geojson``, or a manifest with truth.
         reviewed: whether to take the readings that a person corrected instead of the machine's.
 
@@ -77,21 +79,19 @@ def read_cohort(folder: Path, truth: Path, *, reviewed: bool = False) -> Cohort:
         ConfigError: there is no report, none with a truth, or one without a review where reviews are asked for.
         WsiError: a report or a truth is broken.
     """
-    reports = [
-        read_report(path.parent)
-        for path in sorted(folder.glob("*/report.json"))
-        if path.parent.name != REVIEWED
-    ]
+    folder = folder_at(place)
+    names = [name for name in folder.holding("report.json") if name != REVIEWED]
+    reports = [read_report(folder.inside(name)) for name in names]
     if not reports:
         raise ConfigError(f"{folder} holds no report; give the --out of wsi renal report")
     if reviewed:
-        pending = [r.slide.name for r in reports if not (folder / r.slide.name / REVIEWED).is_dir()]
+        pending = [r.slide.name for r in reports if not folder.exists(f"{r.slide.name}/{REVIEWED}")]
         if pending:
             raise ConfigError(
                 f"{', '.join(pending[:6])} {'has' if len(pending) == 1 else 'have'} no review; review them (wsi renal "
                 f"review), or leave out --reviewed"
             )
-        reports = [read_report(folder / r.slide.name / REVIEWED) for r in reports]
+        reports = [read_report(folder.inside(r.slide.name).inside(REVIEWED)) for r in reports]
     slide_of_origin = {
         (r.code, json.dumps(r.settings), *(m.sha256 for m in r.models.values())): r.slide.name
         for r in reports
@@ -109,8 +109,8 @@ def read_cohort(folder: Path, truth: Path, *, reviewed: bool = False) -> Cohort:
         if name not in files:
             names_without_truth.append(name)
             continue
-        report_folder = folder / name / REVIEWED if reviewed else folder / name
-        detections, counted = read_found(report_folder / "capillaries.csv")
+        report_folder = folder.inside(f"{name}/{REVIEWED}" if reviewed else name)
+        detections, counted = read_found(report_folder)
         fields = files[name].with_name(f"{files[name].stem}_fields.geojson")
         labelled = true_fields(fields, report) if fields.exists() else {}
         cases.append(Case(report, detections, counted, read_marked(files[name], CLASSES), labelled))
@@ -131,22 +131,23 @@ def _truth_files(truth: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(truth.glob("*.geojson")) if not path.stem.endswith("_fields")}
 
 
-def read_found(path: Path) -> tuple[Detections, npt.NDArray[np.bool_]]:
-    """Read the detections in ``capillaries.csv``, and whether each counts; labels are indices in `CLASSES`.
+def read_found(folder: Folder) -> tuple[Detections, npt.NDArray[np.bool_]]:
+    """Read the detections in a report's ``capillaries.csv``, and whether each counts; labels are indices in `CLASSES`.
 
     Raises:
         StoreError: it is missing or broken.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(folder.read("capillaries.csv").decode(), newline="")))
         boxes = np.array([[float(row[k]) for k in ("x0", "y0", "x1", "y1")] for row in rows], np.float64)
         scores = np.array([float(row["score"] or "1") for row in rows], np.float32)
         labels = np.array([CLASSES.index(row["class"]) for row in rows], np.int64)
         counted = np.array([row["counted"] == "yes" for row in rows], np.bool_)
         return Detections(boxes.reshape(-1, 4), scores, labels), counted
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise StoreError(f"{path} cannot be read ({error}); make the report again") from error
+        raise StoreError(
+            f"{folder.at('capillaries.csv')} cannot be read ({error}); make the report again"
+        ) from error
 
 
 def true_fields(path: Path, report: RenalReport) -> dict[tuple[int, int], bool]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +19,7 @@ from wsi.config import Config
 from wsi.errors import ModelError
 from wsi.marks.c4d import FEASIBLE, FIELD_UM, FIELD_UNITS
 from wsi.placement import Placement
+from wsi.results.folder import Folder
 from wsi.results.store import HeatmapSpec, HeatmapStore
 from wsi.slides.blocks import chunk_side, plan_blocks
 from wsi.slides.grid import TileGrid, make_grid, tissue_share
@@ -151,7 +151,7 @@ def choose_fields(
     slide: Slide,
     mask: Mask,
     engine: Engine,
-    path: Path,
+    folder: Folder,
     cfg: FieldsConfig,
     *,
     fingerprint: str,
@@ -163,7 +163,7 @@ def choose_fields(
         slide: the slide to read.
         mask: mask of the tissue.
         engine: engine of a model that scores fields.
-        path: path of the heatmap; scores that it already holds are not computed again.
+        folder: the heatmap's own; scores that it already holds are not computed again.
         cfg: how fields are chosen.
         fingerprint: hash of everything that makes the scores.
         tick: called with (fields done, fields).
@@ -185,7 +185,7 @@ def choose_fields(
     grid = TileGrid(shape, corners + units // 2, plan)  # the middle of a patch is the middle one of its units
     side = chunk_side(slide, plan)
     spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, fingerprint)
-    store = HeatmapStore.create(path, spec)
+    store = HeatmapStore.create(folder, spec)
     engine.expect(len(grid))
     score_chunks(slide, plan_blocks(grid, side), engine, store, progress=tick)
     scores = store.read(card.positive_index).scores

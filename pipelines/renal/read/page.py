@@ -7,10 +7,9 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from fnmatch import fnmatch
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import ImageFile
 
 from pipelines.renal.read.basis import basis_sentences
@@ -28,24 +27,19 @@ from pipelines.renal.read.pictures import (
 from pipelines.renal.read.reading import RenalConfig
 from pipelines.renal.read.report import RenalReport, grading_of
 from pipelines.runs.cohort import Failure
+from pipelines.runs.pictures import TEMPLATES
 from wsi.errors import ConfigError
-from wsi.files import replacing, write_json, write_text
 from wsi.marks.c4d import NEGATIVE, POSITIVE
-from wsi.results.export import origin_offset, write_geojson
+from wsi.results.export import geojson, origin_offset
+from wsi.results.folder import Folder
 from wsi.slides.slide import Slide
 
-TEMPLATES = Environment(
-    loader=PackageLoader("pipelines"),
-    autoescape=select_autoescape(default=True),
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 SHOWN = 150  # positive capillaries on the report itself: 1 MB of pictures
 ON_A_PAGE = 500  # on each page of the others: 3.5 MB
 
 
 def write_report(
-    folder: Path, report: RenalReport, slide: Slide, fields: FieldSet, marks: Marks, *, pdf: bool
+    folder: Folder, report: RenalReport, slide: Slide, fields: FieldSet, marks: Marks, *, pdf: bool
 ) -> None:
     """Write all files of a report; ``report.json`` comes last and says that all others are there."""
     name = report.slide.name
@@ -59,16 +53,16 @@ def write_report(
         "intended use": report.intended_use,
     }
     features = mark_features(name, marks, fields, made_by, slide.mpp)
-    write_geojson(folder / "detections.geojson", features, origin_offset(slide.bounds, "auto"))
-    write_text(folder / "capillaries.csv", marks_csv(marks, fields))
+    folder.write("detections.geojson", geojson(features, origin_offset(slide.bounds, "auto")))
+    folder.write("capillaries.csv", marks_csv(marks, fields))
     pictures = gallery(slide, fields, marks, report.models["capillaries"].threshold)
     html = report_html(report, slide, fields, marks, pictures)
-    write_text(folder / "report.html", html)
+    folder.write("report.html", html)
     _write_more(folder, report, slide, pictures[0])
-    (folder / "report.pdf").unlink(missing_ok=True)
+    folder.delete("report.pdf")
     if pdf:
-        write_pdf(folder / "report.pdf", html)
-    write_json(folder / "report.json", report.model_dump(mode="json"))
+        folder.write("report.pdf", pdf_of(html))
+    folder.write_json("report.json", report.model_dump(mode="json"))
 
 
 def more_pages(positive: int) -> list[str]:
@@ -76,12 +70,12 @@ def more_pages(positive: int) -> list[str]:
     return [f"positive-{i + 2}.html" for i in range(-(-max(0, positive - SHOWN) // ON_A_PAGE))]
 
 
-def _write_more(folder: Path, report: RenalReport, slide: Slide, positive: Sequence[Crop]) -> None:
+def _write_more(folder: Folder, report: RenalReport, slide: Slide, positive: Sequence[Crop]) -> None:
     """Write pages of the positive capillaries beyond `SHOWN`: one page of a whole biopsy would be too large to open."""
     names = more_pages(len(positive))
-    for stale in folder.glob("positive-*.html"):
-        if stale.name not in names:
-            stale.unlink(missing_ok=True)
+    for stale in folder.files():
+        if fnmatch(stale, "positive-*.html") and stale not in names:
+            folder.delete(stale)
     for i, name in enumerate(names):
         first = SHOWN + i * ON_A_PAGE
         page = TEMPLATES.get_template("renal_more.html").render(
@@ -92,7 +86,7 @@ def _write_more(folder: Path, report: RenalReport, slide: Slide, positive: Seque
             origin=origin_offset(slide.bounds, "auto"),
             crop_bar_um=CROP_BAR_UM,
         )
-        write_text(folder / name, page)
+        folder.write(name, page)
 
 
 def report_html(
@@ -170,8 +164,8 @@ def check_pdf() -> None:
         )
 
 
-def write_pdf(path: Path, html: str) -> None:
-    """Print a page to PDF, the same bytes for the same page.
+def pdf_of(html: str) -> bytes:
+    """A page printed to PDF, the same bytes for the same page.
 
     Raises:
         ConfigError: see `check_pdf`.
@@ -183,9 +177,7 @@ def write_pdf(path: Path, html: str) -> None:
     logging.getLogger("fontTools").setLevel(logging.ERROR)
     fetcher = weasyprint.urls.URLFetcher(allowed_protocols=("data",))  # pictures are in the page
     with _no_clock():
-        data = weasyprint.HTML(string=html, url_fetcher=fetcher).write_pdf()
-    with replacing(path) as partial:
-        partial.write_bytes(data)
+        return bytes(weasyprint.HTML(string=html, url_fetcher=fetcher).write_pdf())
 
 
 @contextmanager
@@ -200,15 +192,14 @@ def _no_clock() -> Iterator[None]:
             del os.environ["SOURCE_DATE_EPOCH"]
 
 
-def write_index(
-    path: Path,
+def index_html(
     reports: Sequence[RenalReport],
     failures: Sequence[Failure],
     record: dict[str, Any],
     corrected: Mapping[str, RenalReport],
-) -> None:
-    """Write ``index.html``: every slide of a run with its grade, that of its corrected reading, and the failures."""
-    page = TEMPLATES.get_template("renal_index.html").render(
+) -> str:
+    """The text of ``index.html``: slides of a run with their grades, those of corrected readings, and the failures."""
+    return TEMPLATES.get_template("renal_index.html").render(
         reports=reports,
         failures=failures,
         record=record,
@@ -217,4 +208,3 @@ def write_index(
         basis=basis_sentences,
         word=lambda grade, report: grade_word(grade, grading_of(report)),
     )
-    write_text(path, page)

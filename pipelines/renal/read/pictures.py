@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 
 import cv2
@@ -11,6 +10,7 @@ import numpy as np
 from pipelines.renal.read.checks import field_pictures
 from pipelines.renal.read.fields import FieldSet
 from pipelines.renal.read.marks import Marks
+from pipelines.runs.pictures import bar_um, jpeg_uri
 from wsi.arrays import RgbImage
 from wsi.errors import RegionError
 from wsi.marks.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
@@ -57,14 +57,6 @@ class FieldPicture:
     why_not: str
 
 
-def data_uri(pixels: RgbImage) -> str:
-    """A picture as the data URI of a JPEG, for the text of a page."""
-    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    success, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    assert success  # a picture of this size always encodes
-    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
-
-
 def overview_picture(slide: Slide, fields: FieldSet, marks: Marks) -> str:
     """A picture of the slide: feasible fields framed, others crossed out, a dot for each capillary that counts."""
     overview = read_overview(slide, max(slide.size) * slide.mpp / OVERVIEW_PX)
@@ -93,14 +85,12 @@ def overview_picture(slide: Slide, fields: FieldSet, marks: Marks) -> str:
             cv2.circle(image, position, 4, COLOURS[POSITIVE if positive else NEGATIVE], -1, cv2.LINE_AA)
     length, height = round(overview_bar_um(slide) / slide.mpp * scale), image.shape[0]
     cv2.rectangle(image, (12, height - 18), (12 + length, height - 12), (0, 0, 0), -1)
-    return data_uri(image)
+    return jpeg_uri(image, QUALITY)
 
 
 def overview_bar_um(slide: Slide) -> float:
-    """Length of the overview's bar: 1, 2 or 5 times a power of ten, at most a fifth of the width."""
-    longest = slide.size[0] * slide.mpp / 5
-    power = 10.0 ** np.floor(np.log10(longest))
-    return float(max(step * power for step in (1, 2, 5) if step * power <= longest))
+    """Length of the overview's scale bar: at most a fifth of the width."""
+    return bar_um(slide.size[0] * slide.mpp / 5)
 
 
 def gallery(
@@ -164,7 +154,7 @@ def _crop(marks: Marks, i: int, pixels: RgbImage, corner: tuple[int, int], mpp: 
     cv2.line(image, (5, CROP_PX - 6), (5 + bar, CROP_PX - 6), (0, 0, 0), 2)
     x, y = (round(float(v)) for v in marks.centres[i])
     return Crop(
-        data_uri(np.asarray(image, np.uint8)),
+        jpeg_uri(np.asarray(image, np.uint8), QUALITY),
         i + 1,
         marks.ids[i],
         x,
@@ -188,6 +178,6 @@ def excluded_pictures(slide: Slide, fields: FieldSet) -> list[FieldPicture]:
 
 def _thumbnail(slide: Slide, x: int, y: int, side: int) -> str:
     try:
-        return data_uri(read_square(slide, (x, y), side, FIELD_PX))
+        return jpeg_uri(read_square(slide, (x, y), side, FIELD_PX), QUALITY)
     except RegionError:
         return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from wsi.errors import ModelError
 from wsi.marks.boxes import Detections
 from wsi.marks.c4d import NEGATIVE, POSITIVE
 from wsi.results.box_store import BoxStore
+from wsi.results.folder import Folder
 from wsi.results.store import HeatmapStore
 from wsi.slides.slide import Slide
 from wsi.slides.stain import MOST_EOSIN, eosin_share, tissue_pixels
@@ -153,13 +153,13 @@ class Stores:
     checks.
     """
 
-    fields: Path
-    boxes: Path
+    fields: Folder
+    boxes: Folder
     fields_made_by: str
     boxes_made_by: str
 
     @classmethod
-    def of(cls, folder: Path, slide: dict[str, Any], readers: Readers, cfg: RenalConfig) -> Stores:
+    def of(cls, folder: Folder, slide: dict[str, Any], readers: Readers, cfg: RenalConfig) -> Stores:
         """The stores in a slide's folder.
 
         Args:
@@ -185,7 +185,7 @@ class Stores:
             chunk=CHUNK,
             format=BOX_FORMAT,
         )
-        return cls(folder / "fields.zarr", folder / "capillaries.boxes", fields, boxes)
+        return cls(folder.inside("fields.zarr"), folder.inside("capillaries.boxes"), fields, boxes)
 
     def discard_others(self) -> None:
         """Remove stores that were made with other settings."""

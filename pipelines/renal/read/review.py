@@ -22,7 +22,9 @@ from wsi.errors import AnnotationError
 from wsi.marks.c4d import FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 from wsi.marks.geojson import MarkedObject, read_objects
 from wsi.results.export import feature_id
+from wsi.results.folder import Folder
 
+DETECTIONS = "detections.geojson"
 KNOWN = (POSITIVE, NEGATIVE, NOT_COUNTED, FEASIBLE, NOT_FEASIBLE)
 BY_HAND = "left out by a person"
 NOT_SEARCHED = (
@@ -43,6 +45,15 @@ class Reviewed:
     corrections: Corrections
 
 
+def _content(folder: Folder) -> bytes:
+    try:
+        return folder.read(DETECTIONS)
+    except OSError as error:
+        raise AnnotationError(
+            f"{folder.at(DETECTIONS)} cannot be read ({error.strerror or error}); check the path"
+        ) from error
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class _Machine:
     """A capillary in the machine's file: its class and score."""
@@ -51,7 +62,7 @@ class _Machine:
     score: float
 
 
-def review(original: Path, corrected: Path, report: RenalReport) -> Reviewed:
+def review(folder: Folder, corrected: Path, report: RenalReport) -> Reviewed:
     """Compare a corrected GeoJSON with the machine's, object by object.
 
     A capillary that is gone, or of the class ``not a capillary``, was deleted; one whose id the machine did not give
@@ -60,16 +71,17 @@ def review(original: Path, corrected: Path, report: RenalReport) -> Reviewed:
     moved and reshaped: what counts is where they are now.
 
     Args:
-        original: the machine's ``detections.geojson``.
+        folder: that of the machine's report.
         corrected: the person's corrected copy of it.
         report: the machine's report.
 
     Raises:
         AnnotationError: the corrected file is broken, of another slide, holds an unknown class or none, or an id twice.
     """
+    original = Path(folder.at(DETECTIONS))
     if corrected.resolve() == original.resolve():
         raise AnnotationError(f"{corrected} is the machine's own file; save corrections under another name")
-    machine_objects = {o.id: o for o in read_objects(original)}
+    machine_objects = {o.id: o for o in read_objects(original, _content(folder))}
     counts = [sum(o.group == group for o in machine_objects.values()) for group in (POSITIVE, NEGATIVE)]
     if counts != [report.result.positive, report.result.negative]:
         raise AnnotationError(

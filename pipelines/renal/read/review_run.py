@@ -14,7 +14,7 @@ from pipelines.renal.read.review import Reviewed, corrected_report, review
 from pipelines.renal.read.run import FILES, REVIEWED, read_report, set_aside
 from pipelines.runs.made_by import code_hash, version
 from wsi.errors import ConfigError, SlideError, StoreError
-from wsi.files import record_files, write_json
+from wsi.results.folder import Folder, Place, folder_at
 from wsi.slides.source import SlideSource
 
 RECORD = "files.json"  # size and hash of a review's files: it may be the only copy of a person's work
@@ -30,12 +30,17 @@ class Signature:
 
 
 def review_slide(
-    folder: Path, corrected: Path, signature: Signature, *, slide: str | None = None, pdf: bool = False
+    place: Place,
+    corrected: Path,
+    signature: Signature,
+    *,
+    slide: str | None = None,
+    pdf: bool = False,
 ) -> RenalReport:
     """Count again what a person corrected, and write ``FOLDER/reviewed``; the machine's own report stays as it is.
 
     Args:
-        folder: a slide's folder in the ``--out`` of ``wsi renal report``.
+        place: a slide's folder, or its path or URL, in the ``--out`` of ``wsi renal report``.
         corrected: GeoJSON exported from QuPath after correction.
         signature: name, date and comment of the reviewer.
         slide: the slide's path, if it was moved.
@@ -44,10 +49,11 @@ def review_slide(
     Raises:
         WsiError: the folder holds no report of the machine's, the file is not of this slide, or cannot be counted.
     """
+    folder = folder_at(place)
     report = read_report(folder)
     if report.reading != "machine":
         raise ConfigError(f"{folder} is a reviewed report; give the folder of the machine's")
-    reviewed = review(folder / "detections.geojson", corrected, report)
+    reviewed = review(folder, corrected, report)
     source = _source(folder, slide)
     if _identity(source) != report.slide.identity:
         raise ConfigError(f"{source.label} is not the slide of this report; give it with --slide")
@@ -61,11 +67,11 @@ def review_slide(
         new_report = corrected_report(report, reviewed, grading_of(report), area).model_copy(
             update=program_facts
         )
-        target = folder / REVIEWED
-        set_aside(target)  # an earlier review may be the only copy
+        target = folder.inside(REVIEWED)
+        set_aside(folder)  # an earlier review may be the only copy
         write_report(target, new_report, open_slide, reviewed.fields, marks, pdf=pdf)
     names = [*FILES, *more_pages(new_report.result.positive), *(["report.pdf"] if pdf else [])]
-    write_json(target / RECORD, {"files": record_files(target, names)}, durable=True)
+    target.write_json(RECORD, {"files": target.record(names)}, durable=True)
     return new_report
 
 
@@ -82,11 +88,11 @@ def _identity(source: SlideSource) -> str:
         ) from error
 
 
-def _source(folder: Path, slide: str | None) -> SlideSource:
+def _source(folder: Folder, slide: str | None) -> SlideSource:
     """The slide of a report, opened with the same settings as for the report."""
     try:
-        value = json.loads((folder / "slide.json").read_bytes())
+        value = folder.read_json("slide.json")
         recorded = SlideSource(value["path"], value["mpp"], value["allow_anisotropic"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder / 'slide.json'} is missing or broken; make the report again") from error
+        raise StoreError(f"{folder.at('slide.json')} is missing or broken; make the report again") from error
     return SlideSource(slide or recorded.path, recorded.mpp, recorded.allow_anisotropic)

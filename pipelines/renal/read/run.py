@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -18,17 +17,10 @@ from pipelines.renal.read.report import RenalReport, machine_report
 from pipelines.runs.made_by import fingerprint
 from wsi.config import first_mistake
 from wsi.errors import ForeignStoreError, SlideError, StoreError
-from wsi.files import (
-    UNREADABLE,
-    changed_files,
-    discard_inside,
-    discard_partials,
-    read_record,
-    record_files,
-    write_json,
-)
+from wsi.files import UNREADABLE, read_record
 from wsi.marks.own_mask import mask_identity, read_user_mask
 from wsi.results.box_store import SPEC, BoxStore
+from wsi.results.folder import Folder, Place, folder_at
 from wsi.results.store import HeatmapStore
 from wsi.slides.manifest import SlideRow
 from wsi.slides.tissue import find_tissue
@@ -77,7 +69,7 @@ def report_slide(
     row: SlideRow,
     name: str,
     readers: Readers,
-    folder: Path,
+    place: Place,
     cfg: RenalConfig,
     *,
     pdf: bool = False,
@@ -90,7 +82,7 @@ def report_slide(
         row: the slide, and the user's own tissue mask if there is one.
         name: the slide's name in outputs.
         readers: the networks.
-        folder: this slide's folder.
+        place: this slide's folder, or its path or URL.
         cfg: how the slide is read.
         pdf: whether to print the report to PDF, too.
         overwrite: whether to replace a report that was made with other settings.
@@ -99,6 +91,8 @@ def report_slide(
     Raises:
         WsiError: the slide cannot be read, or the folder belongs to another run.
     """
+    folder = folder_at(place)
+    folder.refuse_link()
     with row.source.open() as slide:
         check_spacing(slide, readers.card)  # before any pixel is read
         run = run_fingerprint(readers, cfg)
@@ -111,9 +105,7 @@ def report_slide(
         }
         identity = fingerprint(**pixels, run=run)
         earlier = finished(folder, identity)
-        if earlier is not None and all(
-            (folder / n).exists() for n in (*FILES, *(["report.pdf"] if pdf else []))
-        ):
+        if earlier is not None and all(folder.exists(n) for n in (*FILES, *(["report.pdf"] if pdf else []))):
             return earlier
         stores = Stores.of(folder, pixels, readers, cfg)
         _make_way(folder, stores, identity, overwrite=overwrite)
@@ -128,7 +120,7 @@ def report_slide(
         file = Path(row.source.label).name
         report = machine_report(slide, name, file, source_identity, readers, cfg, reading)
         if not _same_report(folder, report):
-            set_aside(folder / REVIEWED)  # it is a review of the report that is replaced now
+            set_aside(folder)  # it is a review of the report that is replaced now
         write_report(folder, report, slide, reading.fields, reading.marks, pdf=pdf)
         names = [*FILES, *more_pages(report.result.positive), *(["report.pdf"] if pdf else [])]
         record = {
@@ -140,21 +132,21 @@ def report_slide(
             "allow_anisotropic": row.source.allow_anisotropic,
             "unreadable": reading.unreadable,
             "slide_identity": source_identity,
-            "files": record_files(folder, [*names, stores.fields.name, stores.boxes.name]),
+            "files": folder.record([*names, stores.fields.name, stores.boxes.name]),
         }
-        write_json(folder / "slide.json", record, durable=True)
+        folder.write_json("slide.json", record, durable=True)
         return RenalResult(report, reading.unreadable)
 
 
-def _make_way(folder: Path, stores: Stores, identity: str, *, overwrite: bool) -> None:
+def _make_way(folder: Folder, stores: Stores, identity: str, *, overwrite: bool) -> None:
     """Remove what killed runs left, and with ``overwrite`` what was made otherwise.
 
     Raises:
         ForeignStoreError: the folder holds another report, which is not to be replaced.
     """
-    discard_partials(folder)
+    folder.discard_partials()
     if overwrite:
-        (folder / "slide.json").unlink(missing_ok=True)  # it says that all files are there
+        folder.delete("slide.json")  # it says that all files are there
         stores.discard_others()
     elif _made_by(folder) not in (None, identity):
         raise ForeignStoreError(
@@ -163,17 +155,17 @@ def _make_way(folder: Path, stores: Stores, identity: str, *, overwrite: bool) -
         )
 
 
-def set_aside(reviewed: Path) -> None:
+def set_aside(folder: Folder) -> None:
     """Keep a review of an earlier reading under another name: it is not of the new one, and may be the only copy."""
-    if reviewed.exists():
+    if folder.exists(REVIEWED):
         number = 1
-        while (aside := reviewed.with_name(f"{reviewed.name}-before-{number}")).exists():
+        while folder.exists(aside := f"{REVIEWED}-before-{number}"):
             number += 1
-        reviewed.rename(aside)
-        log.warning("%s: the earlier review is kept as %s", reviewed, aside.name)
+        folder.move(REVIEWED, aside)
+        log.warning("%s: the earlier review is kept as %s", folder.at(REVIEWED), aside)
 
 
-def _same_report(folder: Path, report: RenalReport) -> bool:
+def _same_report(folder: Folder, report: RenalReport) -> bool:
     """Whether the folder's report holds the same reading; then its review stays."""
     try:
         earlier, new = (r.model_dump(exclude=MADE_BY) for r in (read_report(folder), report))
@@ -182,30 +174,30 @@ def _same_report(folder: Path, report: RenalReport) -> bool:
         return False
 
 
-def _made_by(folder: Path) -> str | None:
+def _made_by(folder: Folder) -> str | None:
     """The fingerprint of the report in a folder; None without a readable report."""
     try:
-        return str(json.loads((folder / "slide.json").read_bytes())["fingerprint"])
+        return str(folder.read_json("slide.json")["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def finished(folder: Path, identity: str) -> RenalResult | None:
+def finished(folder: Folder, identity: str) -> RenalResult | None:
     """The report of an earlier run with the same fingerprint."""
     try:
-        value = json.loads((folder / "slide.json").read_bytes())
+        value = folder.read_json("slide.json")
         if value["fingerprint"] != identity:
             return None
-        changes = changed_files(folder, read_record(value))
+        changes = folder.changes(read_record(value))
         for name, change in changes.items():
-            log.warning("%s: %s; the report is made again", folder / name, change)
+            log.warning("%s: %s; the report is made again", folder.at(name), change)
             if not change.startswith(UNREADABLE):
-                discard_inside(folder, name)
+                folder.delete(name)
         gone = {name for name, change in changes.items() if not change.startswith(UNREADABLE)}
         if "fields.zarr/zarr.json" in gone:  # without it the chunks cannot be read
-            HeatmapStore.discard(folder / "fields.zarr", unless="")
+            HeatmapStore.discard(folder.inside("fields.zarr"), unless="")
         if f"capillaries.boxes/{SPEC}" in gone:
-            BoxStore.discard(folder / "capillaries.boxes", unless="")
+            BoxStore.discard(folder.inside("capillaries.boxes"), unless="")
         if changes:
             return None
         return RenalResult(read_report(folder), value["unreadable"])
@@ -213,45 +205,44 @@ def finished(folder: Path, identity: str) -> RenalResult | None:
         return None
 
 
-def read_report(folder: Path) -> RenalReport:
+def read_report(folder: Folder) -> RenalReport:
     """The report in a slide's folder.
 
     Raises:
         StoreError: there is none, or it is of another version.
     """
-    path = folder / "report.json"
     try:
-        return RenalReport.model_validate_json(path.read_bytes())
+        return RenalReport.model_validate_json(folder.read("report.json"))
     except OSError as error:
         raise StoreError(
-            f"{folder} holds no report ({path.name} cannot be read: {error.strerror}); give a slide's folder in the "
-            f"--out of wsi renal report"
+            f"{folder} holds no report (report.json cannot be read: {error.strerror or error}); give a slide's "
+            f"folder in the --out of wsi renal report"
         ) from error
     except ValidationError as error:
         raise StoreError(
-            f"{path} is not a report of this version ({first_mistake(error)}); make it again"
+            f"{folder.at('report.json')} is not a report of this version ({first_mistake(error)}); make it again"
         ) from error
 
 
-def earlier_reports(out: Path, settings: str, but: Collection[str]) -> list[RenalResult]:
+def earlier_reports(out: Folder, settings: str, but: Collection[str]) -> list[RenalResult]:
     """Reports that other commands wrote into the same folder with the same settings, by name."""
     results = []
-    for path in sorted(out.glob("*/slide.json")):
+    for name in out.holding("slide.json"):
         try:
-            value = json.loads(path.read_bytes())
-            if value["settings_fingerprint"] == settings and path.parent.name not in but:
-                results.append(RenalResult(read_report(path.parent), value["unreadable"]))
+            value = out.read_json(f"{name}/slide.json")
+            if value["settings_fingerprint"] == settings and name not in but:
+                results.append(RenalResult(read_report(out.inside(name)), value["unreadable"]))
         except (OSError, ValueError, KeyError, TypeError, StoreError):
             continue  # not one of ours, or of another version
     return results
 
 
-def corrected_readings(out: Path, reports: Sequence[RenalReport]) -> dict[str, RenalReport]:
+def corrected_readings(out: Folder, reports: Sequence[RenalReport]) -> dict[str, RenalReport]:
     """The corrected reading of each slide that has one, by the slide's name."""
     readings = {}
     for report in reports:
-        folder = out / report.slide.name / REVIEWED
-        if not (folder / "report.json").exists():
+        folder = out.inside(report.slide.name).inside(REVIEWED)
+        if not folder.exists("report.json"):
             continue
         try:
             readings[report.slide.name] = read_report(folder)

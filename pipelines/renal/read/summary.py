@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pipelines.renal.read.basis import basis_sentences
 from pipelines.renal.read.grading import grade_word
-from pipelines.renal.read.page import write_index
+from pipelines.renal.read.page import index_html
 from pipelines.renal.read.report import RenalReport, grading_of
 from pipelines.renal.read.run import RenalResult, corrected_readings, read_report
 from pipelines.runs.cohort import Failure
 from pipelines.runs.run_folder import note_tables
 from wsi.errors import StoreError
-from wsi.files import alone_in, csv_text, write_text
+from wsi.files import csv_text
+from wsi.results.folder import Folder
 
 log = logging.getLogger(__name__)
 _COUNTS = ("grade", "grade_word", "percent", "low", "high", "positive", "negative", "fields")
@@ -30,32 +29,33 @@ TABLES = ("grades.csv", "index.html")
 
 
 def write_results(
-    out: Path, results: Sequence[RenalResult], failures: Sequence[Failure], record: dict[str, Any]
+    out: Folder, results: Sequence[RenalResult], failures: Sequence[Failure], record: dict[str, Any]
 ) -> Sequence[str]:
     """Write ``grades.csv`` and ``index.html``, and return their names."""
     return write_summary(out, [result.report for result in results], failures, record)
 
 
 def write_summary(
-    out: Path, reports: Sequence[RenalReport], failures: Sequence[Failure], record: dict[str, Any]
+    out: Folder, reports: Sequence[RenalReport], failures: Sequence[Failure], record: dict[str, Any]
 ) -> Sequence[str]:
     """Write both files, with the corrected reading of every slide that has one, and return their names."""
     corrected = corrected_readings(out, reports)
-    write_text(out / "grades.csv", grades_csv(reports, corrected))
-    write_index(out / "index.html", reports, failures, record, corrected)
+    out.write("grades.csv", grades_csv(reports, corrected))
+    out.write("index.html", index_html(reports, failures, record, corrected))
     return TABLES
 
 
-def refresh_summary(out: Path) -> None:
+def refresh_summary(out: Folder) -> None:
     """Write both files anew after a review; without a run do nothing, and warn if one of its reports is broken."""
-    out = out.resolve()
-    if not (out / "run.json").exists():
+    if not out.exists("run.json"):
         return
-    with alone_in(out):
+    with out.alone():
         try:
-            record = json.loads((out / "run.json").read_bytes())
+            record = out.read_json("run.json")
             reports = [
-                read_report(out / slide["name"]).model_copy(update={"warnings": tuple(slide["warnings"])})
+                read_report(out.inside(slide["name"])).model_copy(
+                    update={"warnings": tuple(slide["warnings"])}
+                )
                 for slide in record["slides"]
             ]
             failures = [Failure(**failure) for failure in record["failed"]]

@@ -33,6 +33,7 @@ from wsi.errors import ConfigError, ModelError, StoreError
 from wsi.files import write_json
 from wsi.marks.annotations import Annotation, write_asap
 from wsi.placement import Placement
+from wsi.results.folder import LocalFolder
 from wsi.results.heatmap import Heatmap
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
@@ -511,7 +512,7 @@ class TestAtlas:
         assert wide.side_um == pytest.approx(400 * 0.25 * 16)  # at the coarsest level, 16
         assert close.side_um == pytest.approx(400 * 0.25 * 2)
 
-    def test_names_are_escaped(self, page: Path, scored: Path) -> None:
+    def test_names_are_escaped(self, page: Path, tmp_path: Path, scored: Path) -> None:
         result = json.loads((page.parent / "evaluation.json").read_text())
         result |= {"left out": {"<b>name</b>": "<script>why</script>"}, "truth": "<i>here</i>"}
         cards = [
@@ -536,8 +537,9 @@ class TestAtlas:
         class Fake:
             false = ()
 
-        out = page.parent / "escaped.html"
-        atlas.write_atlas(out, cards, Fake(), result, "official")  # type: ignore[arg-type]
+        shutil.copytree(page.parent, tmp_path / "escaped")
+        out = tmp_path / "escaped" / "atlas.html"
+        atlas.write_atlas(LocalFolder(out.parent), cards, Fake(), result, "official")  # type: ignore[arg-type]
         assert "<img src=x" not in out.read_text()
         assert "&lt;img src=x" in out.read_text()
         assert not any(tag in out.read_text() for tag in ("<b>name", "<script>why", "<i>here"))

@@ -27,6 +27,7 @@ from wsi.datasets.rules import Dataset, read_dataset
 from wsi.errors import AnnotationError, ConfigError, WsiError
 from wsi.marks.annotations import Annotation, write_asap
 from wsi.metrics.ranking import auc, auc_draws, delong_interval
+from wsi.results.folder import LocalFolder
 
 Run = Callable[..., tuple[int, str, str]]
 SIZE = (12800, 9600)  # level 5: 400 x 300
@@ -479,7 +480,7 @@ class TestBadInput:
     def test_a_broken_file_of_lesions(self, tmp_path: Path, text: str, said: str) -> None:
         (tmp_path / "s.csv").write_text(text)
         with pytest.raises(WsiError, match="s.csv") as caught:
-            read_lesions(tmp_path / "s.csv")
+            read_lesions(LocalFolder(tmp_path), "s.csv")
         assert said in str(caught.value)
 
     def test_a_slide_without_truth(self, benchmark: tuple[Path, Path], wsi: Run) -> None:

@@ -224,12 +224,16 @@ class TestResume:
     def test_a_full_disk_is_one_sentence(
         self, red_square: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(*_: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
+        write = Path.write_bytes
 
-        monkeypatch.setattr("zarr.Array.__setitem__", full)
+        def full(path: Path, content: bytes) -> int:
+            if "/c/0/" in path.as_posix():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(path, content)
+
+        monkeypatch.setattr(Path, "write_bytes", full)
         with pytest.raises(
-            StoreError, match=r"cannot write .*heatmap.zarr \(No space left on device\); free space"
+            StoreError, match=r"cannot write .*heatmap.zarr/c/0/.* \(No space left on device\); free space"
         ):
             score(red_square, tmp_path / "out")
 

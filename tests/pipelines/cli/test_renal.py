@@ -20,6 +20,7 @@ from pipelines.renal.read.summary import refresh_summary
 from tests.renal_slides import readers, scattered, slide_of
 from tests.slides import painted, write_pyramid
 from wsi.marks.geojson import read_objects
+from wsi.results.folder import LocalFolder
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
 
@@ -113,7 +114,7 @@ class TestReport:
         record = json.loads((tmp_path / "out" / "run.json").read_text())
         assert [s["name"] for s in record["slides"]] == [f["name"] for f in record["failed"]] == ["s"]
         assert wsi("verify", tmp_path / "out")[0] == 0
-        refresh_summary(tmp_path / "out")
+        refresh_summary(LocalFolder(tmp_path / "out"))
         assert "a result of an earlier run" in (tmp_path / "out" / "grades.csv").read_text()
 
     @pytest.mark.slow

@@ -31,6 +31,7 @@ from wsi.errors import AnnotationError, ConfigError, ModelError
 from wsi.marks.annotations import Annotation, write_asap
 from wsi.marks.c4d import FIELD_UM, field_side
 from wsi.placement import Placement
+from wsi.results.folder import LocalFolder
 from wsi.slides.grid import make_grid
 from wsi.slides.manifest import read_manifest
 from wsi.slides.slide import ReadPlan
@@ -246,7 +247,7 @@ class TestChoice:
         everything = Mask(np.ones((8, 12), np.bool_), Placement(8, 8))
         with SlideSource(str(slide)).open() as opened:
             return choose_fields(
-                opened, everything, self.engine(**changes), out / "f.zarr", cfg, fingerprint="x"
+                opened, everything, self.engine(**changes), LocalFolder(out / "f.zarr"), cfg, fingerprint="x"
             )
 
     def test_by_score(self, slide: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pipelines.runs.cohort import Failure, run_cohort
 from pipelines.runs.run_folder import RunFolder, note_tables
 from wsi.errors import SlideError, StoreError
 from wsi.files import AtWork, alone_in, file_sha256
+from wsi.results.folder import Folder, LocalFolder
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
 
@@ -34,19 +35,19 @@ class Scored:
         return Scored(self.name, note=text)
 
 
-def _earlier(out: Path, fingerprint: str, but: Collection[str]) -> list[Scored]:
-    names = [path.name for path in sorted(out.glob(f"*.{fingerprint}"))]
+def _earlier(out: Folder, fingerprint: str, but: Collection[str]) -> list[Scored]:
+    names = [name for name in out.files() if name.endswith(f".{fingerprint}")]
     return [Scored(name[0]) for name in names if name[0] not in but]
 
 
-def _table(out: Path, results: Sequence[Scored], failures: Any, record: Any) -> Sequence[str]:
+def _table(out: Folder, results: Sequence[Scored], failures: Any, record: Any) -> Sequence[str]:
     lines = [f"{r.name}: {r.note}\n" if r.note else f"{r.name}\n" for r in results]
-    (out / "table.csv").write_text("".join(lines))
+    out.write("table.csv", "".join(lines))
     return ["table.csv"]
 
 
 def run_in(out: Path, fingerprint: str = "f") -> RunFolder[Scored]:
-    return RunFolder(out, {"settings_fingerprint": fingerprint}, _earlier, _table)
+    return RunFolder(LocalFolder(out), {"settings_fingerprint": fingerprint}, _earlier, _table)
 
 
 def noted(out: Path) -> dict[str, Any]:
@@ -165,10 +166,10 @@ def test_tables_are_noted_with_their_hashes(tmp_path: Path) -> None:
         run.sum_up("finished", [Scored("a")], [])
     assert noted(tmp_path)["files"] == {"table.csv": [2, file_sha256(tmp_path / "table.csv")]}
     (tmp_path / "table.csv").write_text("a, reviewed\n")
-    note_tables(tmp_path, ["table.csv"])
+    note_tables(LocalFolder(tmp_path), ["table.csv"])
     assert noted(tmp_path)["files"]["table.csv"] == [12, file_sha256(tmp_path / "table.csv")]
     with run_in(tmp_path).work(["b"]):  # until it ends the earlier table stays, and can be verified
         assert noted(tmp_path)["files"]["table.csv"][0] == 12
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(StoreError, match=r"run\.json is broken .*run the command that made it again"):
-        note_tables(tmp_path, ["table.csv"])
+        note_tables(LocalFolder(tmp_path), ["table.csv"])

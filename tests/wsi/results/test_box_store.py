@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> BoxStore:
 
 
 def test_a_chunk_comes_back_to_the_last_bit(store: BoxStore) -> None:
-    chunk = BoxStore.create(store.path, "abc").read_chunk(3)
+    chunk = BoxStore.create(store.folder, "abc").read_chunk(3)
     assert chunk is not None
     for name in ("boxes", "scores", "labels"):
         np.testing.assert_array_equal(getattr(chunk[0], name), getattr(DETECTIONS, name))
@@ -44,22 +44,22 @@ def test_a_chunk_without_boxes_is_not_a_missing_one(store: BoxStore) -> None:
 
 
 def test_the_same_boxes_give_the_same_bytes(store: BoxStore) -> None:
-    before = (store.path / "00003.npz").read_bytes()
+    before = (store.folder.path / "00003.npz").read_bytes()
     store.write_chunk(3, DETECTIONS, np.array([5, 7]))
-    assert (store.path / "00003.npz").read_bytes() == before
+    assert (store.folder.path / "00003.npz").read_bytes() == before
 
 
 def test_another_run_s_store_is_refused_and_can_be_discarded(store: BoxStore) -> None:
     with pytest.raises(ForeignStoreError, match=r"another slide, model or settings; .*--overwrite"):
-        BoxStore.create(store.path, "other")
-    BoxStore.discard(store.path, unless="abc")
-    assert store.path.exists()
-    BoxStore.discard(store.path, unless="other")
-    assert not store.path.exists()
+        BoxStore.create(store.folder, "other")
+    BoxStore.discard(store.folder, unless="abc")
+    assert store.folder.exists()
+    BoxStore.discard(store.folder, unless="other")
+    assert not store.folder.exists()
 
 
 def test_a_link_is_not_written_through(store: BoxStore, tmp_path: Path) -> None:
-    (tmp_path / "link.boxes").symlink_to(store.path)
+    (tmp_path / "link.boxes").symlink_to(store.folder)
     with pytest.raises(ForeignStoreError, match="is a link"):
         BoxStore.create(tmp_path / "link.boxes", "abc")
     BoxStore.discard(tmp_path / "link.boxes", unless="other")
@@ -70,7 +70,7 @@ def test_whatever_byte_is_changed_the_chunk_is_made_again_or_as_it_was(
     store: BoxStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the zip's headers, in an array's header, in the boxes: never a traceback, never other boxes than were written."""
-    path = store.path / "00003.npz"
+    path = store.folder.path / "00003.npz"
     whole = path.read_bytes()
     again = 0
     for at in range(len(whole)):
@@ -97,7 +97,7 @@ def test_a_folder_that_a_killed_run_had_only_made_is_a_new_store(tmp_path: Path)
 
 
 def test_a_cut_chunk_is_made_again(store: BoxStore) -> None:
-    path = store.path / "00003.npz"
+    path = store.folder.path / "00003.npz"
     whole = path.read_bytes()
     for size in (0, 10, 100, len(whole) - 1):
         path.write_bytes(whole[:size])
@@ -105,16 +105,16 @@ def test_a_cut_chunk_is_made_again(store: BoxStore) -> None:
 
 
 def test_a_chunk_that_cannot_be_read_now_is_kept(store: BoxStore) -> None:
-    (store.path / "00004.npz").mkdir()
+    (store.folder.path / "00004.npz").mkdir()
     with pytest.raises(StoreError, match="cannot be read"):
         store.read_chunk(4)
 
 
 def test_what_a_killed_process_began_is_removed(store: BoxStore, tmp_path: Path) -> None:
-    left, living = (store.path / f".00004.npz.{number}.partial" for number in (999999, os.getpid()))
+    left, living = (store.folder.path / f".00004.npz.{number}.partial" for number in (999999, os.getpid()))
     left.write_bytes(b"half")
     living.write_bytes(b"half")
     discard_partials(tmp_path)
     assert not left.exists()
     assert living.exists()
-    assert (store.path / SPEC).exists()
+    assert (store.folder.path / SPEC).exists()

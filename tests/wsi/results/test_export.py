@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import uuid
 from pathlib import Path
@@ -15,12 +16,12 @@ from shapely import Polygon, box
 from wsi.placement import Placement
 from wsi.results.export import (
     Feature,
+    cells_csv,
     geojson,
+    ome_tiff,
     origin_offset,
     tile_features,
-    write_cells_csv,
     write_geojson,
-    write_ome_tiff,
 )
 from wsi.results.heatmap import Heatmap
 
@@ -94,28 +95,24 @@ def test_the_same_bytes_every_time_also_compressed(tmp_path: Path) -> None:
     assert gzip.decompress(first).decode() == (tmp_path / "a.geojson").read_text()
 
 
-def test_cells_csv_is_wsinfer_s_form(tmp_path: Path) -> None:
+def test_cells_csv_is_wsinfer_s_form() -> None:
     boxes = np.array([[0.0, 0, 128, 128], [128, 256, 256, 384]])
     scores = np.array([[0.25, 0.75], [1, 0]], np.float32)
-    write_cells_csv(tmp_path / "c.csv", boxes, scores, ["normal", "tumor"])
-    with (tmp_path / "c.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(cells_csv(boxes, scores, ["normal", "tumor"]))))
     assert rows[1]["minx"] == "128"
     assert (rows[1]["miny"], rows[1]["width"], rows[0]["prob_tumor"]) == ("256", "128", "0.750000")
 
 
-def test_ome_tiff_keeps_the_numbers_and_the_size(tmp_path: Path) -> None:
+def test_ome_tiff_keeps_the_numbers_and_the_size() -> None:
     scores = np.random.default_rng(0).random((30, 20)).astype(np.float32)
     scores[3, 4] = np.nan
-    write_ome_tiff(tmp_path / "h.ome.tif", Heatmap(scores, Placement(128, 128)), 0.25, "tumor")
-    with tifffile.TiffFile(tmp_path / "h.ome.tif") as tif:
+    content = ome_tiff(Heatmap(scores, Placement(128, 128)), 0.25, "tumor")
+    with tifffile.TiffFile(io.BytesIO(content)) as tif:
         np.testing.assert_array_equal(tif.asarray(), scores)
         assert tif.ome_metadata is not None
         assert 'PhysicalSizeX="32.0"' in tif.ome_metadata
         assert "tumor" in tif.ome_metadata
-    first = (tmp_path / "h.ome.tif").read_bytes()
-    write_ome_tiff(tmp_path / "h.ome.tif", Heatmap(scores, Placement(128, 128)), 0.25, "tumor")
-    assert (tmp_path / "h.ome.tif").read_bytes() == first
+    assert ome_tiff(Heatmap(scores, Placement(128, 128)), 0.25, "tumor") == content
 
 
 def test_tiles_carry_their_probability() -> None:

@@ -19,9 +19,9 @@ SCORES = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
 
 def test_a_chunk_comes_back_and_the_rest_is_nan(tmp_path: Path) -> None:
     store = HeatmapStore.create(tmp_path / "heatmap.zarr", SPEC)
-    assert not store.has_chunk((1, 1))
+    assert store.chunks_done() == set()
     store.write_chunk((1, 1), CELLS, SCORES)
-    assert store.has_chunk((1, 1))
+    assert store.chunks_done() == {(1, 1)}
     heatmap = HeatmapStore.open(tmp_path / "heatmap.zarr").read(1)
     expected = np.full((5, 7), np.nan, np.float32)
     expected[3, 4], expected[4, 5] = 0.1, 0.8
@@ -34,7 +34,7 @@ def test_a_chunk_comes_back_and_the_rest_is_nan(tmp_path: Path) -> None:
 def test_an_unreadable_chunk_is_written_so_that_it_is_not_tried_for_ever(tmp_path: Path) -> None:
     store = HeatmapStore.create(tmp_path / "heatmap.zarr", SPEC)
     store.write_chunk((0, 0), np.array([[0, 0]]), np.full((1, 2), np.nan, np.float32))
-    assert store.has_chunk((0, 0))
+    assert store.chunks_done() == {(0, 0)}
     assert np.isnan(store.read(0).maximum)
 
 
@@ -49,7 +49,7 @@ def test_other_programs_can_read_it(tmp_path: Path) -> None:
 def test_creating_again_goes_on_with_the_same_run_only(tmp_path: Path) -> None:
     path = tmp_path / "heatmap.zarr"
     HeatmapStore.create(path, SPEC).write_chunk((1, 1), CELLS, SCORES)
-    assert HeatmapStore.create(path, SPEC).has_chunk((1, 1))
+    assert HeatmapStore.create(path, SPEC).chunks_done() == {(1, 1)}
     with pytest.raises(StoreError, match="--overwrite"):
         HeatmapStore.create(path, replace(SPEC, fingerprint="other"))
     HeatmapStore.discard(path, unless="abc")

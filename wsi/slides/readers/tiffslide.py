@@ -17,6 +17,7 @@ from wsi.errors import RegionError, SlideError
 from wsi.slides.readers.tiff_structure import tiff_problem
 from wsi.slides.slide import Level, Slide, Spacing
 from wsi.text import first_line
+from wsi.urls import storage_options
 
 _UNITS_UM = {2: 25_400.0, 3: 10_000.0}  # TIFF's inch and centimetre
 _OME_UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3}
@@ -156,27 +157,6 @@ def _rgb(pixels: npt.NDArray[Any], path: str) -> npt.NDArray[np.uint8]:
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
     return pixels[..., :3]
-
-
-def storage_options(path: str) -> dict[str, Any]:
-    """Options with which fsspec opens a URL; a web server must not redirect to another host."""
-    return {"get_client": _own_host_only} if path.lower().startswith(("http://", "https://")) else {}
-
-
-async def _own_host_only(**options: Any) -> Any:
-    """A web client that refuses redirects to another host, so that a table of slides reaches only its URLs' hosts."""
-    import aiohttp
-
-    async def check(_session: Any, _context: Any, params: Any) -> None:
-        headers = params.response.headers
-        target = headers.get("Location") or headers.get("URI", "")  # aiohttp follows either
-        host = params.url.join(type(params.url)(target)).host
-        if host != params.url.host:
-            raise aiohttp.ClientError(f"the server sends it on to another host, {host}: give that URL itself")
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_redirect.append(check)
-    return aiohttp.ClientSession(trace_configs=[trace], **options)
 
 
 def _stored_spacings(tif: Any, properties: Mapping[str, Any] = {}) -> list[Spacing]:
