@@ -16,7 +16,7 @@ from shapely import MultiPolygon, Point, box
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from pipelines.camelyon16.benchmark.cases import Selection, join, read_truth_table
-from pipelines.camelyon16.benchmark.evaluation import EvaluationConfig, _draw, evaluate
+from pipelines.camelyon16.benchmark.evaluation import EvaluationConfig, evaluate
 from pipelines.camelyon16.benchmark.froc import froc
 from pipelines.camelyon16.benchmark.predictions import Prediction, read_lesions, read_predictions
 from pipelines.camelyon16.benchmark.report import lesion_mistake
@@ -27,6 +27,7 @@ from wsi.datasets.rules import Dataset, read_dataset
 from wsi.errors import AnnotationError, ConfigError, WsiError
 from wsi.marks.annotations import Annotation, write_asap
 from wsi.metrics.ranking import auc, auc_draws, delong_interval
+from wsi.metrics.resample import draw_weights
 
 Run = Callable[..., tuple[int, str, str]]
 SIZE = (12800, 9600)  # level 5: 400 x 300
@@ -246,12 +247,6 @@ class TestMetrics:
         counts = [found[k]["tumour slides"] for k in ("AUC, macrometastases", "AUC, micrometastases", "AUC")]
         assert counts == [2, 1, 4]
 
-    def test_draws_are_seeded(self) -> None:
-        first, again, other = (_draw(20, EvaluationConfig(draws=5, seed=s)) for s in (1, 1, 2))
-        assert (first == again).all()
-        assert (first != other).any()
-        assert (first.sum(axis=1) == 20).all()
-
 
 def submission(
     folder: Path, slides: dict[str, list[tuple[float, int, int]]], scores: dict[str, float] | None = None
@@ -350,7 +345,7 @@ class TestEvaluate:
         assert result.figures["false positives"] == len(result.false) == 2  # that of test_000 is none
         hits = [s.hits for s in result.slides]
         scores = []
-        for weight in _draw(5, cfg):
+        for weight in draw_weights(np.random.default_rng(3), 5, 60):
             drawn = [
                 h for h, n, s in zip(hits, weight, result.slides, strict=True) for _ in range(n) if s.counted
             ]
