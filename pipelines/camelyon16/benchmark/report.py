@@ -9,7 +9,7 @@ from typing import Any
 import shapely
 
 from pipelines.camelyon16.benchmark.cases import Cases
-from pipelines.camelyon16.benchmark.curves import write_froc, write_roc
+from pipelines.camelyon16.benchmark.curves import write_froc, write_slide_roc
 from pipelines.camelyon16.benchmark.evaluation import (
     Evaluation,
     EvaluationConfig,
@@ -83,7 +83,7 @@ def write_report(
     for stale in (folder / EVALUATION, folder / "atlas.html", *(folder / MISTAKES).glob("*.geojson")):
         stale.unlink(missing_ok=True)
     write_froc(folder / "froc.png", result, cfg.variant, published=published)
-    write_roc(folder / "roc.png", result, published=published)
+    write_slide_roc(folder / "roc.png", result, published=published)
     write_text(folder / "slides.csv", _slides(result))
     write_text(folder / "lesions.csv", _lesions(result))
     write_text(folder / "false_positives.csv", _false(result))
