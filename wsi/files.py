@@ -214,6 +214,20 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def csv_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV table with a header, by column, as text; a cell that a short row lacks is None.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no UTF-8 text, with or without the mark that Excel puts first, or no CSV.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write UTF-8 text with plain line feeds, whole or not at all."""
     with replacing(path, durable=durable) as partial:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pipelines.renal.read.grading import grade_of
 from pipelines.renal.read.report import RenalReport, grading_of
 from pipelines.renal.read.run import REVIEWED, read_report
 from wsi.errors import ConfigError, StoreError
+from wsi.files import csv_rows
 from wsi.marks.annotations import read_annotations
 from wsi.marks.boxes import Detections
 from wsi.marks.c4d import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
@@ -138,14 +138,13 @@ def read_found(path: Path) -> tuple[Detections, npt.NDArray[np.bool_]]:
         StoreError: it is missing or broken.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = csv_rows(path)
         boxes = np.array([[float(row[k]) for k in ("x0", "y0", "x1", "y1")] for row in rows], np.float64)
         scores = np.array([float(row["score"] or "1") for row in rows], np.float32)
         labels = np.array([CLASSES.index(row["class"]) for row in rows], np.int64)
         counted = np.array([row["counted"] == "yes" for row in rows], np.bool_)
         return Detections(boxes.reshape(-1, 4), scores, labels), counted
-    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise StoreError(f"{path} cannot be read ({error}); make the report again") from error
 
 
