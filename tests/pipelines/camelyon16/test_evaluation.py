@@ -21,7 +21,13 @@ from pipelines.camelyon16.benchmark.froc import froc
 from pipelines.camelyon16.benchmark.predictions import Prediction, read_lesions, read_predictions
 from pipelines.camelyon16.benchmark.report import lesion_mistake
 from pipelines.camelyon16.benchmark.roc import operating_points, roc_figures
-from pipelines.camelyon16.benchmark.truth import LEVEL5_UM, TumourRaster, lesion_truth, read_raster
+from pipelines.camelyon16.benchmark.truth import (
+    LEVEL5_UM,
+    LesionTruth,
+    TumourRaster,
+    lesion_truth,
+    read_raster,
+)
 from tests.slides import real_data
 from wsi.datasets.rules import Dataset, read_dataset
 from wsi.errors import AnnotationError, ConfigError, WsiError
@@ -74,6 +80,18 @@ class TestLesions:
         outline = truth.outline(1)[0]
         assert outline.area == pytest.approx(Point(0, 0).buffer(2057.6 + 154.3).area, rel=0.03)
         assert outline.centroid.coords[0] == pytest.approx((6400, 4800), abs=20)
+
+    @pytest.mark.parametrize("step", [(32.0, 40.0), (40.0, 32.0), (32.0, 32.0)])
+    def test_an_outline_follows_the_pixels_edges_on_both_axes(self, step: tuple[float, float]) -> None:
+        """Pixels of 32 x 40 level-0 px: columns 10 to 29 and rows 20 to 25 are x 320 ... 960 and y 800 ... 1040."""
+        labels = np.zeros((7, 22), np.int32)
+        labels[1:7, 2:22] = 1
+        boxes = ((slice(1, 7), slice(2, 22)),)
+        truth = LesionTruth(labels, (19, 8), step, np.array([500.0]), np.zeros((1, 2)), boxes)
+        (outline,) = truth.outline(1)
+        x0, y0, x1, y1 = np.array([10, 20, 30, 26]) * (*step, *step)
+        assert outline.bounds == pytest.approx((x0, y0, x1, y1))
+        assert outline.equals_exact(box(x0, y0, x1, y1).normalize(), 1e-6, normalize=True)
 
     def test_a_mask_without_tumour_has_no_lesion(self) -> None:
         """The official code makes one up: 3 lesions become one phantom of 17 px in the corner (facts/users.md)."""
