@@ -222,6 +222,18 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
         partial.write_bytes(content)
 
 
+def csv_rows(content: bytes) -> list[dict[str, Any]]:
+    """The rows of a CSV table with a header, by column, as text; a cell that a short row lacks is None.
+
+    Raises:
+        ValueError: it is no UTF-8 text, with or without the mark that Excel puts first, or no CSV.
+    """
+    try:
+        return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write UTF-8 text with plain line feeds, whole or not at all."""
     write_bytes(path, text.encode(), durable=durable)

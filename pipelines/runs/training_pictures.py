@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from pipelines.runs.pictures import RocCurve, draw_roc
 from wsi.arrays import RgbImage
 from wsi.files import replacing
 
@@ -72,24 +73,15 @@ def write_curves(path: Path, rows: Sequence[dict[str, Any]], name: str, *, measu
         figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
 
 
-def write_roc(
-    path: Path,
-    curves: Sequence[tuple[str, npt.NDArray[np.float64], npt.NDArray[np.float64]]],
-    title: str,
-) -> None:
-    """Write a PNG of ROC curves: (name, false positive rate, true positive rate); the first is drawn boldly."""
+def write_roc(path: Path, curves: Sequence[RocCurve], title: str) -> None:
+    """Write a PNG of ROC curves; the first is drawn boldly."""
     figure = Figure(figsize=(6.4, 6), layout="constrained")
     axis = figure.subplots()
-    for i, (name, false, true) in enumerate(curves):
-        style = {"linewidth": 2.2, "color": "#1565c0", "zorder": 5} if i == 0 else {"linewidth": 0.9}
-        axis.plot(false, true, label=name, **style)
-    axis.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
+    draw_roc(axis, curves)
     axis.set_xlabel("false positive rate")
     axis.set_ylabel("true positive rate")
     axis.set_xlim(-0.01, 1.01)
     axis.set_ylim(-0.01, 1.01)
     axis.set_title(title, fontsize=10)
-    axis.legend(loc="lower right", fontsize=8)
-    axis.grid(alpha=0.3)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from wsi.arrays import RgbImage
 from wsi.errors import ConfigError, SlideError
+from wsi.files import csv_rows
 from wsi.marks.own_mask import BROKEN_PICTURE
 
 NORMAL, TUMOUR = 0, 1
@@ -148,12 +148,11 @@ def _check_sizes(files: Sequence[PatchFile], pixels: Sequence[RgbImage]) -> None
 def _listed(folder: Path) -> list[PatchFile]:
     path = folder / "patches.csv"
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+        rows = csv_rows(path.read_bytes())
         if rows and "order" in rows[0]:
             rows.sort(key=lambda row: int(row["order"]))
         lines = [(row["file"].strip(), row["label"].strip()) for row in rows]
-    except (OSError, AttributeError, TypeError, ValueError, KeyError, csv.Error) as error:
+    except (OSError, AttributeError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"{path} needs the columns file and label, and whole numbers in order") from error
     labels: dict[str, int] = {}
     for name, label in lines:

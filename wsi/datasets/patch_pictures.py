@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from wsi.arrays import RgbImage
 from wsi.datasets.patch_folder import LABELS, SUFFIXES, decode_patch
 from wsi.errors import ConfigError, SlideError
+from wsi.files import csv_rows
 
 LIST = "patches.csv"
 
@@ -54,10 +54,9 @@ def _in_folder(folder: Path) -> list[PatchPicture]:
 def _listed(folder: Path) -> list[PatchPicture]:
     path = folder / LIST
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+        rows = csv_rows(path.read_bytes())
         lines = [(row["file"].strip(), (row.get("label") or "").strip()) for row in rows]
-    except (OSError, AttributeError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, AttributeError, KeyError, ValueError) as error:
         raise ConfigError(f"{path} needs the column file, and may have the column label") from error
     unknown = [text for _, text in lines if text and text.casefold() not in LABELS]
     if unknown:

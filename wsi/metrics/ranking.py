@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-RESAMPLES = 2000  # Liu et al. 2017
+from wsi.metrics.resample import RESAMPLES, percentile_interval
 
 
 def auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> float:
@@ -39,15 +39,15 @@ def auc_interval(
     """
     rng = np.random.default_rng(seed)
     groups = [scores[positive], scores[~positive]]
+    undefined = float("nan"), float("nan")
     if min(map(len, groups)) == 0:
-        return float("nan"), float("nan")
+        return undefined
     labels = np.repeat([True, False], [len(g) for g in groups])
     values = [
         auc(labels, np.concatenate([rng.choice(group, len(group)) for group in groups]))
         for _ in range(RESAMPLES)
     ]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return percentile_interval(values) or undefined
 
 
 def auc_draws(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from models.training.data.slides import TrainingSlide
 from wsi.arrays import RgbImage
 from wsi.datasets.patch_folder import NORMAL, TUMOUR, PatchFolder
 from wsi.errors import ConfigError
+from wsi.files import csv_rows
 
 log = logging.getLogger(__name__)
 
@@ -274,7 +274,6 @@ def read_hard_negatives(path: Path) -> list[tuple[str, int, int]]:
         ConfigError: it is not such a list.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [(row["slide"], int(row["x"]), int(row["y"])) for row in csv.DictReader(file)]
+        return [(row["slide"], int(row["x"]), int(row["y"])) for row in csv_rows(path.read_bytes())]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is not a list of hard negatives (columns slide, x, y, score)") from error

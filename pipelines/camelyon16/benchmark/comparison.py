@@ -13,6 +13,7 @@ from pipelines.camelyon16.benchmark.froc import TARGETS, FrocTable, SlideHits, V
 from pipelines.camelyon16.benchmark.roc import figure
 from wsi.errors import ConfigError, StoreError
 from wsi.metrics.ranking import auc, auc_draws
+from wsi.metrics.resample import draw_weights
 from wsi.results.folder import Place, folder_at
 
 
@@ -132,7 +133,7 @@ def compare(a: Evaluated, b: Evaluated, draws: int, seed: int) -> dict[str, Any]
     check_comparable(a, b)
     rng = np.random.default_rng(seed)
     n = len(a.names)
-    weights = np.asarray(rng.multinomial(n, np.full(n, 1 / n), size=draws), np.int64)
+    weights = draw_weights(rng, n, draws)
     swaps = rng.random((draws, n)) < 0.5
     tables = [FrocTable(run.for_froc, a.variant) for run in (a, b)]
     sensitivities = [_sensitivity(table, None) for table in tables]

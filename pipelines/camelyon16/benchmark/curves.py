@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
 from matplotlib.figure import Figure
 
 from pipelines.camelyon16.benchmark.evaluation import CURVE_AT, Evaluation
 from pipelines.camelyon16.benchmark.froc import TARGETS, Variant
 from pipelines.camelyon16.benchmark.published import PATHOLOGIST_FOUND, PUBLISHED
-from pipelines.runs.pictures import png
+from pipelines.runs.pictures import RocCurve, draw_roc, png
 from wsi.metrics.ranking import roc
 
 BLUE, ORANGE = "#1565c0", "#d9480f"
@@ -73,25 +71,14 @@ def roc_png(result: Evaluation, *, published: bool) -> bytes:
     """Draw the ROC curve over slides, and those of tumour slides by the class of their longest lesion."""
     figure = Figure(figsize=(6.4, 5.8), layout="constrained")
     axis = figure.subplots()
-    kinds = (("AUC", None), ("AUC, macrometastases", "macro"), ("AUC, micrometastases", "micro"))
-    for name, kind in kinds:
-        auc_figure = result.figures[name]
-        if auc_figure["value"] is None or (
-            kind and auc_figure["tumour slides"] == result.figures["AUC"]["tumour slides"]
-        ):
-            continue
-        keep = [not s.hits.tumour or kind is None or s.kind == kind for s in result.slides]
-        false, true = roc(result.tumour[keep], result.scores[keep])
-        style = {"color": BLUE, "linewidth": 2.2, "zorder": 5} if kind is None else {"linewidth": 1.1}
-        text = f"{name} {interval_text(auc_figure)}, {auc_figure['tumour slides']} tumour slides"
-        axis.plot(false, true, label=text, **style)
-    fixed_points = [p for p in result.figures["operating points"] if p["at"].startswith("slide score")]
-    for point, marker in zip(fixed_points, cycle("osD^v"), strict=False):
-        position = 1 - point["specificity"]["value"], point["sensitivity"]["value"]
-        axis.plot(*position, marker, color=BLUE, markersize=6, zorder=6, label=point["at"])
+    points = [
+        (p["at"], 1 - p["specificity"]["value"], p["sensitivity"]["value"])
+        for p in result.figures["operating points"]
+        if p["at"].startswith("slide score")
+    ]
+    draw_roc(axis, _curves_by_kind(result), points=points, thin=1.1)
     if result.figures["AUC"]["value"] is None:
         axis.text(0.5, 0.4, "not defined: slides of one class only", ha="center", fontsize=11)
-    axis.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
     if published:
         lines = [f"{p.name}: AUC {p.auc:.3f}" for p in PUBLISHED if p.name.startswith(("pathologist", "11 "))]
         text = "published, on Camelyon16's test slides:\n" + "\n".join(lines)
@@ -102,7 +89,20 @@ def roc_png(result: Evaluation, *, published: bool) -> bytes:
     axis.set_ylim(-0.02, 1.03)
     normal = result.figures["AUC"]["normal slides"]
     axis.set_title(f"ROC over slides: {len(result.slides) - normal} tumour, {normal} normal", fontsize=11)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="lower right", fontsize=8)
-    axis.grid(alpha=0.3)
     return png(figure, DPI)
+
+
+def _curves_by_kind(result: Evaluation) -> list[RocCurve]:
+    """The curve over all slides, then those of the classes that are defined and are not of all tumour slides."""
+    kinds = (("AUC", None), ("AUC, macrometastases", "macro"), ("AUC, micrometastases", "micro"))
+    curves = []
+    for name, kind in kinds:
+        auc_figure = result.figures[name]
+        if auc_figure["value"] is None or (
+            kind and auc_figure["tumour slides"] == result.figures["AUC"]["tumour slides"]
+        ):
+            continue
+        keep = [not s.hits.tumour or kind is None or s.kind == kind for s in result.slides]
+        text = f"{name} {interval_text(auc_figure)}, {auc_figure['tumour slides']} tumour slides"
+        curves.append((text, *roc(result.tumour[keep], result.scores[keep])))
+    return curves

@@ -25,6 +25,7 @@ from pipelines.camelyon16.benchmark.truth import (
 )
 from wsi.config import Config
 from wsi.errors import AnnotationError, ConfigError
+from wsi.metrics.resample import draw_weights, percentile_interval
 
 SIZES_UM = (200.0, 500.0, 1000.0, 2000.0, 5000.0, float("inf"))  # bounds of lesion lengths in the table
 CURVE_AT = (
@@ -177,15 +178,13 @@ def evaluate(
     table = FrocTable(counted, cfg.variant)
     curve = table.curve()
     assert curve is not None  # the table has checked that there are lesions and slides
-    weights = _draw(len(slides), cfg)
+    weights = draw_weights(np.random.default_rng(cfg.seed), len(slides), cfg.draws)
     drawn = _sensitivities(table, weights[:, [s.counted for s in slides]], (*TARGETS, *CURVE_AT))
     scores = np.array([s.score for s in slides])
     figures = froc_figures(slides, curve, drawn[:, : len(TARGETS)])
     figures |= roc_figures([s.kind for s in slides], scores, weights, cfg.at)
-    usable_draws = drawn[np.isfinite(drawn).all(axis=1), len(TARGETS) :]
-    band = np.percentile(usable_draws, (2.5, 97.5), axis=0).T if len(usable_draws) else None
     figures["lesions by length"] = _by_length([x for s in slides if s.counted for x in s.lesions], curve)
-    return Evaluation(tuple(slides), curve, figures, band)
+    return Evaluation(tuple(slides), curve, figures, _band(drawn[:, len(TARGETS) :]))
 
 
 def sort_out(case: Case, cfg: EvaluationConfig) -> SlideOutcome:
@@ -270,12 +269,6 @@ def _same_convention(slides: Sequence[SlideOutcome]) -> None:
             )
 
 
-def _draw(slides: int, cfg: EvaluationConfig) -> npt.NDArray[np.int64]:
-    """How often each draw takes each slide: (draws, slides)."""
-    rng = np.random.default_rng(cfg.seed)
-    return np.asarray(rng.multinomial(slides, np.full(slides, 1 / slides), size=cfg.draws), np.int64)
-
-
 def _sensitivities(
     table: FrocTable, weights: npt.NDArray[np.int64], targets: Sequence[float]
 ) -> npt.NDArray[np.float64]:
@@ -286,6 +279,12 @@ def _sensitivities(
         if curve is not None:
             sensitivities[i] = curve.at(targets)
     return sensitivities
+
+
+def _band(drawn: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+    """Interval of the sensitivity at each target: (targets, 2); None where no draw of (draws, targets) is defined."""
+    intervals = [percentile_interval(values) for values in drawn.T]
+    return None if None in intervals else np.array(intervals)
 
 
 def froc_figures(

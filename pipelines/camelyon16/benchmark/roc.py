@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi.metrics.ranking import auc, auc_draws, delong_interval
+from wsi.metrics.resample import percentile_interval
 
 WANTED = (0.9, 0.95)  # specificities at which sensitivity is read, and the reverse
 KINDS = ((None, "AUC"), ("macro", "AUC, macrometastases"), ("micro", "AUC, micrometastases"))
@@ -16,9 +17,11 @@ KINDS = ((None, "AUC"), ("macro", "AUC, macrometastases"), ("micro", "AUC, micro
 
 def figure(value: float, draws: npt.NDArray[np.floating]) -> dict[str, Any]:
     """A value with its 95 % percentile interval; None where it is not defined. Undefined draws are left out."""
-    usable = draws[np.isfinite(draws)]
-    interval = [float(v) for v in np.percentile(usable, (2.5, 97.5))] if len(usable) else None
-    return {"value": None if np.isnan(value) else float(value), "interval": interval}
+    interval = percentile_interval(draws)
+    return {
+        "value": None if np.isnan(value) else float(value),
+        "interval": None if interval is None else list(interval),
+    }
 
 
 def roc_figures(

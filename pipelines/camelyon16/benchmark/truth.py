@@ -10,6 +10,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
+import shapely
 from scipy.ndimage import binary_fill_holes
 from shapely import MultiPolygon, Polygon
 from skimage.measure import regionprops
@@ -101,9 +102,12 @@ class LesionTruth:
         part = (self.labels[rows, cols] == number).astype(np.uint8)
         contours, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         corner = np.array((self.corner[1] + cols.start, self.corner[0] + rows.start)) + 0.5
-        rings = [(contour[:, 0] + corner) * self.step for contour in contours if len(contour) > 2]
-        # the rings pass through the middles of the outermost pixels; buffer them to the pixels' edges
-        return [Polygon(ring).buffer(self.step[0] / 2, join_style="mitre") for ring in rings]
+        step_x, step_y = self.step
+        rings = [(contour[:, 0] + corner) * step_x for contour in contours if len(contour) > 2]
+        # the rings pass through the middles of the outermost pixels: buffer them to the pixels' edges while pixels are
+        # squares of step_x, then stretch them to step_y
+        squares = [Polygon(ring).buffer(step_x / 2, join_style="mitre") for ring in rings]
+        return [shapely.transform(square, lambda xy: xy * (1, step_y / step_x)) for square in squares]
 
 
 def lesion_class(length_um: float) -> LesionClass:

@@ -43,7 +43,8 @@ def heatmap_features(heatmap: Heatmap, mpp: float) -> npt.NDArray[np.float64]:
     """The 28 features of a heatmap in the order of `FEATURES`; those of a region that does not exist are 0.
 
     Shares are of the scored cells: of those at or above the threshold, and of their summed scores. Regions are
-    8-connected cells at or above 0.5, by falling area. ``box_aspect`` is height over width.
+    8-connected cells at or above 0.5, by falling area. ``box_aspect`` is height over width. Lengths, areas and shapes
+    are those on the slide, where a cell need not be square.
 
     Args:
         heatmap: at least one cell of it must be scored.
@@ -60,8 +61,11 @@ def heatmap_features(heatmap: Heatmap, mpp: float) -> npt.NDArray[np.float64]:
         above = scores >= threshold
         values += [above.sum() / heatmap.scored, scores[above].sum() / heatmap.scored]
     _, labels = cv2.connectedComponents((scores >= REGION_THRESHOLD).astype(np.uint8), connectivity=8)
-    regions = sorted(regionprops(labels, intensity_image=scores), key=lambda r: (-r.area, r.label))
-    um = heatmap.placement.step_x * mpp  # per cell
+    # regions are measured in widths of a cell
+    cell_height = heatmap.placement.step_y / heatmap.placement.step_x
+    measured = regionprops(labels, intensity_image=scores, spacing=(cell_height, 1.0))
+    regions = sorted(measured, key=lambda r: (-r.area, r.label))
+    um = heatmap.placement.step_x * mpp  # per width of a cell
     for region in regions[:REGIONS]:
         top, left, bottom, right = region.bbox
         values += [
@@ -73,7 +77,7 @@ def heatmap_features(heatmap: Heatmap, mpp: float) -> npt.NDArray[np.float64]:
             region.intensity_max,
             region.intensity_mean,
             region.intensity_min,
-            (bottom - top) / (right - left),
+            (bottom - top) * cell_height / (right - left),
             region.solidity,
         ]
     return np.array(values + [0.0] * (len(FEATURES) - len(values)))

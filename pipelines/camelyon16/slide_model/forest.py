@@ -21,7 +21,8 @@ from pipelines.camelyon16.slide_model.features import FEATURES, features_of
 from wsi.config import Config
 from wsi.errors import ConfigError, ModelError
 from wsi.files import replacing, write_json
-from wsi.metrics.ranking import RESAMPLES, auc, auc_draws
+from wsi.metrics.ranking import auc, auc_draws
+from wsi.metrics.resample import RESAMPLES, draw_weights
 
 WEIGHTS, CARD = "forest.safetensors", "card.json"
 Table = npt.NDArray[np.float64]
@@ -201,10 +202,7 @@ def beside_the_maximum(
     seed: int,
 ) -> dict[str, Any]:
     """AUC of both slide scores, and their difference, by the same 2,000 draws of slides."""
-    n = len(tumour)
-    weights = np.asarray(
-        np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES), np.int64
-    )
+    weights = draw_weights(np.random.default_rng(seed), len(tumour), RESAMPLES)
     drawn = [auc_draws(tumour, s, weights) for s in (forest, maximum)]
     values = [auc(tumour, s) for s in (forest, maximum)]
     return {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pipelines.renal.read.grading import grade_of
 from pipelines.renal.read.report import RenalReport, grading_of
 from pipelines.renal.read.run import REVIEWED, read_report
 from wsi.errors import ConfigError, StoreError
+from wsi.files import csv_rows
 from wsi.marks.annotations import read_annotations
 from wsi.marks.boxes import Detections
 from wsi.marks.c4d import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
@@ -138,13 +137,13 @@ def read_found(folder: Folder) -> tuple[Detections, npt.NDArray[np.bool_]]:
         StoreError: it is missing or broken.
     """
     try:
-        rows = list(csv.DictReader(io.StringIO(folder.read("capillaries.csv").decode(), newline="")))
+        rows = csv_rows(folder.read("capillaries.csv"))
         boxes = np.array([[float(row[k]) for k in ("x0", "y0", "x1", "y1")] for row in rows], np.float64)
         scores = np.array([float(row["score"] or "1") for row in rows], np.float32)
         labels = np.array([CLASSES.index(row["class"]) for row in rows], np.int64)
         counted = np.array([row["counted"] == "yes" for row in rows], np.bool_)
         return Detections(boxes.reshape(-1, 4), scores, labels), counted
-    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise StoreError(
             f"{folder.at('capillaries.csv')} cannot be read ({error}); make the report again"
         ) from error

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from scipy.stats import beta
 
 from wsi.config import Config
+from wsi.metrics.resample import draw_weights, percentile_interval
 from wsi.text import number_of
 
 COVERS_SAMPLING = "which fields were seen; not the detector's errors"
@@ -234,8 +235,7 @@ def percent_interval(
     if total == 0:
         raise ValueError("without a capillary there is no percentage")
     rng = np.random.default_rng(cfg.seed)
-    n = len(counts.total)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=cfg.draws)  # (draws, fields)
+    weights = draw_weights(rng, len(counts.total), cfg.draws)
     draw_counts = weights @ counts.positive, weights @ counts.negative
     ends = [exact_interval(positive, total)]
     if 0 < positive < total:
@@ -246,13 +246,9 @@ def percent_interval(
 
 
 def _percentiles(positive: npt.NDArray[np.integer], negative: npt.NDArray[np.integer]) -> tuple[float, float]:
+    """Interval of the percentage over draws with these counts, (draws,); all of 0..100 without a capillary in any."""
     total = positive + negative
-    low, high = (
-        np.percentile(100 * positive[total > 0] / total[total > 0], (2.5, 97.5))
-        if (total > 0).any()
-        else (0, 100)
-    )
-    return float(low), float(high)
+    return percentile_interval(100 * positive[total > 0] / total[total > 0]) or (0.0, 100.0)
 
 
 def exact_interval(positive: int, total: int) -> tuple[float, float]:

@@ -389,6 +389,30 @@ class TestForest:
         assert values["region_1_major_axis_um"] == pytest.approx(4 * np.sqrt(2 / 3) * 32)
         assert values["region_2_score_max"] == pytest.approx(0.6)
 
+    @pytest.mark.parametrize(("step_x", "step_y"), [(128, 192), (192, 128)])
+    def test_features_of_cells_that_are_not_square(self, step_x: int, step_y: int) -> None:
+        """A block of two rows and six columns, by hand; three cells of 0.6, against the same place in cells of 64 px."""
+        scores = np.zeros((10, 20), np.float32)
+        scores[2:4, 1:7] = 0.95
+        scores[7:9, 5] = scores[8, 6] = 0.6
+        values = heatmap_features(Heatmap(scores, Placement(step_x, step_y)), 0.25)
+        columns, rows = step_x // 64, step_y // 64
+        fine = np.repeat(np.repeat(scores, rows, axis=0), columns, axis=1)
+        named = dict(zip(FEATURES, values, strict=True))
+        on_squares = dict(
+            zip(FEATURES, heatmap_features(Heatmap(fine, Placement(64, 64)), 0.25), strict=True)
+        )
+        width_um, height_um = 6 * step_x * 0.25, 2 * step_y * 0.25
+        assert named["region_1_area_mm2"] == pytest.approx(width_um * height_um / 1e6)
+        assert named["region_1_box_area_mm2"] == pytest.approx(width_um * height_um / 1e6)
+        assert named["region_1_box_aspect"] == pytest.approx(height_um / width_um)
+        # columns 0 ... 5 have the variance 35/12, rows 0 and 1 have 1/4
+        major, minor = np.sqrt(35 / 12) * step_x, np.sqrt(1 / 4) * step_y
+        assert named["region_1_major_axis_um"] == pytest.approx(4 * major * 0.25)
+        assert named["region_1_eccentricity"] == pytest.approx(np.sqrt(1 - (minor / major) ** 2))
+        for name in ("area_mm2", "box_area_mm2", "box_aspect", "extent", "score_mean"):
+            assert named[f"region_2_{name}"] == pytest.approx(on_squares[f"region_2_{name}"])
+
     def test_a_slide_without_a_region_and_one_without_cells(self) -> None:
         assert not heatmap_features(Heatmap(np.zeros((4, 4), np.float32), Placement(128, 128)), 0.25).any()
         with pytest.raises(ValueError, match="no cell is scored"):

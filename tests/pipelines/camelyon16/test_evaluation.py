@@ -16,17 +16,24 @@ from shapely import MultiPolygon, Point, box
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from pipelines.camelyon16.benchmark.cases import Selection, join, read_truth_table
-from pipelines.camelyon16.benchmark.evaluation import EvaluationConfig, _draw, evaluate
+from pipelines.camelyon16.benchmark.evaluation import EvaluationConfig, evaluate
 from pipelines.camelyon16.benchmark.froc import froc
 from pipelines.camelyon16.benchmark.predictions import Prediction, read_lesions, read_predictions
 from pipelines.camelyon16.benchmark.report import lesion_mistake
 from pipelines.camelyon16.benchmark.roc import operating_points, roc_figures
-from pipelines.camelyon16.benchmark.truth import LEVEL5_UM, TumourRaster, lesion_truth, read_raster
+from pipelines.camelyon16.benchmark.truth import (
+    LEVEL5_UM,
+    LesionTruth,
+    TumourRaster,
+    lesion_truth,
+    read_raster,
+)
 from tests.slides import real_data
 from wsi.datasets.rules import Dataset, read_dataset
 from wsi.errors import AnnotationError, ConfigError, WsiError
 from wsi.marks.annotations import Annotation, write_asap
 from wsi.metrics.ranking import auc, auc_draws, delong_interval
+from wsi.metrics.resample import draw_weights
 from wsi.results.folder import LocalFolder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -74,6 +81,18 @@ class TestLesions:
         outline = truth.outline(1)[0]
         assert outline.area == pytest.approx(Point(0, 0).buffer(2057.6 + 154.3).area, rel=0.03)
         assert outline.centroid.coords[0] == pytest.approx((6400, 4800), abs=20)
+
+    @pytest.mark.parametrize("step", [(32.0, 40.0), (40.0, 32.0), (32.0, 32.0)])
+    def test_an_outline_follows_the_pixels_edges_on_both_axes(self, step: tuple[float, float]) -> None:
+        """Pixels of 32 x 40 level-0 px: columns 10 to 29 and rows 20 to 25 are x 320 ... 960 and y 800 ... 1040."""
+        labels = np.zeros((7, 22), np.int32)
+        labels[1:7, 2:22] = 1
+        boxes = ((slice(1, 7), slice(2, 22)),)
+        truth = LesionTruth(labels, (19, 8), step, np.array([500.0]), np.zeros((1, 2)), boxes)
+        (outline,) = truth.outline(1)
+        x0, y0, x1, y1 = np.array([10, 20, 30, 26]) * (*step, *step)
+        assert outline.bounds == pytest.approx((x0, y0, x1, y1))
+        assert outline.equals_exact(box(x0, y0, x1, y1).normalize(), 1e-6, normalize=True)
 
     def test_a_mask_without_tumour_has_no_lesion(self) -> None:
         """The official code makes one up: 3 lesions become one phantom of 17 px in the corner (facts/users.md)."""
@@ -247,12 +266,6 @@ class TestMetrics:
         counts = [found[k]["tumour slides"] for k in ("AUC, macrometastases", "AUC, micrometastases", "AUC")]
         assert counts == [2, 1, 4]
 
-    def test_draws_are_seeded(self) -> None:
-        first, again, other = (_draw(20, EvaluationConfig(draws=5, seed=s)) for s in (1, 1, 2))
-        assert (first == again).all()
-        assert (first != other).any()
-        assert (first.sum(axis=1) == 20).all()
-
 
 def submission(
     folder: Path, slides: dict[str, list[tuple[float, int, int]]], scores: dict[str, float] | None = None
@@ -351,7 +364,7 @@ class TestEvaluate:
         assert result.figures["false positives"] == len(result.false) == 2  # that of test_000 is none
         hits = [s.hits for s in result.slides]
         scores = []
-        for weight in _draw(5, cfg):
+        for weight in draw_weights(np.random.default_rng(3), 5, 60):
             drawn = [
                 h for h, n, s in zip(hits, weight, result.slides, strict=True) for _ in range(n) if s.counted
             ]

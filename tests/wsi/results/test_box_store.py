@@ -59,7 +59,7 @@ def test_another_run_s_store_is_refused_and_can_be_discarded(store: BoxStore) ->
 
 
 def test_a_link_is_not_written_through(store: BoxStore, tmp_path: Path) -> None:
-    (tmp_path / "link.boxes").symlink_to(store.folder)
+    (tmp_path / "link.boxes").symlink_to(store.folder.path)
     with pytest.raises(ForeignStoreError, match="is a link"):
         BoxStore.create(tmp_path / "link.boxes", "abc")
     BoxStore.discard(tmp_path / "link.boxes", unless="other")
