@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from models.engines.choice import engine_for
-from models.engines.contract import Engine, EngineConfig, Models, find_models
-from wsi.errors import ConfigError
+from models.engines.contract import Engine, EngineConfig, EngineSpec, Models, find_models
+from models.engines.spec import BoxSpec, ScoreSpec, load_engine
 
-__all__ = ["Engine", "EngineConfig", "Models", "find_models", "load_engine"]
-
-
-def load_engine(models: Models, cfg: EngineConfig) -> Engine:
-    """The engine that the configuration names; ``auto`` is the engine that suits this machine.
-
-    Raises:
-        ConfigError: this machine cannot run the engine with these settings.
-        ModelError: a model is broken.
-    """
-    if engine_for(cfg.engine) == "openvino":
-        if cfg.precision == "fp16":
-            raise ConfigError("precision fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")
-        from models.engines.openvino import OpenVinoEngine
-
-        return OpenVinoEngine(models, cfg)
-    from models.engines.torch import TorchEngine
-
-    return TorchEngine(models, cfg)
+__all__ = [
+    "BoxSpec",
+    "Engine",
+    "EngineConfig",
+    "EngineSpec",
+    "Models",
+    "ScoreSpec",
+    "find_models",
+    "load_engine",
+]

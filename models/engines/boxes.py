@@ -13,6 +13,7 @@ from torch import Tensor
 from models.checkpoint import load_detector
 from models.engines.choice import engine_for
 from models.engines.contract import EngineConfig
+from models.engines.spec import BoxSpec, keep
 from models.networks.faster_rcnn import Convolutions, Convolve, Maps
 from wsi.errors import ConfigError, ModelError
 from wsi.marks.boxes import Detections
@@ -27,6 +28,7 @@ class BoxEngine:
         card: of the detector.
         description: libraries, precision and device, for what is written about a result.
         batch: tiles run at once.
+        spec: what it was made of.
     """
 
     def __init__(self, folder: Path, cfg: EngineConfig) -> None:
@@ -37,6 +39,7 @@ class BoxEngine:
             ModelError: the folder holds no detector, or a broken one.
         """
         network, self.card = load_detector(folder)
+        self.spec = BoxSpec(folder, self.card, cfg)
         if cfg.orientations != 1:
             raise ConfigError("a detector looks at each tile once; leave orientations at 1")
         gpu = engine_for(cfg.engine) == "torch" and torch.cuda.is_available()
@@ -63,6 +66,7 @@ class BoxEngine:
             self._convolve = [_Autocast(c, self._device, precision) for c in network.convolutions]
             name = torch.cuda.get_device_name() if gpu else "CPU"
             self.description = f"torch {torch.__version__}, {precision}, batches of {self.batch}, {name}"
+        keep(self.spec, self)
 
     def detect(self, tiles: npt.NDArray[np.uint8]) -> list[Detections]:
         """Boxes of every tile in its own pixels, best first.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -68,11 +68,35 @@ class Models:
         return [card.sha256 for card in self.cards]
 
 
+class EngineSpec(Protocol):
+    """What an engine is made of: the spec travels to another process, the engine never does."""
+
+    def make(self) -> Engine:
+        """The engine; it is the same one as long as somebody in this process holds it.
+
+        Raises:
+            ConfigError: this machine cannot run it.
+            ModelError: a model is broken, or is not the one that the spec was made with.
+        """
+        ...
+
+
+@runtime_checkable
 class Engine(Protocol):
-    """Interface of an engine, which scores patches; ``models`` and ``description`` state what it runs."""
+    """Interface of an engine, which scores patches.
+
+    Attributes:
+        models: what it runs.
+        description: libraries, precision and device, for what is written about a result.
+    """
 
     models: Models
     description: str
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What it was made of."""
+        ...
 
     def expect(self, patches: int) -> None:
         """Prepare for a slide, before its first block; ``patches`` counts all its patches, already scored ones, too."""

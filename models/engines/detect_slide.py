@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,8 +49,21 @@ class Detector(Protocol):
         """Libraries, precision and device."""
         ...
 
+    @property
+    def spec(self) -> DetectorSpec:
+        """What it was made of."""
+        ...
+
     def detect(self, tiles: npt.NDArray[np.uint8]) -> list[Detections]:
         """Boxes of (n, side, side, 3) tiles, in their own pixels."""
+        ...
+
+
+class DetectorSpec(Protocol):
+    """What a detector is made of: `models.engines.spec.BoxSpec`, or a stand-in in tests."""
+
+    def make(self) -> Detector:
+        """The detector, see `EngineSpec.make`."""
         ...
 
 
@@ -60,6 +73,15 @@ class TilePlan:
 
     tiles: tuple[DetectionTile, ...]
     side_px: int
+
+    @property
+    def chunks(self) -> range:
+        """Numbers of the chunks of `CHUNK` tiles that are looked at and written together."""
+        return range(-(-len(self.tiles) // CHUNK))
+
+    def tiles_of(self, chunk: int) -> tuple[DetectionTile, ...]:
+        """The tiles of a chunk."""
+        return self.tiles[chunk * CHUNK : (chunk + 1) * CHUNK]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -134,15 +156,10 @@ def detect_slide(
     check_spacing(slide, card)
     parts: list[Detections] = []
     unreadable: list[tuple[int, int]] = []
-    for start in range(0, len(tiles), CHUNK):
-        chunk = None if store is None else store.read_chunk(start // CHUNK)
-        if chunk is None:
-            chunk = _detect_chunk(slide, tiles[start : start + CHUNK], plan.side_px, detector)
-            if store is not None:
-                store.write_chunk(start // CHUNK, *chunk)
-        parts.append(chunk[0])
-        unreadable += [tiles[start + int(i)].core[:2] for i in chunk[1]]
-        tick(min(start + CHUNK, len(tiles)), len(tiles))
+    for number, (boxes, numbers) in detected(slide, plan, plan.chunks, detector, store):
+        parts.append(boxes)
+        unreadable += [tiles[number * CHUNK + int(i)].core[:2] for i in numbers]
+        tick(min((number + 1) * CHUNK, len(tiles)), len(tiles))
     boxes = joined(parts)
     boxes = boxes[boxes.scores >= lowest_score]
     boxes = suppress_counted(
@@ -152,6 +169,19 @@ def detect_slide(
         boxes.boxes, boxes.labels, [um / slide.mpp for um in card.enlarge_um], SMALLEST_UM / slide.mpp
     )
     return SlideDetections(Detections(small, boxes.scores, boxes.labels), tuple(unreadable), len(tiles))
+
+
+def detected(
+    slide: Slide, plan: TilePlan, chunks: Iterable[int], detector: Detector, store: BoxStore | None
+) -> Iterator[tuple[int, tuple[Detections, npt.NDArray[np.int64]]]]:
+    """Numbers of chunks, each with its boxes and its unreadable tiles; what is not in the store yet is put there."""
+    for number in chunks:
+        chunk = None if store is None else store.read_chunk(number)
+        if chunk is None:
+            chunk = _detect_chunk(slide, plan.tiles_of(number), plan.side_px, detector)
+            if store is not None:
+                store.write_chunk(number, *chunk)
+        yield number, chunk
 
 
 def _detect_chunk(

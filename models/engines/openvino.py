@@ -19,6 +19,7 @@ import numpy as np
 import openvino as ov
 
 from models.engines.contract import EngineConfig, Models
+from models.engines.spec import ScoreSpec, keep
 from wsi.arrays import Scores
 from wsi.errors import ConfigError, ModelError
 from wsi.files import cache_folder
@@ -52,6 +53,7 @@ class OpenVinoEngine:
 
     def __init__(self, models: Models, cfg: EngineConfig) -> None:
         self.models = models
+        self.spec = ScoreSpec(models, cfg)
         self._batch = cfg.batch or BATCH // cfg.orientations
         core = shared_core()
         precision = _precision(cfg.precision, core)
@@ -67,6 +69,7 @@ class OpenVinoEngine:
         self.description = (
             f"{LIBRARY}, {precision.replace('f32', 'fp32')}, batches of {self._batch}{orientation_text}, CPU"
         )
+        keep(self.spec, self)
 
     def expect(self, patches: int) -> None:
         """Do nothing, as this engine needs no preparation."""

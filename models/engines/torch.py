@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.engines.contract import EngineConfig, Models
+from models.engines.spec import ScoreSpec, keep
 from models.forms.build import build_network
 from models.networks.inception import BasicConv2d
 from wsi.arrays import Scores
@@ -30,6 +31,7 @@ class TorchEngine:
 
     def __init__(self, models: Models, cfg: EngineConfig) -> None:
         self.models = models
+        self.spec = ScoreSpec(models, cfg)
         self._gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if self._gpu else "cpu")
         precision = ("fp16" if self._gpu else "fp32") if cfg.precision == "auto" else cfg.precision
@@ -53,6 +55,7 @@ class TorchEngine:
         self.description = (
             f"torch {torch.__version__}, {precision}, batches of {self._batch}{orientation_text}, {name}"
         )
+        keep(self.spec, self)
 
     def expect(self, patches: int) -> None:
         """Compile for a large slide; the whole slide decides, so that a resumed run computes the same."""
