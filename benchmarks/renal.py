@@ -23,10 +23,10 @@ from pipelines.renal.read.checks import ChecksConfig, checked, left_out
 from pipelines.renal.read.fields import FieldSet, KidneyField, choose_fields
 from pipelines.renal.read.marks import Marks
 from pipelines.renal.read.reading import RenalConfig, marks_of
-from wsi.marks.c4d import NEGATIVE, POSITIVE
 from wsi.slides.source import SlideSource
 from wsi.slides.stain import eosin_share, tissue_pixels
 from wsi.slides.tissue import find_tissue
+from wsi.vocabulary import NEGATIVE, POSITIVE
 
 PERCENTS = "0,2,4,7,12,18,25,35,45,58,70,80"
 STAINS = ("dab_tubular_a", "dab_tubular_b", "dab_weak", "cd68_dab", "cd34_red_capillaries")

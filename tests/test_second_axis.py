@@ -37,7 +37,6 @@ from tests.slides import MPP, RednessEngine, card, coordinates, painted, write_p
 from wsi.arrays import RgbImage
 from wsi.datasets.patch_folder import read_patches
 from wsi.errors import RegionError
-from wsi.marks.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.placement import Placement
 from wsi.results.store import HeatmapSpec, HeatmapStore
 from wsi.slides.blocks import plan_blocks, read_block
@@ -49,6 +48,7 @@ from wsi.slides.slide import ReadPlan, plan_read
 from wsi.slides.source import SlideSource
 from wsi.slides.stain import tissue_pixels
 from wsi.slides.tissue import Mask
+from wsi.vocabulary import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 
 
 class Torn(ArraySlide):

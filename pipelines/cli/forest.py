@@ -34,6 +34,7 @@ from pipelines.runs.made_by import code_hash, version
 from pipelines.runs.training_pictures import write_roc
 from wsi.files import csv_text, write_text
 from wsi.metrics.ranking import roc
+from wsi.vocabulary import NORMAL, TUMOUR
 
 
 def forest_command(
@@ -87,7 +88,7 @@ def _write_validation(folder: Path, name: str, fitted: Fitted) -> None:
     rows = [
         (
             slide,
-            "tumor" if tumour else "normal",
+            TUMOUR if tumour else NORMAL,
             fold,
             f"{score:.6f}",
             f"{top:.6f}",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.ndimage import binary_dilation
 
-from models.card import TUMOUR_CLASSES
 from pipelines.runs.training_pictures import write_contact_sheet
 from wsi.arrays import RgbImage
 from wsi.datasets.patch_folder import NORMAL
@@ -22,6 +21,7 @@ from wsi.slides.grid import make_grid
 from wsi.slides.manifest import SlideRow
 from wsi.slides.slide import ReadPlan
 from wsi.slides.source import SlideSource
+from wsi.vocabulary import means_tumour
 
 if TYPE_CHECKING:
     from models.training.recipe import TrainConfig  # it loads torch, which takes seconds
@@ -94,7 +94,7 @@ def _of_slide(
     store = HeatmapStore.open(results / "heatmap.zarr")
     facts = store.attributes
     classes, stride, side = facts["classes"], facts["stride_level0"][0], facts["patch_level0"][0]
-    tumour_class = next((i for i, c in enumerate(classes) if c.casefold() in TUMOUR_CLASSES), None)
+    tumour_class = next((i for i, c in enumerate(classes) if means_tumour(c)), None)
     if tumour_class is None:
         raise StoreError(
             f"{results} was scored by a model of the classes {', '.join(classes)}: none is tumour"

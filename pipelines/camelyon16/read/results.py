@@ -23,9 +23,9 @@ from wsi.files import (
     record_files,
     write_json,
 )
-from wsi.marks.annotations import TUMOUR_GROUPS
 from wsi.results.export import Feature
 from wsi.results.heatmap import Heatmap
+from wsi.vocabulary import TUMOUR_GROUP, TUMOUR_GROUPS
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class SlideResult:
 
 def group_of(positive: str) -> str:
     """The name of a model's positive class in QuPath and ASAP; tumour has one spelling, whatever the model's is."""
-    return "Tumor" if positive.casefold() in TUMOUR_GROUPS else positive
+    return TUMOUR_GROUP if positive.casefold() in TUMOUR_GROUPS else positive
 
 
 def lesion_features(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from pipelines.renal.evaluate.agreement import BlandAltman
 from wsi.files import replacing
-from wsi.marks.c4d import COLOURS
+from wsi.vocabulary import COLOURS
 
 BOUNDS = (10, 50)  # percent: between C4d1 and C4d2, and between C4d2 and C4d3
 

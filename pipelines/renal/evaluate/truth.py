@@ -20,8 +20,8 @@ from pipelines.renal.read.run import REVIEWED, read_report
 from wsi.errors import ConfigError, StoreError
 from wsi.marks.annotations import read_annotations
 from wsi.marks.boxes import Detections
-from wsi.marks.c4d import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.slides.manifest import read_manifest
+from wsi.vocabulary import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 
 CLASSES = (NEGATIVE, POSITIVE)
 LEAST_LABELLED = 0.5  # share of a candidate that must be labelled

@@ -18,13 +18,14 @@ from pipelines.runs.scoring import score_chunks
 from wsi.arrays import CellsRC, PointsXY
 from wsi.config import Config
 from wsi.errors import ModelError
-from wsi.marks.c4d import FEASIBLE, FIELD_UM, FIELD_UNITS
+from wsi.marks.c4d import FIELD_UM, FIELD_UNITS
 from wsi.placement import Placement
 from wsi.results.store import HeatmapSpec, HeatmapStore
 from wsi.slides.blocks import chunk_side, plan_blocks
 from wsi.slides.grid import TileGrid, make_grid, tissue_share
 from wsi.slides.slide import Slide, plan_read
 from wsi.slides.tissue import Mask
+from wsi.vocabulary import FEASIBLE
 
 MOSTLY_EMPTY = (
     1 / 3

@@ -30,9 +30,9 @@ from pipelines.renal.read.report import RenalReport, grading_of
 from pipelines.runs.cohort import Failure
 from wsi.errors import ConfigError
 from wsi.files import replacing, write_json, write_text
-from wsi.marks.c4d import NEGATIVE, POSITIVE
 from wsi.results.export import origin_offset, write_geojson
 from wsi.slides.slide import Slide
+from wsi.vocabulary import NEGATIVE, POSITIVE
 
 TEMPLATES = Environment(
     loader=PackageLoader("pipelines"),

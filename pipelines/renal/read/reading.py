@@ -33,12 +33,12 @@ from pipelines.runs.made_by import fingerprint
 from wsi.config import Config
 from wsi.errors import ModelError
 from wsi.marks.boxes import Detections
-from wsi.marks.c4d import NEGATIVE, POSITIVE
 from wsi.results.box_store import BoxStore
 from wsi.results.store import HeatmapStore
 from wsi.slides.slide import Slide
 from wsi.slides.stain import MOST_EOSIN, eosin_share, tissue_pixels
 from wsi.slides.tissue import Mask, TissueConfig
+from wsi.vocabulary import NEGATIVE, POSITIVE
 
 log = logging.getLogger(__name__)
 Share = Annotated[float, Setting(ge=0, le=1, allow_inf_nan=False)]
