@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from wsi.arrays import RgbImage
 from wsi.files import replacing
 
-COLOURS = ((46, 125, 50), (198, 40, 40))  # normal, tumour
+_COLOURS = ((46, 125, 50), (198, 40, 40))  # of the two labels: green, and red for the positive one
 _THUMB, _FRAME, _GAP, _TITLE = 150, 4, 6, 26
 
 
@@ -27,7 +27,7 @@ def write_contact_sheet(
     captions: Sequence[str] = (),
     columns: int = 8,
 ) -> None:
-    """Write a PNG of patches, framed green (normal) or red (tumour), with a caption under each."""
+    """Write a PNG of patches, framed green (label 0) or red (label 1, the positive class), with captions."""
     below = 16 if captions else 0
     side = _THUMB + 2 * _FRAME
     rows = -(-len(patches) // columns)
@@ -37,7 +37,7 @@ def write_contact_sheet(
     for i, (patch, label) in enumerate(zip(patches, labels, strict=True)):
         top = _TITLE + _GAP + i // columns * (side + below + _GAP)
         left = _GAP + i % columns * (side + _GAP)
-        sheet[top : top + side, left : left + side] = COLOURS[int(label)]
+        sheet[top : top + side, left : left + side] = _COLOURS[int(label)]
         small = cv2.resize(np.ascontiguousarray(patch), (_THUMB, _THUMB), interpolation=cv2.INTER_AREA)
         sheet[top + _FRAME : top + side - _FRAME, left + _FRAME : left + side - _FRAME] = small
         if captions:

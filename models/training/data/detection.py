@@ -83,7 +83,7 @@ def _marks(path: Path) -> Iterator[tuple[str, tuple[float, ...]]]:
     for o in read_objects(path):
         if o.shape.area == 0:
             raise AnnotationError(
-                f"{path} holds a {o.shape.geom_type} ({o.group!r}): mark each capillary by an outline"
+                f"{path} holds a {o.shape.geom_type} ({o.group!r}): mark each object by an outline"
             )
         yield o.group, o.shape.bounds
 

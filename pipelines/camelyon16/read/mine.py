@@ -12,7 +12,7 @@ from scipy.ndimage import binary_dilation
 
 from pipelines.runs.training_pictures import write_contact_sheet
 from wsi.arrays import RgbImage
-from wsi.datasets.patch_folder import NORMAL
+from wsi.datasets.patch_folder import NEGATIVE_LABEL
 from wsi.datasets.truth import read_truth
 from wsi.errors import ConfigError, StoreError
 from wsi.files import csv_text, write_text
@@ -129,7 +129,7 @@ def write_list(path: Path, found: Sequence[HardNegative]) -> Path:
     write_contact_sheet(
         picture,
         [h.read() for h in best],
-        [NORMAL] * len(best),
+        [NEGATIVE_LABEL] * len(best),
         title="Hard negatives: normal tissue that the model takes for tumour",
         captions=[f"{h.slide} {h.x},{h.y} {h.score:.2f}" for h in best],
     )
