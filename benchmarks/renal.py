@@ -23,11 +23,11 @@ from pipelines.renal.read.checks import ChecksConfig, checked, left_out
 from pipelines.renal.read.fields import FieldSet, KidneyField, choose_fields
 from pipelines.renal.read.marks import Marks
 from pipelines.renal.read.reading import RenalConfig, marks_of
-from wsi.marks.c4d import NEGATIVE, POSITIVE
 from wsi.results.folder import LocalFolder
 from wsi.slides.source import SlideSource
 from wsi.slides.stain import eosin_share, tissue_pixels
 from wsi.slides.tissue import find_tissue
+from wsi.vocabulary import NEGATIVE, POSITIVE
 
 PERCENTS = "0,2,4,7,12,18,25,35,45,58,70,80"
 STAINS = ("dab_tubular_a", "dab_tubular_b", "dab_weak", "cd68_dab", "cd34_red_capillaries")
@@ -187,7 +187,7 @@ def timing(args: argparse.Namespace) -> None:
             eosin_share(tissue_pixels(slide, mask))
             clock.say(f"tissue and stain: {mask.area_um2(slide.mpp) / 1e6:.1f} mm2 of tissue")
             fields = choose_fields(
-                slide, mask, engine, LocalFolder(folder / "a.zarr"), cfg.fields, fingerprint="a"
+                slide, source, mask, engine, LocalFolder(folder / "a.zarr"), cfg.fields, fingerprint="a"
             )
             clock.say(f"{len(fields.fields)} fields, {len(fields.feasible)} feasible")
             plan = tiles_around([(f.x, f.y) for f in fields.feasible], fields.side, slide.mpp, detector.card)

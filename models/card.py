@@ -13,11 +13,11 @@ from wsi.config import Config, first_mistake
 from wsi.errors import ModelError
 from wsi.files import file_sha256
 from wsi.slides.stain import StainMethod
+from wsi.vocabulary import NEGATIVE, POSITIVE, in_words, means_tumour
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
 DOMAIN = "domain.safetensors"
-TUMOUR_CLASSES = ("tumor", "tumour", "metastasis", "metastases")  # names of a class that means tumour
 DEFAULT_MODEL = "lymph-node-10x"  # trained on real tissue; reads slides of 1 um/px and finer
 ZOO = Path(__file__).resolve().parent / "zoo"
 # The side of a detector's tile is a multiple of this: then every level of its pyramid has whole pixels
@@ -53,7 +53,7 @@ class DetectorConfig(Config):
         separate: a whole network for each class, as in Kim et al. 2019, instead of one for all; takes twice the time.
     """
 
-    classes: tuple[str, ...] = Field(default=("C4d negative", "C4d positive"), min_length=1)
+    classes: tuple[str, ...] = Field(default=(NEGATIVE, POSITIVE), min_length=1)
     backbone: Literal["small", "resnet50"] = "small"
     tile_px: int = Field(default=512, gt=0, multiple_of=SIDE_STEP)
     spacing_um: float = Field(default=0.5, gt=0)
@@ -141,12 +141,17 @@ class ModelCard(Card):
     @property
     def finds_tumour(self) -> bool:
         """Whether the positive class is tumour, so that a slide's score can be read as a finding."""
-        return self.positive.casefold() in TUMOUR_CLASSES
+        return means_tumour(self.positive)
 
     @property
     def positive_index(self) -> int:
         """Index of the positive class."""
         return self.classes.index(self.positive)
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """What sentences call patches that are not of the positive class, and patches that are."""
+        return in_words(self.classes, self.positive)
 
 
 def common_card(cards: Sequence[ModelCard]) -> ModelCard:

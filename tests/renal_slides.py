@@ -71,6 +71,14 @@ class FieldEngine:
         sides = {"patch_px": 64, "stride_px": 64, "spacing_um": 4.0, "threshold": 0.5}
         self.models = Models((Path("colour"),), (card(**own, **sides),))
 
+    @property
+    def spec(self) -> FieldEngine:
+        """It stands in for what it is made of, too."""
+        return self
+
+    def make(self) -> FieldEngine:
+        return self
+
     def expect(self, patches: int) -> None:
         pass
 
@@ -88,6 +96,14 @@ class SquareDetector:
 
     def __init__(self, card: DetectorCard) -> None:
         self.card = card
+
+    @property
+    def spec(self) -> SquareDetector:
+        """It stands in for what it is made of, too."""
+        return self
+
+    def make(self) -> SquareDetector:
+        return self
 
     def detect(self, tiles: np.ndarray) -> list[Detections]:
         return [self._one(tile) for tile in tiles]

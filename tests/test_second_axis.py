@@ -37,7 +37,6 @@ from tests.slides import MPP, RednessEngine, card, coordinates, painted, write_p
 from wsi.arrays import RgbImage
 from wsi.datasets.patch_folder import read_patches
 from wsi.errors import RegionError
-from wsi.marks.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.placement import Placement
 from wsi.results.store import HeatmapSpec, HeatmapStore
 from wsi.slides.blocks import plan_blocks, read_block
@@ -49,6 +48,7 @@ from wsi.slides.slide import ReadPlan, plan_read
 from wsi.slides.source import SlideSource
 from wsi.slides.stain import tissue_pixels
 from wsi.slides.tissue import Mask
+from wsi.vocabulary import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 
 
 class Torn(ArraySlide):
@@ -104,7 +104,7 @@ class TestDraws:
         return [TrainingSlide("s", slide, plan, cells, None)]  # type: ignore[call-arg]
 
     def test_jitter_in_x_and_y_are_two_draws(self, tmp_path: Path) -> None:
-        sampler = SlideSampler(self.slides(), np.random.default_rng(0), 8)
+        sampler = SlideSampler(self.slides(), np.random.default_rng(0), 8, names=("a", "b"))
         shifts = []
         for _ in range(400):
             place = sampler.draw()
@@ -119,7 +119,9 @@ class TestDraws:
         for label in ("normal", "tumor"):
             (tmp_path / label).mkdir()
             Image.fromarray(coordinates(320, 300) ^ (label == "tumor")).save(tmp_path / label / "1.png")
-        sampler = PatchSampler(read_patches(tmp_path), [0, 1], 299, np.random.default_rng(0), 8)
+        sampler = PatchSampler(
+            read_patches(tmp_path), [0, 1], 299, np.random.default_rng(0), 8, names=("a", "b")
+        )
         x, y = np.array([sampler.draw().corner for _ in range(400)]).T
         assert abs(np.corrcoef(x, y)[0, 1]) < 0.15
         assert (x.min(), y.max()) == (-8, 8)

@@ -29,7 +29,7 @@ from models.training.progress import NOBODY, Listeners
 from models.training.recipe import TrainConfig
 from models.training.state import TrainingState, average_of, use_bf16
 from models.training.team import Team, choose_device, join_team, share_batch_norm
-from wsi.datasets.patch_folder import TUMOUR
+from wsi.datasets.patch_folder import POSITIVE_LABEL
 from wsi.errors import ModelError, SlideError
 from wsi.metrics.ranking import auc
 
@@ -116,7 +116,7 @@ class Classify:
             state.phase, state.best = 2, None
             state.optimiser.state.clear()
             listeners.say(
-                f"second phase: the output layer alone, {share:.3%} of the draws are {self.cfg.classes[1]}"
+                f"second phase: the output layer alone, {share:.3%} of the draws are {self.cfg.positive}"
             )
 
     def feed(self, state: TrainingState) -> Feed:
@@ -154,15 +154,15 @@ class Classify:
         """
         if not self.data.held_out:
             return Judgement(card={"threshold": None, "metrics": {}})
-        tumour, scores = score_batches(state.judged, self.data.held_out)
+        positive, scores = score_batches(state.judged, self.data.held_out)
         if np.isnan(scores).any():
             raise ModelError(
                 f"after {state.seen} examples the network gives scores that are not numbers; lower learning_rate "
                 f"({self.cfg.first_rate:g}); what was written before is kept in {self.out}"
             )
-        quality = auc(tumour, scores)
+        quality = auc(positive, scores)
         fields = self.cfg.task == "fields"
-        threshold = sensitive_threshold(tumour, scores, self.cfg.sensitivity) if fields else None
+        threshold = sensitive_threshold(positive, scores, self.cfg.sensitivity) if fields else None
         return Judgement(
             quality, {"threshold": threshold, "metrics": {"validation_patch_auc": round(quality, 6)}}
         )
@@ -176,7 +176,7 @@ class Classify:
             name=cfg.name,
             architecture=cfg.network,
             classes=cfg.classes,
-            positive=cfg.classes[TUMOUR],
+            positive=cfg.positive,
             patch_px=cfg.patch_px,
             stride_px=stride_of(cfg),
             spacing_um=cfg.spacing_um,
@@ -234,7 +234,7 @@ def classification_loss(logits: Tensor, labels: Tensor, gamma: float = 0.0) -> T
 def score_batches(
     network: nn.Module, batches: Iterable[Batch], *, orientations: bool = False
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
-    """Which patches are tumour, and their scores; with ``orientations`` the mean over 8."""
+    """Which patches are of the positive class, and their scores; with ``orientations`` the mean over 8."""
     network.eval()
     device = next(network.parameters()).device
     scorer: nn.Module = PatchNetwork(network)
@@ -242,8 +242,9 @@ def score_batches(
     labels, scores = [], []
     with torch.inference_mode():
         for batch in batches:
-            labels.append(batch.labels == TUMOUR)
-            scores.append(scorer(torch.from_numpy(batch.patches).to(device))[:, TUMOUR].float().cpu().numpy())
+            labels.append(batch.labels == POSITIVE_LABEL)
+            found = scorer(torch.from_numpy(batch.patches).to(device))
+            scores.append(found[:, POSITIVE_LABEL].float().cpu().numpy())
     return np.concatenate(labels), np.concatenate(scores)
 
 

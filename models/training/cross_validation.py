@@ -17,7 +17,7 @@ from models.training.progress import Listeners
 from models.training.recipe import TrainConfig
 from models.training.state import CHECKPOINT
 from models.training.team import choose_device
-from wsi.datasets.patch_folder import NORMAL, TUMOUR, PatchFolder
+from wsi.datasets.patch_folder import NEGATIVE_LABEL, POSITIVE_LABEL, PatchFolder
 from wsi.errors import ConfigError
 
 
@@ -26,13 +26,13 @@ class OutOfFold:
     """Of each patch of the folder, in its order.
 
     Attributes:
-        tumour: whether it is tumour.
+        positive: whether it is of the positive class.
         scores: mean over 8 orientations, 0..1.
         single: score of the patch as it is.
         fold: from 0.
     """
 
-    tumour: npt.NDArray[np.bool_]
+    positive: npt.NDArray[np.bool_]
     scores: npt.NDArray[np.float32]
     single: npt.NDArray[np.float32]
     fold: npt.NDArray[np.int64]
@@ -57,11 +57,11 @@ def cross_validate(
         ModelError: see `models.training.classify.train`.
     """
     parts = fold_parts(folder, cfg.folds)
-    tumour = np.array([file.label == TUMOUR for file in folder.files])
-    fold = np.zeros(len(tumour), np.int64)
-    scores, single = (np.full(len(tumour), np.nan, np.float32) for _ in range(2))
+    positive = np.array([file.label == POSITIVE_LABEL for file in folder.files])
+    fold = np.zeros(len(positive), np.int64)
+    scores, single = (np.full(len(positive), np.nan, np.float32) for _ in range(2))
     for k, part in enumerate(parts):
-        if {folder.files[i].label for i in part} != {NORMAL, TUMOUR}:
+        if {folder.files[i].label for i in part} != {NEGATIVE_LABEL, POSITIVE_LABEL}:
             raise ConfigError(f"fold {k + 1} of {cfg.folds} lacks a class; use fewer folds, or add patches")
     for k, part in enumerate(parts):
         others = sorted(i for p in parts if p is not part for i in p)
@@ -75,4 +75,4 @@ def cross_validate(
         batches = patch_batches(folder, part, 8, cfg.patch_px)
         scores[part] = score_batches(network, batches, orientations=True)[1]
         single[part] = score_batches(network, batches)[1]
-    return OutOfFold(tumour, scores, single, fold)
+    return OutOfFold(positive, scores, single, fold)

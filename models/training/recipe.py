@@ -14,8 +14,8 @@ from models.networks.inception import PATCH_PX
 from models.training.data.augment import AugmentConfig
 from wsi.config import Config
 from wsi.datasets.rules import Dataset, read_dataset
-from wsi.marks.c4d import FEASIBLE, NOT_FEASIBLE
 from wsi.slides.stain import StainMethod
+from wsi.vocabulary import FEASIBLE, NORMAL, NOT_FEASIBLE, TUMOUR, in_words
 
 STRIDE_PX = 128  # the centre square that a patch speaks for (Liu et al. 2017)
 RISE = 0.05  # share of the examples in which the rate rises
@@ -87,7 +87,7 @@ class TrainConfig(Recipe):
         average: examples over which weights are averaged, newer ones counting more (Polyak and Juditsky 1992, with
             exponential weights); the average is validated and kept, and is steadier than the last weights. 0 is none.
         focal_gamma: focal loss instead of cross-entropy; Lin et al. 2017 use 2. 0 is cross-entropy.
-        hard_negatives: a list from ``wsi train mine``; its places get ``hard_share`` of the normal draws.
+        hard_negatives: a list from ``wsi train mine``; its places get ``hard_share`` of the first class's draws.
         second_phase: examples after which everything but the output layer is fixed, drawn at the true class
             frequencies (Havaei et al. 2017); 0 is none. It starts from the last network, and its best one replaces
             that of the first phase.
@@ -153,7 +153,17 @@ class TrainConfig(Recipe):
     @property
     def classes(self) -> tuple[str, str]:
         """Names of the two classes, the one that is looked for last."""
-        return (NOT_FEASIBLE, FEASIBLE) if self.task == "fields" else ("normal", "tumor")
+        return (NOT_FEASIBLE, FEASIBLE) if self.task == "fields" else (NORMAL, TUMOUR)
+
+    @property
+    def positive(self) -> str:
+        """Name of the class that is looked for."""
+        return self.classes[-1]
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """What sentences call the two classes, the one that is looked for last."""
+        return in_words(self.classes, self.positive)
 
     @property
     def network(self) -> Architecture:

@@ -32,9 +32,10 @@ from pipelines.cli.camelyon16 import (
 from pipelines.cli.console import out
 from pipelines.cli.options import Results
 from pipelines.runs.made_by import code_hash, version
-from pipelines.runs.training_pictures import write_roc
-from wsi.files import csv_text, write_text
+from pipelines.runs.training_pictures import roc_png
+from wsi.files import csv_text, write_bytes, write_text
 from wsi.metrics.ranking import roc
+from wsi.vocabulary import NORMAL, TUMOUR
 
 
 def forest_command(
@@ -88,7 +89,7 @@ def _write_validation(folder: Path, name: str, fitted: Fitted) -> None:
     rows = [
         (
             slide,
-            "tumor" if tumour else "normal",
+            TUMOUR if tumour else NORMAL,
             fold,
             f"{score:.6f}",
             f"{top:.6f}",
@@ -100,4 +101,4 @@ def _write_validation(folder: Path, name: str, fitted: Fitted) -> None:
     write_text(folder / "scores.csv", csv_text(header, rows))
     curves = [("forest, out of fold", *roc(fitted.tumour, fitted.scores))]
     curves.append(("maximum of the heatmap", *roc(fitted.tumour, fitted.maximum)))
-    write_roc(folder / "roc.png", curves, f"{name}: {len(rows)} slides, out of fold")
+    write_bytes(folder / "roc.png", roc_png(curves, f"{name}: {len(rows)} slides, out of fold"))

@@ -111,7 +111,7 @@ def measure(
     for sentence in scored.left_out:
         err.print(f"left out: {sentence}", markup=False)
     old_rows = card.metrics.get("figures", [])
-    out.print("\n".join(figures_lines([*old_rows, row])), markup=False)
+    out.print("\n".join(figures_lines([*old_rows, row], card.words)), markup=False)
     if write:
         other_rows = [r for r in old_rows if r["data"] != row["data"]]
         new_card = card.model_copy(update={"metrics": card.metrics | {"figures": [*other_rows, row]}})
@@ -212,6 +212,6 @@ def calibrate(
         )
     row = card.metrics["figures"][0]
     error_before = card.metrics["calibration_error_before"]
-    out.print("\n".join(figures_lines([row])), markup=False)
+    out.print("\n".join(figures_lines([row], card.words)), markup=False)
     out.print(f"  before, the calibration error was {error_before:.3f}", markup=False)
     out.print(f"{folder} holds the model; for research use only", markup=False)

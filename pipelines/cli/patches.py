@@ -89,10 +89,11 @@ def patches_command(
         out.print(scored.note, markup=False)
     if quality is not None:
         low, high = quality.interval
+        negative, positive = scored.words
         out.print(
-            f"{quality.tumour} tumour and {quality.normal} normal: AUC {quality.auc:.4f} ({low:.4f} to {high:.4f}), "
-            f"expected calibration error {quality.calibration_error:.3f}",
+            f"{quality.positive} {positive} and {quality.negative} {negative}: AUC {quality.auc:.4f} "
+            f"({low:.4f} to {high:.4f}), expected calibration error {quality.calibration_error:.3f}",
             markup=False,
         )
-    out.print(f"{folder / 'index.html'} shows them; for research use only", markup=False)
+    out.print(f"{folder.at('index.html')} shows them; for research use only", markup=False)
     raise typer.Exit(1 if scored.left_out else 0)

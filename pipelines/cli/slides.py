@@ -174,6 +174,7 @@ def check_training(manifest: Path, recipe: Path | None) -> list[Check]:
     from models.training.recipe import TrainConfig
 
     cfg = load_config(recipe, TrainConfig) if recipe else TrainConfig(name="check")
+    negative, positive = cfg.words
     problems: list[str] = []
     rows = rows_of_folder(manifest) if manifest.is_dir() else read_manifest(manifest, problems)
     dataset = apply_dataset(rows, cfg.rules)
@@ -190,19 +191,21 @@ def check_training(manifest: Path, recipe: Path | None) -> list[Check]:
                 checks.append(Check(row.source.name, False, f"{split}; {error}"))
                 continue
             with training.slide as slide:
-                normal, tumour = (len(cells) for cells in training.cells)
+                counts = [len(cells) for cells in training.cells]
                 total = totals.setdefault(split, [0, 0, 0])
-                totals[split] = [total[0] + 1, total[1] + normal, total[2] + tumour]
+                totals[split] = [total[0] + 1, total[1] + counts[0], total[2] + counts[1]]
                 slide_text = f"{split}; {slide.size[0]} x {slide.size[1]} px"
                 slide_text += f", {slide.mpp:.4g} um/px" if slide.spacing else ", no spacing"
-                slide_text += f"; {normal} normal and {tumour} tumour cells"
-                slide_text += "; marked in part, gives no normal cells" if row.partial else ""
+                slide_text += f"; {counts[0]} {negative} and {counts[1]} {positive} cells"
+                slide_text += f"; marked in part, gives no {negative} cells" if row.partial else ""
                 slide_text += f"; {training.note}" if training.note else ""
-                checks.append(Check(row.source.name, normal + tumour > 0, slide_text))
+                checks.append(Check(row.source.name, sum(counts) > 0, slide_text))
     for split in ("train", "validation"):
-        count, normal, tumour = totals.get(split, [0, 0, 0])
-        slide_text = f"{number_of(count, 'slide')}, {normal} normal and {tumour} tumour cells"
-        checks.append(Check(f"split {split}", min(normal, tumour) > 0, slide_text))
+        slide_count, *counts = totals.get(split, [0, 0, 0])
+        slide_text = (
+            f"{number_of(slide_count, 'slide')}, {counts[0]} {negative} and {counts[1]} {positive} cells"
+        )
+        checks.append(Check(f"split {split}", min(counts) > 0, slide_text))
     return checks
 
 

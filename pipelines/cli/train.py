@@ -15,12 +15,12 @@ from pipelines.camelyon16.read.mine import hard_negatives, write_list
 from pipelines.cli.console import Tick, interruptible, out, progress
 from pipelines.runs.config import load_config
 from pipelines.runs.made_by import code_hash, commit, libraries, machine, version
-from pipelines.runs.training_pictures import write_contact_sheet, write_curves, write_roc
+from pipelines.runs.training_pictures import contact_sheet_png, curves_png, roc_png
 from wsi.config import Config
 from wsi.datasets.patch_folder import PatchFolder, read_patches
 from wsi.datasets.rules import apply_dataset, rows_of_folder
 from wsi.errors import ConfigError, StoreError
-from wsi.files import csv_text, write_json, write_text
+from wsi.files import csv_text, write_bytes, write_json, write_text
 from wsi.metrics.ranking import auc, auc_interval, roc
 from wsi.slides.manifest import SlideRow, read_manifest
 from wsi.text import number_of
@@ -168,13 +168,13 @@ def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Callable[[], bool])
 
     code = f"slidewright {version()}, code {code_hash()}"
     if cfg.patches is not None:
-        found = _read_patches(cfg.patches)
+        found = _read_patches(cfg.patches, cfg)
         if cfg.folds:
             if "WORLD_SIZE" in os.environ:
                 raise ConfigError("cross-validation runs in one process; leave out torchrun, or set folds: 0")
             _cross_validate(found, cfg, folder, code, resume, stop)
             return
-        held_out = None if cfg.validation is None else _read_patches(cfg.validation)
+        held_out = None if cfg.validation is None else _read_patches(cfg.validation, cfg)
         data = patch_data(found, range(len(found.files)), cfg, held_out)
     else:
         rows = _rows(cfg)
@@ -195,12 +195,12 @@ def _run(cfg: TrainConfig, folder: Path, resume: bool, stop: Callable[[], bool])
     say(f"{kept} is in {folder / 'model'}")
 
 
-def _read_patches(folder: Path) -> PatchFolder:
+def _read_patches(folder: Path, cfg: TrainConfig) -> PatchFolder:
     found = read_patches(folder)
     for sentence in found.left_out:
         say(f"left out: {sentence}")
-    counts = [len(found.of(label)) for label in (0, 1)]
-    say(f"{len(found.files)} patches: {counts[0]} normal, {counts[1]} tumour")
+    counts = (f"{len(found.of(label))} {name}" for label, name in enumerate(cfg.words))
+    say(f"{len(found.files)} patches: {', '.join(counts)}")
     return found
 
 
@@ -259,10 +259,11 @@ def _listeners(
 
     def show(patches: Any, labels: Any) -> None:
         heading = f"{cfg.name}: what the network sees first (red: {cfg.classes[1]}, green: {cfg.classes[0]})"
-        write_contact_sheet(folder / "contact_sheet.png", patches, labels, title=heading)
+        write_bytes(folder / "contact_sheet.png", contact_sheet_png(patches, labels, title=heading))
 
     def metrics(rows: list[dict[str, Any]]) -> None:
-        write_curves(folder / "metrics.png", rows, cfg.name, measure="auc", label="validation AUC")
+        picture = curves_png(rows, cfg.name, measure="auc", label="validation AUC")
+        write_bytes(folder / "metrics.png", picture)
 
     return Listeners(report=report, metrics=metrics, show=show, say=say, stop=stop)
 
@@ -293,37 +294,42 @@ def _write_validation(found: PatchFolder, result: OutOfFold, cfg: TrainConfig, f
     """Scores, the table, the ROC curves, and the worst mistakes."""
     names = [file.name for file in found.files]
     rows = (
-        (name, "tumor" if tumour else "normal", fold + 1, f"{score:.6f}")
-        for name, tumour, fold, score in zip(names, result.tumour, result.fold, result.scores, strict=True)
+        (name, cfg.classes[int(positive)], fold + 1, f"{score:.6f}")
+        for name, positive, fold, score in zip(
+            names, result.positive, result.fold, result.scores, strict=True
+        )
     )
     write_text(folder / "scores.csv", csv_text(("file", "label", "fold", "score"), rows))
-    whole = auc(result.tumour, result.scores)
-    low, high = auc_interval(result.tumour, result.scores)
-    curves = [(f"pooled, AUC {whole:.4f}", *roc(result.tumour, result.scores))]
-    folds = []
+    whole = auc(result.positive, result.scores)
+    low, high = auc_interval(result.positive, result.scores)
+    curves = [(f"pooled, AUC {whole:.4f}", *roc(result.positive, result.scores))]
+    folds: list[dict[str, Any]] = []
+    negative, positive = cfg.words
     for k in range(cfg.folds):
         mine = result.fold == k
-        value = auc(result.tumour[mine], result.scores[mine])
-        low_k, high_k = auc_interval(result.tumour[mine], result.scores[mine])
-        counts = [int((result.tumour[mine] == label).sum()) for label in (False, True)]
-        folds.append({"normal": counts[0], "tumour": counts[1], "auc": value, "interval": [low_k, high_k]})
-        curves.append((f"fold {k + 1}, AUC {value:.4f}", *roc(result.tumour[mine], result.scores[mine])))
+        value = auc(result.positive[mine], result.scores[mine])
+        low_k, high_k = auc_interval(result.positive[mine], result.scores[mine])
+        counts = [int((result.positive[mine] == label).sum()) for label in (False, True)]
+        folds.append({negative: counts[0], positive: counts[1], "auc": value, "interval": [low_k, high_k]})
+        curves.append((f"fold {k + 1}, AUC {value:.4f}", *roc(result.positive[mine], result.scores[mine])))
         say(
-            f"fold {k + 1}: {counts[0]} normal, {counts[1]} tumour, AUC {value:.4f} ({low_k:.4f} to {high_k:.4f})"
+            f"fold {k + 1}: {counts[0]} {negative}, {counts[1]} {positive}, AUC {value:.4f} "
+            f"({low_k:.4f} to {high_k:.4f})"
         )
     say(f"pooled out-of-fold AUC {whole:.4f} (95 % interval {low:.4f} to {high:.4f})")
-    say(f"without the mean over 8 orientations {auc(result.tumour, result.single):.4f}")
+    say(f"without the mean over 8 orientations {auc(result.positive, result.single):.4f}")
     write_json(folder / "validation.json", {"auc": whole, "interval": [low, high], "folds": folds})
-    write_roc(folder / "roc.png", curves, f"{cfg.name}: {cfg.folds} folds, {len(names)} patches")
-    error = np.where(result.tumour, 1 - result.scores, result.scores)
+    roc_title = f"{cfg.name}: {cfg.folds} folds, {len(names)} patches"
+    write_bytes(folder / "roc.png", roc_png(curves, roc_title))
+    error = np.where(result.positive, 1 - result.scores, result.scores)
     worst = np.argsort(-error, kind="stable")[:MISTAKES]
-    write_contact_sheet(
-        folder / "mistakes.png",
+    mistakes = contact_sheet_png(
         [found.pixels[i] for i in worst],
-        [int(result.tumour[i]) for i in worst],
-        title=f"{cfg.name}: the worst mistakes (red: tumour, green: normal; score is that of tumour)",
+        [int(result.positive[i]) for i in worst],
+        title=f"{cfg.name}: the worst mistakes (red: {positive}, green: {negative}; score is that of {positive})",
         captions=[f"{names[i]} {result.scores[i]:.2f}" for i in worst],
     )
+    write_bytes(folder / "mistakes.png", mistakes)
     say(f"{folder / 'roc.png'} and {folder / 'mistakes.png'} show it; for research use only")
 
 

@@ -15,9 +15,9 @@ from pipelines.cli.console import Tick, interruptible, out, progress
 from pipelines.cli.train import has_checkpoint, leads, refuse_earlier, say, start, write_training_run
 from pipelines.runs.config import load_config
 from pipelines.runs.made_by import code_hash, version
-from pipelines.runs.training_pictures import write_curves
+from pipelines.runs.training_pictures import curves_png
 from wsi.errors import ConfigError
-from wsi.files import csv_text, write_text
+from wsi.files import csv_text, write_bytes, write_text
 from wsi.slides.manifest import SlideRow, read_manifest
 
 if TYPE_CHECKING:
@@ -228,6 +228,7 @@ def _listeners(name: str, folder: Path, tick: Tick, stop: Callable[[], bool]) ->
             say(f"{p.examples} tiles: loss {p.loss:.4f}, validation AP50 {p.quality:.4f}")
 
     def metrics(rows: list[dict[str, Any]]) -> None:
-        write_curves(folder / "metrics.png", rows, name, measure="ap50", label="validation mean AP50")
+        picture = curves_png(rows, name, measure="ap50", label="validation mean AP50")
+        write_bytes(folder / "metrics.png", picture)
 
     return Listeners(report=report, metrics=metrics, say=say, stop=stop)

@@ -14,7 +14,7 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from models.engines.domain import fit_domain, middle_features, read_domain, write_domain
 from pipelines.runs.model_figures import figures_row, scores_of
 from pipelines.runs.patches import read_fitted
-from wsi.datasets.patch_folder import TUMOUR
+from wsi.datasets.patch_folder import POSITIVE_LABEL
 from wsi.datasets.patch_pictures import PatchPicture
 from wsi.errors import ConfigError
 from wsi.metrics.calibration import calibrated, calibration_error, fit_calibration
@@ -49,8 +49,8 @@ def calibrate_model(
         tick: called with (patches scored, patches to be scored).
 
     Raises:
-        ConfigError: the model has more than two classes, a class has too few patches, or the scores of tumour are not
-            the higher ones.
+        ConfigError: the model has more than two classes, a class has too few patches, or the scores of the positive
+            class are not the higher ones.
         ModelError: the folder holds no model of ours.
     """
     network, card = load_checkpoint(source)
@@ -69,8 +69,8 @@ def calibrate_model(
         one = scores_of(trial_folder, labelled, 1, mpp, lambda done, _: tick(done, total))
         for sentence in one.left_out:
             say(f"left out: {sentence}")
-        tumour = np.array([p.label == TUMOUR for p in one.patches], np.bool_)
-        card_fields |= {"calibration": _fit(tumour, one.scores, card.name)}
+        positive = np.array([p.label == POSITIVE_LABEL for p in one.patches], np.bool_)
+        card_fields |= {"calibration": _fit(positive, one.scores, card)}
         save_checkpoint(trial_folder, network, **card_fields)
         eight = scores_of(
             trial_folder, labelled, 8, mpp, lambda done, _: tick(len(labelled) + 2 * done, total)
@@ -79,9 +79,9 @@ def calibrate_model(
             card_fields["domain"] = _record_domain(trial_folder, training, labelled, mpp, out)
         elif (domain := read_domain(source, card)) is not None:
             card_fields["domain"] = write_domain(out, domain)
-    error = calibration_error(tumour, _by_halves(tumour, one.scores))
-    row = figures_row(CALLED, tumour, one.scores, eight.scores) | {"calibration_error": round(error, 4)}
-    error_before = round(calibration_error(tumour, one.scores), 4)
+    error = calibration_error(positive, _by_halves(positive, one.scores))
+    row = figures_row(CALLED, positive, one.scores, eight.scores) | {"calibration_error": round(error, 4)}
+    error_before = round(calibration_error(positive, one.scores), 4)
     card_fields["metrics"] = card.metrics | {"calibration_error_before": error_before, "figures": [row]}
     return save_checkpoint(out, network, **card_fields)
 
@@ -99,21 +99,22 @@ def halve_model(source: Path, out: Path) -> ModelCard:
     return save_checkpoint(out, network.half(), **card_fields)
 
 
-def _fit(tumour: npt.NDArray[np.bool_], scores: Scores, name: str) -> tuple[float, float]:
+def _fit(is_positive: npt.NDArray[np.bool_], scores: Scores, card: ModelCard) -> tuple[float, float]:
     """Fit scale and offset of the log-odds.
 
     Raises:
-        ConfigError: a class has too few patches, or tumour does not score higher.
+        ConfigError: a class has too few patches, or the positive one does not score higher.
     """
-    if min(tumour.sum(), (~tumour).sum()) < FEWEST:
+    negative, positive = card.words
+    if min(is_positive.sum(), (~is_positive).sum()) < FEWEST:
         raise ConfigError(
-            f"calibration needs {FEWEST} patches of each class, and there are {int(tumour.sum())} of tumour and "
-            f"{int((~tumour).sum())} normal ones; add patches"
+            f"calibration needs {FEWEST} patches of each class, and there are {int(is_positive.sum())} of "
+            f"{positive} and {int((~is_positive).sum())} {negative} ones; add patches"
         )
-    scale, offset = fit_calibration(tumour, scores)
-    if scale <= 0 or auc(tumour, scores) <= 0.5:
+    scale, offset = fit_calibration(is_positive, scores)
+    if scale <= 0 or auc(is_positive, scores) <= 0.5:
         raise ConfigError(
-            f"{name} scores tumour no higher than normal patches (AUC {auc(tumour, scores):.3f}); "
+            f"{card.name} scores {positive} no higher than {negative} patches (AUC {auc(is_positive, scores):.3f}); "
             f"check the labels, and the spacing of the patches with --mpp"
         )
     return round(scale, 4), round(offset, 4)
@@ -141,10 +142,10 @@ def _record_domain(
     return write_domain(out, fit_domain(*features))
 
 
-def _by_halves(tumour: npt.NDArray[np.bool_], scores: Scores) -> npt.NDArray[np.float64]:
+def _by_halves(positive: npt.NDArray[np.bool_], scores: Scores) -> npt.NDArray[np.float64]:
     """Scores of each half of the patches, calibrated on the other half; a half is every second patch."""
     scaled = np.empty(len(scores), np.float64)
     is_even = np.arange(len(scores)) % 2 == 0
     for half in (is_even, ~is_even):
-        scaled[half] = calibrated(scores[half], *fit_calibration(tumour[~half], scores[~half]))
+        scaled[half] = calibrated(scores[half], *fit_calibration(positive[~half], scores[~half]))
     return scaled

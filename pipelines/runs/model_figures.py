@@ -13,12 +13,13 @@ import numpy.typing as npt
 from models.card import DetectorCard, ModelCard
 from models.engines import EngineConfig, find_models, load_engine
 from pipelines.runs.patches import ScoredPatches, score_patches
-from wsi.datasets.patch_folder import TUMOUR
+from wsi.datasets.patch_folder import POSITIVE_LABEL
 from wsi.datasets.patch_pictures import PatchPicture
 from wsi.errors import ConfigError
 from wsi.metrics.calibration import calibration_error
 from wsi.metrics.ranking import auc, auc_interval
 from wsi.text import number_of
+from wsi.vocabulary import NORMAL, TUMOUR
 
 Tick = Callable[[int, int], None]
 
@@ -62,40 +63,44 @@ def measure_model(
     labelled = [p for p in patches if p.label is not None]
     total = 2 * len(labelled)
     one = scores_of(folder, labelled, 1, mpp, lambda done, _: tick(done, total))
-    tumour = np.array([p.label == TUMOUR for p in one.patches], np.bool_)
-    if len(np.unique(tumour)) < 2:
+    is_positive = np.array([p.label == POSITIVE_LABEL for p in one.patches], np.bool_)
+    if len(np.unique(is_positive)) < 2:
+        negative, positive = one.words
         raise ConfigError(
-            f"figures need labelled patches of both classes, and there are {int(tumour.sum())} of tumour and "
-            f"{int((~tumour).sum())} normal ones; put them into folders called normal and tumor"
+            f"figures need labelled patches of both classes, and there are {int(is_positive.sum())} of {positive} "
+            f"and {int((~is_positive).sum())} {negative} ones; put them into folders called {NORMAL} and {TUMOUR}"
         )
     eight = scores_of(folder, labelled, 8, mpp, lambda done, _: tick(len(labelled) + done, total))
-    return figures_row(called, tumour, one.scores, eight.scores) | {"warning": one.warning}, one
+    return figures_row(called, is_positive, one.scores, eight.scores) | {"warning": one.warning}, one
 
 
 def figures_row(
-    called: str, tumour: npt.NDArray[np.bool_], one: npt.NDArray[np.float32], eight: npt.NDArray[np.float32]
+    called: str, positive: npt.NDArray[np.bool_], one: npt.NDArray[np.float32], eight: npt.NDArray[np.float32]
 ) -> dict[str, Any]:
     """Figures for a card, of scores by one orientation and by the mean of eight."""
-    low, high = auc_interval(tumour, one)
+    low, high = auc_interval(positive, one)
     return {
         "data": called,
-        "normal": int((~tumour).sum()),
-        "tumour": int(tumour.sum()),
-        "auc": round(auc(tumour, one), 4),
+        "normal": int((~positive).sum()),  # whatever the classes are
+        "tumour": int(positive.sum()),
+        "auc": round(auc(positive, one), 4),
         "interval": [round(low, 4), round(high, 4)],
-        "auc_8_orientations": round(auc(tumour, eight), 4),
-        "calibration_error": round(calibration_error(tumour, one), 4),
-        "calibration_error_8_orientations": round(calibration_error(tumour, eight), 4),
+        "auc_8_orientations": round(auc(positive, eight), 4),
+        "calibration_error": round(calibration_error(positive, one), 4),
+        "calibration_error_8_orientations": round(calibration_error(positive, eight), 4),
         "date": datetime.date.today().isoformat(),
         "warning": "",
     }
 
 
-def figures_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A card's figures for the terminal, two lines for each set of patches."""
+def figures_lines(rows: Sequence[dict[str, Any]], words: tuple[str, str]) -> list[str]:
+    """A card's figures for the terminal, two lines for each set of patches; ``words`` are the card's."""
+    negative, positive = words
     lines = []
     for row in rows:
-        lines.append(f"{row['data']} ({row['date']}; {row['tumour']} tumour, {row['normal']} normal):")
+        lines.append(
+            f"{row['data']} ({row['date']}; {row['tumour']} {positive}, {row['normal']} {negative}):"
+        )
         low, high = row["interval"]
         lines.append(
             f"  AUC {row['auc']:.4f} ({low:.4f} to {high:.4f}), with 8 orientations {row['auc_8_orientations']:.4f}; "
@@ -109,7 +114,7 @@ def figures_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def card_lines(card: ModelCard) -> list[str]:
     """A card in words: what it is for, what it has seen, what it has not, how good it was."""
-    a, spacing = card.architecture, "any spacing"
+    a, spacing, (negative, positive) = card.architecture, "any spacing", card.words
     if card.spacing_um is not None:
         coarsest = card.spacing_um * (1 + card.spacing_tolerance)
         spacing = f"{card.spacing_um:.4g} um per pixel, of slides up to {coarsest:.3g}"
@@ -140,12 +145,16 @@ def card_lines(card: ModelCard) -> list[str]:
         else "Tissue that it does not know: is noticed by its features half-way, and warned of."
     )
     lines.append(
-        "Words for slides (definitely normal to definitely tumour): none, no cut on whole slides was checked."
+        f"Words for slides (definitely {negative} to definitely {positive}): none, no cut on whole slides was checked."
         if card.confidence is None
         else f"Words for slides change at scores of {', '.join(f'{c:g}' for c in card.confidence)}."
     )
     rows = card.metrics.get("figures", [])
-    lines += ["Figures:", *(f"  {line}" for line in figures_lines(rows))] if rows else _other_metrics(card)
+    lines += (
+        ["Figures:", *(f"  {line}" for line in figures_lines(rows, card.words))]
+        if rows
+        else _other_metrics(card)
+    )
     return lines
 
 

@@ -12,34 +12,28 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from models.card import ModelCard
 from models.engines import Engine
 from models.training.data.places import fit_square
 from pipelines.runs.likeness import LOOKED_AT, unlike_note, unlike_patches
-from pipelines.runs.training_pictures import write_contact_sheet, write_roc
+from pipelines.runs.pictures import TEMPLATES, png
+from pipelines.runs.training_pictures import DPI, contact_sheet_png, roc_png
 from wsi.arrays import RgbImage
-from wsi.datasets.patch_folder import NORMAL, TUMOUR
+from wsi.datasets.patch_folder import POSITIVE_LABEL
 from wsi.datasets.patch_pictures import PatchPicture, read_patch, sizes_text
 from wsi.errors import ModelError, SlideError
-from wsi.files import csv_text, replacing, write_json, write_text
+from wsi.files import csv_text
 from wsi.metrics.calibration import calibration_error, reliability
 from wsi.metrics.ranking import auc, auc_interval, roc
+from wsi.results.folder import Folder
 from wsi.slides.blocks import PatchBlock
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 64  # patches that are read and given to the engine together
 MISTAKES = 48
-NAMES = {NORMAL: "normal", TUMOUR: "tumor", None: ""}
-_TEMPLATES = Environment(
-    loader=PackageLoader("pipelines"),
-    autoescape=select_autoescape(default=True),
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,6 +43,7 @@ class ScoredPatches:
     Attributes:
         patches: the patches that could be read, in their order.
         scores: (n,) scores of the model's positive class.
+        words: what sentences call patches that are not of this class, and patches that are.
         left_out: a sentence for each patch that could not be read.
         note: a sentence about patches that were mirrored or cropped to the model's side; may be empty.
         warning: a warning that they look unlike what the model was trained on; mostly empty.
@@ -56,6 +51,7 @@ class ScoredPatches:
 
     patches: tuple[PatchPicture, ...]
     scores: npt.NDArray[np.float32]
+    words: tuple[str, str]
     left_out: tuple[str, ...]
     note: str
     warning: str = ""
@@ -68,8 +64,8 @@ class Quality:
     auc: float
     interval: tuple[float, float]
     calibration_error: float
-    tumour: int
-    normal: int
+    positive: int
+    negative: int
 
 
 def score_patches(
@@ -109,6 +105,7 @@ def score_patches(
     return ScoredPatches(
         tuple(reading.readable),
         all_scores,
+        card.words,
         tuple(reading.left_out),
         sizes_text(reading.sizes, card.patch_px),
         unlike_note(unlike_patches(reading.sample, engine.models), engine.models, "the patches look"),
@@ -187,16 +184,16 @@ def quality_of(scored: ScoredPatches) -> Quality | None:
     """The quality of the scores; None unless there are labelled patches of both classes."""
     labels = np.array([-1 if p.label is None else p.label for p in scored.patches], np.int64)
     is_labelled = labels >= 0
-    tumour = labels[is_labelled] == TUMOUR
-    if len(np.unique(tumour)) < 2:
+    positive = labels[is_labelled] == POSITIVE_LABEL
+    if len(np.unique(positive)) < 2:
         return None
     scores = scored.scores[is_labelled]
-    low, high = auc_interval(tumour, scores)
-    error = calibration_error(tumour, scores)
-    return Quality(auc(tumour, scores), (low, high), error, int(tumour.sum()), int((~tumour).sum()))
+    low, high = auc_interval(positive, scores)
+    error = calibration_error(positive, scores)
+    return Quality(auc(positive, scores), (low, high), error, int(positive.sum()), int((~positive).sum()))
 
 
-def write_patch_results(out: Path, scored: ScoredPatches, record: dict[str, Any]) -> Quality | None:
+def write_patch_results(out: Folder, scored: ScoredPatches, record: dict[str, Any]) -> Quality | None:
     """Write the results of patches, and return the quality of the scores.
 
     The files are ``scores.csv``, ``run.json`` and ``index.html``, and for labelled patches also ``roc.png``,
@@ -205,27 +202,27 @@ def write_patch_results(out: Path, scored: ScoredPatches, record: dict[str, Any]
     Raises:
         StoreError: a file cannot be written.
     """
-    rows = [(p.name, NAMES[p.label], f"{s:.6f}") for p, s in zip(scored.patches, scored.scores, strict=True)]
-    write_text(out / "scores.csv", csv_text(("file", "label", "score"), rows))
+    rows = [(p.name, p.label_text, f"{s:.6f}") for p, s in zip(scored.patches, scored.scores, strict=True)]
+    out.write("scores.csv", csv_text(("file", "label", "score"), rows))
     quality = quality_of(scored)
     mistakes = 0
     pictures = ("roc.png", "calibration.png", "mistakes.png")
     for name in pictures:
-        (out / name).unlink(missing_ok=True)  # pictures of an earlier run
+        out.delete(name)  # pictures of an earlier run
     if quality is not None:
         mistakes = _write_pictures(out, scored, quality, record["models"][0]["name"])
-    page = _TEMPLATES.get_template("patches.html").render(
+    page = TEMPLATES.get_template("patches.html").render(
         scored=scored, quality=quality, mistakes=mistakes, record=record
     )
-    write_text(out / "index.html", page)
+    out.write("index.html", page)
     figures = None
     if quality is not None:
         figures = {
             "auc": round(quality.auc, 6),
             "interval": [round(v, 6) for v in quality.interval],
             "calibration_error": round(quality.calibration_error, 6),
-            "tumour": quality.tumour,
-            "normal": quality.normal,
+            "tumour": quality.positive,  # whatever the classes are
+            "normal": quality.negative,
         }
     summary = {
         "patches": len(scored.patches),
@@ -233,44 +230,43 @@ def write_patch_results(out: Path, scored: ScoredPatches, record: dict[str, Any]
         "warning": scored.warning,
         "quality": figures,
     }
-    write_json(out / "run.json", record | summary)
+    out.write_json("run.json", record | summary)
     return quality
 
 
-def _write_pictures(out: Path, scored: ScoredPatches, quality: Quality, name: str) -> int:
+def _write_pictures(out: Folder, scored: ScoredPatches, quality: Quality, name: str) -> int:
     """Write the three pictures, and return how many mistakes are shown."""
     labelled = [i for i, p in enumerate(scored.patches) if p.label is not None]
-    tumour = np.array([scored.patches[i].label == TUMOUR for i in labelled])
+    is_positive = np.array([scored.patches[i].label == POSITIVE_LABEL for i in labelled])
+    negative, positive = scored.words
     scores = scored.scores[labelled]
     low, high = quality.interval
-    write_roc(
-        out / "roc.png",
-        [(f"AUC {quality.auc:.4f} ({low:.4f} to {high:.4f})", *roc(tumour, scores))],
-        f"{name}: {quality.tumour} tumour and {quality.normal} normal patches",
-    )
-    _write_calibration(out / "calibration.png", tumour, scores, name)
-    error = np.where(tumour, 1 - scores, scores)
+    curve = (f"AUC {quality.auc:.4f} ({low:.4f} to {high:.4f})", *roc(is_positive, scores))
+    title = f"{name}: {quality.positive} {positive} and {quality.negative} {negative} patches"
+    out.write("roc.png", roc_png([curve], title))
+    out.write("calibration.png", _calibration_png(is_positive, scores, name, positive))
+    error = np.where(is_positive, 1 - scores, scores)
     worst_indices = [int(i) for i in np.argsort(-error, kind="stable")[:MISTAKES] if error[i] > 0.5]
     if worst_indices:
         worst_patches = [scored.patches[labelled[i]] for i in worst_indices]
-        write_contact_sheet(
-            out / "mistakes.png",
+        mistakes = contact_sheet_png(
             [read_patch(p.path) for p in worst_patches],
-            [int(p.label == TUMOUR) for p in worst_patches],
-            title=f"{name}: the worst mistakes (red: tumour, green: normal; score is that of tumour)",
+            [int(p.label == POSITIVE_LABEL) for p in worst_patches],
+            title=f"{name}: the worst mistakes (red: {positive}, green: {negative}; score is that of {positive})",
             captions=[
                 f"{Path(p.name).stem[:16]} {scores[i]:.2f}"
                 for p, i in zip(worst_patches, worst_indices, strict=True)
             ],
         )
+        out.write("mistakes.png", mistakes)
     return len(worst_indices)
 
 
-def _write_calibration(
-    path: Path, tumour: npt.NDArray[np.bool_], scores: npt.NDArray[np.float32], name: str
-) -> None:
-    """Draw the share of tumour against the mean score, in tenths of the score, with the number of patches."""
-    bins = reliability(tumour, scores)
+def _calibration_png(
+    truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float32], name: str, positive: str
+) -> bytes:
+    """Draw the share of the positive class against the mean score, in tenths of the score, with counts of patches."""
+    bins = reliability(truth, scores)
     figure = Figure(figsize=(6.4, 6), layout="constrained")
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
@@ -280,10 +276,9 @@ def _write_calibration(
             str(b.count), (b.score, b.share), textcoords="offset points", xytext=(6, -12), fontsize=8
         )
     axis.set_xlabel("mean score of the patches in a tenth of 0 to 1 (number of patches beside it)")
-    axis.set_ylabel("share of them that is tumour")
+    axis.set_ylabel(f"share of them that is {positive}")
     axis.set_xlim(-0.02, 1.02)
     axis.set_ylim(-0.02, 1.02)
-    axis.set_title(f"{name}: expected calibration error {calibration_error(tumour, scores):.3f}", fontsize=10)
+    axis.set_title(f"{name}: expected calibration error {calibration_error(truth, scores):.3f}", fontsize=10)
     axis.grid(alpha=0.3)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
+    return png(figure, DPI)

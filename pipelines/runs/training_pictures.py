@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,24 +10,23 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from pipelines.runs.pictures import RocCurve, draw_roc
+from pipelines.runs.pictures import RocCurve, draw_roc, png
 from wsi.arrays import RgbImage
-from wsi.files import replacing
 
-COLOURS = ((46, 125, 50), (198, 40, 40))  # normal, tumour
+_COLOURS = ((46, 125, 50), (198, 40, 40))  # of the two labels: green, and red for the positive one
+DPI = 110
 _THUMB, _FRAME, _GAP, _TITLE = 150, 4, 6, 26
 
 
-def write_contact_sheet(
-    path: Path,
+def contact_sheet_png(
     patches: Sequence[RgbImage] | npt.NDArray[np.uint8],
     labels: Sequence[int] | npt.NDArray[np.int64],
     *,
     title: str,
     captions: Sequence[str] = (),
     columns: int = 8,
-) -> None:
-    """Write a PNG of patches, framed green (normal) or red (tumour), with a caption under each."""
+) -> bytes:
+    """A picture of patches, framed green (label 0) or red (label 1, the positive class), with captions."""
     below = 16 if captions else 0
     side = _THUMB + 2 * _FRAME
     rows = -(-len(patches) // columns)
@@ -38,21 +36,20 @@ def write_contact_sheet(
     for i, (patch, label) in enumerate(zip(patches, labels, strict=True)):
         top = _TITLE + _GAP + i // columns * (side + below + _GAP)
         left = _GAP + i % columns * (side + _GAP)
-        sheet[top : top + side, left : left + side] = COLOURS[int(label)]
+        sheet[top : top + side, left : left + side] = _COLOURS[int(label)]
         small = cv2.resize(np.ascontiguousarray(patch), (_THUMB, _THUMB), interpolation=cv2.INTER_AREA)
         sheet[top + _FRAME : top + side - _FRAME, left + _FRAME : left + side - _FRAME] = small
         if captions:
             _text(sheet, captions[i], (left, top + side + 12), 0.38)
-    with replacing(path) as partial:
-        partial.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+    return bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
 
 
 def _text(sheet: RgbImage, text: str, at: tuple[int, int], size: float) -> None:
     cv2.putText(sheet, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, (40, 40, 40), 1, cv2.LINE_AA)
 
 
-def write_curves(path: Path, rows: Sequence[dict[str, Any]], name: str, *, measure: str, label: str) -> None:
-    """Write a PNG with loss, the validation's figure and learning rate over the examples."""
+def curves_png(rows: Sequence[dict[str, Any]], name: str, *, measure: str, label: str) -> bytes:
+    """A picture of loss, the validation's figure and learning rate over the examples."""
     examples = [row["examples"] for row in rows]
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss, score, rate = figure.subplots(3, 1, sharex=True)
@@ -69,12 +66,11 @@ def write_curves(path: Path, rows: Sequence[dict[str, Any]], name: str, *, measu
     rate.set_xlabel("examples")
     for axis in (loss, score, rate):
         axis.grid(alpha=0.3)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
+    return png(figure, DPI)
 
 
-def write_roc(path: Path, curves: Sequence[RocCurve], title: str) -> None:
-    """Write a PNG of ROC curves; the first is drawn boldly."""
+def roc_png(curves: Sequence[RocCurve], title: str) -> bytes:
+    """A picture of ROC curves; the first is drawn boldly."""
     figure = Figure(figsize=(6.4, 6), layout="constrained")
     axis = figure.subplots()
     draw_roc(axis, curves)
@@ -83,5 +79,4 @@ def write_roc(path: Path, curves: Sequence[RocCurve], title: str) -> None:
     axis.set_xlim(-0.01, 1.01)
     axis.set_ylim(-0.01, 1.01)
     axis.set_title(title, fontsize=10)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
+    return png(figure, DPI)

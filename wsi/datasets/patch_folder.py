@@ -14,25 +14,16 @@ from wsi.arrays import RgbImage
 from wsi.errors import ConfigError, SlideError
 from wsi.files import csv_rows
 from wsi.marks.own_mask import BROKEN_PICTURE
+from wsi.vocabulary import NORMAL_LABELS, TUMOUR, TUMOUR_LABELS, in_words
 
-NORMAL, TUMOUR = 0, 1
-LABELS = {
-    "normal": NORMAL,
-    "negative": NORMAL,
-    "benign": NORMAL,
-    "0": NORMAL,
-    "tumor": TUMOUR,
-    "tumour": TUMOUR,
-    "metastasis": TUMOUR,
-    "positive": TUMOUR,
-    "1": TUMOUR,
-}
+NEGATIVE_LABEL, POSITIVE_LABEL = 0, 1  # of any two classes, the one that is looked for is the second
+LABELS = dict.fromkeys(NORMAL_LABELS, NEGATIVE_LABEL) | dict.fromkeys(TUMOUR_LABELS, POSITIVE_LABEL)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
 @dataclass(frozen=True, slots=True)
 class PatchFile:
-    """One patch: its file, class (`NORMAL` or `TUMOUR`), and name as listed or within its folder."""
+    """One patch: its file, class (`NEGATIVE_LABEL` or `POSITIVE_LABEL`), and name as listed or within its folder."""
 
     path: Path
     label: int
@@ -60,7 +51,7 @@ class PatchFolder:
     def part(self, low: float, high: float) -> list[int]:
         """Indices of a contiguous share of each class, 0 to 1: neighbours often come from one slide."""
         indices = []
-        for label in (NORMAL, TUMOUR):
+        for label in (NEGATIVE_LABEL, POSITIVE_LABEL):
             members = self.of(label)
             indices += members[round(low * len(members)) : round(high * len(members))]
         return sorted(indices)
@@ -93,7 +84,7 @@ def read_patches(folder: Path) -> PatchFolder:
             left_out.append(str(error))
             continue
         readable_files.append(file)
-    for label, name in ((NORMAL, "normal"), (TUMOUR, "tumour")):
+    for label, name in enumerate(in_words((), TUMOUR)):
         if not any(file.label == label for file in readable_files):
             raise ConfigError(f"{folder} has no {name} patch that can be read; add some, or check the labels")
     _check_sizes(readable_files, pixels)

@@ -11,17 +11,23 @@ from wsi.arrays import RgbImage
 from wsi.datasets.patch_folder import LABELS, SUFFIXES, decode_patch
 from wsi.errors import ConfigError, SlideError
 from wsi.files import csv_rows
+from wsi.vocabulary import NORMAL, TUMOUR
 
 LIST = "patches.csv"
 
 
 @dataclass(frozen=True, slots=True)
 class PatchPicture:
-    """One patch: its file, its name as listed or within the folder, and `NORMAL`, `TUMOUR` or None (not known)."""
+    """One patch: its file, its name as listed or within the folder, and its label, None where that is not known."""
 
     path: Path
     name: str
     label: int | None
+
+    @property
+    def label_text(self) -> str:
+        """The label as a list of patches spells it; empty where it is not known."""
+        return "" if self.label is None else (NORMAL, TUMOUR)[self.label]
 
 
 def list_patches(folder: Path) -> list[PatchPicture]:

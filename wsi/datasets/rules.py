@@ -16,6 +16,7 @@ from wsi.marks.own_mask import PICTURES
 from wsi.slides.manifest import SlideRow, manifest_in, read_manifest
 from wsi.slides.readers.array import IMAGE_SUFFIXES
 from wsi.slides.source import SLIDE_SUFFIXES, SlideSource
+from wsi.vocabulary import NORMAL
 
 _SLIDES = tuple(suffix for suffix in SLIDE_SUFFIXES if suffix not in IMAGE_SUFFIXES)
 _OUTLINES = (".xml", ".annotations", ".geojson", ".json")
@@ -85,7 +86,7 @@ def apply_dataset(rows: Sequence[SlideRow], dataset: Dataset) -> DataRows:
             continue
         splits = ("validation", "test", "train")
         split = row.split or next((s for s in splits if _fits(name, getattr(dataset, s))), None)
-        label = row.label or ("normal" if dataset.is_normal(name) else None)
+        label = row.label or (NORMAL if dataset.is_normal(name) else None)
         used_rows.append(replace(row, split=split, label=label, partial=dataset.is_partial(name)))
     return DataRows(tuple(used_rows), tuple(left_out))
 

@@ -20,6 +20,7 @@ from wsi.marks.annotations import read_outlines, tumour_regions
 from wsi.marks.own_mask import BROKEN_PICTURE, MAX_ASPECT_DIFFERENCE, PICTURES, read_png
 from wsi.slides.grid import TileGrid
 from wsi.slides.slide import Slide
+from wsi.vocabulary import NORMAL
 
 # 0/1 and 0/255 masks have one value besides 0; with 1 and 2 it is 2 (Camelyon16's masks as released with the data)
 _TUMOUR_VALUES = {frozenset({1}): 1, frozenset({255}): 255, frozenset({2}): 2, frozenset({1, 2}): 2}
@@ -56,7 +57,8 @@ def read_truth(path: Path, slide: Slide, grid: TileGrid, *, label: int | None = 
     if not truth.tumour.any():
         note = f" ({truth.note})" if truth.note else ""
         raise AnnotationError(
-            f"{path} marks no tumour on {slide.path}{note}; if the slide has none, write 'normal' in the column 'label'"
+            f"{path} marks no tumour on {slide.path}{note}; if the slide has none, write {NORMAL!r} in the "
+            f"column 'label'"
         )
     return truth
 

@@ -1,1 +1,1 @@
-"""Marks on a slide: outlines, boxes, masks, their classes and files. Imports `wsi.slides`."""
+"""Marks on a slide: outlines, boxes, masks and their files. Imports `wsi.slides`."""

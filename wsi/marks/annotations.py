@@ -21,21 +21,22 @@ from wsi.errors import AnnotationError
 from wsi.files import write_text
 from wsi.marks.geojson import objects_of, parse_json
 from wsi.marks.rings import repaired
+from wsi.vocabulary import (
+    EXCLUSION_GROUP,
+    GROUP_COLOURS,
+    HOLE_GROUPS,
+    NOT_TISSUE_GROUPS,
+    TUMOUR_GROUP,
+    TUMOUR_GROUPS,
+)
 
 log = logging.getLogger(__name__)
 
-# Compared without regard to case. Camelyon16 uses Tumor, _0, _1 and _2; Camelyon17 metastases and normal.
-TUMOUR_GROUPS = frozenset(
-    {"tumor", "tumour", "_0", "_1", "metastases", "metastasis", "none", "lesion", "positive"}
-)
-# Areas that are cut out (NCRF annotation.py; NCRF#61)
-HOLE_GROUPS = frozenset({"_2", "exclusion", "normal", "negative", "ignore*"})
 AREA_TYPES = frozenset({"Polygon", "Spline", "Rectangle"})  # of ASAP; dots and measurements enclose nothing
 ELLIPSE_TYPES = frozenset({"2", "ellipse"})  # of ImageScope and HALO: two corners of the box around it
 BOX_TYPES = frozenset({"1", "rectangle"})  # of the same, where two corners are given
 SMALLEST_AREA = 1e-6  # level-0 px2: a line may keep so much by rounding
 ELLIPSE_CORNERS = 64  # of the polygon that stands for an ellipse: 0.2 % of its area is lost
-GROUP_COLOURS = {"Tumor": "#c80000", "Exclusion": "#0000c8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def _imagescope(node: Element, path: Path) -> Annotation | None:
     """A region of ImageScope, or of HALO, which calls its vertices ``V``."""
     vertices = [n for n in node.iter() if n.tag in ("Vertex", "V")]
     points = _numbers([("0", n.get("X", ""), n.get("Y", "")) for n in vertices], path)[:, 1:]
-    group = "Exclusion" if node.get("NegativeROA") == "1" else "Tumor"
+    group = EXCLUSION_GROUP if node.get("NegativeROA") == "1" else TUMOUR_GROUP
     kind = node.get("Type", "0").casefold()
     if len(points) == 2 and kind in ELLIPSE_TYPES:
         points = _ellipse(points)
@@ -217,7 +218,7 @@ def _read_geojson(path: Path, data: bytes) -> Outlines:
     kinds = []
     for o in objects_of(path, value):
         parts = [part for part in _polygons(o.shape) if _encloses(part)]
-        annotations += [Annotation(part, o.group or "Tumor", o.name) for part in parts] or [None]
+        annotations += [Annotation(part, o.group or TUMOUR_GROUP, o.name) for part in parts] or [None]
         kinds += [o.shape.geom_type] * max(1, len(parts))
     return _outlines(annotations, kinds)
 
@@ -225,7 +226,7 @@ def _read_geojson(path: Path, data: bytes) -> Outlines:
 def _ncrf(value: dict[str, Any], path: Path) -> Outlines:
     annotations = []
     try:
-        for key, group in (("positive", "Tumor"), ("negative", "Exclusion")):
+        for key, group in (("positive", TUMOUR_GROUP), ("negative", EXCLUSION_GROUP)):
             for ring in value.get(key, []):
                 points = _numbers([("0", x, y) for x, y in ring["vertices"]], path)[:, 1:]
                 annotations.append(_polygon(points, group, str(ring.get("name", ""))))
@@ -258,10 +259,9 @@ def tumour_regions(annotations: Iterable[Annotation], source: Path | None = None
 
 def marked_regions(annotations: Iterable[Annotation], source: Path | None = None) -> Regions:
     """Union of all outlines, whatever their group, less those named exclusion or ignore: a tissue mask."""
-    excluded_groups = {"exclusion", "ignore*"}
     outlines = list(annotations)
-    included_outlines = [a for a in outlines if a.group.casefold() not in excluded_groups]
-    return _union(included_outlines, [a for a in outlines if a.group.casefold() in excluded_groups], source)
+    included_outlines = [a for a in outlines if a.group.casefold() not in NOT_TISSUE_GROUPS]
+    return _union(included_outlines, [a for a in outlines if a.group.casefold() in NOT_TISSUE_GROUPS], source)
 
 
 def _union(positive: Iterable[Annotation], negative: Iterable[Annotation], source: Path | None) -> Regions:
@@ -319,7 +319,7 @@ def asap_xml(annotations: Iterable[Annotation]) -> str:
         for hole in annotation.outline.interiors:
             # an island inside a hole is another outline: it must not be cut out with the hole
             parts = _without_holes(Polygon(hole).difference(outlines))
-            rings += [(part.exterior, "Exclusion", "") for part in parts]
+            rings += [(part.exterior, EXCLUSION_GROUP, "") for part in parts]
         for ring, group, name in rings:
             groups.setdefault(group)
             colour = GROUP_COLOURS.get(group, "#f4fa58")

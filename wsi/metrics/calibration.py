@@ -1,4 +1,4 @@
-"""Calibration of scores: of patches with a score near 0.9, nine in ten should be tumour."""
+"""Calibration of scores: of patches with a score near 0.9, nine in ten should be positive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Patches whose scores lie in one tenth of 0..1: their number, mean score and share of tumour."""
+    """Patches whose scores lie in one tenth of 0..1: their number, mean score and share of positive ones."""
 
     count: int
     score: float
@@ -27,7 +27,7 @@ def reliability(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating
 
 
 def calibration_error(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> float:
-    """Expected calibration error: the mean of |score - share of tumour| over the bins, by their counts."""
+    """Expected calibration error: the mean of |score - share of positive patches| over the bins, by their counts."""
     bins = reliability(positive, scores)
     return sum(b.count * abs(b.score - b.share) for b in bins) / len(scores)
 

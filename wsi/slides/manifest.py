@@ -11,10 +11,10 @@ from typing import Any
 
 from wsi.errors import ConfigError
 from wsi.slides.source import SlideSource, check_url
+from wsi.vocabulary import NORMAL, NORMAL_LABELS
 
 log = logging.getLogger(__name__)
 
-NORMAL_LABELS = ("normal", "negative", "benign", "0")
 MANIFEST = "slides.csv"
 COLUMNS = ("path", "mpp", "mask", "truth", "label", "split")
 
@@ -56,7 +56,7 @@ class SlideRow:
         if self.truth is None:
             label = f"is labelled {self.label!r}" if self.label else "has no label"
             raise ConfigError(
-                f"{self.source.label} {label} and has no truth; fill in the column 'truth', or label it 'normal'"
+                f"{self.source.label} {label} and has no truth; fill in the column 'truth', or label it {NORMAL!r}"
             )
         return self.truth
 

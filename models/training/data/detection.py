@@ -13,10 +13,10 @@ from wsi.arrays import BoxesXYXY, RgbImage
 from wsi.errors import AnnotationError
 from wsi.marks.annotations import read_annotations
 from wsi.marks.boxes import enlarged
-from wsi.marks.c4d import FEASIBLE, NOT_COUNTED, NOT_FEASIBLE
 from wsi.marks.geojson import read_objects
 from wsi.slides.slide import Slide
 from wsi.slides.tiles import read_square
+from wsi.vocabulary import FEASIBLE, NOT_COUNTED, NOT_FEASIBLE
 
 LEAST_SEEN = 0.4  # share of a box that must lie in the tile: less of a capillary cannot be told
 TRAP = -1  # in place of a class: what is marked as no object
@@ -83,7 +83,7 @@ def _marks(path: Path) -> Iterator[tuple[str, tuple[float, ...]]]:
     for o in read_objects(path):
         if o.shape.area == 0:
             raise AnnotationError(
-                f"{path} holds a {o.shape.geom_type} ({o.group!r}): mark each capillary by an outline"
+                f"{path} holds a {o.shape.geom_type} ({o.group!r}): mark each object by an outline"
             )
         yield o.group, o.shape.bounds
 

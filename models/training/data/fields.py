@@ -10,8 +10,9 @@ import shapely
 from wsi.arrays import CellsRC
 from wsi.errors import AnnotationError
 from wsi.marks.annotations import Annotation, read_annotations
-from wsi.marks.c4d import FEASIBLE, FIELD_UM, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
+from wsi.marks.c4d import FIELD_UM
 from wsi.slides.grid import TileGrid
+from wsi.vocabulary import FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 
 LEAST_SHARED = 0.5  # of a field's cell: a hand may have moved the square a little
 

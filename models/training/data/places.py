@@ -14,13 +14,13 @@ import numpy as np
 
 from models.training.data.slides import TrainingSlide
 from wsi.arrays import RgbImage
-from wsi.datasets.patch_folder import NORMAL, TUMOUR, PatchFolder
+from wsi.datasets.patch_folder import NEGATIVE_LABEL, POSITIVE_LABEL, PatchFolder
 from wsi.errors import ConfigError
 from wsi.files import csv_rows
 
 log = logging.getLogger(__name__)
 
-NAMES = ("normal", "tumour")  # what errors call the two classes of lymph nodes
+_LABELS = (NEGATIVE_LABEL, POSITIVE_LABEL)
 GIVE_UP_AFTER = 64  # places of one slide that cannot be decoded: one broken tile costs some 25
 
 
@@ -31,7 +31,7 @@ class Place:
     Attributes:
         source: index of the slide, or of the patch of a folder.
         corner: of the patch, in level-0 pixels of its slide; of a folder's patch its shift in pixels.
-        label: `NORMAL` or `TUMOUR`.
+        label: `NEGATIVE_LABEL` or `POSITIVE_LABEL`.
         cell: (row, col) in the slide's grid.
     """
 
@@ -89,7 +89,7 @@ class _Draws:
         self.rng.bit_generator.state = value
 
     def label(self) -> int:
-        return TUMOUR if self.rng.random() < self.positive_share else NORMAL
+        return POSITIVE_LABEL if self.rng.random() < self.positive_share else NEGATIVE_LABEL
 
     def one(self, count: int) -> int:
         return int(self.rng.integers(count))
@@ -104,9 +104,9 @@ class SlideSampler(_Draws):
         rng: np.random.Generator,
         jitter_px: int = 0,
         *,
+        names: tuple[str, str],
         hard: Sequence[tuple[str, int, int]] = (),
         hard_share: float = 0.0,
-        names: tuple[str, str] = NAMES,
     ) -> None:
         """Take slides, hard negatives as (slide's name, level-0 x, y), and what errors call the two classes.
 
@@ -122,12 +122,13 @@ class SlideSampler(_Draws):
         self._failures: Counter[int] = Counter()
         self._excluded: list[list[int]] = []
         self._recount()
-        whole = [slide for slide in slides if len(slide.cells[NORMAL])]  # the others are marked in part
-        counts = [sum(len(slide.cells[label]) for slide in whole) for label in (NORMAL, TUMOUR)]
-        self.frequency = counts[TUMOUR] / max(1, sum(counts))
+        # the others are marked in part
+        whole = [slide for slide in slides if len(slide.cells[NEGATIVE_LABEL])]
+        counts = [sum(len(slide.cells[label]) for slide in whole) for label in _LABELS]
+        self.frequency = counts[POSITIVE_LABEL] / max(1, sum(counts))
 
     def _recount(self) -> None:
-        self.having = [[i for i, c in enumerate(self.cells) if len(c[label])] for label in (NORMAL, TUMOUR)]
+        self.having = [[i for i, c in enumerate(self.cells) if len(c[label])] for label in _LABELS]
         for name, having in zip(self.names, self.having, strict=True):
             if not having:
                 raise ConfigError(
@@ -137,7 +138,7 @@ class SlideSampler(_Draws):
     def draw(self) -> Place:
         """One place."""
         label = self.label()
-        if label == NORMAL and self.hard_share and self.rng.random() < self.hard_share:
+        if label == NEGATIVE_LABEL and self.hard_share and self.rng.random() < self.hard_share:
             index, row, col = self.hard[self.one(len(self.hard))]
         else:
             index = self.having[label][self.one(len(self.having[label]))]
@@ -197,15 +198,15 @@ class SlideSampler(_Draws):
 def _hard_cells(
     slides: Sequence[TrainingSlide], hard: Sequence[tuple[str, int, int]]
 ) -> list[tuple[int, int, int]]:
-    """(slide, row, col) of hard negatives that are normal cells of these slides."""
+    """(slide, row, col) of hard negatives that are cells of the first class on these slides."""
     index = {slide.name: i for i, slide in enumerate(slides)}
-    normal = [{(int(r), int(c)) for r, c in slide.cells[NORMAL]} for slide in slides]
+    negative = [{(int(r), int(c)) for r, c in slide.cells[NEGATIVE_LABEL]} for slide in slides]
     cells = []
     for name, x, y in hard:
         if name in index:
             i = index[name]
             stride = slides[i].plan.stride_l0
-            if (cell := (y // stride, x // stride)) in normal[i]:
+            if (cell := (y // stride, x // stride)) in negative[i]:
                 cells.append((i, *cell))
     return cells
 
@@ -220,17 +221,22 @@ class PatchSampler(_Draws):
         size_px: int,
         rng: np.random.Generator,
         jitter_px: int,
+        *,
+        names: tuple[str, str],
     ) -> None:
-        """Take the patches ``chosen`` of a folder, mirrored or cropped around their middle to ``size_px``."""
+        """Take the patches ``chosen`` of a folder, mirrored or cropped around their middle to ``size_px``.
+
+        An error calls the two classes by their ``names``.
+        """
         super().__init__(rng)
         self.folder = folder
         self.size_px = size_px
         self.jitter_px = jitter_px
-        self.chosen = [[i for i in chosen if folder.files[i].label == label] for label in (NORMAL, TUMOUR)]
-        for name, having in zip(NAMES, self.chosen, strict=True):
+        self.chosen = [[i for i in chosen if folder.files[i].label == label] for label in _LABELS]
+        for name, having in zip(names, self.chosen, strict=True):
             if not having:
                 raise ConfigError(f"none of the {len(chosen)} patches is {name}; add patches of this class")
-        self.frequency = len(self.chosen[TUMOUR]) / len(chosen)
+        self.frequency = len(self.chosen[POSITIVE_LABEL]) / len(chosen)
 
     def draw(self) -> Place:
         """One patch and its shift."""

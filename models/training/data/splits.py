@@ -13,7 +13,6 @@ import numpy as np
 
 from models.training.data.feed import Batch
 from models.training.data.places import (
-    NAMES,
     PatchSampler,
     Place,
     Sampler,
@@ -23,7 +22,7 @@ from models.training.data.places import (
 )
 from models.training.data.slides import PatchFrame, TrainingSlide, prepare_slide
 from models.training.recipe import TrainConfig
-from wsi.datasets.patch_folder import NORMAL, TUMOUR, PatchFolder
+from wsi.datasets.patch_folder import PatchFolder
 from wsi.errors import ConfigError, SlideError
 from wsi.slides.manifest import SlideRow
 
@@ -100,32 +99,38 @@ def slide_data(
             tick(done, total)
             if slides[-1].note:
                 say(slides[-1].note)
-        counts = [sum(len(s.cells[label]) for s in slides) for label in (NORMAL, TUMOUR)]
-        first, second = cfg.classes
-        say(f"{split}: {len(slides)} slides, {counts[NORMAL]} {first} and {counts[TUMOUR]} {second} cells")
+        counts = _cell_counts(slides, cfg)
+        text = " and ".join(f"{count} {name}" for name, count in counts.items())
+        say(f"{split}: {len(slides)} slides, {text} cells")
     slides_of_all = [slide for slides in prepared.values() for slide in slides]
     _check_mask_values(slides_of_all)
     rng, validation_rng = _generators(cfg)
     hard = () if cfg.hard_negatives is None else read_hard_negatives(cfg.hard_negatives)
-    names = NAMES if cfg.task == "tumour" else cfg.classes
     sampler = SlideSampler(
-        prepared["train"], rng, cfg.augment.jitter_px, hard=hard, hard_share=cfg.hard_share, names=names
+        prepared["train"], rng, cfg.augment.jitter_px, names=cfg.words, hard=hard, hard_share=cfg.hard_share
     )
     if hard:
-        say(f"train: {len(sampler.hard)} of {len(hard)} hard negatives lie on normal cells of these slides")
+        say(
+            f"train: {len(sampler.hard)} of {len(hard)} hard negatives lie on {cfg.words[0]} cells of these slides"
+        )
     say(f"reading {cfg.validation_patches} validation patches")
-    held_out = _draw_held_out(SlideSampler(prepared["validation"], validation_rng, names=names), cfg)
+    held_out = _draw_held_out(SlideSampler(prepared["validation"], validation_rng, names=cfg.words), cfg)
     facts: dict[str, Any] = {
         split: {
             "slides": len(slides),
             "names_sha256": digest(*(slide.name.encode() for slide in slides)),
-            "cells": {cfg.classes[c]: sum(len(s.cells[c]) for s in slides) for c in (NORMAL, TUMOUR)},
+            "cells": _cell_counts(slides, cfg),
         }
         for split, slides in prepared.items()
     }
     cells = [slide.name.encode() + b"".join(c.tobytes() for c in slide.cells) for slide in slides_of_all]
     identity = digest(*cells, repr(sampler.hard).encode())
     return TrainingData(sampler, tuple(held_out), {"split": facts}, identity)
+
+
+def _cell_counts(slides: Sequence[TrainingSlide], cfg: TrainConfig) -> dict[str, int]:
+    """The number of cells of each class, by its name."""
+    return {name: sum(len(s.cells[c]) for s in slides) for c, name in enumerate(cfg.classes)}
 
 
 def _check_mask_values(slides: Sequence[TrainingSlide]) -> None:
@@ -157,9 +162,9 @@ def patch_data(
     if held_out is not None:
         check_apart(folder, held_out)
     rng, _ = _generators(cfg)
-    sampler = PatchSampler(folder, train, cfg.patch_px, rng, cfg.augment.jitter_px)
+    sampler = PatchSampler(folder, train, cfg.patch_px, rng, cfg.augment.jitter_px, names=cfg.words)
     counts = {
-        split: {NAMES[c]: labels.count(c) for c in (NORMAL, TUMOUR)}
+        split: {name: labels.count(c) for c, name in enumerate(cfg.words)}
         for split, labels in (
             ("train", [folder.files[i].label for i in train]),
             ("held out", [file.label for file in held_out.files] if held_out else []),

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.card import TUMOUR_CLASSES
 from pipelines.camelyon16.benchmark.predictions import Prediction, Predictions
 from wsi.datasets.rules import Dataset
 from wsi.errors import ConfigError
 from wsi.marks.own_mask import PICTURES
-from wsi.slides.manifest import NORMAL_LABELS, read_manifest
+from wsi.slides.manifest import read_manifest
+from wsi.vocabulary import NORMAL, NORMAL_LABELS, means_tumour
 
 OUTLINES = (".xml", ".geojson", ".json")
 MANIFEST, REFERENCE = "slides.csv", "reference.csv"  # our file; the file that came with Camelyon16
@@ -205,7 +205,7 @@ def _refuse_unknown(names: Sequence[str], table: TruthTable) -> None:
     if names:
         raise ConfigError(
             f"{_count(names)} results but no truth in {table.origin}: {_list(names)}; add their truth, "
-            f"label them 'normal' in {MANIFEST}, or pass --others-normal if slides without truth have no tumour"
+            f"label them {NORMAL!r} in {MANIFEST}, or pass --others-normal if slides without truth have no tumour"
         )
 
 
@@ -306,7 +306,7 @@ def _read_reference(path: Path) -> list[tuple[str, bool]]:
         raise ConfigError(f"{path} cannot be read as CSV ({error}); check the path") from error
     for line, row in enumerate(rows, start=1):
         label = row[1].strip().casefold() if len(row) > 1 else ""
-        if label not in (*NORMAL_LABELS, *TUMOUR_CLASSES):
+        if label not in NORMAL_LABELS and not means_tumour(label):
             if line == 1:
                 continue
             raise ConfigError(f"{path}, line {line}: {label!r} is neither normal nor tumour; mend the line")

@@ -26,6 +26,7 @@ from pipelines.camelyon16.benchmark.truth import (
 from wsi.config import Config
 from wsi.errors import AnnotationError, ConfigError
 from wsi.metrics.resample import draw_weights, percentile_interval
+from wsi.vocabulary import NORMAL
 
 SIZES_UM = (200.0, 500.0, 1000.0, 2000.0, 5000.0, float("inf"))  # bounds of lesion lengths in the table
 CURVE_AT = (
@@ -241,7 +242,7 @@ def read_case(case: Case, label: int | None) -> TumourRaster | None:
     if case.said_normal or case.others_normal:
         return None
     raise AnnotationError(
-        f"{case.truth} marks no tumour{raster.why_empty}; if its slide has none, label it 'normal' in slides.csv or "
+        f"{case.truth} marks no tumour{raster.why_empty}; if its slide has none, label it {NORMAL!r} in slides.csv or "
         f"reference.csv"
     )
 

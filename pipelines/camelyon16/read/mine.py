@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.ndimage import binary_dilation
 
-from models.card import TUMOUR_CLASSES
-from pipelines.runs.training_pictures import write_contact_sheet
+from pipelines.runs.training_pictures import contact_sheet_png
 from wsi.arrays import RgbImage
-from wsi.datasets.patch_folder import NORMAL
+from wsi.datasets.patch_folder import NEGATIVE_LABEL
 from wsi.datasets.truth import read_truth
 from wsi.errors import ConfigError, StoreError
-from wsi.files import csv_text, write_text
+from wsi.files import csv_text, write_bytes, write_text
 from wsi.results.folder import Folder, Place, folder_at
 from wsi.results.store import HeatmapStore
 from wsi.slides.grid import make_grid
 from wsi.slides.manifest import SlideRow
 from wsi.slides.slide import ReadPlan
 from wsi.slides.source import SlideSource
+from wsi.vocabulary import means_tumour
 
 if TYPE_CHECKING:
     from models.training.recipe import TrainConfig  # it loads torch, which takes seconds
@@ -96,7 +96,7 @@ def _of_slide(
     store = HeatmapStore.open(results.inside("heatmap.zarr"))
     facts = store.attributes
     classes, stride, side = facts["classes"], facts["stride_level0"][0], facts["patch_level0"][0]
-    tumour_class = next((i for i, c in enumerate(classes) if c.casefold() in TUMOUR_CLASSES), None)
+    tumour_class = next((i for i, c in enumerate(classes) if means_tumour(c)), None)
     if tumour_class is None:
         raise StoreError(
             f"{results} was scored by a model of the classes {', '.join(classes)}: none is tumour"
@@ -128,11 +128,11 @@ def write_list(path: Path, found: Sequence[HardNegative]) -> Path:
     write_text(path, csv_text(("slide", "x", "y", "score"), rows))
     picture = path.with_suffix(".png")
     best = found[:SHOWN]
-    write_contact_sheet(
-        picture,
+    sheet = contact_sheet_png(
         [h.read() for h in best],
-        [NORMAL] * len(best),
+        [NEGATIVE_LABEL] * len(best),
         title="Hard negatives: normal tissue that the model takes for tumour",
         captions=[f"{h.slide} {h.x},{h.y} {h.score:.2f}" for h in best],
     )
+    write_bytes(picture, sheet)
     return picture

@@ -12,10 +12,10 @@ import shapely
 from pipelines.camelyon16.read.lesions import Lesion, LesionConfig, Outline
 from wsi.errors import StoreError
 from wsi.files import UNREADABLE, csv_text, read_record
-from wsi.marks.annotations import TUMOUR_GROUPS
 from wsi.results.export import Feature
 from wsi.results.folder import Folder
 from wsi.results.heatmap import Heatmap
+from wsi.vocabulary import TUMOUR_GROUP, TUMOUR_GROUPS
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class SlideResult:
 
 def group_of(positive: str) -> str:
     """The name of a model's positive class in QuPath and ASAP; tumour has one spelling, whatever the model's is."""
-    return "Tumor" if positive.casefold() in TUMOUR_GROUPS else positive
+    return TUMOUR_GROUP if positive.casefold() in TUMOUR_GROUPS else positive
 
 
 def lesion_features(

@@ -34,6 +34,7 @@ from pipelines.camelyon16.read.results import (
 from pipelines.runs.likeness import UNLIKE_FROM, unlike_note, unlike_share
 from pipelines.runs.made_by import fingerprint
 from pipelines.runs.scoring import score_chunks
+from pipelines.runs.task import HERE, ChunkTask, Executor, in_parts
 from wsi.arrays import CellsRC
 from wsi.config import Config
 from wsi.errors import ConfigError, SlideError
@@ -161,6 +162,7 @@ def score_slide(
     place: Place,
     cfg: ScoreConfig,
     *,
+    executor: Executor = HERE,
     overwrite: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> SlideResult:
@@ -172,6 +174,7 @@ def score_slide(
         engine: scores the patches.
         place: this slide's folder, or its path or URL.
         cfg: how the slide is scored.
+        executor: who scores the chunks.
         overwrite: whether to replace a heatmap that was made with other settings.
         progress: called with (done, total, unit): bytes of the slide's file, then cells.
 
@@ -193,17 +196,13 @@ def score_slide(
         if overwrite:
             out.delete("slide.json")  # it says that all files are there
             HeatmapStore.discard(heatmap, unless=plan.spec.fingerprint)
-        store = HeatmapStore.create(heatmap, plan.spec)
-        engine.expect(len(plan.grid))
-        score_chunks(
-            slide,
-            plan.blocks,
-            engine,
-            store,
-            recolour=plan.recolour,
-            threads=cfg.threads,
-            progress=lambda done, total: progress(done, total, "cells"),
-        )
+        HeatmapStore.create(heatmap, plan.spec)
+        tasks = [
+            ChunkTask(row.source, blocks, len(plan.grid), engine.spec, heatmap, plan.recolour, cfg.threads)
+            for blocks in in_parts(plan.blocks, executor.chunks_per_task)
+        ]
+        for _ in executor.map(tasks, lambda done, total: progress(done, total, "cells")):
+            pass  # each has written its chunks
         if row.source.state() != file_state:
             raise SlideError(f"{row.source.label} changed while it was scored; run the same command again")
         return _write_results(slide, (name, row.source.place, identity), engine, out, cfg, plan, row.mask)

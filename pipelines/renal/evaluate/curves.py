@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pipelines.renal.evaluate.agreement import BlandAltman
 from pipelines.runs.pictures import png
-from wsi.marks.c4d import COLOURS
+from wsi.vocabulary import COLOURS
 
 BOUNDS = (10, 50)  # percent: between C4d1 and C4d2, and between C4d2 and C4d3
 

@@ -21,11 +21,12 @@ from pipelines.runs.made_by import code_hash, version
 from wsi.errors import ModelError
 from wsi.files import write_json
 from wsi.marks.boxes import Detections
-from wsi.marks.c4d import NEGATIVE, POSITIVE, REACH_UM
+from wsi.marks.c4d import REACH_UM
 from wsi.metrics.detection import Agreement, Marked, average_precision, hits_by_distance
 from wsi.metrics.ranking import auc
 from wsi.results.folder import Folder
 from wsi.text import number_of
+from wsi.vocabulary import NEGATIVE, POSITIVE
 
 FALSE_PER_MM2 = (1, 2, 4, 8, 16)  # where the FROC curve is read
 

@@ -20,9 +20,9 @@ from wsi.errors import ConfigError, StoreError
 from wsi.files import csv_rows
 from wsi.marks.annotations import read_annotations
 from wsi.marks.boxes import Detections
-from wsi.marks.c4d import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.results.folder import Folder, Place, folder_at
 from wsi.slides.manifest import read_manifest
+from wsi.vocabulary import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 
 CLASSES = (NEGATIVE, POSITIVE)
 LEAST_LABELLED = 0.5  # share of a candidate that must be labelled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.renal.read.grading import percent_text
 from pipelines.renal.read.report import RenalReport, grading_of
+from wsi.vocabulary import NEGATIVE, POSITIVE
 
 HIGHEST_TOLD = 0.98  # above this threshold nearly nothing is left, so a change of the grade there says little
 
@@ -36,7 +37,7 @@ def basis_sentences(report: RenalReport) -> tuple[str, ...]:
         finding = "1 more was" if number == 1 else f"{number} more were"
         sentences.append(f"{finding} found and left out by the checks: {counts_text(b.left_out_by)}.")
     limits = report.models["capillaries"].threshold
-    current_limits = {"positive": limits["C4d positive"], "negative": limits["C4d negative"]}
+    current_limits = {"positive": limits[POSITIVE], "negative": limits[NEGATIVE]}
     change_sentences = [
         f"It would be {c.grade} if {c.counts} ones counted from a score of {c.threshold:.2f} on, instead of "
         f"{current_limits[c.counts]:.2f}."

@@ -13,18 +13,20 @@ from pydantic import Field as Setting
 
 from models.card import ModelCard
 from models.engines import Engine
-from pipelines.runs.scoring import score_chunks
+from pipelines.runs.task import HERE, ChunkTask, Executor, in_parts
 from wsi.arrays import CellsRC, PointsXY
 from wsi.config import Config
 from wsi.errors import ModelError
-from wsi.marks.c4d import FEASIBLE, FIELD_UM, FIELD_UNITS
+from wsi.marks.c4d import FIELD_UM, FIELD_UNITS
 from wsi.placement import Placement
 from wsi.results.folder import Folder
 from wsi.results.store import HeatmapSpec, HeatmapStore
 from wsi.slides.blocks import chunk_side, plan_blocks
 from wsi.slides.grid import TileGrid, make_grid, tissue_share
 from wsi.slides.slide import Slide, plan_read
+from wsi.slides.source import SlideSource
 from wsi.slides.tissue import Mask
+from wsi.vocabulary import FEASIBLE
 
 MOSTLY_EMPTY = (
     1 / 3
@@ -149,23 +151,27 @@ def field_threshold(card: ModelCard, cfg: FieldsConfig) -> float:
 
 def choose_fields(
     slide: Slide,
+    source: SlideSource,
     mask: Mask,
     engine: Engine,
     folder: Folder,
     cfg: FieldsConfig,
     *,
     fingerprint: str,
+    executor: Executor = HERE,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> FieldSet:
     """Score the candidates with the same engine and store as patches, and choose the feasible ones.
 
     Args:
         slide: the slide to read.
+        source: of the slide, for tasks that open it themselves.
         mask: mask of the tissue.
         engine: engine of a model that scores fields.
         folder: the heatmap's own; scores that it already holds are not computed again.
         cfg: how fields are chosen.
         fingerprint: hash of everything that makes the scores.
+        executor: who scores the fields.
         tick: called with (fields done, fields).
 
     Raises:
@@ -186,8 +192,12 @@ def choose_fields(
     side = chunk_side(slide, plan)
     spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, fingerprint)
     store = HeatmapStore.create(folder, spec)
-    engine.expect(len(grid))
-    score_chunks(slide, plan_blocks(grid, side), engine, store, progress=tick)
+    tasks = [
+        ChunkTask(source, blocks, len(grid), engine.spec, folder)
+        for blocks in in_parts(plan_blocks(grid, side), executor.chunks_per_task)
+    ]
+    for _ in executor.map(tasks, tick):
+        pass  # each has written its chunks
     scores = store.read(card.positive_index).scores
     fields = []
     for row, col in corners.tolist():

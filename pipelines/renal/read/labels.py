@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import shapely
 
 from wsi.marks.boxes import Detections
-from wsi.marks.c4d import COLOURS
 from wsi.results.export import Feature
+from wsi.vocabulary import COLOURS
 
 OTHER = (110, 110, 110)
 

@@ -13,8 +13,8 @@ from pipelines.renal.read.fields import FieldSet
 from pipelines.renal.read.grading import FieldCounts
 from wsi.arrays import BoxesXYXY, PointsXY
 from wsi.files import csv_text
-from wsi.marks.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.results.export import Feature, feature_id
+from wsi.vocabulary import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 
 Source = Literal["machine", "reclassified", "added"]
 COLUMNS = (

@@ -29,10 +29,10 @@ from pipelines.renal.read.report import RenalReport, grading_of
 from pipelines.runs.cohort import Failure
 from pipelines.runs.pictures import TEMPLATES
 from wsi.errors import ConfigError
-from wsi.marks.c4d import NEGATIVE, POSITIVE
 from wsi.results.export import geojson, origin_offset
 from wsi.results.folder import Folder
 from wsi.slides.slide import Slide
+from wsi.vocabulary import NEGATIVE, POSITIVE
 
 SHOWN = 150  # positive capillaries on the report itself: 1 MB of pictures
 ON_A_PAGE = 500  # on each page of the others: 3.5 MB

@@ -13,10 +13,10 @@ from pipelines.renal.read.marks import Marks
 from pipelines.runs.pictures import bar_um, jpeg_uri
 from wsi.arrays import RgbImage
 from wsi.errors import RegionError
-from wsi.marks.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 from wsi.slides.overview import read_overview
 from wsi.slides.slide import Slide
 from wsi.slides.tiles import read_square
+from wsi.vocabulary import COLOURS, FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
 
 OVERVIEW_PX = 1400  # longer side
 CROP_PX = 120  # side of a capillary's picture

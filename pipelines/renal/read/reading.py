@@ -29,16 +29,18 @@ from pipelines.renal.read.grading import (
 )
 from pipelines.renal.read.marks import Marks, Source, machine_ids
 from pipelines.runs.made_by import fingerprint
+from pipelines.runs.task import HERE, Executor, TileTask, in_parts
 from wsi.config import Config
 from wsi.errors import ModelError
 from wsi.marks.boxes import Detections
-from wsi.marks.c4d import NEGATIVE, POSITIVE
 from wsi.results.box_store import BoxStore
 from wsi.results.folder import Folder
 from wsi.results.store import HeatmapStore
 from wsi.slides.slide import Slide
+from wsi.slides.source import SlideSource
 from wsi.slides.stain import MOST_EOSIN, eosin_share, tissue_pixels
 from wsi.slides.tissue import Mask, TissueConfig
+from wsi.vocabulary import NEGATIVE, POSITIVE
 
 log = logging.getLogger(__name__)
 Share = Annotated[float, Setting(ge=0, le=1, allow_inf_nan=False)]
@@ -195,23 +197,27 @@ class Stores:
 
 def read_slide(
     slide: Slide,
+    source: SlideSource,
     name: str,
     mask: Mask,
     readers: Readers,
     stores: Stores,
     cfg: RenalConfig,
     *,
+    executor: Executor = HERE,
     tick: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> SlideReading:
     """Read a slide: choose the fields, find the capillaries in them, count them, and grade.
 
     Args:
         slide: a slide that is stained for C4d by immunohistochemistry.
+        source: of the slide, for tasks that open it themselves.
         name: the slide's name in outputs.
         mask: mask of the tissue.
         readers: the networks.
         stores: stores of finished work, which is not done again.
         cfg: how the slide is read.
+        executor: who looks at fields and tiles.
         tick: called with (steps done, steps, name of the steps).
 
     Raises:
@@ -222,22 +228,31 @@ def read_slide(
     eosin = eosin_share(tissue_pixels(slide, mask))
     fields = choose_fields(
         slide,
+        source,
         mask,
         readers.fields,
         stores.fields,
         cfg.fields,
         fingerprint=stores.fields_made_by,
+        executor=executor,
         tick=lambda done, total: tick(done, total, "fields"),
     )
     log.debug("%s: %d of %d fields are feasible", slide.path, len(fields.feasible), len(fields.fields))
+    plan = tiles_around([(f.x, f.y) for f in fields.feasible], fields.side, slide.mpp, readers.card)
+    store = BoxStore.create(stores.boxes, stores.boxes_made_by)
+    tasks = [
+        TileTask(source, plan, chunks, readers.detector.spec, stores.boxes)
+        for chunks in in_parts(plan.chunks, executor.chunks_per_task)
+    ]
+    for _ in executor.map(tasks, lambda done, total: tick(done, total, "evaluated fields")):
+        pass  # each has written its chunks
     result = detect_slide(
         slide,
-        tiles_around([(f.x, f.y) for f in fields.feasible], fields.side, slide.mpp, readers.card),
+        plan,
         readers.detector,
         lowest_score=min(LOWEST_SHOWN, *limits, *cfg.stability),
         limits=tuple(limits[(NEGATIVE, POSITIVE).index(name)] for name in readers.card.detector.classes),
-        store=BoxStore.create(stores.boxes, stores.boxes_made_by),
-        tick=lambda done, total: tick(done, total, "evaluated fields"),
+        store=store,
     )
     candidates = marks_of(name, result.detections, fields, readers.card.detector.classes, limits)
     marks = checked(slide, fields, candidates, cfg.checks)

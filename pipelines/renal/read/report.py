@@ -18,6 +18,7 @@ from wsi.config import Config
 from wsi.results.export import feature_id
 from wsi.slides.slide import Slide
 from wsi.slides.stain import MOST_EOSIN
+from wsi.vocabulary import FEASIBLE, NEGATIVE, POSITIVE
 
 INTENDED_USE = "for research use only; not for diagnosis"
 
@@ -275,13 +276,13 @@ def machine_report(
                 name=fields_card.name,
                 sha256=fields_card.sha256,
                 demonstration=fields_card.demonstration,
-                threshold={"feasible": round(field_threshold(fields_card, cfg.fields), 6)},
+                threshold={FEASIBLE: round(field_threshold(fields_card, cfg.fields), 6)},
             ),
             "capillaries": ModelFacts(
                 name=readers.card.name,
                 sha256=readers.card.sha256,
                 demonstration=readers.card.demonstration,
-                threshold={"C4d negative": float(limits[0]), "C4d positive": float(limits[1])},
+                threshold={NEGATIVE: float(limits[0]), POSITIVE: float(limits[1])},
             ),
         },
         settings=cfg.model_dump(mode="json"),

@@ -19,10 +19,10 @@ from pipelines.renal.read.reading import COUNT_WARNINGS, count_warning
 from pipelines.renal.read.report import Corrections, RenalReport, density, field_facts, grade_facts
 from wsi.arrays import BoxesXYXY
 from wsi.errors import AnnotationError
-from wsi.marks.c4d import FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 from wsi.marks.geojson import MarkedObject, read_objects
 from wsi.results.export import feature_id
 from wsi.results.folder import Folder
+from wsi.vocabulary import FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 
 DETECTIONS = "detections.geojson"
 KNOWN = (POSITIVE, NEGATIVE, NOT_COUNTED, FEASIBLE, NOT_FEASIBLE)

@@ -15,6 +15,7 @@ from pipelines.renal.read.page import more_pages, write_report
 from pipelines.renal.read.reading import Readers, RenalConfig, Stores, read_slide, run_fingerprint
 from pipelines.renal.read.report import RenalReport, machine_report
 from pipelines.runs.made_by import fingerprint
+from pipelines.runs.task import HERE, Executor
 from wsi.config import first_mistake
 from wsi.errors import ForeignStoreError, SlideError, StoreError
 from wsi.files import UNREADABLE, read_record
@@ -72,6 +73,7 @@ def report_slide(
     place: Place,
     cfg: RenalConfig,
     *,
+    executor: Executor = HERE,
     pdf: bool = False,
     overwrite: bool = False,
     tick: Callable[[int, int, str], None] = lambda done, total, note: None,
@@ -84,6 +86,7 @@ def report_slide(
         readers: the networks.
         place: this slide's folder, or its path or URL.
         cfg: how the slide is read.
+        executor: who looks at fields and tiles.
         pdf: whether to print the report to PDF, too.
         overwrite: whether to replace a report that was made with other settings.
         tick: called with (steps done, steps, name of the steps).
@@ -114,7 +117,9 @@ def report_slide(
             if row.mask is None
             else read_user_mask(row.mask, slide, cfg.tissue.mpp)
         )
-        reading = read_slide(slide, name, mask, readers, stores, cfg, tick=tick)
+        reading = read_slide(
+            slide, row.source, name, mask, readers, stores, cfg, executor=executor, tick=tick
+        )
         if row.source.state() != file_state:
             raise SlideError(f"{row.source.label} changed while it was read; run the same command again")
         file = Path(row.source.label).name

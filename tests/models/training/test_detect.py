@@ -331,7 +331,7 @@ class TestExamples:
             (
                 {"type": "Point", "coordinates": [3, 3]},
                 {"classification": {"name": "C4d positive"}},
-                "holds a Point",
+                "holds a Point .*mark each object by an outline",
             ),
             (
                 square,

@@ -51,7 +51,7 @@ from models.training.recipe import TrainConfig
 from models.training.state import CHECKPOINT, TrainingState, average_of, use_bf16
 from models.training.team import Team
 from tests.slides import COMMAND
-from wsi.datasets.patch_folder import NORMAL, TUMOUR, read_patches
+from wsi.datasets.patch_folder import NEGATIVE_LABEL, POSITIVE_LABEL, read_patches
 from wsi.errors import ConfigError, ModelError, RegionError
 from wsi.marks.annotations import Annotation, read_annotations, tumour_regions, write_asap
 from wsi.metrics.ranking import auc, auc_interval, roc
@@ -59,6 +59,7 @@ from wsi.phantoms.lymph_node.slide import plan_cohort, write_manifest, write_pha
 from wsi.slides.manifest import SlideRow, read_manifest
 from wsi.slides.source import SlideSource
 
+WORDS = ("normal", "tumour")
 OFF = AugmentConfig(orientations=1, brightness=0, saturation=0, hue=0, contrast=0, jitter_px=0)
 
 
@@ -197,9 +198,9 @@ class TestSampling:
         slide = prepare_slide(row, FRAME)
         assert row.truth is not None
         area = tumour_regions(read_annotations(row.truth)).area
-        marked = {tuple(c) for c in slide.cells[TUMOUR].tolist()}
+        marked = {tuple(c) for c in slide.cells[POSITIVE_LABEL].tolist()}
         assert marked
-        assert marked.isdisjoint(tuple(c) for c in slide.cells[NORMAL].tolist())
+        assert marked.isdisjoint(tuple(c) for c in slide.cells[NEGATIVE_LABEL].tolist())
         x0, y0, x1, y1 = (int(v) for v in area.bounds)
         x, y = np.meshgrid(np.arange(x0 - 8, x1 + 16, 8) + 0.3, np.arange(y0 - 8, y1 + 16, 8) + 0.3)
         inside = shapely.contains_xy(area, x, y)
@@ -212,7 +213,7 @@ class TestSampling:
     def test_touching_by_an_edge_is_not_tumour(self, tmp_path: Path, red_square: Path) -> None:
         write_asap(tmp_path / "t.xml", [Annotation(box(1280, 1024, 1408, 1152), "Tumor")])  # exactly one cell
         row = SlideRow(SlideSource(str(red_square)), truth=tmp_path / "t.xml")
-        assert prepare_slide(row, RED_FRAME).cells[TUMOUR].tolist() == [[8, 10]]
+        assert prepare_slide(row, RED_FRAME).cells[POSITIVE_LABEL].tolist() == [[8, 10]]
 
     def test_a_slide_without_truth_or_label_is_not_taken_for_normal(self, red_square: Path) -> None:
         row = SlideRow(SlideSource(str(red_square)))
@@ -220,7 +221,9 @@ class TestSampling:
             ConfigError, match="has no label and has no truth; fill in the column 'truth', or"
         ):
             prepare_slide(row, RED_FRAME)
-        assert len(prepare_slide(dataclasses.replace(row, label="normal"), RED_FRAME).cells[TUMOUR]) == 0
+        assert (
+            len(prepare_slide(dataclasses.replace(row, label="normal"), RED_FRAME).cells[POSITIVE_LABEL]) == 0
+        )
 
     def test_masks_that_differ_in_the_value_of_tumour_are_refused(
         self, tmp_path: Path, red_square: Path
@@ -245,18 +248,18 @@ class TestSampling:
         write_asap(tmp_path / "t.xml", [Annotation(box(1280, 1024, 1900, 1600), "Tumor")])
         row = SlideRow(SlideSource(str(red_square)), truth=tmp_path / "t.xml", partial=True)
         found = prepare_slide(row, RED_FRAME)
-        assert len(found.cells[NORMAL]) == 0
-        assert len(found.cells[TUMOUR]) == 25
+        assert len(found.cells[NEGATIVE_LABEL]) == 0
+        assert len(found.cells[POSITIVE_LABEL]) == 25
 
     def test_classes_then_slides_then_places_are_drawn_alike(self, cohort: Path) -> None:
         slides = [prepare_slide(row, FRAME) for row in read_manifest(cohort)]
-        sampler = SlideSampler(slides, np.random.default_rng(0), jitter_px=8)
+        sampler = SlideSampler(slides, np.random.default_rng(0), jitter_px=8, names=WORDS)
         places = [sampler.draw() for _ in range(3000)]
         assert np.mean([p.label for p in places]) == pytest.approx(0.5, abs=0.03)
-        normal = [p.source for p in places if p.label == NORMAL]
+        normal = [p.source for p in places if p.label == NEGATIVE_LABEL]
         for index in range(4):
             assert normal.count(index) / len(normal) == pytest.approx(0.25, abs=0.04)
-        assert {p.source for p in places if p.label == TUMOUR} == {0, 1}
+        assert {p.source for p in places if p.label == POSITIVE_LABEL} == {0, 1}
         offsets = {(p.corner[0] + 85 + 8) % 128 for p in places}
         assert offsets == set(range(17))  # jitter of -8 to 8 px
 
@@ -264,7 +267,9 @@ class TestSampling:
         slides = [prepare_slide(row, FRAME) for row in read_manifest(cohort)[:3]]
 
         def first(seed: int) -> list[np.ndarray]:
-            with Feed(SlideSampler(slides, np.random.default_rng(seed), 8), 4, Team(), threads=2) as feed:
+            with Feed(
+                SlideSampler(slides, np.random.default_rng(seed), 8, names=WORDS), 4, Team(), threads=2
+            ) as feed:
                 return [feed.next().patches for _ in range(3)]
 
         for a, b in zip(first(1), first(1), strict=True):
@@ -273,7 +278,7 @@ class TestSampling:
 
     def test_the_state_after_a_batch_gives_the_next(self, cohort: Path) -> None:
         slides = [prepare_slide(row, FRAME) for row in read_manifest(cohort)[:3]]
-        sampler = SlideSampler(slides, np.random.default_rng(1), 8)
+        sampler = SlideSampler(slides, np.random.default_rng(1), 8, names=WORDS)
         with Feed(sampler, 4, Team()) as feed:
             after = feed.next().after
             wanted = feed.next()
@@ -286,7 +291,7 @@ class TestSampling:
 
         def batch(rank: int, size: int) -> np.ndarray:
             team = Team(rank, size)
-            sampler = SlideSampler(slides, np.random.default_rng(1), 8)
+            sampler = SlideSampler(slides, np.random.default_rng(1), 8, names=WORDS)
             places = [sampler.draw() for _ in range(6)]
             return np.stack([sampler.read(places[i]) for i in team.share(6)])
 
@@ -294,7 +299,7 @@ class TestSampling:
 
     def test_a_patch_is_its_region(self, cohort: Path) -> None:
         slide = prepare_slide(read_manifest(cohort)[0], FRAME)
-        sampler = SlideSampler([slide], np.random.default_rng(0))
+        sampler = SlideSampler([slide], np.random.default_rng(0), names=WORDS)
         place = sampler.draw()
         row, col = place.cell
         assert place.corner == (col * 128 - 85, row * 128 - 85)
@@ -305,20 +310,22 @@ class TestSampling:
     def test_a_class_without_cells_is_named(self, cohort: Path) -> None:
         normal = [prepare_slide(row, FRAME) for row in read_manifest(cohort)[2:]]
         with pytest.raises(ConfigError, match="none of the 2 slides has a tumour cell"):
-            SlideSampler(normal, np.random.default_rng(0))
+            SlideSampler(normal, np.random.default_rng(0), names=WORDS)
+        with pytest.raises(ConfigError, match="none of the 2 slides has a feasible cell"):
+            SlideSampler(normal, np.random.default_rng(0), names=("not feasible", "feasible"))
 
     def test_hard_negatives_get_their_share_of_the_normal_draws(self, cohort: Path) -> None:
         slides = [prepare_slide(row, FRAME) for row in read_manifest(cohort)[:3]]
-        row, col = slides[2].cells[NORMAL][17]
-        tumour_row, tumour_col = slides[0].cells[TUMOUR][0]
+        row, col = slides[2].cells[NEGATIVE_LABEL][17]
+        tumour_row, tumour_col = slides[0].cells[POSITIVE_LABEL][0]
         listed = [
             (slides[2].name, int(col) * 128, int(row) * 128),
             (slides[0].name, int(tumour_col) * 128, int(tumour_row) * 128),  # is tumour: not taken
             ("another slide", 0, 0),
         ]
-        sampler = SlideSampler(slides, np.random.default_rng(0), hard=listed, hard_share=0.3)
+        sampler = SlideSampler(slides, np.random.default_rng(0), names=WORDS, hard=listed, hard_share=0.3)
         assert sampler.hard == [(2, int(row), int(col))]
-        places = [p for p in (sampler.draw() for _ in range(2000)) if p.label == NORMAL]
+        places = [p for p in (sampler.draw() for _ in range(2000)) if p.label == NEGATIVE_LABEL]
         share = np.mean([p.source == 2 and p.cell == (row, col) for p in places])
         assert share == pytest.approx(0.3, abs=0.05)
 
@@ -342,7 +349,7 @@ class TestUnreadable:
             steps: int, resume: tuple[object, list[list[int]]] | None = None
         ) -> tuple[list, object, list]:
             slides = [prepare_slide(row, RED_FRAME) for row in rows]
-            sampler = SlideSampler(slides, np.random.default_rng(5), 8)
+            sampler = SlideSampler(slides, np.random.default_rng(5), 8, names=WORDS)
             if resume is not None:
                 sampler.exclude_all(resume[1])
                 sampler.state = resume[0]
@@ -363,7 +370,7 @@ class TestUnreadable:
         self, rows: list[SlideRow], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         slides = [prepare_slide(row, RED_FRAME) for row in rows]
-        sampler = SlideSampler(slides, np.random.default_rng(5))
+        sampler = SlideSampler(slides, np.random.default_rng(5), names=WORDS)
 
         def fail(location: tuple[int, int], level: int, size: tuple[int, int]) -> np.ndarray:
             raise RegionError("the disk is gone")
@@ -628,10 +635,17 @@ class TestPatches:
 
     def test_both_classes_are_drawn_alike(self, folder: Path) -> None:
         patches = read_patches(folder)
-        sampler = PatchSampler(patches, [0, 1, 2, 3, 4, 5, 6], 299, np.random.default_rng(0), 8)
+        sampler = PatchSampler(patches, [0, 1, 2, 3, 4, 5, 6], 299, np.random.default_rng(0), 8, names=WORDS)
         labels = [sampler.draw().label for _ in range(1000)]
         assert np.mean(labels) == pytest.approx(0.5, abs=0.05)
         assert sampler.frequency == pytest.approx(1 / 7)
+
+    def test_a_class_without_patches_is_named_by_the_recipe_s_word(self, folder: Path) -> None:
+        patches, rng = read_patches(folder), np.random.default_rng(0)
+        with pytest.raises(ConfigError, match="none of the 2 patches is tumour; add patches"):
+            PatchSampler(patches, [0, 1], 299, rng, 8, names=WORDS)
+        with pytest.raises(ConfigError, match="none of the 2 patches is stroma; add patches"):
+            PatchSampler(patches, [6, 7], 299, rng, 8, names=("stroma", "vessel"))
 
     @pytest.mark.slow
     def test_cross_validation_scores_every_patch_by_a_network_that_has_not_seen_it(

@@ -247,7 +247,13 @@ class TestChoice:
         everything = Mask(np.ones((8, 12), np.bool_), Placement(8, 8))
         with SlideSource(str(slide)).open() as opened:
             return choose_fields(
-                opened, everything, self.engine(**changes), LocalFolder(out / "f.zarr"), cfg, fingerprint="x"
+                opened,
+                SlideSource(str(slide)),
+                everything,
+                self.engine(**changes),
+                LocalFolder(out / "f.zarr"),
+                cfg,
+                fingerprint="x",
             )
 
     def test_by_score(self, slide: Path, tmp_path: Path) -> None:
@@ -327,6 +333,28 @@ class TestTraining:
         assert (code, "names no slides; pass --slides fields.csv" in said) == (2, True)
         code, _, said = wsi("train", "fields", CONFIGS / "camelyon16.yaml", "--out", tmp_path / "n")
         assert (code, "is a recipe of the task 'tumour'; give one of 'fields'" in said) == (2, True)
+
+    def test_what_is_said_names_the_recipe_s_classes(self, cohort: Path, tmp_path: Path, wsi: Run) -> None:
+        """Not a word of lymph nodes: of the data, of hard negatives, of a class without cells, by the doctor."""
+        side = field_side(0.8)
+        (tmp_path / "hard.csv").write_text(f"slide,x,y,score\ns0,{side + side // 2},{side // 2},0.9\n")
+        cfg = load_config(
+            CONFIGS / "renal_fields.yaml",
+            TrainConfig,
+            {"hard_negatives": tmp_path / "hard.csv", "validation_patches": 8},
+        )
+        said: list[str] = []
+        data = slide_data(read_manifest(cohort / "fields.csv"), cfg, say=said.append)
+        assert "train: 1 of 1 hard negatives lie on not feasible cells of these slides" in said
+        assert data.facts["split"]["validation"]["cells"] == {"not feasible": 3, "feasible": 3}
+        with pytest.raises(ConfigError, match="none of the 1 slides has a not feasible cell"):
+            data.sampler.exclude_all([[0, 0, *cell] for cell in data.sampler.cells[0][0].tolist()])
+        recipe, manifest = CONFIGS / "renal_fields.yaml", cohort / "fields.csv"
+        code, out, _ = wsi("doctor", "--manifest", manifest, "--recipe", recipe)
+        assert code == 0
+        assert out.splitlines()[0].endswith("0.8 um/px; 3 not feasible and 3 feasible cells")
+        assert out.splitlines()[-1] == "ok  split validation: 1 slide, 3 not feasible and 3 feasible cells"
+        assert not any(word in out + " ".join(said) for word in ("tumour", "normal"))
 
     def test_without_labels(self, cohort: Path, tmp_path: Path) -> None:
         (tmp_path / "f.csv").write_text(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -17,11 +18,15 @@ from sklearn.metrics import roc_auc_score
 from models.forms.build import build_network
 from models.networks.contract import PatchNetwork
 from pipelines.cli import patches as patches_command
+from pipelines.runs import model_figures
+from pipelines.runs import patches as patch_runs
+from pipelines.runs.calibrate import _fit
 from tests.slides import RednessEngine
 from tests.slides import card as model_card
-from wsi.datasets.patch_pictures import list_patches, read_patch
+from wsi.datasets.patch_pictures import PatchPicture, list_patches, read_patch
 from wsi.errors import ConfigError, SlideError
 from wsi.metrics.calibration import calibrated, calibration_error, fit_calibration, reliability
+from wsi.slides.blocks import PatchBlock
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -31,6 +36,16 @@ def picture(path: Path, red: int, side: tuple[int, int] = (299, 299), channels: 
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), image if channels == 3 else np.dstack([image, np.full(side, 255, np.uint8)]))
     return path
+
+
+class VesselEngine(RednessEngine):
+    """Redness as the score of the first of two classes."""
+
+    def score(
+        self, blocks: Iterable[PatchBlock], *, scored: Callable[[int], None] = lambda patches: None
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        for scores in super().score(blocks, scored=scored):
+            yield scores[:, ::-1]
 
 
 @pytest.fixture
@@ -62,6 +77,44 @@ class TestScorePatches:
         assert f"3 tumour and 4 normal: AUC {figures['auc']:.4f}" in out
         for name in ("roc.png", "calibration.png", "index.html"):
             assert (tmp_path / "out" / name).stat().st_size > 1000
+
+    def test_what_is_said_names_the_card_s_classes(
+        self, tmp_path: Path, wsi: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A model of other tissue: sentences and page have its classes, the files the form that they always have."""
+        titles = []
+
+        def roc(curves: object, title: str) -> bytes:
+            titles.append(title)
+            return b""
+
+        def sheet(*_: object, title: str, captions: object) -> bytes:
+            titles.append(title)
+            return b""
+
+        monkeypatch.setattr(patch_runs, "roc_png", roc)
+        monkeypatch.setattr(patch_runs, "contact_sheet_png", sheet)
+        vessels = model_card(patch_px=299, classes=("vessel", "stroma"), positive="vessel")
+        engine = VesselEngine(vessels)
+        monkeypatch.setattr(patches_command, "load_engine", lambda models, cfg: engine)
+        for label, reds in (("negative", (90, 120, 200)), ("positive", (220, 100))):
+            for red in reds:
+                picture(tmp_path / "p" / label / f"{red}.png", red)
+        code, out, _ = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out")
+        assert code == 0
+        assert "2 vessel and 3 stroma: AUC 0.6667" in out
+        page = (tmp_path / "out" / "index.html").read_text()
+        assert "<th>vessel and stroma patches with a label</th><td>2 and 3</td>" in page
+        assert "nine in ten are vessel)" in page
+        assert "tumour" not in out + page
+        assert titles == [
+            "redness: 2 vessel and 3 stroma patches",
+            "redness: the worst mistakes (red: vessel, green: stroma; score is that of vessel)",
+        ]
+        lines = (tmp_path / "out" / "scores.csv").read_text().splitlines()
+        assert [line.split(",")[1] for line in lines] == ["label"] + ["normal"] * 3 + ["tumor"] * 2
+        figures = json.loads((tmp_path / "out" / "run.json").read_text())["quality"]
+        assert (figures["tumour"], figures["normal"]) == (2, 3)
 
     def test_without_labels_nothing_is_claimed(self, tmp_path: Path, wsi: Run) -> None:
         picture(tmp_path / "p" / "a.png", 200)
@@ -137,6 +190,53 @@ class TestScorePatches:
         code, _, err = wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out")
         assert (code, "holds results of another model" in err) == (2, True)
         assert wsi("score-patches", tmp_path / "p", "-o", tmp_path / "out", "--overwrite")[0] == 0
+
+
+class TestErrorsOfAModelOfOtherTissue:
+    """They name the classes of its card, and those of a model of tumour as ever."""
+
+    VESSELS = model_card(classes=("stroma", "vessel"), positive="vessel")
+
+    def test_too_few_patches_for_calibration(self) -> None:
+        truth, scores = np.arange(100) < 40, np.full(100, 0.5, np.float32)
+        for card, words in (
+            (self.VESSELS, "40 of vessel and 60 stroma ones"),
+            (model_card(), "40 of tumour and 60 normal ones"),
+        ):
+            with pytest.raises(ConfigError, match=f"of each class, and there are {words}; add patches"):
+                _fit(truth, scores, card)
+
+    def test_scores_that_are_the_wrong_way_round(self) -> None:
+        truth = np.arange(100) < 50
+        scores = np.where(truth, 0.2, 0.8).astype(np.float32)
+        for card, words in (
+            (self.VESSELS, "redness scores vessel no higher than stroma patches"),
+            (model_card(), "redness scores tumour no higher than normal patches"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                _fit(truth, scores, card)
+
+    def test_figures_need_both_classes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine = RednessEngine(self.VESSELS)
+        monkeypatch.setattr(model_figures, "find_models", lambda names: names)
+        monkeypatch.setattr(model_figures, "load_engine", lambda models, cfg: engine)
+        patches = [PatchPicture(picture(tmp_path / "a.png", 200), "a.png", 1)]
+        with pytest.raises(
+            ConfigError, match=r"there are 1 of vessel and 0 stroma ones; put them into folders"
+        ):
+            model_figures.measure_model(tmp_path, patches, "some")
+
+    def test_figures_and_card_in_words(self) -> None:
+        row = model_figures.figures_row(
+            "some", np.array([True, False, False]), *(np.ones(3, np.float32),) * 2
+        )
+        vessels, lymph_nodes = self.VESSELS, model_card(confidence=None)
+        assert "1 vessel, 2 stroma):" in model_figures.figures_lines([row], vessels.words)[0]
+        assert "1 tumour, 2 normal):" in model_figures.figures_lines([row], lymph_nodes.words)[0]
+        said = "\n".join(model_figures.card_lines(vessels.model_copy(update={"confidence": None})))
+        assert "Words for slides (definitely stroma to definitely vessel): none" in said
+        said = "\n".join(model_figures.card_lines(lymph_nodes))
+        assert "Words for slides (definitely normal to definitely tumour): none" in said
 
 
 class TestRead:

@@ -13,7 +13,7 @@ from shapely import Polygon, box
 from models.training.recipe import TrainConfig
 from pipelines.runs.config import load_config
 from tests.slides import ROOT, real_data
-from wsi.datasets.patch_folder import NORMAL, TUMOUR, read_patches
+from wsi.datasets.patch_folder import NEGATIVE_LABEL, POSITIVE_LABEL, read_patches
 from wsi.datasets.rules import Dataset, apply_dataset, rows_of_folder
 from wsi.datasets.truth import read_truth
 from wsi.errors import AnnotationError, ConfigError
@@ -217,7 +217,7 @@ class TestPatchFolder:
 
     def test_classes_are_folders(self, folder: Path) -> None:
         found = read_patches(folder)
-        assert [f.label for f in found.files] == [NORMAL] * 3 + [TUMOUR] * 3
+        assert [f.label for f in found.files] == [NEGATIVE_LABEL] * 3 + [POSITIVE_LABEL] * 3
         assert found.pixels[1][0, 0].tolist() == pytest.approx([40, 40, 40], abs=2)
         assert found.part(0.0, 0.67) == [0, 1, 3, 4]
 

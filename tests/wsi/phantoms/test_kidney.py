@@ -17,12 +17,13 @@ from shapely.geometry.base import BaseGeometry
 
 from tests.slides import real_data
 from wsi.marks.annotations import read_annotations
-from wsi.marks.c4d import NOT_COUNTED, field_side
+from wsi.marks.c4d import field_side
 from wsi.phantoms.kidney.fields import fields_of
 from wsi.phantoms.kidney.layout import KidneyLayout, KidneyPlanner
 from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS, KidneyPainter
 from wsi.phantoms.kidney.slide import KidneyPhantom, plan_kidneys, write_kidney
 from wsi.slides.source import SlideSource
+from wsi.vocabulary import NOT_COUNTED
 
 Run = Callable[..., tuple[int, str, str]]
 SIZE = (6144, 5120)

@@ -12,13 +12,13 @@ import pytest
 import shapely
 
 from wsi.errors import ConfigError
-from wsi.marks.c4d import NEGATIVE, NOT_COUNTED, POSITIVE
 from wsi.phantoms.kidney import mosaic
 from wsi.phantoms.kidney.mosaic import KidneyMosaic, TilePainter, write_kidney_mosaic
 from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS
 from wsi.phantoms.kidney.pictures import MPP, Picture, Tissue, collage, fitted, read_pictures
 from wsi.phantoms.kidney.slide import KidneyPhantom
 from wsi.slides.source import SlideSource
+from wsi.vocabulary import NEGATIVE, NOT_COUNTED, POSITIVE
 
 Run = Callable[..., tuple[int, str, str]]
 MAGENTA, PINK, NUCLEUS, WHITE = (150, 40, 120), (225, 180, 210), (70, 60, 140), (245, 245, 245)

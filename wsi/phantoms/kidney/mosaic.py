@@ -19,13 +19,13 @@ from shapely import Polygon, affinity
 
 from wsi.arrays import BoolRaster, RgbImage
 from wsi.files import write_json
-from wsi.marks.c4d import COLOURS, NEGATIVE, NOT_COUNTED, POSITIVE
 from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS, KidneyScanner
 from wsi.phantoms.kidney.pictures import GROUND, MPP, Picture, Tissue, collage, fitted
 from wsi.phantoms.kidney.slide import KidneyPhantom
 from wsi.phantoms.pyramid import TILE_PX, write_pyramid
 from wsi.phantoms.textures import Plane
 from wsi.results.export import Feature, write_geojson
+from wsi.vocabulary import COLOURS, NEGATIVE, NOT_COUNTED, POSITIVE
 
 
 @dataclass(frozen=True, eq=False, slots=True)

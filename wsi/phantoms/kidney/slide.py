@@ -10,12 +10,12 @@ import numpy as np
 import shapely
 
 from wsi.files import csv_text, write_json, write_text
-from wsi.marks.c4d import COLOURS, FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 from wsi.phantoms.kidney.fields import KidneyField, fields_of
 from wsi.phantoms.kidney.layout import KidneyLayout, KidneyPlanner
 from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS, KidneyPainter
 from wsi.phantoms.pyramid import write_pyramid
 from wsi.results.export import Feature, write_geojson
+from wsi.vocabulary import COLOURS, FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 
 
 @dataclass(frozen=True, slots=True)

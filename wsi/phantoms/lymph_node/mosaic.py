@@ -18,7 +18,7 @@ from shapely import Polygon, affinity
 from skimage.filters import threshold_otsu
 
 from wsi.arrays import RgbImage, oriented
-from wsi.datasets.patch_folder import NORMAL, TUMOUR, PatchFolder
+from wsi.datasets.patch_folder import NEGATIVE_LABEL, POSITIVE_LABEL, PatchFolder
 from wsi.errors import ConfigError
 from wsi.marks.annotations import read_annotations, tumour_regions
 from wsi.phantoms.canvas import Canvas, Place
@@ -60,7 +60,8 @@ def load_material(patches: PatchFolder, outlines: list[Polygon], low: float, hig
     """
     indices = patches.part(low, high)
     patches_by_class = [
-        [patches.pixels[i] for i in indices if patches.files[i].label == c] for c in (NORMAL, TUMOUR)
+        [patches.pixels[i] for i in indices if patches.files[i].label == c]
+        for c in (NEGATIVE_LABEL, POSITIVE_LABEL)
     ]
     part_of_outlines = outlines[round(low * len(outlines)) : round(high * len(outlines))]
     if not all([*patches_by_class, part_of_outlines]):

@@ -22,6 +22,7 @@ from wsi.phantoms.lymph_node.drawn import DrawnTissue
 from wsi.phantoms.lymph_node.mosaic import Material, MosaicTissue
 from wsi.phantoms.pyramid import write_pyramid
 from wsi.phantoms.textures import SCANNERS, Plane
+from wsi.vocabulary import NORMAL, TUMOUR, TUMOUR_GROUP
 
 MASK_LEVEL_PX = 32  # truth masks have Camelyon16's evaluation level 5: level-0 pixels per mask pixel
 DEEPEST_FAT_UM = -130  # drawn fat reaches this far outside a node
@@ -129,7 +130,7 @@ def write_phantom(
     painter = Painter(layout, tissue)
     path = out / f"{slide.name}.tif"
     write_pyramid(path, slide.size, scanner.mpp, painter.render, background=scanner.glass, progress=progress)
-    truth = [Annotation(lesion.outline, "Tumor", name=lesion.kind) for lesion in layout.lesions]
+    truth = [Annotation(lesion.outline, TUMOUR_GROUP, name=lesion.kind) for lesion in layout.lesions]
     write_asap(out / f"{slide.name}.xml", truth)
     _write_mask(out / f"{slide.name}_mask.png", layout)
     return layout
@@ -163,7 +164,7 @@ def validation_split(slides: list[PhantomSlide], share: float) -> list[str]:
 def write_manifest(out: Path, slides: list[PhantomSlide], splits: list[str]) -> None:
     """``slides.csv`` with path, truth, label and split, for `wsi score` and `wsi train`."""
     rows = (
-        (f"{slide.name}.tif", f"{slide.name}.xml", "tumor" if slide.tumour else "normal", split)
+        (f"{slide.name}.tif", f"{slide.name}.xml", TUMOUR if slide.tumour else NORMAL, split)
         for slide, split in zip(slides, splits, strict=True)
     )
     write_text(out / "slides.csv", csv_text(("path", "truth", "label", "split"), rows))
