@@ -81,7 +81,7 @@ def _marks(path: Path) -> Iterator[tuple[str, tuple[float, ...]]]:
         yield from ((a.group, a.outline.bounds) for a in read_annotations(path))
         return
     for o in read_objects(path):
-        if o.shape.area == 0:
+        if not o.shape.area > 0:  # holes larger than their outline make it negative
             raise AnnotationError(
                 f"{path} holds a {o.shape.geom_type} ({o.group!r}): mark each object by an outline"
             )

@@ -338,6 +338,14 @@ class TestExamples:
                 {"classification": {"names": ["C4d positive", "weak"]}},
                 "the class 'C4d positive: weak'",
             ),
+            (
+                {
+                    "type": "Polygon",
+                    "coordinates": [[[5, 0], [5, 9], [5, 0], [5, 0]], square["coordinates"][0]],
+                },
+                {"classification": {"name": "C4d positive"}},
+                "holds a Polygon .*mark each object by an outline",  # a line around a hole
+            ),
         ):
             value = {"type": "Feature", "geometry": geometry, "properties": properties}
             (tmp_path / "t.geojson").write_text(
