@@ -14,7 +14,7 @@ from models.engines import Models
 from pipelines.renal.read.reading import Readers
 from tests.slides import card, write_pyramid
 from wsi.arrays import Scores
-from wsi.marks.boxes import Detections, no_detections
+from wsi.marks.boxes import Boxes
 from wsi.slides.blocks import PatchBlock
 
 TISSUE, BROWN, PALE_BROWN, BLUE, SCAR = (
@@ -105,10 +105,10 @@ class SquareDetector:
     def make(self) -> SquareDetector:
         return self
 
-    def detect(self, tiles: np.ndarray) -> list[Detections]:
+    def detect(self, tiles: np.ndarray) -> list[Boxes]:
         return [self._one(tile) for tile in tiles]
 
-    def _one(self, tile: np.ndarray) -> Detections:
+    def _one(self, tile: np.ndarray) -> Boxes:
         boxes, scores, labels = [], [], []
         for colour, score, label in ((BROWN, 0.9, 1), (PALE_BROWN, 0.4, 1), (BLUE, 0.8, 0)):
             like = (np.abs(tile.astype(int) - colour).max(axis=2) < 25).astype(np.uint8)
@@ -118,11 +118,8 @@ class SquareDetector:
                     boxes.append((x, y, x + width, y + height))
                     scores.append(score)
                     labels.append(label)
-        if not boxes:
-            return no_detections()
-        return Detections(
-            np.array(boxes, np.float64), np.array(scores, np.float32), np.array(labels, np.int64)
-        )
+        sides = np.array(boxes, np.float64).reshape(-1, 4)
+        return Boxes(sides, np.array(labels, np.int64), np.array(scores, np.float32))
 
 
 def readers(**changes: object) -> Readers:

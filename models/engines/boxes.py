@@ -16,7 +16,7 @@ from models.engines.contract import EngineConfig
 from models.engines.spec import BoxSpec, keep
 from models.networks.faster_rcnn import Convolutions, Convolve, Maps
 from wsi.errors import ConfigError, ModelError
-from wsi.marks.boxes import Detections
+from wsi.marks.boxes import Boxes
 
 BATCH_CPU, BATCH_GPU = 1, 16
 
@@ -68,7 +68,7 @@ class BoxEngine:
             self.description = f"torch {torch.__version__}, {precision}, batches of {self.batch}, {name}"
         keep(self.spec, self)
 
-    def detect(self, tiles: npt.NDArray[np.uint8]) -> list[Detections]:
+    def detect(self, tiles: npt.NDArray[np.uint8]) -> list[Boxes]:
         """Boxes of every tile in its own pixels, best first.
 
         Args:
@@ -77,7 +77,7 @@ class BoxEngine:
         Raises:
             ModelError: the GPU's memory ran out.
         """
-        boxes: list[Detections] = []
+        boxes: list[Boxes] = []
         for start in range(0, len(tiles), self.batch):
             try:
                 part = torch.from_numpy(tiles[start : start + self.batch]).to(self._device)

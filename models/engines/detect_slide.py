@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from models.card import SIDE_STEP, DetectorCard
-from wsi.arrays import BoxesXYXY
 from wsi.errors import RegionError, SpacingError
 from wsi.marks.boxes import (
-    Detections,
+    Boxes,
     DetectionTile,
-    enlarged,
     joined,
     plan_detection_tiles,
+    shrunk,
     suppress_counted,
     within,
 )
@@ -54,8 +53,8 @@ class Detector(Protocol):
         """What it was made of."""
         ...
 
-    def detect(self, tiles: npt.NDArray[np.uint8]) -> list[Detections]:
-        """Boxes of (n, side, side, 3) tiles, in their own pixels."""
+    def detect(self, tiles: npt.NDArray[np.uint8]) -> list[Boxes]:
+        """Boxes of (n, side, side, 3) tiles, in their own pixels, with scores."""
         ...
 
 
@@ -88,7 +87,7 @@ class TilePlan:
 class SlideDetections:
     """Boxes of a slide, and level-0 (x, y) of the cores that could not be read."""
 
-    detections: Detections
+    detections: Boxes
     unreadable: tuple[tuple[int, int], ...]
     tiles: int
 
@@ -154,26 +153,24 @@ def detect_slide(
     """
     card, tiles = detector.card, plan.tiles
     check_spacing(slide, card)
-    parts: list[Detections] = []
+    parts: list[Boxes] = []
     unreadable: list[tuple[int, int]] = []
     for number, (boxes, numbers) in detected(slide, plan, plan.chunks, detector, store):
         parts.append(boxes)
         unreadable += [tiles[number * CHUNK + int(i)].core[:2] for i in numbers]
         tick(min((number + 1) * CHUNK, len(tiles)), len(tiles))
     boxes = joined(parts)
-    boxes = boxes[boxes.scores >= lowest_score]
+    boxes = boxes[boxes.known_scores >= lowest_score]
     boxes = suppress_counted(
         boxes, (0.0,) * len(card.detector.classes) if limits is None else limits, card.detector.iou
     )
-    small = shrunk(
-        boxes.boxes, boxes.labels, [um / slide.mpp for um in card.enlarge_um], SMALLEST_UM / slide.mpp
-    )
-    return SlideDetections(Detections(small, boxes.scores, boxes.labels), tuple(unreadable), len(tiles))
+    small = shrunk(boxes, [um / slide.mpp for um in card.enlarge_um], SMALLEST_UM / slide.mpp)
+    return SlideDetections(small, tuple(unreadable), len(tiles))
 
 
 def detected(
     slide: Slide, plan: TilePlan, chunks: Iterable[int], detector: Detector, store: BoxStore | None
-) -> Iterator[tuple[int, tuple[Detections, npt.NDArray[np.int64]]]]:
+) -> Iterator[tuple[int, tuple[Boxes, npt.NDArray[np.int64]]]]:
     """Numbers of chunks, each with its boxes and its unreadable tiles; what is not in the store yet is put there."""
     for number in chunks:
         chunk = None if store is None else store.read_chunk(number)
@@ -186,7 +183,7 @@ def detected(
 
 def _detect_chunk(
     slide: Slide, tiles: Sequence[DetectionTile], tile_px: int, detector: Detector
-) -> tuple[Detections, npt.NDArray[np.int64]]:
+) -> tuple[Boxes, npt.NDArray[np.int64]]:
     """Boxes of some tiles, each within its core, in level-0 pixels; and the numbers of tiles that cannot be read."""
     readable, pixels = [], []
     for i, tile in enumerate(tiles):
@@ -198,7 +195,7 @@ def _detect_chunk(
     parts = []
     for i, boxes in zip(readable, detector.detect(np.stack(pixels)) if pixels else [], strict=True):
         left, top, right, _ = tiles[i].box
-        scaled = Detections(boxes.boxes * ((right - left) / tile_px), boxes.scores, boxes.labels)
+        scaled = replace(boxes, boxes=boxes.boxes * ((right - left) / tile_px))
         parts.append(within(scaled.shifted((left, top)), tiles[i].core))
     return joined(parts), np.setdiff1d(np.arange(len(tiles)), readable)
 
@@ -223,21 +220,3 @@ def _has_tissue(mask: Mask, core: tuple[int, int, int, int]) -> bool:
     rows = np.s_[int(core[1] // step_y) : int(-(-core[3] // step_y))]
     cols = np.s_[int(core[0] // step_x) : int(-(-core[2] // step_x))]
     return bool(mask.pixels[rows, cols].any())
-
-
-def shrunk(
-    boxes: BoxesXYXY, labels: npt.NDArray[np.int64], by: Sequence[float], smallest: float
-) -> BoxesXYXY:
-    """Take off what boxes were enlarged by; none gets smaller than a square around its middle.
-
-    Args:
-        boxes: (n, 4).
-        labels: (n,) class numbers.
-        by: for each class, on each side.
-        smallest: side of that square.
-    """
-    small = enlarged(boxes, labels, [-b for b in by])
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    low = np.minimum(small[:, :2], middle - smallest / 2)
-    high = np.maximum(small[:, 2:], middle + smallest / 2)
-    return np.asarray(np.hstack([low, high]))

@@ -19,7 +19,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from models.card import SIDE_STEP, DetectorConfig
 from wsi.arrays import BoxesXYXY
-from wsi.marks.boxes import Detections, joined
+from wsi.marks.boxes import Boxes, joined
 
 MOST_BOXES = 400  # in one tile of 256 or 320 um, which holds far fewer capillaries
 Maps = tuple[Tensor, ...]
@@ -56,7 +56,7 @@ class CapillaryDetector(nn.Module):
         return losses
 
     @torch.inference_mode()
-    def detect(self, tiles: Tensor, convolve: Sequence[Convolve] | None = None) -> list[Detections]:
+    def detect(self, tiles: Tensor, convolve: Sequence[Convolve] | None = None) -> list[Boxes]:
         """Boxes of every tile in its own pixels, in evaluation mode, at most `MOST_BOXES` each, best first.
 
         Args:
@@ -79,7 +79,7 @@ class CapillaryDetector(nn.Module):
                     for result in _boxes_of(network, run(pixels), pixels)
                 ]
             )
-        return [_best_first(joined(tile_parts)) for tile_parts in zip(*parts, strict=True)]
+        return [joined(tile_parts).best_first() for tile_parts in zip(*parts, strict=True)]
 
     @property
     def convolutions(self) -> list[Convolutions]:
@@ -127,18 +127,14 @@ def _target(boxes: Tensor, labels: Tensor, group: tuple[int, ...]) -> dict[str, 
     return {"boxes": boxes[in_group].float(), "labels": labels[in_group] - group[0] + 1}
 
 
-def _best_first(detections: Detections) -> Detections:
-    return detections[np.argsort(-detections.scores, kind="stable")]
-
-
-def _detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
-    """Detections on the CPU with boxes in float64; boxes without an area are left out."""
+def _detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> Boxes:
+    """Boxes on the CPU with their sides in float64; boxes without an area are left out."""
     boxes_float64: BoxesXYXY = boxes.cpu().numpy().astype(np.float64)
     has_area = (boxes_float64[:, 2:] > boxes_float64[:, :2]).all(axis=1)
-    return Detections(
+    return Boxes(
         boxes_float64[has_area],
-        scores.float().cpu().numpy()[has_area].astype(np.float32),
         labels.cpu().numpy()[has_area].astype(np.int64),
+        scores.float().cpu().numpy()[has_area].astype(np.float32),
     )
 
 

@@ -19,9 +19,7 @@ from models.checkpoint import load_detector, save_detector
 from models.engines.contract import find_folder
 from models.networks.faster_rcnn import CapillaryDetector
 from models.training.data.augment import AugmentConfig, draw_changes, recolour, restain
-from models.training.data.detection import (
-    Example,
-)
+from models.training.data.detection import Example
 from models.training.data.tiles import (
     TileBatch,
     TileFeed,
@@ -36,8 +34,8 @@ from models.training.recipe import DetectorTrainConfig
 from models.training.state import TrainingState, use_bf16
 from models.training.team import Team, choose_device, join_team, share_batch_norm
 from wsi.errors import ConfigError
-from wsi.marks.boxes import Detections, joined, suppress
-from wsi.metrics.detection import Marked, average_precision
+from wsi.marks.boxes import Boxes, joined, suppress
+from wsi.metrics.detection import average_precision
 from wsi.slides.manifest import SlideRow
 
 CLIP = 5.0  # largest norm of a gradient: a tile with many false boxes must not undo what was learned
@@ -132,8 +130,8 @@ class Detect:
         share = self.team.share(self.cfg.batch)
         pixels = np.stack([tile.pixels for tile in batch.tiles])
         tiles = _recoloured(pixels, self.cfg.augment, state.generator, self.cfg.batch, share).to(self.device)
-        boxes = [torch.from_numpy(tile.boxes).to(self.device) for tile in batch.tiles]
-        labels = [torch.from_numpy(tile.labels).to(self.device) for tile in batch.tiles]
+        boxes = [torch.from_numpy(tile.objects.boxes).to(self.device) for tile in batch.tiles]
+        labels = [torch.from_numpy(tile.objects.labels).to(self.device) for tile in batch.tiles]
         bf16 = use_bf16(self.cfg.precision, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             losses = network.losses(tiles, boxes, labels)
@@ -143,7 +141,7 @@ class Detect:
         """The mean of the classes' average precisions at an overlap of 0.5 on the held-out tiles, and thresholds."""
         tiles = self.held_out
         detections = detect_tiles(_detector(state), tiles)
-        truth = [Marked(tile.boxes, tile.labels) for tile in tiles]
+        truth = [tile.objects for tile in tiles]
         names = self.cfg.detector.classes if tiles else ()
         precisions = {name: average_precision(detections, truth, i) for i, name in enumerate(names)}
         known = {name: value for name, value in precisions.items() if math.isfinite(value)}
@@ -204,15 +202,15 @@ def _recoloured(
     return tiles.contiguous(memory_format=torch.channels_last)
 
 
-def detect_tiles(network: CapillaryDetector, tiles: Sequence[Example]) -> list[Detections]:
-    """What the network finds on each tile."""
+def detect_tiles(network: CapillaryDetector, tiles: Sequence[Example]) -> list[Boxes]:
+    """What the network finds on each tile, in the tile's pixels, with scores."""
     network.eval()
     device = next(network.parameters()).device
     return [network.detect(torch.from_numpy(tile.pixels[None]).to(device))[0] for tile in tiles]
 
 
 def count_thresholds(
-    detections: Sequence[Detections], truth: Sequence[Marked], cfg: DetectorConfig
+    detections: Sequence[Boxes], truth: Sequence[Boxes], cfg: DetectorConfig
 ) -> tuple[float, ...]:
     """For each class the score above which as many are found as are marked, so that counts are not biased.
 
@@ -224,7 +222,7 @@ def count_thresholds(
     chosen = []
     for label in range(len(cfg.classes)):
         marked = sum(int((t.labels == label).sum()) for t in truth)
-        scores = np.sort(boxes.scores[boxes.labels == label])[::-1]
+        scores = np.sort(boxes.known_scores[boxes.labels == label])[::-1]
         if marked == 0:
             chosen.append(0.5)
         else:

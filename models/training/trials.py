@@ -11,15 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from models.checkpoint import load_detector
-from models.engines.detect_slide import SMALLEST_UM, shrunk
-from models.training.data.detection import Example
+from models.engines.detect_slide import SMALLEST_UM
 from models.training.data.tiles import validation_tiles
 from models.training.detect import detect_tiles
 from models.training.recipe import DetectorTrainConfig
 from wsi.errors import ConfigError
-from wsi.marks.boxes import Detections
+from wsi.marks.boxes import Boxes, shrunk
 from wsi.marks.c4d import REACH_UM
-from wsi.metrics.detection import Agreement, Marked, average_precision, by_distance
+from wsi.metrics.detection import Agreement, average_precision, by_distance
 from wsi.slides.manifest import SlideRow
 
 PAPER_UM = 0.25  # um per pixel that the paper's enlargements are read at: it does not state its spacing
@@ -94,47 +93,40 @@ def score_trial(trial: Trial, folder: Path) -> list[TrialScore]:
     network, card = load_detector(folder / "model")
     plain = trial.cfg.model_copy(update={"enlarge_um": (0.0,) * len(trial.cfg.detector.classes)})
     with ExitStack() as stack:
-        learned = validation_tiles(trial.rows, trial.cfg, stack)
-        capillaries = validation_tiles(trial.rows, plain, stack)
+        tiles = validation_tiles(trial.rows, trial.cfg, stack)
+        capillaries = [tile.objects for tile in validation_tiles(trial.rows, plain, stack)]
     if not capillaries:
         raise ConfigError("trials are compared on held-out slides; give some the split 'validation'")
-    detections = detect_tiles(network, learned)
+    detections = detect_tiles(network, tiles)
+    learned = [tile.objects for tile in tiles]
     spacing = card.detector.spacing_um
     by_px = [um / spacing for um in card.enlarge_um]
-    small = [
-        Detections(shrunk(f.boxes, f.labels, by_px, SMALLEST_UM / spacing), f.scores, f.labels)
-        for f in detections
-    ]
+    small = [shrunk(boxes, by_px, SMALLEST_UM / spacing) for boxes in detections]
     limits = np.array(card.thresholds)
     return [
         TrialScore(
             trial.name,
             card.enlarge_um[i],
             name,
-            average_precision(detections, _marks(learned), i),
-            average_precision(small, _marks(capillaries), i),
+            average_precision(detections, learned, i),
+            average_precision(small, capillaries, i),
             _agreement(small, capillaries, i, limits, REACH_UM / spacing),
         )
         for i, name in enumerate(card.detector.classes)
     ]
 
 
-def _marks(tiles: Sequence[Example]) -> list[Marked]:
-    return [Marked(tile.boxes, tile.labels) for tile in tiles]
-
-
 def _agreement(
-    by_tile: Sequence[Detections],
-    tiles: Sequence[Example],
+    found: Sequence[Boxes],
+    truth: Sequence[Boxes],
     label: int,
     limits: npt.NDArray[np.float64],
     reach_px: float,
 ) -> Agreement:
-    """Hits, false alarms and misses of one class over all tiles."""
+    """Hits, false alarms and misses of one class over all tiles, whose detections and marks are in the same order."""
     total = np.zeros(3, np.int64)
-    for detections, tile in zip(by_tile, tiles, strict=True):
-        counted = detections[(detections.labels == label) & (detections.scores >= limits[label])]
-        boxes = tile.boxes[tile.labels == label]
-        one = by_distance(counted.centres, counted.scores, (boxes[:, :2] + boxes[:, 2:]) / 2, reach_px)
+    for detections, marks in zip(found, truth, strict=True):
+        counted = detections[(detections.labels == label) & (detections.known_scores >= limits[label])]
+        one = by_distance(counted, marks[marks.labels == label], reach_px)
         total += (one.hits, one.false, one.missed)
     return Agreement(*(int(v) for v in total))

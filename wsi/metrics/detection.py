@@ -8,32 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wsi.arrays import BoxesXYXY, PointsXY
-from wsi.marks.boxes import Detections, overlaps
+from wsi.marks.boxes import Boxes, overlaps
 
 IOU = 0.5  # COCO's and Pascal VOC's usual overlap
 _RECALLS = np.linspace(0, 1, 101)  # COCO reads precision at these
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Marked:
-    """The truth of one slide or tile: boxes (n, 4), and class numbers (n,) from 0."""
-
-    boxes: BoxesXYXY
-    labels: npt.NDArray[np.int64]
-
-
-def average_precision(
-    found: Sequence[Detections], truth: Sequence[Marked], label: int, iou: float = IOU
-) -> float:
+def average_precision(found: Sequence[Boxes], truth: Sequence[Boxes], label: int, iou: float = IOU) -> float:
     """AP of one class over pictures, as COCO computes it: precision made falling, read at 101 recalls.
 
     Detections by falling score each take the free box of their class that they overlap most, if by ``iou`` or more; a
     second one on the same box is a false alarm.
 
     Args:
-        found: detections of each picture.
-        truth: truth of each picture.
+        found: detections of each picture, with scores.
+        truth: marks of each picture, in the same pixels.
         label: class number.
         iou: least overlap of a hit.
 
@@ -45,10 +34,9 @@ def average_precision(
         return float("nan")
     scores, hits = [], []
     for picture, marks in zip(found, truth, strict=True):
-        detections = picture[picture.labels == label]
-        detections = detections[np.argsort(-detections.scores, kind="stable")]
-        scores.append(detections.scores)
-        hits.append(_hits(overlaps(detections.boxes, marks.boxes[marks.labels == label]), iou))
+        detections = picture[picture.labels == label].best_first()
+        scores.append(detections.known_scores)
+        hits.append(_hits(overlaps(detections, marks[marks.labels == label]), iou))
     order = np.argsort(-np.concatenate(scores), kind="stable")
     hit = np.concatenate(hits)[order]
     if len(hit) == 0:
@@ -87,30 +75,25 @@ class Agreement:
         return 2 * self.hits / whole if whole else float("nan")
 
 
-def by_distance(
-    points: PointsXY, scores: npt.NDArray[np.floating], marks: PointsXY, reach: float
-) -> Agreement:
-    """Agreement of middles that lie within a distance; see `hits_by_distance`."""
-    hits = int(hits_by_distance(points, scores, marks, reach).sum())
-    return Agreement(hits, len(points) - hits, len(marks) - hits)
+def by_distance(found: Boxes, truth: Boxes, reach: float) -> Agreement:
+    """Agreement of boxes whose middles lie within a distance; see `hits_by_distance`."""
+    hits = int(hits_by_distance(found, truth, reach).sum())
+    return Agreement(hits, len(found) - hits, len(truth) - hits)
 
 
-def hits_by_distance(
-    points: PointsXY, scores: npt.NDArray[np.floating], marks: PointsXY, reach: float
-) -> npt.NDArray[np.bool_]:
-    """Which detections lie near a mark; each mark is taken once, by the best detection near it.
+def hits_by_distance(found: Boxes, truth: Boxes, reach: float) -> npt.NDArray[np.bool_]:
+    """Which detections lie near a mark, whatever their classes; each mark is taken once, by the best detection near it.
 
     Args:
-        points: (n, 2) middles of detections.
-        scores: (n,).
-        marks: (m, 2).
-        reach: largest distance, in the unit of the points.
+        found: (n) detections, with scores.
+        truth: (m) marks, in the same pixels.
+        reach: largest distance of two middles, in the same pixels.
 
     Returns:
         (n,) in the order given.
     """
-    order = np.argsort(-scores, kind="stable")
-    gaps = np.hypot(*(points[order][:, None] - marks[None]).transpose(2, 0, 1))  # (n, m)
-    hit = np.zeros(len(points), np.bool_)
+    order = np.argsort(-found.known_scores, kind="stable")
+    gaps = np.hypot(*(found.centres[order][:, None] - truth.centres[None]).transpose(2, 0, 1))  # (n, m)
+    hit = np.zeros(len(found), np.bool_)
     hit[order] = _hits(-gaps + 2 * reach, reach)  # nearer is more; at the reach it is still a hit
     return hit

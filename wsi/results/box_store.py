@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi.errors import ForeignStoreError
-from wsi.marks.boxes import Detections
+from wsi.marks.boxes import Boxes
 from wsi.results.folder import Folder, Place, folder_at
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ class BoxStore:
         if folder.exists() and _fingerprint(folder) != unless:
             folder.delete("")
 
-    def write_chunk(self, number: int, detections: Detections, unreadable: npt.NDArray[np.int64]) -> None:
-        """Keep a chunk.
+    def write_chunk(self, number: int, detections: Boxes, unreadable: npt.NDArray[np.int64]) -> None:
+        """Keep a chunk: a detector's boxes, and its unreadable tiles (k,), numbered within the chunk.
 
         Raises:
             StoreError: it cannot be written.
@@ -68,13 +68,13 @@ class BoxStore:
         np.savez(
             content,
             boxes=detections.boxes,
-            scores=detections.scores,
+            scores=detections.known_scores,
             labels=detections.labels,
             unreadable=unreadable.astype(np.int64),
         )
         self.folder.write(_file(number), content.getvalue())
 
-    def read_chunk(self, number: int) -> tuple[Detections, npt.NDArray[np.int64]] | None:
+    def read_chunk(self, number: int) -> tuple[Boxes, npt.NDArray[np.int64]] | None:
         """Boxes of a chunk and its unreadable tiles; None where it was not written, or is damaged."""
         path = self.folder.at(_file(number))
         try:
@@ -87,7 +87,7 @@ class BoxStore:
             ) from error
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                detections = Detections(arrays["boxes"], arrays["scores"], arrays["labels"])
+                detections = Boxes(arrays["boxes"], arrays["labels"], arrays["scores"])
                 return detections, np.asarray(arrays["unreadable"], np.int64)
         except MemoryError:
             raise

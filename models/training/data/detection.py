@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from wsi.arrays import BoxesXYXY, RgbImage
+from wsi.arrays import BoxesXYXY, PointsXY, RgbImage
 from wsi.errors import AnnotationError
 from wsi.marks.annotations import read_annotations
-from wsi.marks.boxes import enlarged
+from wsi.marks.boxes import Boxes, enlarged
 from wsi.marks.geojson import read_objects
 from wsi.slides.slide import Slide
 from wsi.slides.tiles import read_square
@@ -24,24 +24,22 @@ TRAP = -1  # in place of a class: what is marked as no object
 
 @dataclass(frozen=True, eq=False, slots=True)
 class MarkedSlide:
-    """Boxes around a slide's marked objects.
+    """Boxes around what is marked on a slide, in level-0 pixels.
 
     Attributes:
-        boxes: (n, 4) around the outlines, in level-0 pixels, not enlarged.
-        labels: (n,) class numbers from 0.
+        objects: the boxes around the objects' outlines, not enlarged, without scores.
         traps: (m, 4) around what may be taken for an object and is none: tiles are drawn there, too.
         fields: (k, 4) feasible fields; where there are any, nothing is known of what lies beyond them.
     """
 
-    boxes: BoxesXYXY
-    labels: npt.NDArray[np.int64]
+    objects: Boxes
     traps: BoxesXYXY = field(default_factory=lambda: np.empty((0, 4)))
     fields: BoxesXYXY = field(default_factory=lambda: np.empty((0, 4)))
 
     @property
     def usable(self) -> bool:
         """Whether there is anything to draw a tile around."""
-        return bool(len(self.boxes) or len(self.traps))
+        return bool(len(self.objects) or len(self.traps))
 
 
 def read_marked(path: Path, classes: Sequence[str]) -> MarkedSlide:
@@ -72,7 +70,8 @@ def read_marked(path: Path, classes: Sequence[str]) -> MarkedSlide:
                 else f"an object without a class at ({bounds[0]:.0f}, {bounds[1]:.0f})"
             )
             raise AnnotationError(f"{path} holds {what}; known are {', '.join(known)}: rename or remove it")
-    return MarkedSlide(_boxes(boxes), np.array(labels, np.int64), _boxes(traps), _boxes(fields))
+    objects = Boxes(_boxes(boxes), np.array(labels, np.int64))
+    return MarkedSlide(objects, _boxes(traps), _boxes(fields))
 
 
 def _marks(path: Path) -> Iterator[tuple[str, tuple[float, ...]]]:
@@ -98,13 +97,11 @@ class Example:
 
     Attributes:
         pixels: RGB uint8, (size, size, 3).
-        boxes: (k, 4) in the tile's pixels, cut at its border.
-        labels: (k,) class numbers from 0.
+        objects: boxes in the tile's pixels, cut at its border, without scores.
     """
 
     pixels: RgbImage
-    boxes: BoxesXYXY
-    labels: npt.NDArray[np.int64]
+    objects: Boxes
 
 
 def read_example(
@@ -119,7 +116,7 @@ def read_example(
 
     Args:
         slide: what is read.
-        marked: its boxes; where it has fields, what lies beyond them is white and unmarked.
+        marked: what is marked on it; where it has fields, what lies beyond them is white and unmarked.
         corner: level-0 (x, y); may lie off the slide, which is white there.
         size_px: side of the tile.
         spacing_um: um per pixel of the tile.
@@ -131,18 +128,18 @@ def read_example(
     """
     scale = slide.mpp / spacing_um  # tile pixels per level-0 pixel
     pixels = read_square(slide, corner, size_px / scale, size_px)
-    boxes, labels = marked.boxes, marked.labels
+    objects = marked.objects
     if len(marked.fields):
-        known = _in_any(boxes, marked.fields)
-        boxes, labels = boxes[known], labels[known]
+        objects = objects[_in_any(objects.centres, marked.fields)]
         pixels = _whitened(pixels, (marked.fields - np.array([*corner, *corner])) * scale)
-    boxes = enlarged(boxes, labels, [um / slide.mpp for um in enlarge_um])
-    return Example(pixels, *_inside((boxes - np.array([*corner, *corner])) * scale, labels, size_px))
+    objects = enlarged(objects, [um / slide.mpp for um in enlarge_um])
+    boxes = (objects.boxes - np.array([*corner, *corner])) * scale
+    return Example(pixels, _inside(boxes, objects.labels, size_px))
 
 
-def _in_any(boxes: BoxesXYXY, fields: BoxesXYXY) -> npt.NDArray[np.bool_]:
-    """Whether the middle of each box (n, 4) lies in any field (k, 4)."""
-    x, y = (boxes[:, None, :2] + boxes[:, None, 2:]).transpose(2, 0, 1) / 2  # (n, 1) each
+def _in_any(points: PointsXY, fields: BoxesXYXY) -> npt.NDArray[np.bool_]:
+    """Whether each point (n, 2) lies in any field (k, 4)."""
+    x, y = points[:, None].transpose(2, 0, 1)  # (n, 1) each
     inside = (x >= fields[:, 0]) & (x < fields[:, 2]) & (y >= fields[:, 1]) & (y < fields[:, 3])
     return np.asarray(inside.any(axis=1))
 
@@ -155,16 +152,14 @@ def _whitened(pixels: RgbImage, fields: BoxesXYXY) -> RgbImage:
     return np.where(known[..., None], pixels, np.uint8(255))
 
 
-def _inside(
-    boxes: BoxesXYXY, labels: npt.NDArray[np.int64], size: int
-) -> tuple[BoxesXYXY, npt.NDArray[np.int64]]:
+def _inside(boxes: BoxesXYXY, labels: npt.NDArray[np.int64], size: int) -> Boxes:
     """Boxes cut at the tile's border; those of which too little is left are left out."""
     cut = np.clip(boxes, 0, size)
     shown = np.clip(cut[:, 2:] - cut[:, :2], 0, None).prod(axis=1) / (boxes[:, 2:] - boxes[:, :2]).prod(
         axis=1
     )
     keep = shown >= LEAST_SEEN
-    return cut[keep], labels[keep]
+    return Boxes(cut[keep], labels[keep])
 
 
 def turned(example: Example, orientation: int) -> Example:
@@ -175,7 +170,7 @@ def turned(example: Example, orientation: int) -> Example:
     """
     if not 0 <= orientation < 8:
         raise ValueError(f"orientation must lie in 0..7, got {orientation}")
-    pixels, boxes, size = example.pixels, example.boxes, example.pixels.shape[0]
+    pixels, boxes, size = example.pixels, example.objects.boxes, example.pixels.shape[0]
     if orientation & 1:
         pixels, boxes = pixels.transpose(1, 0, 2), boxes[:, [1, 0, 3, 2]]
     if orientation & 2:
@@ -184,7 +179,8 @@ def turned(example: Example, orientation: int) -> Example:
     if orientation & 4:
         pixels = pixels[:, ::-1]
         boxes = np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], axis=1)
-    return Example(np.ascontiguousarray(pixels), np.ascontiguousarray(boxes), example.labels)
+    objects = replace(example.objects, boxes=np.ascontiguousarray(boxes))
+    return Example(np.ascontiguousarray(pixels), objects)
 
 
 def draw_corner(
@@ -203,8 +199,9 @@ def draw_corner(
     """
     if not marked.usable:
         raise ValueError("nothing is marked on this slide")
-    wanted = marked.traps if label == TRAP else marked.boxes[marked.labels == label]
-    choice = next(boxes for boxes in (wanted, marked.boxes, marked.traps) if len(boxes))
+    objects = marked.objects
+    wanted = marked.traps if label == TRAP else objects.boxes[objects.labels == label]
+    choice = next(boxes for boxes in (wanted, objects.boxes, marked.traps) if len(boxes))
     x0, y0, x1, y1 = choice[int(rng.integers(len(choice)))]
     at = rng.uniform(0.15, 0.85, 2) * size_l0
     return round((x0 + x1) / 2 - at[0]), round((y0 + y1) / 2 - at[1])

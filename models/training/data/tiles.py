@@ -43,7 +43,7 @@ class TileSampler:
         """Hash of the slides' sizes and of all that is marked on them: what decides which tiles are drawn."""
         parts = []
         for slide, marked in zip(self.slides, self.marked, strict=True):
-            arrays = (marked.boxes, marked.labels, marked.traps, marked.fields)
+            arrays = (marked.objects.boxes, marked.objects.labels, marked.traps, marked.fields)
             parts += [repr((slide.size, slide.mpp)).encode(), *(array.tobytes() for array in arrays)]
         return digest(*parts)
 

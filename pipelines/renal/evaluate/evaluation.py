@@ -20,9 +20,9 @@ from pipelines.renal.read.report import grading_of
 from pipelines.runs.made_by import code_hash, version
 from wsi.errors import ModelError
 from wsi.files import write_json
-from wsi.marks.boxes import Detections
+from wsi.marks.boxes import Boxes
 from wsi.marks.c4d import REACH_UM
-from wsi.metrics.detection import Agreement, Marked, average_precision, hits_by_distance
+from wsi.metrics.detection import Agreement, average_precision, by_distance, hits_by_distance
 from wsi.metrics.ranking import auc
 from wsi.results.folder import Folder
 from wsi.text import number_of
@@ -109,8 +109,8 @@ class RenalEvaluation:
 
 def evaluate(cohort: Cohort, tick: Callable[[int, int], None] = lambda done, total: None) -> RenalEvaluation:
     """Compare every report with its truth, in the fields that the machine took."""
-    detections: list[Detections] = []
-    truth: list[Marked] = []
+    detections: list[Boxes] = []
+    truth: list[Boxes] = []
     hits: dict[str, list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]] = {
         name: [] for name in CLASSES
     }
@@ -123,33 +123,11 @@ def evaluate(cohort: Cohort, tick: Callable[[int, int], None] = lambda done, tot
             truth.append(marks)
             for label, name in enumerate(CLASSES):
                 is_class = part.labels == label
-                boxes = marks.boxes[marks.labels == label]
-                middles = (boxes[:, :2] + boxes[:, 2:]) / 2
-                hits[name].append(
-                    (
-                        part.scores[is_class],
-                        hits_by_distance(
-                            part.centres[is_class],
-                            part.scores[is_class],
-                            middles,
-                            reach,
-                        ),
-                    )
-                )
-                is_counted = is_class & counted
-                hit_count = int(
-                    hits_by_distance(
-                        part.centres[is_counted],
-                        part.scores[is_counted],
-                        middles,
-                        reach,
-                    ).sum()
-                )
-                slide_totals[done, label] += (
-                    hit_count,
-                    int(is_counted.sum()) - hit_count,
-                    len(middles) - hit_count,
-                )
+                class_detections, class_marks = part[is_class], marks[marks.labels == label]
+                class_hits = hits_by_distance(class_detections, class_marks, reach)
+                hits[name].append((class_detections.known_scores, class_hits))
+                agreement = by_distance(part[is_class & counted], class_marks, reach)
+                slide_totals[done, label] += (agreement.hits, agreement.false, agreement.missed)
     tick(len(cohort.cases), len(cohort.cases))
     area = sum(case.report.field_mm2 for case in cohort.cases)
     mark_counts = {name: sum(int((t.labels == i).sum()) for t in truth) for i, name in enumerate(CLASSES)}
@@ -190,20 +168,19 @@ def write_counting_errors(model: Path, result: RenalEvaluation, cohort: Cohort) 
     )
 
 
-def _by_field(case: Case) -> Iterator[tuple[Detections, npt.NDArray[np.bool_], Marked]]:
+def _by_field(case: Case) -> Iterator[tuple[Boxes, npt.NDArray[np.bool_], Boxes]]:
     """Detections, whether each counts, and marks of each feasible field, by their middles: fields share nothing."""
-    middles = (case.marked.boxes[:, :2] + case.marked.boxes[:, 2:]) / 2
     corners = [(f.x, f.y) for f in case.report.fields if not f.why_not]
     side = case.report.field_side_px
     detection_fields, mark_fields = (
-        index_of(corners, side, points) for points in (case.found.centres, middles)
+        index_of(corners, side, boxes.centres) for boxes in (case.found, case.marked.objects)
     )
     for number in range(len(corners)):
         detections_inside, marks_inside = detection_fields == number, mark_fields == number
         yield (
             case.found[detections_inside],
             case.counted[detections_inside],
-            Marked(case.marked.boxes[marks_inside], case.marked.labels[marks_inside]),
+            case.marked.objects[marks_inside],
         )
 
 

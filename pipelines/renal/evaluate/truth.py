@@ -19,7 +19,7 @@ from pipelines.renal.read.run import REVIEWED, read_report
 from wsi.errors import ConfigError, StoreError
 from wsi.files import csv_rows
 from wsi.marks.annotations import read_annotations
-from wsi.marks.boxes import Detections
+from wsi.marks.boxes import Boxes
 from wsi.results.folder import Folder, Place, folder_at
 from wsi.slides.manifest import read_manifest
 from wsi.vocabulary import FEASIBLE, NEGATIVE, NOT_FEASIBLE, POSITIVE
@@ -34,13 +34,13 @@ class Case:
     """A slide with its report, its detections and its true marks.
 
     Attributes:
-        found: the detections of the report, counted or not.
+        found: the detections of the report, counted or not, with scores.
         counted: (n,) whether each detection counts.
         feasible: whether a field is truly feasible, by the field's corner; empty where fields were not marked.
     """
 
     report: RenalReport
-    found: Detections
+    found: Boxes
     counted: npt.NDArray[np.bool_]
     marked: MarkedSlide
     feasible: dict[tuple[int, int], bool]
@@ -48,8 +48,10 @@ class Case:
     @property
     def true_percent(self) -> float:
         """The positive share of all marked capillaries of the slide, in percent; NaN where there is none."""
-        n = len(self.marked.labels)
-        return 100 * float((self.marked.labels == CLASSES.index(POSITIVE)).sum()) / n if n else math.nan
+        labels = self.marked.objects.labels
+        return (
+            100 * float((labels == CLASSES.index(POSITIVE)).sum()) / len(labels) if len(labels) else math.nan
+        )
 
     @property
     def true_grade(self) -> str | None:
@@ -130,7 +132,7 @@ def _truth_files(truth: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(truth.glob("*.geojson")) if not path.stem.endswith("_fields")}
 
 
-def read_found(folder: Folder) -> tuple[Detections, npt.NDArray[np.bool_]]:
+def read_found(folder: Folder) -> tuple[Boxes, npt.NDArray[np.bool_]]:
     """Read the detections in a report's ``capillaries.csv``, and whether each counts; labels are indices in `CLASSES`.
 
     Raises:
@@ -142,7 +144,7 @@ def read_found(folder: Folder) -> tuple[Detections, npt.NDArray[np.bool_]]:
         scores = np.array([float(row["score"] or "1") for row in rows], np.float32)
         labels = np.array([CLASSES.index(row["class"]) for row in rows], np.int64)
         counted = np.array([row["counted"] == "yes" for row in rows], np.bool_)
-        return Detections(boxes.reshape(-1, 4), scores, labels), counted
+        return Boxes(boxes.reshape(-1, 4), labels, scores), counted
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise StoreError(
             f"{folder.at('capillaries.csv')} cannot be read ({error}); make the report again"

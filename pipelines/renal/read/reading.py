@@ -32,7 +32,7 @@ from pipelines.runs.made_by import fingerprint
 from pipelines.runs.task import HERE, Executor, TileTask, in_parts
 from wsi.config import Config
 from wsi.errors import ModelError
-from wsi.marks.boxes import Detections
+from wsi.marks.boxes import Boxes
 from wsi.results.box_store import BoxStore
 from wsi.results.folder import Folder
 from wsi.results.store import HeatmapStore
@@ -288,14 +288,14 @@ def _of_stain(grade: Grade, is_dab: bool) -> Grade:
 
 
 def marks_of(
-    name: str, found: Detections, fields: FieldSet, classes: tuple[str, ...], limits: npt.NDArray[np.float64]
+    name: str, found: Boxes, fields: FieldSet, classes: tuple[str, ...], limits: npt.NDArray[np.float64]
 ) -> Marks:
-    """The marks of detections whose middle lies in a feasible field."""
+    """The marks of a detector's boxes whose middle lies in a feasible field."""
     field = fields.index(found.centres)
     found, field = found[field >= 0], field[field >= 0]
     positive = found.labels == classes.index(POSITIVE)
     machine: Source = "machine"
-    scores = found.scores.astype(np.float64)
+    scores = found.known_scores.astype(np.float64)
     return Marks(
         machine_ids(name, found.boxes),
         found.boxes,

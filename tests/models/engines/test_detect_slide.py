@@ -19,7 +19,6 @@ from models.engines.detect_slide import (
     CHUNK,
     SlideDetections,
     detect_slide,
-    shrunk,
     tiles_around,
     tissue_tiles,
 )
@@ -27,7 +26,7 @@ from models.networks.faster_rcnn import CapillaryDetector
 from tests.slides import painted, write_pyramid
 from wsi.errors import SlideError, SpacingError
 from wsi.marks.annotations import read_annotations
-from wsi.marks.boxes import Detections, no_detections
+from wsi.marks.boxes import Boxes
 from wsi.placement import Placement
 from wsi.results.box_store import BoxStore
 from wsi.slides.slide import Slide
@@ -51,7 +50,7 @@ class SquareDetector:
         self.card = card
         self.tiles = 0
 
-    def detect(self, tiles: np.ndarray) -> list[Detections]:
+    def detect(self, tiles: np.ndarray) -> list[Boxes]:
         found = []
         self.tiles += len(tiles)
         for tile in tiles:
@@ -59,7 +58,7 @@ class SquareDetector:
             boxes = np.array([b for p, _ in parts for b in p], np.float64).reshape(-1, 4)
             labels = np.array([n for _, p in parts for n in p], np.int64)
             scores = (0.99 - 0.001 * np.arange(len(labels))).astype(np.float32)
-            found.append(Detections(boxes, scores, labels) if len(labels) else no_detections())
+            found.append(Boxes(boxes, labels, scores))
         return found
 
     def _of(
@@ -177,7 +176,7 @@ class TestGoingOn:
         self, squares: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
     ) -> None:
         class Stops(SquareDetector):
-            def detect(self, tiles: np.ndarray) -> list[Detections]:
+            def detect(self, tiles: np.ndarray) -> list[Boxes]:
                 if self.tiles >= 2 * CHUNK:
                     raise KeyboardInterrupt
                 return super().detect(tiles)
@@ -245,11 +244,6 @@ def test_a_broken_tile_costs_itself(broken_tile: Path) -> None:
     with SlideSource(str(broken_tile)).open() as slide:
         result = found_on(slide, everywhere(), fine)
     assert 0 < len(result.unreadable) < result.tiles / 4
-
-
-def test_taking_off_what_boxes_were_enlarged_by() -> None:
-    boxes = np.array([[10.0, 10, 40, 30], [0, 0, 8, 8]])
-    assert shrunk(boxes, np.array([0, 1]), (5, 6), 2).tolist() == [[15, 15, 35, 25], [3, 3, 5, 5]]
 
 
 class TestPropose:

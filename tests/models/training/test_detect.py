@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,7 @@ from tests.models.networks.test_networks import DEMO
 from tests.slides import COMMAND, ROOT, coordinates, painted, write_pyramid
 from wsi.errors import AnnotationError, ConfigError, ModelError
 from wsi.marks.annotations import Annotation, write_asap
-from wsi.marks.boxes import Detections, enlarged
-from wsi.metrics.detection import Marked
+from wsi.marks.boxes import Boxes
 from wsi.slides.manifest import SlideRow, read_manifest
 from wsi.slides.source import SlideSource
 
@@ -66,14 +66,14 @@ def squares(n: int, seed: int, size: int = 128) -> list[Example]:
             image[y : y + 20, x : x + 20] = ((40, 70, 190), (120, 70, 30))[label]
             boxes.append((x, y, x + 20, y + 20))
             labels.append(label)
-        found.append(Example(image, np.array(boxes, np.float64), np.array(labels, np.int64)))
+        found.append(Example(image, Boxes(np.array(boxes, np.float64), np.array(labels, np.int64))))
     return found
 
 
 def batch(examples: list[Example]) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     tiles = torch.from_numpy(np.stack([e.pixels for e in examples]))
-    boxes = [torch.from_numpy(e.boxes) for e in examples]
-    return tiles, boxes, [torch.from_numpy(e.labels) for e in examples]
+    boxes = [torch.from_numpy(e.objects.boxes) for e in examples]
+    return tiles, boxes, [torch.from_numpy(e.objects.labels) for e in examples]
 
 
 class TestNetwork:
@@ -115,12 +115,10 @@ class TestNetwork:
         found = network.detect(torch.from_numpy(np.stack([e.pixels for e in tests])))
         for one, truth in zip(found, tests, strict=True):
             sure = one[one.scores > 0.5]
-            gaps = np.abs(sure.centres[:, None] - (truth.boxes[:, :2] + truth.boxes[:, 2:])[None] / 2).max(
-                axis=2
-            )
+            gaps = np.abs(sure.centres[:, None] - truth.objects.centres[None]).max(axis=2)
             assert len(sure) == 2
             assert gaps.min(axis=0).max() < 4
-            assert (sure.labels[gaps.argmin(axis=0)] == truth.labels).all()
+            assert (sure.labels[gaps.argmin(axis=0)] == truth.objects.labels).all()
         save_file(network.state_dict(), tmp_path / "w.safetensors")
         again = CapillaryDetector(TINY).eval()
         again.load_state_dict(load_file(tmp_path / "w.safetensors"))
@@ -247,9 +245,9 @@ class TestExamples:
     def test_boxes_turn_with_the_tile(self, k: int) -> None:
         """A painted square is where its box says, in every orientation; the pixels are those of `orient`."""
         image = painted(64, 64, (5, 12, 25, 20), (10, 20, 30))
-        example = turned(Example(image, np.array([[5.0, 12, 25, 20]]), np.array([1])), k)
+        example = turned(Example(image, Boxes(np.array([[5.0, 12, 25, 20]]), np.array([1]))), k)
         rows, cols = np.nonzero(example.pixels[..., 0] == 10)
-        assert example.boxes[0].tolist() == [cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]
+        assert example.objects.boxes[0].tolist() == [cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]
         assert (example.pixels == orient(torch.from_numpy(image)[None], k)[0].numpy()).all()
 
     def test_reading_by_hand(self, tmp_path: Path) -> None:
@@ -258,36 +256,34 @@ class TestExamples:
         From the corner (160, 60), in pixels of 0.5 um: ((200 - 160) / 2, (100 - 60) / 2) less 10, plus 10 beyond.
         """
         path = write_pyramid(tmp_path / "s.tif", coordinates())
-        marked = MarkedSlide(np.array([[200.0, 100, 240, 120], [0, 0, 4, 4]]), np.array([1, 0]))
+        marked = MarkedSlide(Boxes(np.array([[200.0, 100, 240, 120], [0, 0, 4, 4]]), np.array([1, 0])))
         with SlideSource(str(path)).open() as slide:
             example = read_example(slide, marked, (160, 60), 64, 0.5, (0.0, 5.0))
-        assert example.boxes.tolist() == [[10, 10, 50, 40]]
-        assert example.labels.tolist() == [1]
+        assert example.objects.boxes.tolist() == [[10, 10, 50, 40]]
+        assert example.objects.labels.tolist() == [1]
         # red is x // 4: the tile's first and last columns
         assert example.pixels[0, [0, 63], 0].tolist() == pytest.approx([160 // 4, (160 + 126) // 4], abs=1)
         assert example.pixels[[0, 63], 0, 1].tolist() == pytest.approx([60 // 4, (60 + 126) // 4], abs=1)
 
     def test_boxes_at_the_border_are_cut_or_left_out(self) -> None:
         boxes = np.array([[-10.0, 20, 10, 40], [-16, 20, 4, 40], [90, 90, 130, 130], [200, 5, 210, 9]])
-        cut, labels = _inside(boxes, np.array([0, 1, 2, 3]), 100)
-        assert cut.tolist() == [[0, 20, 10, 40]]  # half of the first is left, a fifth of the second
-        assert labels.tolist() == [0]
-
-    def test_enlarging_goes_by_class(self) -> None:
-        boxes = enlarged(np.array([[10.0, 10, 20, 30]] * 2), np.array([0, 1]), (4, 5))
-        assert boxes.tolist() == [[6, 6, 24, 34], [5, 5, 25, 35]]
+        cut = _inside(boxes, np.array([0, 1, 2, 3]), 100)
+        assert cut.boxes.tolist() == [[0, 20, 10, 40]]  # half of the first is left, a fifth of the second
+        assert cut.labels.tolist() == [0]
+        assert cut.scores is None
 
     def test_a_drawn_tile_holds_an_object_of_the_class(self) -> None:
         rng = np.random.default_rng(0)
-        marked = MarkedSlide(np.array([[1000.0, 1000, 1020, 1020], [5000, 300, 5030, 320]]), np.array([0, 1]))
+        objects = Boxes(np.array([[1000.0, 1000, 1020, 1020], [5000, 300, 5030, 320]]), np.array([0, 1]))
+        marked = MarkedSlide(objects)
         corners = [draw_corner(marked, 512, rng, 1) for _ in range(40)]
         assert all(x <= 5015 < x + 512 and y <= 310 < y + 512 for x, y in corners)
         assert len(set(corners)) > 30
-        only = MarkedSlide(marked.boxes[:1], marked.labels[:1])
+        only = MarkedSlide(objects[:1])
         x, _ = draw_corner(only, 512, rng, 1)  # there is none of the class
         assert x <= 1010 < x + 512
         with pytest.raises(ValueError, match="nothing is marked"):
-            draw_corner(MarkedSlide(np.empty((0, 4)), np.empty(0, np.int64)), 512, rng)
+            draw_corner(MarkedSlide(objects[:0]), 512, rng)
 
     def test_traps_are_drawn_and_are_no_objects(self, tmp_path: Path) -> None:
         marks = [
@@ -296,12 +292,12 @@ class TestExamples:
         ]
         write_asap(tmp_path / "t.xml", [*marks, Annotation(box(0, 0, 500, 500), "feasible")])
         marked = read_marked(tmp_path / "t.xml", DetectorConfig().classes)
-        assert marked.boxes.tolist() == [[10, 20, 30, 50]]
+        assert marked.objects.boxes.tolist() == [[10, 20, 30, 50]]
         assert marked.traps.tolist() == [[900, 900, 960, 960]]
         rng = np.random.default_rng(0)
         corners = [draw_corner(marked, 100, rng, TRAP) for _ in range(20)]
         assert all(x <= 930 < x + 100 and y <= 930 < y + 100 for x, y in corners)
-        only = MarkedSlide(np.empty((0, 4)), np.empty(0, np.int64), marked.traps)
+        only = MarkedSlide(marked.objects[:0], marked.traps)
         assert only.usable
         assert draw_corner(only, 100, rng, 1)[0] > 800  # there is nothing else
 
@@ -319,7 +315,7 @@ class TestExamples:
         path = write_pyramid(tmp_path / "s.tif", coordinates())
         with SlideSource(str(path)).open() as slide:
             example = read_example(slide, marked, (200, 50), 200, 0.25, (0.0, 0.0))
-        assert example.boxes.tolist() == [[50, 50, 70, 70]]
+        assert example.objects.boxes.tolist() == [[50, 50, 70, 70]]
         assert (example.pixels[:150, :100] != 255).any(axis=2).all()
         assert (example.pixels[150:] == 255).all()
         assert (example.pixels[:, 100:] == 255).all()
@@ -356,21 +352,22 @@ class TestExamples:
 
     def test_tiles_are_drawn_in_turn(self, coordinate_slide: Path) -> None:
         """Two classes, and traps where there are any."""
-        some = MarkedSlide(np.array([[10.0, 10, 20, 20], [300, 300, 310, 310]]), np.array([0, 1]))
-        trapped = MarkedSlide(some.boxes, some.labels, np.array([[600.0, 400, 610, 410]]))
+        some = MarkedSlide(Boxes(np.array([[10.0, 10, 20, 20], [300, 300, 310, 310]]), np.array([0, 1])))
+        trapped = MarkedSlide(some.objects, np.array([[600.0, 400, 610, 410]]))
         cfg = small_recipe(detector=DetectorConfig(tile_px=64, spacing_um=0.25, anchors_px=(8.0, 12.0, 20.0)))
         with SlideSource(str(coordinate_slide)).open() as slide:
             assert TileSampler([slide], [some], cfg, np.random.default_rng(0)).kinds == (0, 1)
             sampler = TileSampler([slide], [trapped], cfg, np.random.default_rng(0))
             assert sampler.kinds == (0, 1, TRAP)
-            labels = [sampler.draw(i).labels.tolist() for i in range(6)]
+            labels = [sampler.draw(i).objects.labels.tolist() for i in range(6)]
         assert labels == [[0], [1], [], [0], [1], []]
 
     def test_files_of_a_phantom_and_unknown_classes(self, tmp_path: Path) -> None:
         write_asap(tmp_path / "t.xml", [Annotation(box(10, 20, 30, 50), "C4d positive")])
         marked = read_marked(tmp_path / "t.xml", DetectorConfig().classes)
-        assert marked.boxes.tolist() == [[10, 20, 30, 50]]
-        assert marked.labels.tolist() == [1]
+        assert marked.objects.boxes.tolist() == [[10, 20, 30, 50]]
+        assert marked.objects.labels.tolist() == [1]
+        assert marked.objects.scores is None
         write_asap(tmp_path / "u.xml", [Annotation(box(10, 20, 30, 50), "Tumor")])
         with pytest.raises(
             AnnotationError, match="holds the class 'Tumor'; known are C4d negative, C4d positive"
@@ -415,22 +412,18 @@ class TestThresholds:
     def test_as_many_as_are_marked(self) -> None:
         """Three of class 1 are marked and found with 0.9, 0.8, 0.6 and falsely 0.7: the third highest is 0.7."""
         apart = np.array([[20.0 * i, 0, 20 * i + 9, 9] for i in range(5)])
-        found = Detections(
-            apart,
-            np.array([0.9, 0.8, 0.6, 0.7, 0.3], np.float32),
-            np.array([1, 1, 1, 1, 0]),
-        )
-        marked = Marked(apart, np.array([1, 1, 1, 0, 0]))
+        found = Boxes(apart, np.array([1, 1, 1, 1, 0]), np.array([0.9, 0.8, 0.6, 0.7, 0.3], np.float32))
+        marked = Boxes(apart, np.array([1, 1, 1, 0, 0]))
         assert count_thresholds([found], [marked], TINY) == (
             0.05,
             0.7,
         )  # of class 0 fewer are found than are marked
-        nothing = Marked(np.empty((0, 4)), np.empty(0, np.int64))
-        assert count_thresholds([found], [nothing], TINY) == (0.5, 0.5)
-        same = Detections(
+        assert count_thresholds([found], [marked[:0]], TINY) == (0.5, 0.5)
+        assert count_thresholds([], [], TINY) == (0.5, 0.5)
+        same = Boxes(
             np.vstack([apart, apart[:1]]),
-            np.append(found.scores, np.float32(0.95)),
             np.append(found.labels, 0),
+            np.append(found.known_scores, np.float32(0.95)),
         )
         assert count_thresholds([same], [marked], TINY) == (
             0.3,
@@ -514,8 +507,9 @@ class TestTrials:
             thresholds=(0.5, 0.5),
         )
 
-        def perfect(network: object, tiles: list[Example]) -> list[Detections]:
-            return [Detections(t.boxes, np.full(len(t.labels), 0.9, np.float32), t.labels) for t in tiles]
+        def perfect(network: object, tiles: list[Example]) -> list[Boxes]:
+            marks = [tile.objects for tile in tiles]
+            return [replace(boxes, scores=np.full(len(boxes), 0.9, np.float32)) for boxes in marks]
 
         monkeypatch.setattr("models.training.trials.detect_tiles", perfect)
         for score in score_trial(Trial("t", cfg, rows), tmp_path):
@@ -592,8 +586,8 @@ class TestTraining:
             examples = [sampler.draw(i) for i in range(60)]
         sides = []
         for example in examples:
-            whole = (example.boxes > 0).all(axis=1) & (example.boxes < 128).all(axis=1)
-            for x0, y0, x1, y1 in example.boxes[whole]:
+            boxes = example.objects.boxes
+            for x0, y0, x1, y1 in boxes[((boxes > 0) & (boxes < 128)).all(axis=1)]:
                 assert x1 - x0 == pytest.approx(y1 - y0)
                 sides.append(x1 - x0 - 4)  # 1 um of 0.5 um on each side, whatever the scale
                 core = example.pixels[round(y0) + 4 : round(y1) - 4, round(x0) + 4 : round(x1) - 4]
@@ -608,7 +602,7 @@ class TestTraining:
         for cfg in (small_recipe(), small_recipe(scale=2.0)):
             with contextlib.ExitStack() as stack:
                 for tile in validation_tiles(rows, cfg, stack):
-                    sides = tile.boxes[:, 2:] - tile.boxes[:, :2]
+                    sides = tile.objects.boxes[:, 2:] - tile.objects.boxes[:, :2]
                     assert sides.max() == pytest.approx(40, abs=0.01)
 
     def test_a_start_from_another_detector(self, cohort: Path, tmp_path: Path) -> None:

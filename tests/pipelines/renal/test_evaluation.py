@@ -16,7 +16,7 @@ from pipelines.renal.evaluate.truth import CLASSES, Case, Cohort
 from pipelines.renal.read.report import RenalReport
 from tests.pipelines.renal.test_report import LOOSE, reported
 from tests.renal_slides import BROWN, SQUARE, Square, scattered, slide_of
-from wsi.marks.boxes import Detections
+from wsi.marks.boxes import Boxes
 from wsi.results.export import Feature, write_geojson
 
 Run = Callable[..., tuple[int, str, str]]
@@ -61,14 +61,14 @@ class TestByHand:
     """
 
     def case(self, report: RenalReport) -> Case:
-        found = Detections(
+        found = Boxes(
             boxes((420, 400), (200, 200), (300, 300), (100, 100)),
-            np.array([0.6, 0.7, 0.8, 0.9], np.float32),
             np.full(4, CLASSES.index("C4d positive")),
+            np.array([0.6, 0.7, 0.8, 0.9], np.float32),
         )
+        middles = (100, 100), (200, 200), (400, 400), (800, 800), (900, 300), (1700, 100)
         marked = MarkedSlide(
-            boxes((100, 100), (200, 200), (400, 400), (800, 800), (900, 300), (1700, 100)),
-            np.ones(6, np.int64),
+            Boxes(boxes(*middles), np.ones(6, np.int64))
         )  # the last lies in a field that was left out: it counts for the percentage only
         counted = np.array([False, True, True, True])
         return Case(report, found, counted, marked, {})

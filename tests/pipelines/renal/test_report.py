@@ -32,7 +32,7 @@ from pipelines.runs.config import load_config
 from tests.renal_slides import BLUE, BROWN, PALE_BROWN, SIDE, Square, readers, scattered, slide_of
 from tests.slides import ROOT, painted, real_data, write_pyramid
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, SpacingError
-from wsi.marks.boxes import Detections
+from wsi.marks.boxes import Boxes
 from wsi.marks.geojson import read_objects
 from wsi.phantoms.kidney.layout import KidneyPlanner
 from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS, KidneyPainter
@@ -208,7 +208,7 @@ class TestFiles:
             detect = made.detector.detect
             calls: list[int] = []
 
-            def killed(tiles: np.ndarray) -> list[Detections]:
+            def killed(tiles: np.ndarray) -> list[Boxes]:
                 if calls:
                     os.kill(os.getpid(), signal.SIGKILL)
                 calls.append(len(tiles))

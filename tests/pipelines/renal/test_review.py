@@ -240,7 +240,7 @@ class TestReview:
         """One corrected file is truth for capillaries and for fields."""
         path = made / "s" / "detections.geojson"
         marked = read_marked(path, ("C4d negative", "C4d positive"))
-        assert (len(marked.labels), int(marked.labels.sum())) == (160, 40)
+        assert (len(marked.objects), int(marked.objects.labels.sum())) == (160, 40)
         grid = make_grid(
             (5 * SIDE, 3 * SIDE), ReadPlan(level=0, stride_l0=SIDE, stride_px=64, size_px=64), None
         )

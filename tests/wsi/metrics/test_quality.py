@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from pipelines.renal.evaluate.agreement import bland_altman, weighted_kappa
-from wsi.marks.boxes import Detections, no_detections
-from wsi.metrics.detection import Agreement, Marked, average_precision, by_distance
+from wsi.marks.boxes import Boxes, joined
+from wsi.metrics.detection import Agreement, average_precision, by_distance, hits_by_distance
 
 
-def picture(seed: int) -> tuple[Detections, Marked]:
+def picture(seed: int) -> tuple[Boxes, Boxes]:
     """Marks, detections near some of them, and false alarms."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(0, 9))
@@ -27,7 +27,7 @@ def picture(seed: int) -> tuple[Detections, Marked]:
     found = np.vstack([moved, near + rng.normal(0, 1, near.shape), np.hstack([false, false + 25])])
     scores = rng.permutation(len(found)).astype(np.float32) / max(1, len(found)) + np.float32(seed * 1e-6)
     classes = np.where(rng.random(len(found)) < 0.8, np.resize(labels if n else 0, len(found)), 1)
-    return Detections(found, scores, classes.astype(np.int64)), Marked(boxes, labels.astype(np.int64))
+    return Boxes(found, classes.astype(np.int64), scores), Boxes(boxes, labels.astype(np.int64))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -56,28 +56,42 @@ def test_average_precision_is_torchmetrics() -> None:
 
 def test_average_precision_by_hand() -> None:
     """Two marks. Scores .9 hit, .8 false, .7 hit: precision 1 up to recall 1/2, then 2/3: 51 of 101 recalls at 1."""
-    truth = Marked(np.array([[0.0, 0, 10, 10], [50, 50, 60, 60]]), np.zeros(2, np.int64))
+    truth = Boxes(np.array([[0.0, 0, 10, 10], [50, 50, 60, 60]]), np.zeros(2, np.int64))
     boxes = np.array([[0.0, 0, 10, 10], [100, 100, 110, 110], [50, 50, 60, 60]])
-    found = Detections(boxes, np.array([0.9, 0.8, 0.7], np.float32), np.zeros(3, np.int64))
+    found = Boxes(boxes, np.zeros(3, np.int64), np.array([0.9, 0.8, 0.7], np.float32))
     assert average_precision([found], [truth], 0) == pytest.approx((51 + 50 * 2 / 3) / 101)
-    assert average_precision([no_detections()], [truth], 0) == 0
+    assert average_precision([joined([])], [truth], 0) == 0
     assert np.isnan(average_precision([found], [truth], 1))
-    twice = Detections(
-        boxes[[0, 0, 2]], found.scores, found.labels
-    )  # the second on one mark is a false alarm
+    twice = Boxes(boxes[[0, 0, 2]], found.labels, found.scores)  # the second on one mark is a false alarm
     assert average_precision([twice], [truth], 0) == average_precision([found], [truth], 0)
+
+
+def around(*middles: tuple[float, float], scores: tuple[float, ...] | None = None) -> Boxes:
+    """Boxes of 8 x 4 px around these middles, all of class 0."""
+    points = np.array(middles, np.float64).reshape(-1, 2)
+    boxes = np.hstack([points - (4, 2), points + (4, 2)])
+    known = None if scores is None else np.array(scores, np.float32)
+    return Boxes(boxes, np.zeros(len(points), np.int64), known)
 
 
 def test_by_distance_by_hand() -> None:
     """Marks at 0, 10, 100. Detections at 1 (.9), 2 (.8), 14 (.7), 60 (.6), reach 5: the second finds only taken marks."""
-    points = np.array([[1.0, 0], [2, 0], [14, 0], [60, 0]])
-    marks = np.array([[0.0, 0], [10, 0], [100, 0]])
-    found = by_distance(points, np.array([0.9, 0.8, 0.7, 0.6]), marks, 5)
+    marks = around((0, 3), (10, 3), (100, 3))
+    detections = around((2, 3), (1, 3), (14, 3), (60, 3), scores=(0.8, 0.9, 0.7, 0.6))
+    assert hits_by_distance(detections, marks, 5).tolist() == [False, True, True, False]  # as they were given
+    found = by_distance(detections, marks, 5)
     assert found == Agreement(hits=2, false=2, missed=1)
     assert found.f1 == pytest.approx(2 * 2 / (4 + 3))
-    assert by_distance(np.array([[5.0, 0]]), np.ones(1), np.zeros((1, 2)), 5).hits == 1  # at the reach
-    assert by_distance(np.array([[5.1, 0]]), np.ones(1), np.zeros((1, 2)), 5).hits == 0
-    nothing = by_distance(np.empty((0, 2)), np.empty(0), np.empty((0, 2)), 5)
+    for x, y, hits in (
+        (5, 0, 1),
+        (5.1, 0, 0),
+        (0, 5, 1),
+        (0, 5.1, 0),
+        (3, 4, 1),
+        (3.1, 4.1, 0),
+    ):  # the reach is 5
+        assert by_distance(around((x, y), scores=(1,)), around((0, 0)), 5).hits == hits
+    nothing = by_distance(around(scores=()), around(), 5)
     assert np.isnan(nothing.f1)
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from wsi.errors import ForeignStoreError, StoreError
 from wsi.files import discard_partials
-from wsi.marks.boxes import Detections, no_detections
+from wsi.marks.boxes import Boxes, joined
 from wsi.results.box_store import SPEC, BoxStore
 
-DETECTIONS = Detections(
+DETECTIONS = Boxes(
     np.array([[200_000.25, 3, 200_010.5, 7], [1, 2, 3, 5]]),
-    np.array([0.9, 0.125], np.float32),
     np.array([1, 0]),
+    np.array([0.9, 0.125], np.float32),
 )
 
 
@@ -37,10 +37,29 @@ def test_a_chunk_comes_back_to_the_last_bit(store: BoxStore) -> None:
 
 
 def test_a_chunk_without_boxes_is_not_a_missing_one(store: BoxStore) -> None:
-    store.write_chunk(0, no_detections(), np.array([], np.int64))
+    store.write_chunk(0, joined([]), np.array([], np.int64))
     chunk = store.read_chunk(0)
     assert chunk is not None
     assert (len(chunk[0]), len(chunk[1])) == (0, 0)
+
+
+def test_a_file_holds_the_arrays_that_earlier_versions_wrote(store: BoxStore) -> None:
+    """Their names, order and types, so that a run goes on with the chunks of another version."""
+    with np.load(store.folder.path / "00003.npz") as arrays:
+        assert [(name, arrays[name].dtype.name) for name in arrays] == [
+            ("boxes", "float64"),
+            ("scores", "float32"),
+            ("labels", "int64"),
+            ("unreadable", "int64"),
+        ]
+        assert arrays["scores"].tolist() == pytest.approx([0.9, 0.125])
+        assert arrays["labels"].tolist() == [1, 0]
+
+
+def test_boxes_of_a_person_are_not_stored_as_a_detector_s(store: BoxStore) -> None:
+    with pytest.raises(ValueError, match="have no scores"):
+        store.write_chunk(0, Boxes(DETECTIONS.boxes, DETECTIONS.labels), np.array([], np.int64))
+    assert store.read_chunk(0) is None
 
 
 def test_the_same_boxes_give_the_same_bytes(store: BoxStore) -> None:
