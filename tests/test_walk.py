@@ -163,4 +163,7 @@ class TestSentences:
 
     def test_no_submission(self, tmp_path: Path, wsi: Run) -> None:
         code, _, err = wsi("camelyon16", "check", tmp_path / "no")
-        assert (code, "is not a folder; give the --out of wsi camelyon16 submit" in err) == (2, True)
+        assert (code, "is not a folder with files; give the --out of wsi camelyon16 submit" in err) == (
+            2,
+            True,
+        )

@@ -172,7 +172,7 @@ def discard_partials(folder: Path) -> None:
         match = _PARTIAL.fullmatch(
             path.name
         )  # zarr itself, which wrote chunks in version 0.1, names no process
-        if not path.is_symlink() and not (match and _alive(int(match[1]))):
+        if not path.is_symlink() and not (match and alive(int(match[1]))):
             remove(path)
 
 
@@ -195,7 +195,8 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process of this machine runs; True where that cannot be known."""
     if fcntl is None:
         return True  # on Windows os.kill would end the process
     try:

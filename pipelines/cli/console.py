@@ -182,6 +182,7 @@ class CohortProgress:
         self._first_share: float | None = None  # share of this slide that was done when this run began it
         self._share_done = 0.0  # share of it that is done now
         self._size_done = 0.0  # size of what this run has done
+        self._ended = 0
         self._start = time.monotonic()
 
     def begin(self, index: int, name: str) -> None:
@@ -201,6 +202,16 @@ class CohortProgress:
             self._share_done if self._first_share is None else min(self._first_share, self._share_done)
         )
         self._say(f"{done} of {total} {what}")
+
+    def end(self, index: int) -> None:
+        """A slide is done; where nobody began one, several are done at once, and whole slides are counted."""
+        if self._name:
+            return
+        self._ended += 1
+        self._size_done += self._sizes[index]
+        total = sum(self._sizes)
+        left = (time.monotonic() - self._start) * (total - self._size_done) / self._size_done
+        self._show(f"{self._ended} of {len(self._sizes)} slides", self._size_done / total, left)
 
     def _finish(self) -> None:
         if self._first_share is not None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from models.card import DEFAULT_MODEL, ModelCard
-from pipelines.cli.console import err
+from pipelines.cli.console import err, out
+from pipelines.runs.cluster import Cluster, ClusterConfig, connected, workers_of
+from pipelines.runs.cohort import ALONE, Crew
 from wsi.errors import ConfigError
 from wsi.results.folder import Folder, folder_at
+from wsi.slides.manifest import SlideRow
 
 Mpp = Annotated[
     float | None,
@@ -79,6 +86,74 @@ Out = Annotated[
         help="The folder for the results; it is made if it is not there. A URL such as s3://bucket/run works, too.",
     ),
 ]
+
+
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1000,
+        help="Processes to start on this machine, which share its cores and the slides.",
+        show_default="none: this process does it",
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="A Dask scheduler that runs, such as tcp://host:8786.", show_default="none"
+    ),
+]
+SchedulerFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The file in which a Dask scheduler wrote its address.", show_default="none"
+    ),
+]
+ShardText = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Only every N-th slide, from the I-th on: for array jobs without a scheduler.",
+        show_default="all slides",
+    ),
+]
+
+
+@contextmanager
+def crew_of(workers: int, scheduler: str | None, scheduler_file: Path | None) -> Iterator[Crew]:
+    """Who does the slides, by these options.
+
+    Raises:
+        ConfigError: two of them were given, or no scheduler answers.
+    """
+    if sum([workers > 0, scheduler is not None, scheduler_file is not None]) > 1:
+        raise ConfigError("give one of --workers, --scheduler and --scheduler-file")
+    cfg = ClusterConfig(workers, scheduler, scheduler_file)
+    if not cfg.wanted:
+        yield ALONE
+        return
+    with connected(cfg) as client:
+        out.print(f"{workers_of(client)} workers of {client.scheduler_info()['address']}", markup=False)
+        yield Cluster(client)
+
+
+def shard_of(rows: list[SlideRow], text: str | None) -> list[SlideRow]:
+    """The slides of a shard.
+
+    Args:
+        rows: all slides.
+        text: ``3/16``: the third of sixteen; None: all slides.
+
+    Raises:
+        ConfigError: there is no such shard.
+    """
+    if text is None:
+        return rows
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--shard {text} is no shard; give I/N with I from 1 to N, such as 3/16")
+    return rows[int(match[1]) - 1 :: int(match[2])]
 
 
 def check_patch_spacing(mpp: float | None, card: ModelCard) -> None:

@@ -9,8 +9,18 @@ from typing import Annotated
 import typer
 
 from models.engines import EngineConfig, find_models, load_engine
-from pipelines.cli.console import CohortProgress, cohort_progress, err, out, progress
-from pipelines.cli.options import Anisotropic, Mpp, Out
+from pipelines.cli.console import cohort_progress, err, out, progress
+from pipelines.cli.options import (
+    Anisotropic,
+    Mpp,
+    Out,
+    Scheduler,
+    SchedulerFile,
+    ShardText,
+    Workers,
+    crew_of,
+    shard_of,
+)
 from pipelines.renal.read.basis import basis_sentences
 from pipelines.renal.read.fields import field_threshold
 from pipelines.renal.read.grading import grade_word, percent_text
@@ -18,9 +28,9 @@ from pipelines.renal.read.labels import proposed_labels
 from pipelines.renal.read.page import check_pdf
 from pipelines.renal.read.reading import Readers, RenalConfig, run_fingerprint
 from pipelines.renal.read.report import grading_of
-from pipelines.renal.read.run import RenalResult, earlier_reports, report_slide
+from pipelines.renal.read.run import RenalResult, ReportJob, earlier_reports
 from pipelines.renal.read.summary import write_results
-from pipelines.runs.cohort import Failure, file_sizes, gather, run_cohort, unique_names
+from pipelines.runs.cohort import ALONE, Crew, Failure, file_sizes, gather, run_cohort, unique_names
 from pipelines.runs.config import load_config
 from pipelines.runs.made_by import code_hash, run_record, version
 from pipelines.runs.run_folder import RunFolder, refuse_other_run
@@ -140,6 +150,10 @@ def report(
     ] = False,
     mpp: Mpp = None,
     allow_anisotropic: Anisotropic = False,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None,
+    shard: ShardText = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace reports that were made with other settings.")
     ] = False,
@@ -160,12 +174,13 @@ def report(
     cfg = RenalConfig() if config is None else load_config(config, RenalConfig)
     if pdf:
         check_pdf()
-    rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic)
+    rows = shard_of(gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic), shard)
     engine = EngineConfig()
     readers = Readers(load_engine(find_models([fields_model]), engine), BoxEngine(find_folder(model), engine))
     readers.limits(cfg)  # this and the next line refuse models of another kind
     field_threshold(readers.fields.models.card, cfg.fields)
-    complete = RenalRun(rows, readers, cfg, folder, pdf, overwrite).go()
+    with crew_of(workers, scheduler, scheduler_file) as crew:
+        complete = RenalRun(rows, readers, cfg, folder, pdf, overwrite, crew).go()
     raise typer.Exit(0 if complete else 1)
 
 
@@ -179,7 +194,7 @@ class RenalRun:
     folder: Folder
     pdf: bool
     overwrite: bool
-    _progress: CohortProgress | None = None
+    crew: Crew = ALONE
 
     def go(self) -> bool:
         """Read all slides; return whether every slide was read to the last field."""
@@ -197,25 +212,13 @@ class RenalRun:
         )
         record = run_record(settings, self.readers.models, engine, fingerprint)
         record["demonstration"] = demonstration
+        specs = self.readers.fields.spec, self.readers.detector.spec
+        job = ReportJob(self.folder, *specs, self.cfg, self.pdf, self.overwrite)
         run = RunFolder(self.folder, record, earlier_reports, write_results)
-        with run.work(unique_names(self.rows)), cohort_progress(file_sizes(self.rows)) as self._progress:
-            outcome = run_cohort(self.rows, self._work, run.sum_up, finished=_say)
+        with run.work(unique_names(self.rows)), cohort_progress(file_sizes(self.rows)) as watch:
+            outcome = run_cohort(self.rows, job, run.sum_up, crew=self.crew, watch=watch, finished=_say)
         out.print(f"{self.folder.at('index.html')} lists them; for research use only", markup=False)
         return outcome.complete
-
-    def _work(self, row: SlideRow, name: str, index: int) -> RenalResult:
-        assert self._progress is not None  # `go` made it
-        self._progress.begin(index, name)
-        return report_slide(
-            row,
-            name,
-            self.readers,
-            self.folder.inside(name),
-            self.cfg,
-            pdf=self.pdf,
-            overwrite=self.overwrite,
-            tick=self._progress,
-        )
 
 
 def _say(result: RenalResult | Failure) -> None:

@@ -13,8 +13,8 @@ from models.engines import Engine, EngineConfig, find_models, load_engine
 from pipelines.camelyon16.read.page import write_tables
 from pipelines.camelyon16.read.preview import count_text
 from pipelines.camelyon16.read.results import SlideResult, earlier_results
-from pipelines.camelyon16.read.score import ScoreConfig, run_fingerprint, score_slide
-from pipelines.cli.console import CohortProgress, cohort_progress, err, out
+from pipelines.camelyon16.read.score import ScoreConfig, ScoreJob, run_fingerprint
+from pipelines.cli.console import cohort_progress, err, out
 from pipelines.cli.options import (
     Anisotropic,
     EngineName,
@@ -23,8 +23,14 @@ from pipelines.cli.options import (
     Orientations,
     Out,
     Precision,
+    Scheduler,
+    SchedulerFile,
+    ShardText,
+    Workers,
+    crew_of,
+    shard_of,
 )
-from pipelines.runs.cohort import Failure, file_sizes, gather, run_cohort, unique_names
+from pipelines.runs.cohort import ALONE, Crew, Failure, file_sizes, gather, run_cohort, unique_names
 from pipelines.runs.config import load_config, parse_config
 from pipelines.runs.made_by import run_record
 from pipelines.runs.run_folder import RunFolder, refuse_other_run
@@ -101,6 +107,10 @@ def score(
         bool, typer.Option("--native", help="Read every slide at its own level 0, whatever its spacing.")
     ] = False,
     allow_anisotropic: Anisotropic = False,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None,
+    shard: ShardText = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results that were made with other settings.")
     ] = False,
@@ -125,10 +135,12 @@ def score(
         threshold=threshold,
     )
     rows = _with_masks(gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic), mask)
+    rows = shard_of(rows, shard)
     models = find_models(model or [DEFAULT_MODEL])
     if positive is not None:
         models = models.with_positive(positive)
-    complete = Run(rows, load_engine(models, cfg.engine), cfg, folder, overwrite).go()
+    with crew_of(workers, scheduler, scheduler_file) as crew:
+        complete = Run(rows, load_engine(models, cfg.engine), cfg, folder, overwrite, crew).go()
     raise typer.Exit(0 if complete else 1)
 
 
@@ -184,7 +196,7 @@ class Run:
     cfg: RunConfig
     folder: Folder
     overwrite: bool
-    _progress: CohortProgress | None = None
+    crew: Crew = ALONE
 
     def go(self) -> bool:
         """Score all slides; return whether every slide was scored to the last cell."""
@@ -199,26 +211,14 @@ class Run:
             out.print("a demonstration model, trained on phantoms: its scores on real tissue mean nothing")
         models = [{"name": c.name, "sha256": c.sha256, "demonstration": c.demonstration} for c in cards]
         record = run_record(self.cfg.model_dump(mode="json"), models, self.engine.description, fingerprint)
+        job = ScoreJob(self.folder, self.engine.spec, self.cfg.score, self.overwrite)
         run = RunFolder(self.folder, record, earlier_results, write_tables)
-        with run.work(unique_names(self.rows)), cohort_progress(file_sizes(self.rows)) as self._progress:
-            outcome = run_cohort(self.rows, self._work, run.sum_up, finished=_say)
+        with run.work(unique_names(self.rows)), cohort_progress(file_sizes(self.rows)) as watch:
+            outcome = run_cohort(self.rows, job, run.sum_up, crew=self.crew, watch=watch, finished=_say)
         if outcome.results and all(result.empty for result in outcome.results):
             err.print("nothing was scored; the lines above say why", markup=False)
         out.print(f"{self.folder.at('index.html')} shows them; for research use only", markup=False)
         return outcome.complete
-
-    def _work(self, row: SlideRow, name: str, index: int) -> SlideResult:
-        assert self._progress is not None  # `go` made it
-        self._progress.begin(index, name)
-        return score_slide(
-            row,
-            name,
-            self.engine,
-            self.folder.inside(name),
-            self.cfg.score,
-            overwrite=self.overwrite,
-            progress=self._progress,
-        )
 
 
 def _say(result: SlideResult | Failure) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from models.engines import EngineSpec
+from models.engines.detect_slide import DetectorSpec
+from pipelines.runs.claims import Claims
+from pipelines.runs.task import HERE, Executor
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, StoreError, WsiError
+from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow, manifest_in, read_manifest
 from wsi.slides.readers.openslide import dicom_series, gone
 from wsi.slides.source import SLIDE_SUFFIXES, SlideSource, check_url, safe_name
@@ -63,6 +69,7 @@ class Result(Protocol):
 
 
 R = TypeVar("R", bound=Result)
+R_co = TypeVar("R_co", bound=Result, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,33 +191,128 @@ def file_sizes(rows: Sequence[SlideRow]) -> list[float]:
     return sizes
 
 
+class SlideJob(Protocol[R_co]):
+    """What is to be done with each slide. It can be pickled: a worker on another machine does it as well."""
+
+    @property
+    def out(self) -> Folder:
+        """The folder of the whole run."""
+        ...
+
+    @property
+    def specs(self) -> tuple[EngineSpec | DetectorSpec, ...]:
+        """Of the engines that it needs."""
+        ...
+
+    def run(
+        self, row: SlideRow, name: str, executor: Executor, tick: Callable[[int, int, str], None]
+    ) -> R_co:
+        """Do one slide, and write its results below `out`.
+
+        Args:
+            row: the slide.
+            name: its name in outputs.
+            executor: who does its chunks.
+            tick: called with (done, total, unit).
+        """
+        ...
+
+
+class Watch(Protocol):
+    """Who listens to the progress of a run over many slides."""
+
+    def begin(self, index: int, name: str) -> None:
+        """A slide is begun."""
+        ...
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """So much of the slide that was begun last is done."""
+        ...
+
+    def end(self, index: int) -> None:
+        """A slide is done."""
+        ...
+
+
+class Crew(Protocol):
+    """Who does the slides of a run: this process, or a cluster."""
+
+    def work(
+        self, slides: Sequence[tuple[SlideRow, str]], job: SlideJob[R], watch: Watch
+    ) -> Iterator[tuple[int, R | Failure]]:
+        """The index and outcome of each slide, in order of completion.
+
+        Raises:
+            WsiError: what would fail every slide alike: a full disk, a broken model.
+        """
+        ...
+
+
+class Alone:
+    """This process does one slide after another; their chunks may be done elsewhere."""
+
+    def __init__(self, executor: Executor = HERE, wait_s: float = 2.0) -> None:
+        """Keep in mind who does the chunks, and how long to wait for slides that only other commands work on.
+
+        Args:
+            executor: does the chunks.
+            wait_s: seconds.
+        """
+        self._executor, self._wait_s = executor, wait_s
+
+    def work(
+        self, slides: Sequence[tuple[SlideRow, str]], job: SlideJob[R], watch: Watch
+    ) -> Iterator[tuple[int, R | Failure]]:
+        """Outcomes in the order of the slides; those that other commands work on come last, see `Crew.work`."""
+        claims = Claims(job.out)
+        waiting = deque(enumerate(slides))
+        passed = 0  # slides in a row that others work on
+        while waiting:
+            index, (row, name) = waiting.popleft()
+            watch.begin(index, name)
+            outcome = attempt(row, name, job, claims, watch, executor=self._executor)
+            if outcome is not None:
+                passed = 0
+                watch.end(index)
+                yield index, outcome
+                continue
+            waiting.append((index, (row, name)))
+            passed += 1
+            if passed >= len(waiting):
+                log.info("%s: waiting for %s, which works on it, too", name, claims.holder(name))
+                time.sleep(self._wait_s)
+                passed = 0
+
+
+ALONE = Alone()
+
+
 def run_cohort(
     rows: Sequence[SlideRow],
-    work: Callable[[SlideRow, str, int], R],
+    job: SlideJob[R],
     summarise: Callable[[str, Sequence[R], Sequence[Failure]], None],
     *,
+    crew: Crew,
+    watch: Watch,
     finished: Callable[[R | Failure], None] = lambda result: None,
 ) -> Outcome[R]:
-    """Work on slide after slide; a slide that fails is recorded and does not stop the others.
+    """Work on many slides; a slide that fails is recorded and does not stop the others.
 
     A full disk or a broken model would fail every slide alike, so it ends the run, after a summary.
 
     Args:
         rows: the slides.
-        work: does one slide, given its name and index.
+        job: what is done with each.
         summarise: called with the run's state, the results and the failures, also when the run stops early.
+        crew: who does them.
+        watch: told of the progress.
         finished: called with the result or failure of each slide.
     """
-    results: list[R] = []
-    failures: list[Failure] = []
+    outcomes: dict[int, R | Failure] = {}
     state = "finished"
     try:
-        for index, (row, name) in enumerate(zip(rows, unique_names(rows), strict=True)):
-            outcome = _one(row, name, index, work)
-            if isinstance(outcome, Failure):
-                failures.append(outcome)
-            else:
-                results.append(outcome)
+        for index, outcome in crew.work(list(zip(rows, unique_names(rows), strict=True)), job, watch):
+            outcomes[index] = outcome
             finished(outcome)
     except KeyboardInterrupt:
         state = "interrupted"
@@ -219,6 +321,7 @@ def run_cohort(
         state = f"stopped: {error}"
         raise
     finally:
+        results, failures = _sorted(outcomes)
         try:
             summarise(state, results, failures)
         except StoreError as error:
@@ -226,9 +329,47 @@ def run_cohort(
     return Outcome(tuple(results), tuple(failures))
 
 
-def _one(row: SlideRow, name: str, index: int, work: Callable[[SlideRow, str, int], R]) -> R | Failure:
+def _sorted(outcomes: Mapping[int, R | Failure]) -> tuple[list[R], list[Failure]]:
+    """Results and failures, in the order of the slides."""
+    ordered = [outcomes[index] for index in sorted(outcomes)]
+    failures = [outcome for outcome in ordered if isinstance(outcome, Failure)]
+    return [outcome for outcome in ordered if not isinstance(outcome, Failure)], failures
+
+
+def attempt(
+    row: SlideRow,
+    name: str,
+    job: SlideJob[R],
+    claims: Claims,
+    tick: Callable[[int, int, str], None] = lambda done, total, what: None,
+    *,
+    executor: Executor = HERE,
+    dead: str | None = None,
+) -> R | Failure | None:
+    """The outcome of one slide; None while another process works on it.
+
+    Args:
+        row: the slide.
+        name: its name in outputs.
+        job: what is done with it.
+        claims: of the run's folder.
+        tick: called with (done, total, unit).
+        executor: who does its chunks.
+        dead: see `Claims.take`.
+
+    Raises:
+        WsiError: what would fail every slide alike.
+    """
+    claim = claims.take(name, dead=dead)
+    if claim is None:
+        return None
+    with claim:
+        return _one(row, name, lambda: job.run(row, name, executor, tick))
+
+
+def _one(row: SlideRow, name: str, work: Callable[[], R]) -> R | Failure:
     try:
-        return work(row, name, index)
+        return work()
     except ForeignStoreError as error:
         return Failure(name, row.source.place, _unsigned(error, row))
     except (StoreError, ModelError, ConfigError):

@@ -30,6 +30,11 @@ class Task(Protocol):
         """The number of cells or tiles in it, those that are done already, too."""
         ...
 
+    @property
+    def spec(self) -> EngineSpec | DetectorSpec:
+        """Of the engine that it needs: whoever runs many tasks holds the engine, so that it is made once."""
+        ...
+
     def run(self, tick: Tick) -> None:
         """Do what is not done yet, and write it; ``tick`` is called with (done, `size`).
 
@@ -83,6 +88,11 @@ class ChunkTask:
     threads: int = 1
 
     @property
+    def spec(self) -> EngineSpec:
+        """Of the engine that scores."""
+        return self.engine
+
+    @property
     def size(self) -> int:
         """The number of cells."""
         return sum(len(block.cells) for block in self.blocks)
@@ -120,6 +130,11 @@ class TileTask:
     chunks: tuple[int, ...]
     detector: DetectorSpec
     boxes: Folder
+
+    @property
+    def spec(self) -> DetectorSpec:
+        """Of the engine that finds boxes."""
+        return self.detector
 
     @property
     def size(self) -> int:

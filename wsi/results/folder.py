@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,14 @@ class Folder(ABC):
             name: of the file.
             content: all of it.
             durable: whether to return only when a power cut cannot undo it; a URL's server decides that itself.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+
+    @abstractmethod
+    def create(self, name: str, content: str) -> bool:
+        """Write a file only if there is none of its name, and say whether it was written: one of many who try wins.
 
         Raises:
             StoreError: it cannot be written.
@@ -142,6 +150,10 @@ class Folder(ABC):
     def at_work(self) -> AtWork | None:
         """A sign to others that this process works here; None at a URL, where there is none."""
         return None
+
+    def tidy(self) -> None:
+        """Delete this folder if it is empty; at a URL an empty folder is not there."""
+        return
 
     def discard_partials(self) -> None:
         """Remove what killed processes left unfinished; nothing at a URL, where a file appears when it is whole."""
@@ -230,6 +242,26 @@ class LocalFolder(Folder):
             self.path / name, content.encode() if isinstance(content, str) else content, durable=durable
         )
 
+    def create(self, name: str, content: str) -> bool:
+        """Write a file only if there is none of its name, see `Folder.create`."""
+        path = self.path / name
+        for attempt in range(
+            3
+        ):  # another process may `tidy` the folder between making it and writing into it
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(content)
+                break
+            except FileExistsError as error:
+                if path.parent.is_dir():
+                    return False
+                raise cannot_write(path, error) from error
+            except OSError as error:
+                if attempt == 2 or not isinstance(error, FileNotFoundError):
+                    raise cannot_write(path, error) from error
+        return True
+
     def delete(self, name: str) -> None:
         """Delete a file or a folder, see `Folder.delete`; what is reached through a link outside stays."""
         path = self.path / name
@@ -291,6 +323,11 @@ class LocalFolder(Folder):
         """A sign to other processes that this one works here; call this inside `alone`."""
         return AtWork(self.path)
 
+    def tidy(self) -> None:
+        """Delete this folder if it is empty."""
+        with suppress(OSError):  # it is not
+            self.path.rmdir()
+
     def discard_partials(self) -> None:
         """Remove what killed processes left unfinished, here and in the stores inside."""
         discard_partials(self.path)
@@ -344,6 +381,19 @@ class RemoteFolder(Folder):
         """Write or replace a file in one upload, see `Folder.write`."""
         with self._changing(name):
             self._store.pipe_file(self._full(name), content.encode() if isinstance(content, str) else content)
+
+    def create(self, name: str, content: str) -> bool:
+        """Write a file only if there is none of its name, by a conditional upload, see `Folder.create`."""
+        with self._changing(name):
+            try:
+                self._store.pipe_file(self._full(name), content.encode(), mode="create")
+            except FileExistsError:
+                return False
+            except Exception as error:
+                if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
+                    return False
+                raise
+        return True
 
     def delete(self, name: str) -> None:
         """Delete a file or all below a name, see `Folder.delete`."""

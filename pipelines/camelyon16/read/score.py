@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from models.card import DEFAULT_MODEL, ModelCard
-from models.engines import Engine, EngineConfig, Models, find_models, load_engine
+from models.engines import Engine, EngineConfig, EngineSpec, Models, find_models, load_engine
 from pipelines.camelyon16.read.lesions import (
     LesionConfig,
     confidence_level,
@@ -206,6 +206,30 @@ def score_slide(
         if row.source.state() != file_state:
             raise SlideError(f"{row.source.label} changed while it was scored; run the same command again")
         return _write_results(slide, (name, row.source.place, identity), engine, out, cfg, plan, row.mask)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreJob:
+    """What ``wsi score`` does with each slide, see `SlideJob`."""
+
+    out: Folder
+    engine: EngineSpec
+    cfg: ScoreConfig
+    overwrite: bool = False
+
+    @property
+    def specs(self) -> tuple[EngineSpec]:
+        """Of the engine that it needs."""
+        return (self.engine,)
+
+    def run(
+        self, row: SlideRow, name: str, executor: Executor, tick: Callable[[int, int, str], None]
+    ) -> SlideResult:
+        """Score a slide, see `score_slide`."""
+        place, engine = self.out.inside(name), self.engine.make()
+        return score_slide(
+            row, name, engine, place, self.cfg, executor=executor, overwrite=self.overwrite, progress=tick
+        )
 
 
 def score(

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.engines.detect_slide import check_spacing
+from models.engines import EngineSpec
+from models.engines.detect_slide import DetectorSpec, check_spacing
 from pipelines.renal.read.page import more_pages, write_report
 from pipelines.renal.read.reading import Readers, RenalConfig, Stores, read_slide, run_fingerprint
 from pipelines.renal.read.report import RenalReport, machine_report
@@ -141,6 +142,40 @@ def report_slide(
         }
         folder.write_json("slide.json", record, durable=True)
         return RenalResult(report, reading.unreadable)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportJob:
+    """What ``wsi renal report`` does with each slide, see `SlideJob`."""
+
+    out: Folder
+    fields: EngineSpec
+    detector: DetectorSpec
+    cfg: RenalConfig
+    pdf: bool = False
+    overwrite: bool = False
+
+    @property
+    def specs(self) -> tuple[EngineSpec, DetectorSpec]:
+        """Of the engines that it needs."""
+        return self.fields, self.detector
+
+    def run(
+        self, row: SlideRow, name: str, executor: Executor, tick: Callable[[int, int, str], None]
+    ) -> RenalResult:
+        """Report on a slide, see `report_slide`."""
+        readers, place = Readers(self.fields.make(), self.detector.make()), self.out.inside(name)
+        return report_slide(
+            row,
+            name,
+            readers,
+            place,
+            self.cfg,
+            executor=executor,
+            pdf=self.pdf,
+            overwrite=self.overwrite,
+            tick=tick,
+        )
 
 
 def _make_way(folder: Folder, stores: Stores, identity: str, *, overwrite: bool) -> None:

@@ -94,7 +94,7 @@ class TestReport:
 
     def test_a_slide_that_fails_now_is_listed_as_what_it_is(self, tmp_path: Path, wsi: Run) -> None:
         """Its earlier grade, and a person's reading, are not lost; but the file may be another now."""
-        run = RenalRun([], readers(), RenalConfig(), tmp_path / "out", False, False)
+        run = RenalRun([], readers(), RenalConfig(), LocalFolder(tmp_path / "out"), False, False)
         slide_of(tmp_path / "s.tif", scattered(20, 0.5, 1))
         run.rows = [SlideRow(SlideSource(str(tmp_path / "s.tif")))]
         assert run.go()

@@ -18,6 +18,7 @@ from models.training.data.fields import labelled_cells
 from pipelines.renal.read.report import RenalReport
 from tests.pipelines.renal.test_report import reported
 from tests.renal_slides import SIDE, SQUARE, scattered, slide_of
+from wsi.results.folder import LocalFolder
 from wsi.slides.grid import make_grid
 from wsi.slides.slide import ReadPlan
 
@@ -459,7 +460,7 @@ class TestMany:
         for name, seed in (("s", 3), ("t", 4)):
             path = slide_of(tmp_path / f"{name}.tif", scattered(160, 0.25, seed))
             rows.append(SlideRow(SlideSource(str(path))))
-        RenalRun(rows, readers(), RenalConfig(), tmp_path / "out", False, False).go()
+        RenalRun(rows, readers(), RenalConfig(), LocalFolder(tmp_path / "out"), False, False).go()
         return tmp_path / "out"
 
     def corrected(self, run: Path, folder: Path, name: str, delete: int) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.runs.cohort import Failure, run_cohort
+from pipelines.cli.console import CohortProgress
+from pipelines.runs.cohort import ALONE, Failure, run_cohort
 from pipelines.runs.run_folder import RunFolder, note_tables
 from wsi.errors import SlideError, StoreError
 from wsi.files import AtWork, alone_in, file_sha256
@@ -97,10 +98,14 @@ def test_a_failure_is_noted_by_its_absolute_path(tmp_path: Path, monkeypatch: py
     (tmp_path / "a.svs").write_text("no slide")
     monkeypatch.chdir(tmp_path)
 
-    def fails(row: SlideRow, name: str, index: int) -> Scored:
-        raise SlideError("broken")
+    class Fails:
+        out, specs = LocalFolder(tmp_path), ()
 
-    outcome = run_cohort([SlideRow(SlideSource("a.svs"))], fails, lambda *_: None)
+        def run(self, row: SlideRow, name: str, executor: object, tick: object) -> Scored:
+            raise SlideError("broken")
+
+    rows, job = [SlideRow(SlideSource("a.svs"))], Fails()
+    outcome = run_cohort(rows, job, lambda *_: None, crew=ALONE, watch=CohortProgress([1.0], lambda *_: None))
     assert [f.path for f in outcome.failures] == [str(tmp_path / "a.svs")]
 
 

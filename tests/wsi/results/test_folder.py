@@ -72,6 +72,18 @@ class TestContract:
         folder.delete("")
         assert not folder.exists()
 
+    def test_of_two_who_create_a_file_one_does(self, folder: Folder) -> None:
+        assert folder.create("a/1", "first")
+        assert not folder.create("a/1", "second")
+        assert folder.read("a/1") == b"first"
+        folder.write("b", "a file")
+        folder.inside("a").tidy()
+        assert folder.files() == ["a/1", "b"]
+        folder.delete("a/1")
+        folder.inside("a").tidy()
+        assert not folder.exists("a")
+        assert folder.create("a/1", "again")
+
     def test_a_folder_is_moved_whole(self, folder: Folder) -> None:
         folder.write("reviewed/a.txt", "1")
         folder.write("reviewed/b/c.txt", "2")

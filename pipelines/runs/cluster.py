@@ -1,0 +1,306 @@
+"""Runs over many machines: slides, or the chunks of a large one, are tasks of a Dask scheduler.
+
+A task is never a single chunk: a scheduler takes about a millisecond for each. Results do not travel: a task writes
+what it makes, and what is done is known from the output alone. So a worker, the scheduler, or this command may end at
+any moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import sleep
+from typing import Any, TypeVar
+
+from pipelines.runs.claims import Claims
+from pipelines.runs.cohort import Alone, Failure, Result, SlideJob, Watch, attempt
+from pipelines.runs.made_by import version
+from pipelines.runs.task import Task, Tick
+from wsi.errors import ConfigError, StoreError
+from wsi.slides.manifest import SlideRow
+from wsi.text import first_line
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Result)
+WINDOW = 2  # tasks per worker that the scheduler holds: one runs, one waits
+CHUNKS_PER_TASK = 4  # some 30 to 120 s on two cores, at 40 to 150 patches a second
+DEATHS = 5  # times that a slide's worker may end before the slide is given up
+WAIT_S = 2.0  # until a slide that another command works on is looked at again
+_KEPT: dict[Any, object] = {}  # in a worker: its engines, by spec
+_CLAIMS: dict[str, Claims] = {}  # in a worker: by OUT, so that it remembers what it saw
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """Where a run's workers are.
+
+    Attributes:
+        workers: number of processes to start on this machine; 0 starts none.
+        scheduler: address of a scheduler that runs.
+        scheduler_file: a file with its address, as ``dask scheduler --scheduler-file`` writes it.
+        timeout_s: seconds to wait for its answer, and then for its first worker.
+    """
+
+    workers: int = 0
+    scheduler: str | None = None
+    scheduler_file: Path | None = None
+    timeout_s: float = 30.0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything but this process is to work."""
+        return bool(self.workers or self.scheduler or self.scheduler_file)
+
+
+class DaskExecutor:
+    """Runs tasks on the workers of a cluster; at most `WINDOW` for each are handed over at a time."""
+
+    chunks_per_task = CHUNKS_PER_TASK
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def map(self, tasks: Iterable[Task], tick: Tick) -> Iterator[Task]:
+        """Run tasks; give each when it is done, see `Executor.map`."""
+        listed = list(tasks)
+        total, done = sum(task.size for task in listed), 0
+        tick(0, total)
+        for index, _ in _outcomes(self._client, ((_run_task, task) for task in listed)):
+            done += listed[index].size
+            tick(done, total)
+            yield listed[index]
+
+
+class Cluster:
+    """Does the slides of a run on a cluster: each on one worker, or, where they are few, chunk by chunk on all."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def work(
+        self, slides: Sequence[tuple[SlideRow, str]], job: SlideJob[R], watch: Watch
+    ) -> Iterator[tuple[int, R | Failure]]:
+        """Outcomes in order of completion, see `Crew.work`."""
+        if len(slides) < WINDOW * workers_of(self._client):
+            yield from Alone(DaskExecutor(self._client), WAIT_S).work(slides, job, watch)
+            return
+        claims = Claims(job.out)
+        waiting: deque[tuple[int, str | None]] = deque((i, None) for i in range(len(slides)))
+        while waiting:
+            batch, busy = list(waiting), []
+            waiting.clear()
+            calls = ((_run_slide, *slides[i], job, dead) for i, dead in batch)
+            for k, outcome in _outcomes(self._client, calls, names=[slides[i][1] for i, _ in batch]):
+                index = batch[k][0]
+                if outcome is None:
+                    busy.append(index)
+                else:
+                    watch.end(index)
+                    yield index, _failure(outcome, *slides[index])
+            waiting.extend(_to_try_again(claims, slides, busy))
+
+
+def _to_try_again(
+    claims: Claims, slides: Sequence[tuple[SlideRow, str]], busy: Sequence[int]
+) -> Iterator[tuple[int, str | None]]:
+    """Slides that other commands worked on, once one of them is free, with the claims that are dead."""
+    while busy:
+        log.info("waiting for %d slides that other commands work on", len(busy))
+        sleep(WAIT_S)
+        dead = {index: claims.dead(slides[index][1]) for index in busy}
+        free = [index for index in busy if dead[index] is not None or claims.is_free(slides[index][1])]
+        if free:
+            yield from ((index, dead[index]) for index in busy)
+            return
+
+
+def _failure(outcome: Any, row: SlideRow, name: str) -> Any:
+    """The outcome; the failure of the slide where its worker ended again and again."""
+    if not isinstance(outcome, _Ended):
+        return outcome
+    reason = (
+        f"{row.source.label}: its worker ended {DEATHS} times while it worked on this slide, perhaps for lack of "
+        f"memory; start fewer workers on a machine"
+    )
+    return Failure(name, row.source.place, reason)
+
+
+class _Ended:
+    """Stands for the outcome of a task whose worker ended again and again."""
+
+
+def _outcomes(
+    client: Any, calls: Iterable[tuple[Any, ...]], names: Sequence[str] | None = None
+) -> Iterator[tuple[int, Any]]:
+    """The index and result of each call of a function on a worker, in order of completion.
+
+    Args:
+        client: of a cluster.
+        calls: a function and its arguments each.
+        names: where given, a call whose worker ended `DEATHS` times gives `_Ended`, else it ends the run.
+
+    Raises:
+        StoreError: the scheduler has gone.
+    """
+    from distributed import as_completed
+    from distributed.comm import CommClosedError
+    from distributed.scheduler import KilledWorker
+
+    queue, running = iter(enumerate(calls)), as_completed(loop=client.loop)
+    indices: dict[Any, int] = {}
+
+    def submit_one() -> None:
+        following = next(queue, None)
+        if following is not None:
+            index, (function, *arguments) = following
+            future = client.submit(_of_this_version, version(), function, *arguments, pure=False, retries=0)
+            indices[future] = index
+            running.add(future)
+
+    try:
+        for _ in range(WINDOW * workers_of(client)):
+            submit_one()
+        for future in running:
+            index = indices.pop(future)
+            try:
+                outcome = future.result()
+            except KilledWorker as error:
+                if names is None:
+                    raise StoreError(
+                        f"workers ended {DEATHS} times while they worked on one slide ({first_line(error)}); run the "
+                        f"same command again, with fewer workers on a machine if memory was short"
+                    ) from error
+                outcome = _Ended()
+            submit_one()
+            yield index, outcome
+    except (CommClosedError, TimeoutError) as error:
+        raise StoreError(
+            f"the scheduler does not answer any more ({first_line(error)}); run the same command again"
+        ) from error
+    finally:
+        with suppress(Exception):  # the scheduler may have gone
+            client.cancel(list(indices))
+
+
+def _of_this_version(wanted: str, function: Any, *arguments: Any) -> Any:
+    """Call a function on a worker, if it runs the same program."""
+    if version() != wanted:
+        raise ConfigError(
+            f"a worker on {os.uname().nodename} runs slidewright {version()}, this command {wanted}; install the same "
+            f"version on all machines"
+        )
+    return function(*arguments)
+
+
+def _run_task(task: Task) -> None:
+    _keep(task.spec)
+    task.run(lambda done, total: None)
+
+
+def _run_slide(row: SlideRow, name: str, job: SlideJob[R], dead: str | None) -> R | Failure | None:
+    for spec in job.specs:
+        _keep(spec)
+    claims = _CLAIMS.setdefault(str(job.out), Claims(job.out))
+    return attempt(row, name, job, claims, dead=dead)
+
+
+def _keep(spec: Any) -> None:
+    """Hold an engine as long as this worker lives."""
+    if spec not in _KEPT:
+        if len(_KEPT) > 3:  # a worker outlives the commands that use it
+            _KEPT.clear()
+        _KEPT[spec] = spec.make()
+
+
+def workers_of(client: Any) -> int:
+    """The number of tasks that a cluster runs at once, at least 1."""
+    return int(max(1, sum(client.nthreads().values())))
+
+
+@contextmanager
+def connected(cfg: ClusterConfig) -> Iterator[Any]:
+    """A client of a cluster: of a new one on this machine, or of one that runs.
+
+    Raises:
+        ConfigError: Dask is not installed, or no scheduler answers.
+    """
+    try:
+        import dask
+        import distributed
+    except ImportError as error:
+        raise ConfigError(
+            "workers need Dask, which is not installed: pip install 'slidewright[cluster]'"
+        ) from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said by this program
+    settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.admin.tick.limit": "1h"}
+    with dask.config.set(settings):
+        try:
+            client = _local(cfg.workers) if cfg.workers else _remote(cfg, distributed)
+        except (OSError, ValueError, ImportError, TimeoutError) as error:
+            where = cfg.scheduler or cfg.scheduler_file or "this machine"
+            raise ConfigError(
+                f"no scheduler answers at {where} ({first_line(error)}); start one with: dask scheduler"
+            ) from error
+        try:
+            yield client
+        finally:
+            with suppress(Exception):
+                client.close()
+            if cfg.workers:
+                with suppress(Exception):
+                    client.cluster.close()
+
+
+def _remote(cfg: ClusterConfig, distributed: Any) -> Any:
+    if cfg.scheduler_file is not None:  # a client would wait for it for ever
+        end = time.monotonic() + cfg.timeout_s
+        while not cfg.scheduler_file.is_file():
+            if time.monotonic() > end:
+                raise OSError("there is no such file")
+            sleep(0.2)
+    client = distributed.Client(
+        address=cfg.scheduler,
+        scheduler_file=None if cfg.scheduler_file is None else str(cfg.scheduler_file),
+        timeout=cfg.timeout_s,
+    )
+    client.wait_for_workers(1, timeout=cfg.timeout_s)
+    return client
+
+
+def _local(workers: int) -> Any:
+    """Processes on this machine that share its cores; each runs one task at a time, and its engine uses its cores."""
+    from distributed import Client, LocalCluster
+
+    cluster = LocalCluster(
+        n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
+    )
+    client = Client(cluster)
+    client.register_plugin(_own_cores(workers))
+    return client
+
+
+def _own_cores(workers: int) -> Any:
+    from distributed import WorkerPlugin
+
+    class OwnCores(WorkerPlugin):  # type: ignore[misc]
+        """Gives each worker its share of the cores, so that their networks do not get in each other's way."""
+
+        name = "own-cores"
+
+        def setup(self, worker: Any) -> None:
+            if not hasattr(os, "sched_setaffinity"):
+                return
+            cores = sorted(os.sched_getaffinity(0))
+            own = cores[int(worker.name) % len(cores) :: workers] or cores
+            for thread in Path("/proc/self/task").iterdir():
+                with suppress(OSError):  # a thread that has just ended
+                    os.sched_setaffinity(int(thread.name), own)
+
+    return OwnCores()

@@ -1,0 +1,259 @@
+"""Slides and chunks on a Dask cluster: the same bytes as here, whoever dies, and one sentence where it cannot go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pipelines.runs.cluster as module
+from pipelines.camelyon16.read.score import ScoreConfig, ScoreJob
+from pipelines.renal.read.reading import RenalConfig
+from pipelines.renal.read.run import RenalResult, ReportJob
+from pipelines.runs.claims import FOLDER
+from pipelines.runs.cluster import Cluster, ClusterConfig, DaskExecutor, connected
+from pipelines.runs.cohort import ALONE, Crew, SlideJob, run_cohort
+from pipelines.runs.task import Executor
+from tests.renal_slides import readers, scattered, slide_of
+from tests.slides import COMMAND, RednessEngine, coordinates, write_pyramid
+from wsi.arrays import Scores
+from wsi.errors import ConfigError, StoreError
+from wsi.results.folder import LocalFolder
+from wsi.slides.blocks import PatchBlock
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
+
+Run = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.slow
+
+
+class Silent:
+    """Listens to nothing but the indices of slides that ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[int] = []
+
+    def begin(self, index: int, name: str) -> None:
+        pass
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        pass
+
+    def end(self, index: int) -> None:
+        self.ended.append(index)
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A job whose first run of a slide ends its process without a word."""
+
+    job: Any
+    marks: Path
+    always: str = ""
+
+    @property
+    def out(self) -> LocalFolder:
+        folder: LocalFolder = self.job.out
+        return folder
+
+    @property
+    def specs(self) -> Any:
+        return self.job.specs
+
+    def run(self, row: SlideRow, name: str, executor: Executor, tick: Callable[[int, int, str], None]) -> Any:
+        mark = self.marks / name
+        if name == self.always or not mark.exists():
+            mark.touch()
+            engine = Dies() if name != self.always else None
+            if engine is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return replace(self.job, engine=engine).run(row, name, executor, tick)
+        return self.job.run(row, name, executor, tick)
+
+
+class Dies(RednessEngine):
+    """Ends the process inside a slide, after one chunk."""
+
+    def score(self, blocks: Iterable[PatchBlock], **options: Any) -> Iterator[Scores]:
+        for i, scores in enumerate(super().score(blocks, **options)):
+            if i == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield scores
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with connected(ClusterConfig(workers=2)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[SlideRow]:
+    """Six slides, each of its own colours, and one that is none."""
+    folder = tmp_path_factory.mktemp("cohort")
+    rows = []
+    for i in range(6):
+        pixels = np.clip(coordinates(2300 + 100 * i, 1900), 60 + 5 * i, 190)
+        rows.append(SlideRow(SlideSource(str(write_pyramid(folder / f"s{i}.tif", pixels, levels=2)))))
+    (folder / "no.tif").write_bytes(b"no slide")
+    return [*rows, SlideRow(SlideSource(str(folder / "no.tif")))]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    place = LocalFolder(folder)
+    return {name: place.read(name) for name in place.files()}
+
+
+def job_in(out: Path) -> ScoreJob:
+    return ScoreJob(LocalFolder(out), RednessEngine(), ScoreConfig(stride=64))
+
+
+def done(rows: list[SlideRow], job: SlideJob[Any], crew: Crew, watch: Silent | None = None) -> Any:
+    return run_cohort(rows, job, lambda *_: None, crew=crew, watch=watch or Silent())
+
+
+@pytest.fixture(scope="module")
+def here(rows: list[SlideRow], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, bytes]]:
+    out = tmp_path_factory.mktemp("here")
+    return done(rows, job_in(out), ALONE), contents(out)
+
+
+class TestSlides:
+    def test_the_same_bytes_results_and_failures_as_here(
+        self, client: Any, rows: list[SlideRow], here: tuple[Any, dict[str, bytes]], tmp_path: Path
+    ) -> None:
+        watch = Silent()
+        outcome = done(rows, job_in(tmp_path), Cluster(client), watch)
+        assert outcome == here[0]  # in the order of the input
+        assert [f.name for f in outcome.failures] == ["no"]
+        assert contents(tmp_path) == here[1]
+        assert sorted(watch.ended) == list(range(7))
+
+    def test_workers_that_are_killed_inside_a_slide_cost_nothing(
+        self, client: Any, rows: list[SlideRow], here: tuple[Any, dict[str, bytes]], tmp_path: Path
+    ) -> None:
+        (tmp_path / "marks").mkdir()
+        job = Deadly(job_in(tmp_path / "out"), tmp_path / "marks")
+        outcome = done(rows, job, Cluster(client))
+        assert len(list((tmp_path / "marks").iterdir())) == 7
+        assert outcome == here[0]
+        assert contents(tmp_path / "out") == here[1]
+
+    def test_a_slide_on_which_every_worker_ends_is_a_failure_and_the_others_are_done(
+        self, client: Any, rows: list[SlideRow], here: tuple[Any, dict[str, bytes]], tmp_path: Path
+    ) -> None:
+        (tmp_path / "marks").mkdir()
+        for row in rows:
+            (tmp_path / "marks" / row.source.name).touch()
+        job = Deadly(job_in(tmp_path / "out"), tmp_path / "marks", always="s2")
+        outcome = done(rows, job, Cluster(client))
+        assert [f.name for f in outcome.failures] == ["s2", "no"]
+        assert "ended 5 times while it worked on this slide" in outcome.failures[0].reason
+        assert outcome.results == tuple(r for r in here[0].results if r.name != "s2")
+
+    def test_slides_of_another_command_are_waited_for(
+        self,
+        client: Any,
+        rows: list[SlideRow],
+        here: tuple[Any, dict[str, bytes]],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        out = LocalFolder(tmp_path)
+        facts = {"host": "elsewhere", "process": 1, "beat": 0}
+        out.write(f"{FOLDER}/s1.1.json", json.dumps(facts))
+        waits = 0
+
+        def wait(_: float) -> None:
+            nonlocal waits
+            waits += 1
+            if waits == 2:  # the other command ends here
+                out.delete(f"{FOLDER}/s1.1.json")
+
+        monkeypatch.setattr(module, "sleep", wait)
+        outcome = done(rows, job_in(tmp_path), Cluster(client))
+        assert (outcome, waits) == (here[0], 2)
+
+    def test_an_error_that_would_hit_every_slide_ends_the_run(
+        self, client: Any, rows: list[SlideRow], tmp_path: Path
+    ) -> None:
+        (tmp_path / "out").write_text("a file")
+        with pytest.raises(StoreError, match="cannot write"):
+            done(rows, job_in(tmp_path / "out"), Cluster(client))
+
+
+class TestChunks:
+    def test_few_slides_are_spread_over_all_workers_to_the_same_bytes(
+        self, client: Any, rows: list[SlideRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DaskExecutor, "chunks_per_task", 1)
+        job = replace(job_in(tmp_path / "a"), cfg=ScoreConfig(stride=16))
+        assert done(rows[:1], job, Cluster(client)) == done(
+            rows[:1], replace(job, out=LocalFolder(tmp_path / "b")), ALONE
+        )
+        assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+    def test_reports_on_kidneys(self, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(DaskExecutor, "chunks_per_task", 1)
+        slide = slide_of(tmp_path / "k.tif", scattered(60, 0.4, 2), cols=5, rows=4, scar=2)
+        row, made = SlideRow(SlideSource(str(slide))), readers()
+        for name, crew in (("a", Cluster(client)), ("b", ALONE)):
+            job = ReportJob(LocalFolder(tmp_path / name), made.fields.spec, made.detector.spec, RenalConfig())
+            assert isinstance(done([row], job, crew).results[0], RenalResult)
+        assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+class TestRefusals:
+    def test_another_version_on_a_worker(
+        self, client: Any, rows: list[SlideRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "version", lambda: "9.9")
+        with pytest.raises(
+            ConfigError, match=r"runs slidewright .*, this command 9\.9; install the same version"
+        ):
+            done(rows, job_in(tmp_path), Cluster(client))
+
+    def test_no_scheduler(self, tmp_path: Path) -> None:
+        missing = ClusterConfig(scheduler_file=tmp_path / "none.json")
+        for cfg in (
+            ClusterConfig(scheduler="tcp://127.0.0.1:1"),
+            ClusterConfig(scheduler="nonsense"),
+            missing,
+        ):
+            with (
+                pytest.raises(ConfigError, match="no scheduler answers at"),
+                connected(replace(cfg, timeout_s=1.0)),
+            ):
+                pass
+
+    def test_options_that_exclude_each_other_and_shards(
+        self, rows: list[SlideRow], tmp_path: Path, wsi: Run
+    ) -> None:
+        slides = [row.source.path for row in rows[:2]]
+        code, _, err = wsi("score", *slides, "-o", tmp_path, "--workers", "2", "--scheduler", "tcp://h:1")
+        assert (code, "give one of --workers, --scheduler and --scheduler-file" in err) == (2, True)
+        for text in ("5/4", "0/4", "1", "a/b", "1/0"):
+            code, _, err = wsi("score", *slides, "-o", tmp_path, "--shard", text)
+            assert (code, f"--shard {text} is no shard; give I/N" in err) == (2, True)
+
+
+def test_the_command_with_two_workers_and_in_shards(tmp_path: Path) -> None:
+    """Real processes, the demonstration model: the same bytes as without workers; two shards make the whole."""
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        write_pyramid(tmp_path / "in" / f"s{i}.tif", np.clip(coordinates(1500, 900 + 50 * i), 60, 190))
+    words = (COMMAND, "score", tmp_path / "in", "-m", "lymph-node-demo", "-o")
+    runs = {"a": [()], "b": [("--workers", "2")], "c": [("--shard", "1/2"), ("--shard", "2/2")]}
+    for name, options in runs.items():
+        for some in options:
+            ended = subprocess.run([*words, tmp_path / name, *some], capture_output=True, text=True)
+            assert ended.returncode == 0, ended.stderr
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
