@@ -35,6 +35,13 @@ Anisotropic = Annotated[
         help="Accept pixels whose width and height differ by over 5 %, and use the mean.",
     ),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Read slides at URLs part by part (TIFF only), instead of copying each to this machine first.",
+    ),
+]
 PatchMpp = Annotated[
     float | None,
     typer.Option(

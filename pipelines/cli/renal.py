@@ -17,6 +17,7 @@ from pipelines.cli.options import (
     Scheduler,
     SchedulerFile,
     ShardText,
+    Stream,
     Workers,
     crew_of,
     shard_of,
@@ -150,6 +151,7 @@ def report(
     ] = False,
     mpp: Mpp = None,
     allow_anisotropic: Anisotropic = False,
+    stream: Stream = False,
     workers: Workers = 0,
     scheduler: Scheduler = None,
     scheduler_file: SchedulerFile = None,
@@ -174,7 +176,7 @@ def report(
     cfg = RenalConfig() if config is None else load_config(config, RenalConfig)
     if pdf:
         check_pdf()
-    rows = shard_of(gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic), shard)
+    rows = shard_of(gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic, stream=stream), shard)
     engine = EngineConfig()
     readers = Readers(load_engine(find_models([fields_model]), engine), BoxEngine(find_folder(model), engine))
     readers.limits(cfg)  # this and the next line refuse models of another kind

@@ -26,6 +26,7 @@ from pipelines.cli.options import (
     Scheduler,
     SchedulerFile,
     ShardText,
+    Stream,
     Workers,
     crew_of,
     shard_of,
@@ -107,6 +108,7 @@ def score(
         bool, typer.Option("--native", help="Read every slide at its own level 0, whatever its spacing.")
     ] = False,
     allow_anisotropic: Anisotropic = False,
+    stream: Stream = False,
     workers: Workers = 0,
     scheduler: Scheduler = None,
     scheduler_file: SchedulerFile = None,
@@ -134,7 +136,7 @@ def score(
         tissue=tissue,
         threshold=threshold,
     )
-    rows = _with_masks(gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic), mask)
+    rows = _with_masks(gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic, stream=stream), mask)
     rows = shard_of(rows, shard)
     models = find_models(model or [DEFAULT_MODEL])
     if positive is not None:

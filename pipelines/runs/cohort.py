@@ -85,13 +85,16 @@ class Outcome(Generic[R]):
         return not self.failures and not any(r.unreadable or r.empty for r in self.results)
 
 
-def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool) -> list[SlideRow]:
+def gather(
+    inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool, stream: bool = False
+) -> list[SlideRow]:
     """Collect slides from files, folders (sorted), URLs and manifests, each once.
 
     Args:
         inputs: paths or URLs; a ``.csv`` is a manifest, and so is a folder that holds a ``slides.csv``.
         mpp: spacing of every slide, in place of its own and of the manifest's; None keeps those.
         allow_anisotropic: see `SlideSource`.
+        stream: see `SlideSource`.
 
     Raises:
         ConfigError: nothing is there.
@@ -101,7 +104,7 @@ def gather(inputs: Sequence[str], *, mpp: float | None, allow_anisotropic: bool)
         is_table, slide_rows = _rows(text)
         for row in slide_rows:
             source = SlideSource(
-                row.source.path, mpp if mpp is not None else row.source.mpp, allow_anisotropic
+                row.source.path, mpp if mpp is not None else row.source.mpp, allow_anisotropic, stream
             )
             key = source.path if source.is_url else str(Path(source.path).resolve())
             if key not in rows or is_table:  # a table tells more about a slide

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -72,6 +72,7 @@ class Slide(ABC):
         candidates = overrides or [spacing for spacing in stored if spacing.sane]
         self.spacing = candidates[0] if candidates else None
         self._allow_anisotropic = allow_anisotropic
+        self._release: Callable[[], None] = lambda: None
 
     vendor = "unknown"
     bounds: tuple[int, int, int, int] | None = None
@@ -167,6 +168,11 @@ class Slide(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the file; calling it twice is fine."""
+        self._release()
+
+    def when_closed(self, release: Callable[[], None]) -> None:
+        """Call a function once, when this slide is closed."""
+        self._release = release
 
     def __enter__(self) -> Self:
         return self

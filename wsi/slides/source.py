@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,7 @@ from wsi.slides.readers.openslide import OpenSlideReader, dicom_series, gone
 from wsi.slides.readers.tiff_structure import TIFF_SUFFIXES, check_tiff
 from wsi.slides.readers.tiffslide import PlanarReader, TiffSlideReader
 from wsi.slides.slide import Slide
+from wsi.slides.staging import Staged
 from wsi.urls import storage_options, without_secrets
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,13 @@ class SlideSource:
         path: a file, or an fsspec URL such as ``s3://bucket/slide.tif``.
         mpp: um per level-0 pixel; overrides what the file says.
         allow_anisotropic: accept x and y that differ by over 5 %, and use their mean.
+        stream: read a URL's file part by part; else the whole file is copied to this machine first (`Staged`).
     """
 
     path: str
     mpp: float | None = None
     allow_anisotropic: bool = False
+    stream: bool = False
 
     @property
     def is_url(self) -> bool:
@@ -70,8 +73,24 @@ class SlideSource:
         Raises:
             SlideError: the file is missing, or no reader knows it.
         """
-        slide = self._open()
+        slide = self._staged() if self.is_url and not self.stream else self._open()
         log.debug("%s: %s, opened by %s", self.label, _size_text(slide), type(slide).__name__)
+        return slide
+
+    def _staged(self) -> Slide:
+        """Open the copy of a remote slide; the copy may be removed once the slide is closed."""
+        check_url(self.path)
+        copy = Staged(self.path)
+        try:
+            slide = replace(self, path=str(copy.path))._open()
+        except SlideError as error:
+            copy.release()
+            raise type(error)(str(error).replace(str(copy.path), self.label)) from error
+        except BaseException:
+            copy.release()
+            raise
+        slide.path = self.label
+        slide.when_closed(copy.release)
         return slide
 
     def _open(self) -> Slide:
@@ -163,7 +182,8 @@ class SlideSource:
     ) -> str:
         digest = hashlib.sha256()
         if self.is_url:
-            digest.update(f"{self.label}{_remote_facts(self.path) or ''}".encode())
+            way = " streamed" if self.stream else ""  # another reader may decode to other pixels
+            digest.update(f"{self.label}{_remote_facts(self.path) or ''}{way}".encode())
             return digest.hexdigest()[:16]
         try:
             first = Path(self.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.renal.read.checks import checked
@@ -92,7 +92,9 @@ def _source(folder: Folder, slide: str | None) -> SlideSource:
     """The slide of a report, opened with the same settings as for the report."""
     try:
         value = folder.read_json("slide.json")
-        recorded = SlideSource(value["path"], value["mpp"], value["allow_anisotropic"])
+        recorded = SlideSource(
+            value["path"], value["mpp"], value["allow_anisotropic"], value.get("stream", False)
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder.at('slide.json')} is missing or broken; make the report again") from error
-    return SlideSource(slide or recorded.path, recorded.mpp, recorded.allow_anisotropic)
+    return replace(recorded, path=slide or recorded.path)

@@ -136,6 +136,7 @@ def report_slide(
             "path": row.source.place,
             "mpp": row.source.mpp,
             "allow_anisotropic": row.source.allow_anisotropic,
+            "stream": row.source.stream,
             "unreadable": reading.unreadable,
             "slide_identity": source_identity,
             "files": folder.record([*names, stores.fields.name, stores.boxes.name]),

@@ -112,13 +112,30 @@ class TestTiffSlideUrl(SlideContract):
     def source(self, coordinate_slide: Path) -> SlideSource:
         with fsspec.open("memory://bucket/coordinates.tif", "wb") as file:
             file.write(coordinate_slide.read_bytes())
-        return SlideSource("memory://bucket/coordinates.tif")
+        return SlideSource("memory://bucket/coordinates.tif", stream=True)
 
     def test_reader_and_spacing(self, source: SlideSource) -> None:
         with source.open() as slide:
             assert isinstance(slide, TiffSlideReader)
             assert slide.mpp == pytest.approx(MPP)
         assert source.name == "coordinates"
+
+
+class TestStagedUrl(SlideContract):
+    """A copy of the whole file, read as a file on this machine is."""
+
+    @pytest.fixture
+    def source(self, coordinate_slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlideSource:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        with fsspec.open("memory://bucket/staged.tif", "wb") as file:
+            file.write(coordinate_slide.read_bytes())
+        return SlideSource("memory://bucket/staged.tif")
+
+    def test_reader_and_spacing(self, source: SlideSource) -> None:
+        with source.open() as slide:
+            assert isinstance(slide, OpenSlideReader)
+            assert slide.mpp == pytest.approx(MPP)
+            assert slide.path == "memory://bucket/staged.tif"
 
 
 class TestOmeTiff(SlideContract):

@@ -53,7 +53,8 @@ class ArraySlide(Slide):
         return canvas
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Nothing to release but a copy."""
+        super().close()
 
 
 def open_image(path: str, *, mpp: float | None = None, allow_anisotropic: bool = False) -> ArraySlide:

@@ -38,6 +38,7 @@ class OpenSlideReader(Slide):
     def __init__(self, path: str, *, mpp: float | None = None, allow_anisotropic: bool = False) -> None:
         self._lock = threading.Lock()
         self._closed = False
+        self._file = path
         self._handle = open_handle(path)
         properties = self._handle.properties
         sizes = zip(self._handle.level_dimensions, self._handle.level_downsamples, strict=True)
@@ -68,7 +69,7 @@ class OpenSlideReader(Slide):
         size: tuple[int, int],
         error: Exception,
     ) -> npt.NDArray[np.uint8]:
-        new_handle = open_handle(self.path)
+        new_handle = open_handle(self._file)
         try:
             pixels = np.asarray(new_handle.read_region(location, level, size))
         except (openslide.OpenSlideError, OSError):
@@ -87,6 +88,7 @@ class OpenSlideReader(Slide):
         if not self._closed:
             self._closed = True
             self._handle.close()
+        super().close()
 
 
 def open_handle(path: str) -> openslide.OpenSlide:

@@ -61,6 +61,7 @@ class TiffSlideReader(Slide):
     def close(self) -> None:
         """Close the file; calling it twice is fine."""
         self._handle.close()
+        super().close()
 
 
 class PlanarReader(Slide):
@@ -104,6 +105,7 @@ class PlanarReader(Slide):
     def close(self) -> None:
         """Close the file; calling it twice is fine."""
         self._tif.close()
+        super().close()
 
 
 def _not_opened(path: str, error: Exception) -> SlideError:
