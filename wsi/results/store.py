@@ -91,7 +91,7 @@ class HeatmapStore:
         """
         folder = folder_at(place)
         folder.refuse_link()
-        if folder.exists():
+        if folder.files():  # an empty folder is what is left of a process that was killed before it wrote
             store = cls.open(folder)
             store._refuse_other(spec)
             store.discard_damaged()
