@@ -24,6 +24,8 @@ SOURCES: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "doctor": ("pipelines.cli.slides", "doctor", {}),
     "verify": ("pipelines.cli.verify", "verify", {}),
     "export": ("pipelines.cli.export", "app", {}),
+    "cohort": ("pipelines.cli.cohort", "app", {}),
+    "cluster": ("pipelines.cli.cluster", "app", {}),
     "phantom": ("pipelines.cli.phantom", "app", {}),
     "train": (
         "pipelines.cli.train",
