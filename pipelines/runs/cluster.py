@@ -72,7 +72,7 @@ class DaskExecutor:
         listed = list(tasks)
         total, done = sum(task.size for task in listed), 0
         tick(0, total)
-        for index, _ in _outcomes(self._client, ((_run_task, task) for task in listed)):
+        for index, _ in outcomes(self._client, ((_run_task, task) for task in listed)):
             done += listed[index].size
             tick(done, total)
             yield listed[index]
@@ -97,7 +97,7 @@ class Cluster:
             batch, busy = list(waiting), []
             waiting.clear()
             calls = ((_run_slide, *slides[i], job, dead) for i, dead in batch)
-            for k, outcome in _outcomes(self._client, calls, names=[slides[i][1] for i, _ in batch]):
+            for k, outcome in outcomes(self._client, calls, names=[slides[i][1] for i, _ in batch]):
                 index = batch[k][0]
                 if outcome is None:
                     busy.append(index)
@@ -136,7 +136,7 @@ class _Ended:
     """Stands for the outcome of a task whose worker ended again and again."""
 
 
-def _outcomes(
+def outcomes(
     client: Any, calls: Iterable[tuple[Any, ...]], names: Sequence[str] | None = None
 ) -> Iterator[tuple[int, Any]]:
     """The index and result of each call of a function on a worker, in order of completion.
@@ -282,11 +282,12 @@ def _local(workers: int) -> Any:
         n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
     )
     client = Client(cluster)
-    client.register_plugin(_own_cores(workers))
+    client.register_plugin(own_cores(workers))
     return client
 
 
-def _own_cores(workers: int) -> Any:
+def own_cores(workers: int) -> Any:
+    """A plugin by which each of so many workers of this machine keeps to its share of the cores."""
     from distributed import WorkerPlugin
 
     class OwnCores(WorkerPlugin):  # type: ignore[misc]

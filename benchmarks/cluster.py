@@ -1,0 +1,298 @@
+"""A cohort on one worker and on two, Dask against none; claims; and a simulation of what no machine here can run.
+
+``--simulate`` plays 10^6 slides on 1,000 workers in virtual time, and checks the simulator against a real scheduler with 200
+workers that sleep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import multiprocessing
+import os
+import random
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import header, scratch, wsi
+from models.engines import EngineConfig, find_models, load_engine
+from pipelines.camelyon16.read.score import ScoreConfig, ScoreJob
+from pipelines.cli.console import CohortProgress
+from pipelines.runs.claims import Claims
+from pipelines.runs.cluster import WINDOW, Cluster, own_cores
+from pipelines.runs.cohort import ALONE, Crew, gather, run_cohort
+from wsi.results.folder import LocalFolder
+from wsi.slides.manifest import SlideRow
+
+PUT_USD, GET_USD = 5e-6, 0.4e-6  # a request at S3's list price in us-east-1, 2026
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slides", type=int, default=8)
+    parser.add_argument("--claims", type=int, default=100_000)
+    parser.add_argument("--simulate", action="store_true")
+    args = parser.parse_args()
+    if args.simulate:
+        simulate()
+        check_simulator()
+        return
+    efficiency(args.slides)
+    claims(args.claims)
+
+
+def efficiency(slides: int) -> None:
+    """One core without Dask, one worker on that core, two workers on two: the same bytes, and the time."""
+    header(f"{slides} slides with one core, without Dask and on a worker; and on two workers")
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    with scratch() as folder:
+        wsi(
+            "phantom",
+            "lymph-node",
+            "--count",
+            slides,
+            "--seed",
+            905,
+            "--size",
+            "5120x4096",
+            "--out",
+            folder / "in",
+        )
+        rows = gather([str(folder / "in")], mpp=None, allow_anisotropic=False)
+        times: dict[str, list[float]] = {}
+        for turn in range(2):
+            with on_cores(cores[:1]):
+                times.setdefault("none", []).append(timed(rows, folder / f"none{turn}", ALONE))
+            for workers in (1, 2):
+                with workers_on(cores[:workers]) as client:
+                    crew = Cluster(client)
+                    timed(rows[: WINDOW * workers], folder / f"warm{workers}{turn}", crew)  # engines are made
+                    times.setdefault(f"{workers}", []).append(timed(rows, folder / f"{workers}{turn}", crew))
+        best = {name: min(each) for name, each in times.items()}
+        whole = {name: contents(folder / f"{name}0") for name in times}
+    print(f"  one core, no Dask:          {best['none']:6.1f} s")
+    print(f"  one worker with that core:  {best['1']:6.1f} s, {best['1'] / best['none'] - 1:+.1%}")
+    print(
+        f"  two workers on two cores:   {best['2']:6.1f} s, {best['1'] / best['2']:.2f} times as fast as one worker"
+    )
+    print(f"  the same bytes: {'yes' if whole['none'] == whole['1'] == whole['2'] else 'NO'}")
+
+
+def timed(rows: list[SlideRow], out: Path, crew: Crew) -> float:
+    """Seconds for these slides; the engine of this process is there before."""
+    engine = load_engine(find_models(["lymph-node-demo"]), EngineConfig())
+    job = ScoreJob(LocalFolder(out), engine.spec, ScoreConfig())
+    start = time.perf_counter()
+    outcome = run_cohort(
+        rows, job, lambda *_: None, crew=crew, watch=CohortProgress([1.0] * len(rows), lambda *_: None)
+    )
+    assert not outcome.failures
+    return time.perf_counter() - start
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    place = LocalFolder(folder)
+    return {name: place.read(name) for name in place.files()}
+
+
+@contextmanager
+def on_cores(cores: list[int]) -> Iterator[None]:
+    """Keep every thread of this process, and those that it starts, on some cores."""
+    before = os.sched_getaffinity(0)
+    pin(cores)
+    try:
+        yield
+    finally:
+        pin(sorted(before))
+
+
+def pin(cores: list[int]) -> None:
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
+
+
+@contextmanager
+def workers_on(cores: list[int]) -> Iterator[Any]:
+    """A cluster of one worker for each core."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=len(cores), threads_per_worker=1, memory_limit=0, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(own_cores(2))
+        yield client
+
+
+def claims(count: int) -> None:
+    """Four processes want every one of so many names."""
+    header(f"{count:,} claims by four processes")
+    with scratch() as folder:
+        start = time.perf_counter()
+        with multiprocessing.get_context("spawn").Pool(4) as pool:
+            taken = pool.starmap(take, [(str(folder), count, i) for i in range(4)])
+        seconds = time.perf_counter() - start
+    each = Counter(name for names in taken for name in names)
+    print(
+        f"  taken by each: {', '.join(f'{len(names):,}' for names in taken)}; {count / seconds:,.0f} a second"
+    )
+    print(f"  taken twice: {sum(n > 1 for n in each.values())}; by nobody: {count - len(each)}")
+
+
+def take(folder: str, count: int, number: int) -> list[int]:
+    """What one process gets, going through the names from another place than the others.
+
+    A folder for each thousand names: a claim looks at what lies beside it, and a run has as many claims as workers.
+    """
+    groups: dict[int, Claims] = {}
+    taken = []
+    for i in range(count):
+        name = (i + number * count // 4) % count
+        own = groups.setdefault(name // 1000, Claims(LocalFolder(Path(folder) / str(name // 1000))))
+        if own.take(str(name)) is not None:
+            taken.append(name)
+    return taken
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is simulated.
+
+    Attributes:
+        seconds: of a slide, in the mean; slides differ as a log-normal with sigma 0.6.
+        scheduler_s: of the scheduler's time for each task: 1 ms (dask#9437).
+        deaths_per_hour: share of the workers that end in an hour; each comes back after ``back_s``.
+        stale_s: until the claim of a dead worker on another machine is taken over.
+        puts, gets: requests of a slide to the object store, counted on the S3 server of the tests.
+    """
+
+    slides: int
+    workers: int
+    seconds: float
+    scheduler_s: float = 0.001
+    deaths_per_hour: float = 0.01
+    back_s: float = 120.0
+    stale_s: float = 60.0
+    puts: int = 24
+    gets: int = 40
+
+
+@dataclass
+class Played:
+    makespan: float
+    scheduler_busy: float
+    lost_s: float
+    doubled: int
+    deaths: int
+
+
+def simulate() -> None:
+    header("simulated: 10^6 slides on 1,000 workers")
+    for seconds, what in (
+        (9.1, "a GPU each, 9.1 s a slide (facts/scale.md)"),
+        (600.0, "8 cores each, 10 min a slide"),
+    ):
+        plan = Plan(1_000_000, 1_000, seconds)
+        p = play(plan, random.Random(0))
+        ideal = plan.slides * plan.seconds / plan.workers
+        requests = plan.slides * (plan.puts + plan.gets)
+        dollars = plan.slides * (plan.puts * PUT_USD + plan.gets * GET_USD)
+        print(f"  {what}:")
+        print(f"    {p.makespan / 3600:,.1f} h, {ideal / p.makespan:.1%} of what the workers could do")
+        print(
+            f"    scheduler {p.scheduler_busy / p.makespan:.0%} busy, at most {WINDOW * plan.workers:,} tasks in it at a time"
+        )
+        print(
+            f"    {p.deaths:,} deaths lost {p.lost_s / 3600:,.1f} h of work ({p.lost_s / plan.slides / plan.seconds:.2%}), "
+            f"{p.doubled} slides done twice"
+        )
+        print(
+            f"    object store: {requests / p.makespan:,.0f} requests a second, {dollars:,.0f} USD for requests"
+        )
+
+
+def play(plan: Plan, luck: random.Random) -> Played:
+    """Virtual time: workers take slides from a window that a scheduler fills, one task at a time; some die."""
+    mu = -0.5 * 0.6**2
+    end_of_scheduler = 0.0  # it handles one message at a time
+    left = plan.slides
+    busy = lost = 0.0
+    doubled = deaths = 0
+    again: list[tuple[float, int]] = []  # slides of dead workers, from when on they can be claimed again
+    events = [(0.0, worker) for worker in range(plan.workers)]
+    heapq.heapify(events)
+    last = 0.0
+    rate = plan.deaths_per_hour / 3600
+    while events:
+        now, worker = heapq.heappop(events)
+        if again and again[0][0] <= now:
+            heapq.heappop(again)
+        elif left:
+            left -= 1
+        elif again:
+            heapq.heappush(events, (again[0][0], worker))
+            continue
+        else:
+            continue
+        end_of_scheduler = max(end_of_scheduler, now) + plan.scheduler_s
+        busy += plan.scheduler_s
+        # the window hides the scheduler's time unless it falls behind
+        begin = max(now, end_of_scheduler - WINDOW * plan.seconds)
+        seconds = plan.seconds * luck.lognormvariate(mu, 0.6)
+        life = luck.expovariate(rate) if rate else float("inf")
+        if life < seconds:
+            deaths += 1
+            lost += life
+            heapq.heappush(again, (begin + life + plan.stale_s, worker))
+            heapq.heappush(events, (begin + life + plan.back_s, worker))
+        else:
+            last = max(last, begin + seconds)
+            heapq.heappush(events, (begin + seconds, worker))
+    return Played(last, busy, lost, doubled, deaths)
+
+
+def check_simulator() -> None:
+    """A real scheduler with 200 workers that sleep, beside the simulator with the same numbers."""
+    from distributed import Client, LocalCluster
+
+    from pipelines.runs.cluster import outcomes
+
+    header("a real scheduler, 200 workers that sleep for 4 s a task, 2,000 tasks")
+    with (
+        LocalCluster(
+            n_workers=200, threads_per_worker=1, processes=False, memory_limit=0, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        start = time.perf_counter()
+        count = sum(1 for _ in outcomes(client, ((time.sleep, 4.0) for _ in range(2_000))))
+        real = time.perf_counter() - start
+        start = time.perf_counter()
+        empty = sum(1 for _ in outcomes(client, ((int, 0) for _ in range(10_000))))
+        rate = empty / (time.perf_counter() - start)
+    plan = Plan(2_000, 200, 4.0, scheduler_s=1 / rate, deaths_per_hour=0.0)
+    played = play(plan, _Same())
+    print(
+        f"  real {real:.1f} s for {count:,} tasks; simulated {played.makespan:.1f} s with the measured {rate:,.0f} tasks a second"
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"  memory of this process with scheduler and 200 workers, after 12,000 tasks: {peak:,.0f} MB")
+
+
+class _Same(random.Random):
+    """No luck: every task takes the mean."""
+
+    def lognormvariate(self, mu: float = 0.0, sigma: float = 1.0) -> float:
+        return 1.0
+
+
+if __name__ == "__main__":
+    main()
