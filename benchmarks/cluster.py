@@ -15,7 +15,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from models.engines import EngineConfig, find_models, load_engine
 from pipelines.camelyon16.read.score import ScoreConfig, ScoreJob
 from pipelines.cli.console import CohortProgress
 from pipelines.runs.claims import Claims
-from pipelines.runs.cluster import WINDOW, Cluster, own_cores
+from pipelines.runs.cluster import SETTINGS, WINDOW, Cluster, own_cores
 from pipelines.runs.cohort import ALONE, Crew, gather, run_cohort
 from wsi.results.folder import LocalFolder
 from wsi.slides.manifest import SlideRow
@@ -114,15 +114,18 @@ def on_cores(cores: list[int]) -> Iterator[None]:
 
 def pin(cores: list[int]) -> None:
     for thread in Path("/proc/self/task").iterdir():
-        os.sched_setaffinity(int(thread.name), cores)
+        with suppress(ProcessLookupError):  # a thread that has just ended
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 @contextmanager
 def workers_on(cores: list[int]) -> Iterator[Any]:
     """A cluster of one worker for each core."""
+    import dask
     from distributed import Client, LocalCluster
 
     with (
+        dask.config.set(SETTINGS),
         LocalCluster(
             n_workers=len(cores), threads_per_worker=1, memory_limit=0, dashboard_address=None
         ) as cluster,
@@ -150,13 +153,13 @@ def claims(count: int) -> None:
 def take(folder: str, count: int, number: int) -> list[int]:
     """What one process gets, going through the names from another place than the others.
 
-    A folder for each thousand names: a claim looks at what lies beside it, and a run has as many claims as workers.
+    A folder for each hundred names: a claim looks at those beside it, of which a run has as many as workers.
     """
     groups: dict[int, Claims] = {}
     taken = []
     for i in range(count):
         name = (i + number * count // 4) % count
-        own = groups.setdefault(name // 1000, Claims(LocalFolder(Path(folder) / str(name // 1000))))
+        own = groups.setdefault(name // 100, Claims(LocalFolder(Path(folder) / str(name // 100))))
         if own.take(str(name)) is not None:
             taken.append(name)
     return taken

@@ -22,15 +22,17 @@ from pipelines.runs.cohort import gather
 from pipelines.runs.config import load_config
 from pipelines.runs.made_by import libraries, machine, version
 from wsi.datasets.rules import apply_dataset, rows_of_folder
-from wsi.errors import WsiError
+from wsi.errors import SlideError, WsiError
 from wsi.slides.blocks import PatchBlock
 from wsi.slides.manifest import SlideRow, read_manifest
+from wsi.slides.privacy import traces
 from wsi.slides.slide import Slide
 from wsi.slides.tissue import Mask
 from wsi.text import number_of
 
 SAFE_OPENSLIDE = (4, 0, 1)  # 4.0.0 has two published vulnerabilities in its readers
 MIN_FREE_GIB = 2
+LONGEST_VALUE = 80  # characters of what a file tells
 
 
 def info(
@@ -136,6 +138,13 @@ def doctor(
         ),
     ] = False,
     allow_anisotropic: Anisotropic = False,
+    privacy: Annotated[
+        bool,
+        typer.Option(
+            "--privacy",
+            help="List what the slides' files tell of patients, people and days; nothing of it goes into an output.",
+        ),
+    ] = False,
 ) -> None:
     """Check whether this machine and each slide are ready: versions, device, spacing, levels, the time it will take.
 
@@ -147,7 +156,12 @@ def doctor(
     wsi doctor my_slide.svs -m my_model
 
     wsi doctor --manifest CAMELYON16 --recipe configs/camelyon16.yaml
+
+    wsi doctor --privacy slides/
     """
+    if privacy:
+        rows = gather(slides or [], mpp=mpp, allow_anisotropic=allow_anisotropic)
+        raise typer.Exit(_print_traces(rows))
     if manifest is not None:
         checks = check_training(manifest, recipe)
         raise typer.Exit(_print_checks(checks))
@@ -158,6 +172,23 @@ def doctor(
         rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic)
         checks += check_slides(rows, engine, speed, ScoreConfig(native=native))
     raise typer.Exit(_print_checks(checks))
+
+
+def _print_traces(rows: list[SlideRow]) -> int:
+    """Print what each file tells; return the exit code, 0 where none tells anything."""
+    count = 0
+    for row in rows:
+        try:
+            told = traces(row.source)
+        except SlideError as error:
+            err.print(f"{error}", markup=False)
+            count += 1
+            continue
+        count += len(told)
+        out.print(f"{row.source.label}: {len(told) or 'nothing'}", markup=False)
+        for trace in told:
+            out.print(f"  {trace.where}: {trace.value[:LONGEST_VALUE]}", markup=False)
+    return 1 if count else 0
 
 
 def _print_checks(checks: list[Check]) -> int:

@@ -33,6 +33,13 @@ WINDOW = 2  # tasks per worker that the scheduler holds: one runs, one waits
 CHUNKS_PER_TASK = 4  # some 30 to 120 s on two cores, at 40 to 150 patches a second
 DEATHS = 5  # times that a slide's worker may end before the slide is given up
 WAIT_S = 2.0  # until a slide that another command works on is looked at again
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": DEATHS,
+    "distributed.admin.tick.limit": "1h",  # a network holds the interpreter for longer than a web server may
+    "distributed.worker.profile.enabled": False,
+    # else a worker gives memory back after every array, and asks for it again: a tenth of the time; and has one thread
+    "distributed.nanny.pre-spawn-environ": {},
+}
 _KEPT: dict[Any, object] = {}  # in a worker: its engines, by spec
 _CLAIMS: dict[str, Claims] = {}  # in a worker: by OUT, so that it remembers what it saw
 
@@ -239,8 +246,7 @@ def connected(cfg: ClusterConfig) -> Iterator[Any]:
             "workers need Dask, which is not installed: pip install 'slidewright[cluster]'"
         ) from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said by this program
-    settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.admin.tick.limit": "1h"}
-    with dask.config.set(settings):
+    with dask.config.set(SETTINGS):
         try:
             client = _local(cfg.workers) if cfg.workers else _remote(cfg, distributed)
         except (OSError, ValueError, ImportError, TimeoutError) as error:

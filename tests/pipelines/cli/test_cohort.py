@@ -114,9 +114,15 @@ class TestExport:
 
 
 def test_the_script_for_slurm_is_one_that_a_shell_reads(wsi: Run) -> None:
-    code, script, _ = wsi("cluster", "slurm", "--nodes", "8", "--gpus", "2")
+    code, script, _ = wsi("cluster", "slurm", "--nodes", "8", "--gpus", "2", "--cores", "12", "--hours", "3")
     assert code == 0
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
-    for line in ("#SBATCH --nodes=8\n", "#SBATCH --ntasks-per-node=2\n", "#SBATCH --gpus-per-node=2\n"):
+    for line in (
+        "#SBATCH --cpus-per-task=12\n",
+        "#SBATCH --time=3:00:00\n",
+        "#SBATCH --nodes=8\n",
+        "#SBATCH --ntasks-per-node=2\n",
+        "#SBATCH --gpus-per-node=2\n",
+    ):
         assert line in script
     assert "gpus" not in wsi("cluster", "slurm")[1]
