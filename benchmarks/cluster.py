@@ -26,7 +26,7 @@ from pipelines.camelyon16.read.score import ScoreConfig, ScoreJob
 from pipelines.cli.console import CohortProgress
 from pipelines.runs.claims import Claims
 from pipelines.runs.cluster import SETTINGS, WINDOW, Cluster, own_cores
-from pipelines.runs.cohort import ALONE, Crew, gather, run_cohort
+from pipelines.runs.cohort import ALONE, Crew, gather, named, run_cohort
 from wsi.results.folder import LocalFolder
 from wsi.slides.manifest import SlideRow
 
@@ -90,7 +90,7 @@ def timed(rows: list[SlideRow], out: Path, crew: Crew) -> float:
     job = ScoreJob(LocalFolder(out), engine.spec, ScoreConfig())
     start = time.perf_counter()
     outcome = run_cohort(
-        rows, job, lambda *_: None, crew=crew, watch=CohortProgress([1.0] * len(rows), lambda *_: None)
+        named(rows), job, lambda *_: None, crew=crew, watch=CohortProgress([1.0] * len(rows), lambda *_: None)
     )
     assert not outcome.failures
     return time.perf_counter() - start

@@ -596,7 +596,7 @@ class TestUrls:
             with SlideSource(f"{base}/near.tif", mpp=0.25).open() as slide:  # the same host is followed
                 assert slide.size == (4608, 3072)
             seen.clear()
-            with pytest.raises(SlideError, match=r"away\.tif cannot be opened"):
+            with pytest.raises(SlideError, match=r"away\.tif cannot be fetched"):
                 SlideSource(f"{base}/away.tif", mpp=0.25).open()
             assert set(seen) == {"/away.tif"}
             server.shutdown()

@@ -101,7 +101,7 @@ def _kidney(root: Path) -> dict[str, str]:
     report = report_slide(row, "kidney", readers(), root / "kidney", reading.RenalConfig()).report
     scores = HeatmapStore.open(root / "kidney" / "fields.zarr").read(1).scores
     places = [(f.x, f.y, f.tissue, f.why_not) for f in report.fields]
-    store = BoxStore(LocalFolder(root / "kidney" / "capillaries.boxes"))
+    store = BoxStore(LocalFolder(root / "kidney" / "capillaries.boxes"), "")
     chunks = [chunk[0] for i in range(3) if (chunk := store.read_chunk(i)) is not None]
     assert len(chunks) == 2
     assert sum(map(len, chunks)) > 140

@@ -128,9 +128,9 @@ class TestLymphNodes:
         code, said, err = wsi("camelyon16", "submit", out, "-o", f"{BUCKET}/submission")
         assert code == 0, err
         assert folder_at(f"{BUCKET}/submission").files() == [
-            "MADE_BY.txt",
             "classification.csv",
             "lesions/red.csv",
+            "made_by.txt",
         ]
 
     def test_a_bucket_that_is_not_there(self, slide: str, wsi: Run, monkeypatch: pytest.MonkeyPatch) -> None:

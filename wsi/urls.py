@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,6 +11,12 @@ def without_secrets(url: str) -> str:
     """A URL without user, password and query, which may hold a signature."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.split('@')[-1]}{parts.path}"
+
+
+def facts_text(facts: Mapping[str, Any]) -> str:
+    """Size and version of a file, as its server states them."""
+    keys = ("size", "ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "created")
+    return "".join(f" {key}={facts[key]}" for key in keys if key in facts)
 
 
 def storage_options(path: str) -> dict[str, Any]:

@@ -39,7 +39,6 @@ class BoxEngine:
             ModelError: the folder holds no detector, or a broken one.
         """
         network, self.card = load_detector(folder)
-        self.spec = BoxSpec(folder, self.card, cfg)
         if cfg.orientations != 1:
             raise ConfigError("a detector looks at each tile once; leave orientations at 1")
         gpu = engine_for(cfg.engine) == "torch" and torch.cuda.is_available()
@@ -66,6 +65,7 @@ class BoxEngine:
             self._convolve = [_Autocast(c, self._device, precision) for c in network.convolutions]
             name = torch.cuda.get_device_name() if gpu else "CPU"
             self.description = f"torch {torch.__version__}, {precision}, batches of {self.batch}, {name}"
+        self.spec = BoxSpec(folder, self.card, cfg, self.description)
         keep(self.spec, self)
 
     def detect(self, tiles: npt.NDArray[np.uint8]) -> list[Boxes]:

@@ -170,7 +170,7 @@ def find_folder(name: str) -> Path:
     """
     for folder in (Path(name), ZOO / name):
         if folder.is_dir():
-            return folder
+            return folder.absolute()  # it means the same in a process that works in another folder
     raise ModelError(f"there is no model folder {name}; models that ship: {', '.join(shipped())}")
 
 

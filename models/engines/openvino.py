@@ -53,7 +53,6 @@ class OpenVinoEngine:
 
     def __init__(self, models: Models, cfg: EngineConfig) -> None:
         self.models = models
-        self.spec = ScoreSpec(models, cfg)
         self._batch = cfg.batch or BATCH // cfg.orientations
         core = shared_core()
         precision = _precision(cfg.precision, core)
@@ -69,6 +68,7 @@ class OpenVinoEngine:
         self.description = (
             f"{LIBRARY}, {precision.replace('f32', 'fp32')}, batches of {self._batch}{orientation_text}, CPU"
         )
+        self.spec = ScoreSpec(models, cfg, self.description)
         keep(self.spec, self)
 
     def expect(self, patches: int) -> None:

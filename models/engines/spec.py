@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from models.card import CARD
 from models.engines.choice import engine_for
 from models.engines.contract import Engine, EngineConfig, Models, find_models
 from wsi.errors import ConfigError, ModelError
@@ -21,18 +22,20 @@ _ENGINES: WeakValueDictionary[object, object] = WeakValueDictionary()  # by spec
 
 @dataclass(frozen=True, slots=True)
 class ScoreSpec:
-    """An engine that gives scores: its models, and how they are run."""
+    """An engine that gives scores: its models, how they are run, and what the first engine said of itself."""
 
     models: Models
     cfg: EngineConfig
+    description: str = ""
 
     def make(self) -> Engine:
         """The engine, see `EngineSpec.make`."""
-        engine = _ENGINES.get(self)
+        engine = _ENGINES.get(_key(self))
         if not isinstance(engine, Engine):
             here = find_models([str(folder) for folder in self.models.folders])
             _same_weights(self.models.folders, self.models.weights, here.weights)
             engine = load_engine(self.models, self.cfg)
+        _same_engine(self.description, engine.description)
         return engine
 
     def __hash__(self) -> int:
@@ -41,20 +44,26 @@ class ScoreSpec:
 
 @dataclass(frozen=True, slots=True)
 class BoxSpec:
-    """An engine that gives boxes: the detector's folder, its card, and how it is run."""
+    """An engine that gives boxes: the detector's folder, its card, how it is run, and what the first one said."""
 
     folder: Path
     card: DetectorCard
     cfg: EngineConfig
+    description: str = ""
 
     def make(self) -> BoxEngine:
         """The engine, see `EngineSpec.make`."""
         from models.engines.boxes import BoxEngine
 
-        engine = _ENGINES.get(self)
+        engine = _ENGINES.get(_key(self))
         if not isinstance(engine, BoxEngine):
             engine = BoxEngine(self.folder, self.cfg)
             _same_weights([self.folder], [self.card.sha256], [engine.card.sha256])
+            if engine.card != self.card:
+                raise ModelError(
+                    f"{self.folder / CARD} is not the card that the run was begun with; copy the model there"
+                )
+        _same_engine(self.description, engine.description)
         return engine
 
     def __hash__(self) -> int:
@@ -79,9 +88,26 @@ def load_engine(models: Models, cfg: EngineConfig) -> Engine:
     return TorchEngine(models, cfg)
 
 
+def _same_engine(begun: str, here: str) -> None:
+    """Refuse an engine that computes in another way than the one that a run was begun with, and that results name.
+
+    Raises:
+        ModelError: what both are.
+    """
+    if begun not in ("", here):
+        raise ModelError(
+            f"this process would compute with {here}, the run was begun with {begun}; use machines of one kind, or "
+            f"give --engine and --precision"
+        )
+
+
 def keep(spec: ScoreSpec | BoxSpec, engine: Engine | BoxEngine) -> None:
     """Let `ScoreSpec.make` and `BoxSpec.make` give this engine, as long as somebody holds it."""
-    _ENGINES[spec] = engine
+    _ENGINES[_key(spec)] = engine
+
+
+def _key(spec: ScoreSpec | BoxSpec) -> ScoreSpec | BoxSpec:
+    return replace(spec, description="")
 
 
 def _same_weights(folders: Iterable[Path], wanted: Iterable[str], here: Iterable[str]) -> None:

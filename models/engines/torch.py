@@ -31,7 +31,6 @@ class TorchEngine:
 
     def __init__(self, models: Models, cfg: EngineConfig) -> None:
         self.models = models
-        self.spec = ScoreSpec(models, cfg)
         self._gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if self._gpu else "cpu")
         precision = ("fp16" if self._gpu else "fp32") if cfg.precision == "auto" else cfg.precision
@@ -55,6 +54,7 @@ class TorchEngine:
         self.description = (
             f"torch {torch.__version__}, {precision}, batches of {self._batch}{orientation_text}, {name}"
         )
+        self.spec = ScoreSpec(models, cfg, self.description)
         keep(self.spec, self)
 
     def expect(self, patches: int) -> None:

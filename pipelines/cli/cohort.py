@@ -61,7 +61,7 @@ def status(
     left = None
     if slides:
         names = unique_names(gather(slides, mpp=None, allow_anisotropic=False))
-        left = [name for name in names if name not in done and name not in failed and name not in claimed]
+        left = [name for name in names if name not in done and name not in failed]
         counts.append(f"{len(left)} of {len(names)} left")
     out.print("; ".join(counts), markup=False)
     for name, reason in failed.items():

@@ -145,22 +145,22 @@ def crew_of(workers: int, scheduler: str | None, scheduler_file: Path | None) ->
         yield Cluster(client)
 
 
-def shard_of(rows: list[SlideRow], text: str | None) -> list[SlideRow]:
+def shard_of(slides: list[tuple[SlideRow, str]], text: str | None) -> list[tuple[SlideRow, str]]:
     """The slides of a shard.
 
     Args:
-        rows: all slides.
+        slides: all slides, with the names that they have whatever the shard.
         text: ``3/16``: the third of sixteen; None: all slides.
 
     Raises:
         ConfigError: there is no such shard.
     """
     if text is None:
-        return rows
+        return slides
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"--shard {text} is no shard; give I/N with I from 1 to N, such as 3/16")
-    return rows[int(match[1]) - 1 :: int(match[2])]
+    return slides[int(match[1]) - 1 :: int(match[2])]
 
 
 def check_patch_spacing(mpp: float | None, card: ModelCard) -> None:

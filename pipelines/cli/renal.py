@@ -31,7 +31,7 @@ from pipelines.renal.read.reading import Readers, RenalConfig, run_fingerprint
 from pipelines.renal.read.report import grading_of
 from pipelines.renal.read.run import RenalResult, ReportJob, earlier_reports
 from pipelines.renal.read.summary import write_results
-from pipelines.runs.cohort import ALONE, Crew, Failure, file_sizes, gather, run_cohort, unique_names
+from pipelines.runs.cohort import ALONE, Crew, Failure, file_sizes, gather, named, run_cohort
 from pipelines.runs.config import load_config
 from pipelines.runs.made_by import code_hash, run_record, version
 from pipelines.runs.run_folder import RunFolder, refuse_other_run
@@ -176,13 +176,14 @@ def report(
     cfg = RenalConfig() if config is None else load_config(config, RenalConfig)
     if pdf:
         check_pdf()
-    rows = shard_of(gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic, stream=stream), shard)
+    rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic, stream=stream)
+    slides_named = shard_of(named(rows), shard)
     engine = EngineConfig()
     readers = Readers(load_engine(find_models([fields_model]), engine), BoxEngine(find_folder(model), engine))
     readers.limits(cfg)  # this and the next line refuse models of another kind
     field_threshold(readers.fields.models.card, cfg.fields)
     with crew_of(workers, scheduler, scheduler_file) as crew:
-        complete = RenalRun(rows, readers, cfg, folder, pdf, overwrite, crew).go()
+        complete = RenalRun(slides_named, readers, cfg, folder, pdf, overwrite, crew).go()
     raise typer.Exit(0 if complete else 1)
 
 
@@ -190,7 +191,7 @@ def report(
 class RenalRun:
     """One run of ``wsi renal report``: slides, networks and the folder of the reports."""
 
-    rows: list[SlideRow]
+    slides: list[tuple[SlideRow, str]]
     readers: Readers
     cfg: RenalConfig
     folder: Folder
@@ -215,10 +216,11 @@ class RenalRun:
         record = run_record(settings, self.readers.models, engine, fingerprint)
         record["demonstration"] = demonstration
         specs = self.readers.fields.spec, self.readers.detector.spec
-        job = ReportJob(self.folder, *specs, self.cfg, self.pdf, self.overwrite)
-        run = RunFolder(self.folder, record, earlier_reports, write_results)
-        with run.work(unique_names(self.rows)), cohort_progress(file_sizes(self.rows)) as watch:
-            outcome = run_cohort(self.rows, job, run.sum_up, crew=self.crew, watch=watch, finished=_say)
+        job = ReportJob(self.folder.absolute(), *specs, self.cfg, self.pdf, self.overwrite)
+        run = RunFolder(self.folder, record, earlier_reports, write_results, self.overwrite)
+        rows, names = [row for row, _ in self.slides], [name for _, name in self.slides]
+        with run.work(names), cohort_progress(file_sizes(rows)) as watch:
+            outcome = run_cohort(self.slides, job, run.sum_up, crew=self.crew, watch=watch, finished=_say)
         out.print(f"{self.folder.at('index.html')} lists them; for research use only", markup=False)
         return outcome.complete
 

@@ -31,7 +31,7 @@ from pipelines.cli.options import (
     crew_of,
     shard_of,
 )
-from pipelines.runs.cohort import ALONE, Crew, Failure, file_sizes, gather, run_cohort, unique_names
+from pipelines.runs.cohort import ALONE, Crew, Failure, file_sizes, gather, named, run_cohort
 from pipelines.runs.config import load_config, parse_config
 from pipelines.runs.made_by import run_record
 from pipelines.runs.run_folder import RunFolder, refuse_other_run
@@ -137,12 +137,12 @@ def score(
         threshold=threshold,
     )
     rows = _with_masks(gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic, stream=stream), mask)
-    rows = shard_of(rows, shard)
+    slides_named = shard_of(named(rows), shard)
     models = find_models(model or [DEFAULT_MODEL])
     if positive is not None:
         models = models.with_positive(positive)
     with crew_of(workers, scheduler, scheduler_file) as crew:
-        complete = Run(rows, load_engine(models, cfg.engine), cfg, folder, overwrite, crew).go()
+        complete = Run(slides_named, load_engine(models, cfg.engine), cfg, folder, overwrite, crew).go()
     raise typer.Exit(0 if complete else 1)
 
 
@@ -193,7 +193,7 @@ def _mask_of(row: SlideRow, mask: Path) -> Path:
 class Run:
     """One run of ``wsi score``: slides, engine and the folder of the results."""
 
-    rows: list[SlideRow]
+    slides: list[tuple[SlideRow, str]]
     engine: Engine
     cfg: RunConfig
     folder: Folder
@@ -205,18 +205,19 @@ class Run:
         fingerprint = run_fingerprint(self.engine, self.cfg.score)
         if not self.overwrite:
             refuse_other_run(self.folder, fingerprint)
-        count = f"{len(self.rows)} slide{'' if len(self.rows) == 1 else 's'}"
+        count = f"{len(self.slides)} slide{'' if len(self.slides) == 1 else 's'}"
         cards = self.engine.models.cards
-        names = " and ".join(card.name for card in cards)
-        out.print(f"{count}; model {names}; {self.engine.description}", markup=False)
+        model_names = " and ".join(card.name for card in cards)
+        out.print(f"{count}; model {model_names}; {self.engine.description}", markup=False)
         if any(card.demonstration for card in cards):
             out.print("a demonstration model, trained on phantoms: its scores on real tissue mean nothing")
         models = [{"name": c.name, "sha256": c.sha256, "demonstration": c.demonstration} for c in cards]
         record = run_record(self.cfg.model_dump(mode="json"), models, self.engine.description, fingerprint)
-        job = ScoreJob(self.folder, self.engine.spec, self.cfg.score, self.overwrite)
-        run = RunFolder(self.folder, record, earlier_results, write_tables)
-        with run.work(unique_names(self.rows)), cohort_progress(file_sizes(self.rows)) as watch:
-            outcome = run_cohort(self.rows, job, run.sum_up, crew=self.crew, watch=watch, finished=_say)
+        job = ScoreJob(self.folder.absolute(), self.engine.spec, self.cfg.score, self.overwrite)
+        run = RunFolder(self.folder, record, earlier_results, write_tables, self.overwrite)
+        rows, names = [row for row, _ in self.slides], [name for _, name in self.slides]
+        with run.work(names), cohort_progress(file_sizes(rows)) as watch:
+            outcome = run_cohort(self.slides, job, run.sum_up, crew=self.crew, watch=watch, finished=_say)
         if outcome.results and all(result.empty for result in outcome.results):
             err.print("nothing was scored; the lines above say why", markup=False)
         out.print(f"{self.folder.at('index.html')} shows them; for research use only", markup=False)

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -38,35 +39,45 @@ class Claims:
             out: of the run.
             beat_s: seconds from one sign of life to the next.
             stale_s: seconds without a sign of life after which a claim may be taken over.
+
+        Raises:
+            ForeignStoreError: the folder of the claims is a link.
         """
         self._folder = out.inside(FOLDER)
+        self._folder.refuse_link()
         self._beat_s, self._stale_s = beat_s, stale_s
         self._seen: dict[str, tuple[bytes, float]] = {}  # a claim's content, and when it was first seen so
 
-    def take(self, name: str, *, dead: str | None = None) -> Claim | None:
+    def take(self, name: str, *, dead: bytes | None = None) -> Claim | None:
         """Claim a slide; None while another process works on it.
 
         Args:
             name: of the slide.
-            dead: a claim that somebody else has found to be dead, see `dead`.
+            dead: the content of a claim that somebody else has found to be dead, see `dead`.
 
         Raises:
             StoreError: OUT cannot be written.
         """
         number, file = self._latest(name)
-        if file is not None and file != dead and not self._is_stale(file):
+        if file is not None and not (dead and self._read(file) == dead) and not self._is_stale(file):
             return None
-        mine = f"{name}.{number + 1}.json"
-        if not self._folder.create(mine, _content(0)):
+        mine, token = f"{name}.{number + 1}.json", uuid.uuid4().hex
+        if not self._folder.create(mine, _content(token, 0)):
+            return None
+        claim = Claim(self._folder, mine, token, self._beat_s)
+        if (
+            self._latest(name)[1] != mine
+        ):  # a listing that was made while another took over may have missed that
+            claim.release()
             return None
         if file is not None:
             self._folder.delete(file)
-        return Claim(self._folder, mine, self._beat_s)
+        return claim
 
-    def dead(self, name: str) -> str | None:
-        """The claim on a slide whose owner shows no sign of life; None where there is none, or it is alive."""
+    def dead(self, name: str) -> bytes | None:
+        """The content of a slide's claim whose owner shows no sign of life; None where there is no such claim."""
         _, file = self._latest(name)
-        return file if file is not None and self._is_stale(file) else None
+        return self._read(file) if file is not None and self._is_stale(file) else None
 
     def is_free(self, name: str) -> bool:
         """Whether nobody claims a slide."""
@@ -81,7 +92,13 @@ class Claims:
     def _latest(self, name: str) -> tuple[int, str | None]:
         """Number and file of a slide's latest claim; (0, None) where there is none."""
         pattern = re.compile(re.escape(name) + r"\.(\d+)\.json")
-        matches = [match for file in self._folder.files() if (match := pattern.fullmatch(file))]
+        try:
+            files = self._folder.files()
+        except OSError as error:
+            raise StoreError(
+                f"{self._folder} cannot be read ({error.strerror or error}); mend that and run the same command again"
+            ) from error
+        matches = [match for file in files if (match := pattern.fullmatch(file))]
         latest = max(matches, key=lambda match: int(match[1]), default=None)
         return (0, None) if latest is None else (int(latest[1]), latest[0])
 
@@ -106,8 +123,8 @@ class Claims:
 class Claim:
     """A slide that this process works on, until the ``with`` block ends."""
 
-    def __init__(self, folder: Folder, file: str, beat_s: float) -> None:
-        self._folder, self._file, self._beat_s = folder, file, beat_s
+    def __init__(self, folder: Folder, file: str, token: str, beat_s: float) -> None:
+        self._folder, self._file, self._token, self._beat_s = folder, file, token, beat_s
         self._released = Event()
         self._thread = Thread(target=self._beat, name=f"claim {file}", daemon=True)
 
@@ -120,17 +137,27 @@ class Claim:
     ) -> None:
         self._released.set()
         self._thread.join()
+        self.release()
+
+    def release(self) -> None:
+        """Give the slide up; a claim that another process took over stays."""
         with suppress(StoreError):  # then it goes stale
-            self._folder.delete(self._file)
-            self._folder.tidy()
+            if self._is_own():
+                self._folder.delete(self._file)
+
+    def _is_own(self) -> bool:
+        try:
+            return _facts(self._folder.read(self._file)).get("token") == self._token
+        except OSError:
+            return False
 
     def _beat(self) -> None:
         beat = 0
         while not self._released.wait(self._beat_s):
             beat += 1
             with suppress(StoreError, OSError):  # the work itself will meet the same fault, and say so
-                if self._folder.exists(self._file):  # else it was taken over
-                    self._folder.write(self._file, _content(beat))
+                if self._is_own():  # else it was taken over
+                    self._folder.write(self._file, _content(self._token, beat))
 
 
 def host() -> str:
@@ -142,9 +169,10 @@ def host() -> str:
     return f"{socket.gethostname()} {space}".strip()
 
 
-def _content(beat: int) -> str:
-    since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    return json.dumps({"host": host(), "process": os.getpid(), "beat": beat, "written": since}) + "\n"
+def _content(token: str, beat: int) -> str:
+    written = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    facts = {"host": host(), "process": os.getpid(), "token": token, "beat": beat, "written": written}
+    return json.dumps(facts) + "\n"
 
 
 def _facts(content: bytes) -> dict[str, Any]:

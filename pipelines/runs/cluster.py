@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import sleep
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from pipelines.runs.cohort import Alone, Failure, Result, SlideJob, Watch, attem
 from pipelines.runs.made_by import version
 from pipelines.runs.task import Task, Tick
 from wsi.errors import ConfigError, StoreError
+from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
 from wsi.text import first_line
 
@@ -32,9 +34,10 @@ R = TypeVar("R", bound=Result)
 WINDOW = 2  # tasks per worker that the scheduler holds: one runs, one waits
 CHUNKS_PER_TASK = 4  # some 30 to 120 s on two cores, at 40 to 150 patches a second
 DEATHS = 5  # times that a slide's worker may end before the slide is given up
+WORKER_S = 300.0  # that the first worker of a scheduler has time to come
 WAIT_S = 2.0  # until a slide that another command works on is looked at again
 SETTINGS = {
-    "distributed.scheduler.allowed-failures": DEATHS,
+    "distributed.scheduler.allowed-failures": DEATHS - 1,  # Dask counts those that it allows
     "distributed.admin.tick.limit": "1h",  # a network holds the interpreter for longer than a web server may
     "distributed.worker.profile.enabled": False,
     # else a worker gives memory back after every array, and asks for it again: a tenth of the time; and has one thread
@@ -52,7 +55,7 @@ class ClusterConfig:
         workers: number of processes to start on this machine; 0 starts none.
         scheduler: address of a scheduler that runs.
         scheduler_file: a file with its address, as ``dask scheduler --scheduler-file`` writes it.
-        timeout_s: seconds to wait for its answer, and then for its first worker.
+        timeout_s: seconds to wait for its answer.
     """
 
     workers: int = 0
@@ -95,28 +98,42 @@ class Cluster:
         self, slides: Sequence[tuple[SlideRow, str]], job: SlideJob[R], watch: Watch
     ) -> Iterator[tuple[int, R | Failure]]:
         """Outcomes in order of completion, see `Crew.work`."""
+        slides = [(_anywhere(row), name) for row, name in slides]
         if len(slides) < WINDOW * workers_of(self._client):
             yield from Alone(DaskExecutor(self._client), WAIT_S).work(slides, job, watch)
             return
         claims = Claims(job.out)
-        waiting: deque[tuple[int, str | None]] = deque((i, None) for i in range(len(slides)))
-        while waiting:
-            batch, busy = list(waiting), []
-            waiting.clear()
+        batch: list[tuple[int, bytes | None]] = [(index, None) for index in range(len(slides))]
+        deaths: Counter[int] = Counter()
+        while batch:
+            busy = []
             calls = ((_run_slide, *slides[i], job, dead) for i, dead in batch)
             for k, outcome in outcomes(self._client, calls, names=[slides[i][1] for i, _ in batch]):
                 index = batch[k][0]
                 if outcome is None:
                     busy.append(index)
-                else:
-                    watch.end(index)
-                    yield index, _failure(outcome, *slides[index])
-            waiting.extend(_to_try_again(claims, slides, busy))
+                    continue
+                watch.end(index)
+                yield index, _checked(outcome, *slides[index], job.out)
+            batch = list(_to_try_again(claims, slides, busy))
+            deaths.update(index for index, dead in batch if dead)
+            for index in [index for index, _ in batch if deaths[index] >= DEATHS]:
+                batch = [item for item in batch if item[0] != index]
+                watch.end(index)
+                yield index, _checked(_Ended(), *slides[index], job.out)
+
+
+def _anywhere(row: SlideRow) -> SlideRow:
+    """The slide by paths that mean the same to a worker that runs in another folder."""
+    source = (
+        row.source if row.source.is_url else replace(row.source, path=str(Path(row.source.path).absolute()))
+    )
+    return replace(row, source=source, mask=None if row.mask is None else row.mask.absolute())
 
 
 def _to_try_again(
     claims: Claims, slides: Sequence[tuple[SlideRow, str]], busy: Sequence[int]
-) -> Iterator[tuple[int, str | None]]:
+) -> Iterator[tuple[int, bytes | None]]:
     """Slides that other commands worked on, once one of them is free, with the claims that are dead."""
     while busy:
         log.info("waiting for %d slides that other commands work on", len(busy))
@@ -128,9 +145,18 @@ def _to_try_again(
             return
 
 
-def _failure(outcome: Any, row: SlideRow, name: str) -> Any:
-    """The outcome; the failure of the slide where its worker ended again and again."""
+def _checked(outcome: Any, row: SlideRow, name: str, out: Folder) -> Any:
+    """The outcome; the failure of the slide where its worker ended again and again.
+
+    Raises:
+        StoreError: a worker wrote it where this command does not see it.
+    """
     if not isinstance(outcome, _Ended):
+        if not isinstance(outcome, Failure) and not out.exists(f"{name}/slide.json"):
+            raise StoreError(
+                f"{out}: a worker wrote the results of {name} where this command does not see them; give an OUT that "
+                f"all machines share, or a URL"
+            )
         return outcome
     reason = (
         f"{row.source.label}: its worker ended {DEATHS} times while it worked on this slide, perhaps for lack of "
@@ -163,17 +189,19 @@ def outcomes(
     queue, running = iter(enumerate(calls)), as_completed(loop=client.loop)
     indices: dict[Any, int] = {}
 
-    def submit_one() -> None:
-        following = next(queue, None)
-        if following is not None:
+    def fill() -> None:
+        """Hand over tasks; workers may have come since."""
+        while len(indices) < WINDOW * workers_of(client):
+            following = next(queue, None)
+            if following is None:
+                return
             index, (function, *arguments) = following
             future = client.submit(_of_this_version, version(), function, *arguments, pure=False, retries=0)
             indices[future] = index
             running.add(future)
 
     try:
-        for _ in range(WINDOW * workers_of(client)):
-            submit_one()
+        fill()
         for future in running:
             index = indices.pop(future)
             try:
@@ -185,9 +213,9 @@ def outcomes(
                         f"same command again, with fewer workers on a machine if memory was short"
                     ) from error
                 outcome = _Ended()
-            submit_one()
+            fill()
             yield index, outcome
-    except (CommClosedError, TimeoutError) as error:
+    except (CommClosedError, TimeoutError, CancelledError) as error:
         raise StoreError(
             f"the scheduler does not answer any more ({first_line(error)}); run the same command again"
         ) from error
@@ -211,7 +239,7 @@ def _run_task(task: Task) -> None:
     task.run(lambda done, total: None)
 
 
-def _run_slide(row: SlideRow, name: str, job: SlideJob[R], dead: str | None) -> R | Failure | None:
+def _run_slide(row: SlideRow, name: str, job: SlideJob[R], dead: bytes | None) -> R | Failure | None:
     for spec in job.specs:
         _keep(spec)
     claims = _CLAIMS.setdefault(str(job.out), Claims(job.out))
@@ -276,7 +304,14 @@ def _remote(cfg: ClusterConfig, distributed: Any) -> Any:
         scheduler_file=None if cfg.scheduler_file is None else str(cfg.scheduler_file),
         timeout=cfg.timeout_s,
     )
-    client.wait_for_workers(1, timeout=cfg.timeout_s)
+    try:
+        client.wait_for_workers(1, timeout=WORKER_S)
+    except TimeoutError as error:
+        client.close()
+        raise ConfigError(
+            f"the scheduler at {client.scheduler.address} has no worker after {WORKER_S:.0f} s; start some with: "
+            f"dask worker {client.scheduler.address} --nthreads 1 --memory-limit 0"
+        ) from error
     return client
 
 

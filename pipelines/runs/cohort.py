@@ -152,6 +152,11 @@ def _one_per_series(files: Sequence[Path]) -> list[Path]:
     return first_files
 
 
+def named(rows: Sequence[SlideRow]) -> list[tuple[SlideRow, str]]:
+    """Slides with their `unique_names`: made of all slides of a run, whatever part of them one command does."""
+    return list(zip(rows, unique_names(rows), strict=True))
+
+
 def unique_names(rows: Sequence[SlideRow]) -> list[str]:
     """A folder name for each slide: its stem; where two share it, their file name, then folder and file name.
 
@@ -291,7 +296,7 @@ ALONE = Alone()
 
 
 def run_cohort(
-    rows: Sequence[SlideRow],
+    slides: Sequence[tuple[SlideRow, str]],
     job: SlideJob[R],
     summarise: Callable[[str, Sequence[R], Sequence[Failure]], None],
     *,
@@ -304,7 +309,7 @@ def run_cohort(
     A full disk or a broken model would fail every slide alike, so it ends the run, after a summary.
 
     Args:
-        rows: the slides.
+        slides: the slides, each with its name in outputs, see `named`.
         job: what is done with each.
         summarise: called with the run's state, the results and the failures, also when the run stops early.
         crew: who does them.
@@ -312,11 +317,12 @@ def run_cohort(
         finished: called with the result or failure of each slide.
     """
     outcomes: dict[int, R | Failure] = {}
-    state = "finished"
+    state = "stopped: a defect"
     try:
-        for index, outcome in crew.work(list(zip(rows, unique_names(rows), strict=True)), job, watch):
+        for index, outcome in crew.work(slides, job, watch):
             outcomes[index] = outcome
             finished(outcome)
+        state = "finished"
     except KeyboardInterrupt:
         state = "interrupted"
         raise
@@ -328,6 +334,8 @@ def run_cohort(
         try:
             summarise(state, results, failures)
         except StoreError as error:
+            if state == "finished":
+                raise
             log.error("%s", error)  # the disk is full; what was scored is on it all the same
     return Outcome(tuple(results), tuple(failures))
 
@@ -347,7 +355,7 @@ def attempt(
     tick: Callable[[int, int, str], None] = lambda done, total, what: None,
     *,
     executor: Executor = HERE,
-    dead: str | None = None,
+    dead: bytes | None = None,
 ) -> R | Failure | None:
     """The outcome of one slide; None while another process works on it.
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from pipelines.runs.claims import FOLDER as CLAIMS
 from pipelines.runs.cohort import Failure, Result
 from wsi.errors import StoreError
 from wsi.files import AtWork, read_record
@@ -29,6 +30,7 @@ class RunFolder(Generic[R]):
         out: the folder.
         record: the record of what makes the outputs, see `run_record`.
         earlier: called with a folder, the settings' fingerprint and names; returns results there, without those names.
+        overwrite: whether results of other settings may be there.
         write: called with a folder, results, failures and the record; writes tables and pages, returns their names.
     """
 
@@ -36,6 +38,7 @@ class RunFolder(Generic[R]):
     record: dict[str, Any]
     earlier: Callable[[Folder, str, Collection[str]], list[R]]
     write: Callable[[Folder, Sequence[R], Sequence[Failure], dict[str, Any]], Sequence[str]]
+    overwrite: bool = False
     _at_work: AtWork | None = None
 
     @property
@@ -46,6 +49,10 @@ class RunFolder(Generic[R]):
     def work(self, names: Collection[str]) -> Iterator[None]:
         """Note in ``run.json`` that a command works in the folder, on the slides of these names."""
         with self.out.alone():
+            if not self.overwrite:
+                refuse_other_run(
+                    self.out, self._fingerprint
+                )  # another command may have begun since it was asked
             self._at_work = self.out.at_work()
             results = self.earlier(self.out, self._fingerprint, ())
             failures = self._failed_before(names)
@@ -58,6 +65,7 @@ class RunFolder(Generic[R]):
         finally:
             with self.out.alone():
                 self._leave()
+                self.out.inside(CLAIMS).tidy()
 
     def sum_up(self, state: str, results: Sequence[R], failures: Sequence[Failure]) -> None:
         """Write tables, pages and ``run.json``, with the slides of other commands that have the same settings."""

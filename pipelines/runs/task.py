@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from models.engines import EngineSpec
 from models.engines.detect_slide import DetectorSpec, TilePlan, detected
 from pipelines.runs.scoring import score_chunks
+from wsi.errors import ForeignStoreError
 from wsi.results.box_store import BoxStore
 from wsi.results.folder import Folder
 from wsi.results.store import HeatmapStore
@@ -75,6 +76,7 @@ class ChunkTask:
         cells: number of cells of the whole slide, for `Engine.expect`.
         engine: scores the patches.
         heatmap: the folder of a heatmap that was created.
+        made_by: its fingerprint.
         recolour: normalises the stain of the pixels.
         threads: number of threads that read.
     """
@@ -84,6 +86,7 @@ class ChunkTask:
     cells: int
     engine: EngineSpec
     heatmap: Folder
+    made_by: str
     recolour: StainTransform | None = None
     threads: int = 1
 
@@ -100,6 +103,10 @@ class ChunkTask:
     def run(self, tick: Tick) -> None:
         """Score the chunks that are not written yet, see `Task.run`."""
         engine, store = self.engine.make(), HeatmapStore.open(self.heatmap)
+        if store.attributes.get("fingerprint") != self.made_by:
+            raise ForeignStoreError(
+                f"{self.heatmap} was replaced by another command; run one command at a time with --overwrite"
+            )
         engine.expect(self.cells)
         with self.source.open() as slide:
             score_chunks(
@@ -123,6 +130,7 @@ class TileTask:
         chunks: numbers of the chunks of this task.
         detector: finds boxes on a tile.
         boxes: the folder of a store of boxes that was created.
+        made_by: its fingerprint.
     """
 
     source: SlideSource
@@ -130,6 +138,7 @@ class TileTask:
     chunks: tuple[int, ...]
     detector: DetectorSpec
     boxes: Folder
+    made_by: str
 
     @property
     def spec(self) -> DetectorSpec:
@@ -145,7 +154,9 @@ class TileTask:
         """Look at the tiles whose chunks are not written yet, see `Task.run`."""
         done = 0
         with self.source.open() as slide:
-            chunks = detected(slide, self.plan, self.chunks, self.detector.make(), BoxStore(self.boxes))
+            chunks = detected(
+                slide, self.plan, self.chunks, self.detector.make(), BoxStore(self.boxes, self.made_by)
+            )
             for number, _ in chunks:
                 done += len(self.plan.tiles_of(number))
                 tick(done, self.size)

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import numpy.typing as npt
 
-from wsi.errors import ForeignStoreError
+from wsi.errors import ForeignStoreError, StoreError
 from wsi.marks.boxes import Boxes
 from wsi.results.folder import Folder, Place, folder_at
 
@@ -24,8 +24,8 @@ class BoxStore:
     numbers, within the chunk, of tiles that could not be read.
     """
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+    def __init__(self, folder: Folder, made_by: str) -> None:
+        self.folder, self._made_by = folder, made_by
 
     @classmethod
     def create(cls, place: Place, made_by: str) -> BoxStore:
@@ -49,7 +49,7 @@ class BoxStore:
             raise ForeignStoreError(
                 f"{folder} was made from another slide, model or settings; choose another --out, or pass --overwrite"
             )
-        return cls(folder)
+        return cls(folder, made_by)
 
     @staticmethod
     def discard(place: Place, *, unless: str) -> None:
@@ -63,7 +63,12 @@ class BoxStore:
 
         Raises:
             StoreError: it cannot be written.
+            ForeignStoreError: another command has replaced the store.
         """
+        if _fingerprint(self.folder) != self._made_by:
+            raise ForeignStoreError(
+                f"{self.folder} was replaced by another command; run one command at a time with --overwrite"
+            )
         content = io.BytesIO()
         np.savez(
             content,
@@ -104,5 +109,9 @@ def _fingerprint(folder: Folder) -> str | None:
     """The fingerprint of a store; None where there is no readable one."""
     try:
         return str(folder.read_json(SPEC)["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
+    except OSError as error:  # the store may be good
+        raise StoreError(
+            f"{folder} cannot be read ({error.strerror or error}); mend that and run the same command again"
+        ) from error

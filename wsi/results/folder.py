@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -112,6 +113,10 @@ class Folder(ABC):
     @abstractmethod
     def inside(self, name: str) -> Folder:
         """The folder of this name in this one, whether it is there or not."""
+
+    def absolute(self) -> Folder:
+        """The same folder by a name that means it in every process."""
+        return self
 
     @property
     @abstractmethod
@@ -223,6 +228,10 @@ class LocalFolder(Folder):
         """The last part of its path."""
         return self.path.resolve().name if self.path.name in ("", "..") else self.path.name
 
+    def absolute(self) -> LocalFolder:
+        """The same folder by its absolute path."""
+        return LocalFolder(self.path.absolute())
+
     @property
     def parent(self) -> LocalFolder:
         """The folder that this one lies in."""
@@ -254,9 +263,10 @@ class LocalFolder(Folder):
                     file.write(content)
                 break
             except FileExistsError as error:
-                if path.parent.is_dir():
+                if path.exists():
                     return False
-                raise cannot_write(path, error) from error
+                if attempt == 2 or path.parent.exists():
+                    raise cannot_write(path, error) from error
             except OSError as error:
                 if attempt == 2 or not isinstance(error, FileNotFoundError):
                     raise cannot_write(path, error) from error
@@ -285,8 +295,11 @@ class LocalFolder(Folder):
 
     def files(self, name: str = "") -> list[str]:
         """Names of all files below a folder, see `Folder.files`."""
-        paths = [p for p in (self.path / name).rglob("*") if p.is_file() and not is_partial(p)]
-        return sorted(p.relative_to(self.path).as_posix() for p in paths)
+        found = []
+        for folder, _, files in os.walk(self.path / name):  # which passes over what vanishes meanwhile
+            below = Path(folder)
+            found += [below / file for file in files if not is_partial(below / file)]
+        return sorted(path.relative_to(self.path).as_posix() for path in found)
 
     def folders(self) -> list[str]:
         """Names of the folders in this one, sorted."""
@@ -334,7 +347,10 @@ class LocalFolder(Folder):
 
 
 class RemoteFolder(Folder):
-    """A prefix at a URL; a file appears there with the end of its upload."""
+    """A prefix at a URL of an object store, where a file appears with the end of its upload.
+
+    Other back ends of fsspec (sftp, smb) may show a file while it is written, and create one that is there already.
+    """
 
     def __init__(self, url: str) -> None:
         """Find the back end.

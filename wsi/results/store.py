@@ -139,7 +139,7 @@ class HeatmapStore:
         if folder.exists():
             try:
                 same = HeatmapStore.open(folder).attributes.get("fingerprint") == unless
-            except StoreError:
+            except ForeignStoreError:
                 same = False
             if not same:
                 folder.delete("")
@@ -158,6 +158,10 @@ class HeatmapStore:
             if array.ndim != 3 or array.dtype != np.float32 or "stride_level0" not in array.attrs:
                 raise ValueError("it is an array of something else")
         except Exception as error:  # damaged metadata may raise anything in zarr
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # it may be good
+                raise StoreError(
+                    f"{folder} cannot be read ({error.strerror or error}); mend that and run the same command again"
+                ) from error
             raise ForeignStoreError(
                 f"{folder} is not a heatmap, or its metadata is damaged ({error}); make it again with --overwrite"
             ) from error
@@ -211,13 +215,30 @@ class HeatmapStore:
 
         Raises:
             StoreError: the chunk cannot be written.
+            ForeignStoreError: another command has replaced the store.
         """
+        self.refuse_replaced()
         classes, rows, cols = self._array.shape
         side = self._array.chunks[1]
         top, left = chunk[0] * side, chunk[1] * side
         values = np.full((classes, min(side, rows - top), min(side, cols - left)), np.nan, np.float32)
         values[:, cells[:, 0] - top, cells[:, 1] - left] = scores.T
         self._array[:, top : top + values.shape[1], left : left + values.shape[2]] = values
+
+    def refuse_replaced(self) -> None:
+        """Refuse to write into a store that another command made in place of this one.
+
+        Raises:
+            ForeignStoreError: its fingerprint is another one now.
+        """
+        try:
+            now = self.folder.read_json("zarr.json")["attributes"]["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            now = None
+        if now != self.attributes.get("fingerprint"):
+            raise ForeignStoreError(
+                f"{self.folder} was replaced by another command; run one command at a time with --overwrite"
+            )
 
     def discard_damaged(self) -> None:
         """Remove chunks whose bytes are not as they were written, and log each; they are then made again.

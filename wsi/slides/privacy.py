@@ -37,9 +37,10 @@ class Trace:
 
 
 def traces(source: SlideSource) -> list[Trace]:
-    """What a slide's file tells; a name in the file's own name is for its owner to judge.
+    """What a slide's file tells in the properties that OpenSlide names, in TIFF tags, and in Aperio's description.
 
-    Pictures of label and macro are named, not read.
+    Pictures of label and macro are named, not read. EXIF of plain pictures, OME-XML, free text and the file's own name
+    are not looked at.
 
     Args:
         source: a file on this machine.

@@ -24,7 +24,7 @@ from wsi.slides.readers.tiff_structure import TIFF_SUFFIXES, check_tiff
 from wsi.slides.readers.tiffslide import PlanarReader, TiffSlideReader
 from wsi.slides.slide import Slide
 from wsi.slides.staging import Staged
-from wsi.urls import storage_options, without_secrets
+from wsi.urls import facts_text, storage_options, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -163,14 +163,15 @@ class SlideSource:
                 raise SlideError(f"{self.label} cannot be asked now, perhaps as its URL needs a signature")
         return self._identity(file_sha256, tick)
 
-    def state(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, size and time of change of each file: a cheap check for changes while reading; empty for a URL.
+    def state(self) -> tuple[tuple[str, int, int] | str, ...]:
+        """Name, size and time of change of each file, or what a server states of one: a cheap check for changes.
 
         Raises:
             SlideError: a file no longer exists.
         """
         if self.is_url:
-            return ()
+            check_url(self.path)
+            return (_remote_facts(self.path) or "",)
         try:
             files = [Path(self.path), *_companions(Path(self.path))]
             return tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
@@ -294,8 +295,7 @@ def _remote_facts(url: str) -> str | None:
         facts = system.info(path)
     except Exception:  # each back end raises its own classes; opening the slide reports what is wrong
         return None
-    keys = ("size", "ETag", "etag", "LastModified", "mtime", "created")
-    return "".join(f" {key}={facts[key]}" for key in keys if key in facts)
+    return facts_text(facts)
 
 
 def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:

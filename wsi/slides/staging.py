@@ -6,20 +6,21 @@ import hashlib
 import logging
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
 
-from wsi.errors import SlideError
+from wsi.errors import ConfigError, SlideError
 from wsi.files import cache_folder, fcntl, partial_of, remove
 from wsi.text import first_line
-from wsi.urls import storage_options, without_secrets
+from wsi.urls import facts_text, storage_options, without_secrets
 
 log = logging.getLogger(__name__)
 
+_FETCHING = Lock()
 ROOM_GB = 100.0  # of all copies together; SLIDEWRIGHT_STAGING_GB sets another number
 KEPT_FREE = 0.05  # share of the disk that copies leave free
 
@@ -42,19 +43,22 @@ class Staged:
             raise SlideError(
                 f"{label} cannot be fetched ({first_line(error)[:200]}); check it, and the right to read it"
             ) from error
-        version = "".join(
-            f" {key}={facts[key]}"
-            for key in ("size", "ETag", "etag", "LastModified", "mtime")
-            if key in facts
-        )
-        key = hashlib.sha256(f"{label}{version}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{label}{facts_text(facts)}".encode()).hexdigest()[:32]
         name = PurePosixPath(urlsplit(url).path or urlsplit(url).netloc).name
         self.path = staging_folder() / key / name
-        self._lock = _lock(self.path.parent, shared=True)
+        self._lock: int | None = None
         try:
-            if not self.path.is_file():
-                self._fetch(system, remote, label, size)
+            self._lock = _lock(self.path.parent, shared=True)
+            with _FETCHING:  # threads of one process would write one file
+                if not self.path.is_file():
+                    self._fetch(system, remote, label, size)
             os.utime(self.path.parent)  # the copies that were used last stay longest
+        except OSError as error:
+            self.release()
+            raise SlideError(
+                f"{label} cannot be copied to {self.path.parent} ({error.strerror or error}); mend that, set "
+                f"XDG_CACHE_HOME to another folder, or pass --stream"
+            ) from error
         except BaseException:
             self.release()
             raise
@@ -103,10 +107,16 @@ def make_room(size: int, *, but: Path) -> None:
     Raises:
         SlideError: there is no room without those that are in use.
     """
-    room = int(float(os.environ.get("SLIDEWRIGHT_STAGING_GB", ROOM_GB)) * 1e9)
+    text = os.environ.get("SLIDEWRIGHT_STAGING_GB", str(ROOM_GB))
+    try:
+        room = int(float(text) * 1e9)
+    except ValueError as error:
+        raise ConfigError(
+            f"SLIDEWRIGHT_STAGING_GB is {text!r}; give a number of gigabytes, such as 100"
+        ) from error
     folder = staging_folder()
     copies = sorted((p for p in folder.iterdir() if p.is_dir() and p != but), key=lambda p: p.stat().st_mtime)
-    sizes = {copy: sum(f.stat().st_size for f in copy.iterdir()) for copy in copies}
+    sizes = {copy: sum(f.stat().st_size for f in copy.rglob("*") if f.is_file()) for copy in copies}
 
     def lacks() -> bool:
         disk = shutil.disk_usage(folder)
@@ -130,15 +140,17 @@ def make_room(size: int, *, but: Path) -> None:
 
 def _lock(folder: Path, *, shared: bool) -> int | None:
     """A lock on a copy's folder; None where another process uses it, or there are no locks."""
-    with suppress(OSError):
+    while fcntl is not None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if fcntl is None:
-            return None
         handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                return handle
+        except FileNotFoundError:
+            pass  # the folder was removed while this process waited: a new one is locked
         except OSError:
             os.close(handle)
             return None
-        return handle
+        os.close(handle)
     return None

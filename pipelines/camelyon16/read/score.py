@@ -183,8 +183,8 @@ def score_slide(
     """
     cfg, out = cfg.of_model(engine.models.card), folder_at(place)
     out.refuse_link()
+    file_state = row.source.state()
     with row.source.open() as slide:
-        file_state = row.source.state()
         identity = row.source.identity(lambda done, total: progress(done, total, "bytes"))
         made_of = _fingerprint(row, slide, identity, engine, cfg)
         finished = finished_result(out, made_of, cfg.lesions)
@@ -198,7 +198,9 @@ def score_slide(
             HeatmapStore.discard(heatmap, unless=plan.spec.fingerprint)
         HeatmapStore.create(heatmap, plan.spec)
         tasks = [
-            ChunkTask(row.source, blocks, len(plan.grid), engine.spec, heatmap, plan.recolour, cfg.threads)
+            ChunkTask(
+                row.source, blocks, len(plan.grid), engine.spec, heatmap, made_of, plan.recolour, cfg.threads
+            )
             for blocks in in_parts(plan.blocks, executor.chunks_per_task)
         ]
         for _ in executor.map(tasks, lambda done, total: progress(done, total, "cells")):

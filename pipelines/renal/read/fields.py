@@ -193,7 +193,7 @@ def choose_fields(
     spec = HeatmapSpec.of_grid(grid, side, slide.mpp, card.classes, fingerprint)
     store = HeatmapStore.create(folder, spec)
     tasks = [
-        ChunkTask(source, blocks, len(grid), engine.spec, folder)
+        ChunkTask(source, blocks, len(grid), engine.spec, folder, fingerprint)
         for blocks in in_parts(plan_blocks(grid, side), executor.chunks_per_task)
     ]
     for _ in executor.map(tasks, tick):

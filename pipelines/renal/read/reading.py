@@ -241,7 +241,7 @@ def read_slide(
     plan = tiles_around([(f.x, f.y) for f in fields.feasible], fields.side, slide.mpp, readers.card)
     store = BoxStore.create(stores.boxes, stores.boxes_made_by)
     tasks = [
-        TileTask(source, plan, chunks, readers.detector.spec, stores.boxes)
+        TileTask(source, plan, chunks, readers.detector.spec, stores.boxes, stores.boxes_made_by)
         for chunks in in_parts(plan.chunks, executor.chunks_per_task)
     ]
     for _ in executor.map(tasks, lambda done, total: tick(done, total, "evaluated fields")):

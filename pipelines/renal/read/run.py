@@ -97,10 +97,10 @@ def report_slide(
     """
     folder = folder_at(place)
     folder.refuse_link()
+    file_state = row.source.state()
     with row.source.open() as slide:
         check_spacing(slide, readers.card)  # before any pixel is read
         run = run_fingerprint(readers, cfg)
-        file_state = row.source.state()
         source_identity = row.source.identity(lambda done, total: tick(done, total, "bytes"))
         pixels = {
             "slide": source_identity,
@@ -219,8 +219,13 @@ def _made_by(folder: Folder) -> str | None:
     """The fingerprint of the report in a folder; None without a readable report."""
     try:
         return str(folder.read_json("slide.json")["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
+    except OSError as error:  # the report may be good
+        raise StoreError(
+            f"{folder.at('slide.json')} cannot be read ({error.strerror or error}); mend that and run the same "
+            f"command again"
+        ) from error
 
 
 def finished(folder: Folder, identity: str) -> RenalResult | None:

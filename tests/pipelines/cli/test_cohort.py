@@ -46,7 +46,7 @@ class TestStatus:
         LocalFolder(scored).write(f"{FOLDER}/now.1.json", json.dumps(claim))
         code, out, err = wsi("cohort", "status", scored, scored.parent / "in")
         assert code == 1
-        assert "2 slides done; 1 failed; 1 being worked on; 1 of 5 left" in out
+        assert "2 slides done; 1 failed; 1 being worked on; 2 of 5 left" in out
         assert err.startswith("no: ")
         code, out, _ = wsi("cohort", "status", scored)
         assert (code, "left" in out) == (1, False)
@@ -82,7 +82,7 @@ class TestExport:
     def test_kidneys_by_machine_and_by_person(self, tmp_path: Path, wsi: Run) -> None:
         row = SlideRow(SlideSource(str(slide_of(tmp_path / "s.tif", scattered(20, 0.5, 1)))))
         out = tmp_path / "out"
-        RenalRun([row], readers(), RenalConfig(), LocalFolder(out), False, False).go()
+        RenalRun([(row, "s")], readers(), RenalConfig(), LocalFolder(out), False, False).go()
         corrected = json.loads((out / "s" / "detections.geojson").read_text())
         kinds = [f["properties"]["classification"]["name"] for f in corrected["features"]]
         del corrected["features"][kinds.index("C4d positive")]

@@ -96,7 +96,7 @@ class TestReport:
         """Its earlier grade, and a person's reading, are not lost; but the file may be another now."""
         run = RenalRun([], readers(), RenalConfig(), LocalFolder(tmp_path / "out"), False, False)
         slide_of(tmp_path / "s.tif", scattered(20, 0.5, 1))
-        run.rows = [SlideRow(SlideSource(str(tmp_path / "s.tif")))]
+        run.slides = [(SlideRow(SlideSource(str(tmp_path / "s.tif"))), "s")]
         assert run.go()
         assert (tmp_path / "out" / "grades.csv").read_text().count("\n") == 2
         corrected = tmp_path / "c.geojson"

@@ -16,6 +16,7 @@ import shapely
 from models.training.data.detection import read_marked
 from models.training.data.fields import labelled_cells
 from pipelines.renal.read.report import RenalReport
+from pipelines.runs.cohort import named
 from tests.pipelines.renal.test_report import reported
 from tests.renal_slides import SIDE, SQUARE, scattered, slide_of
 from wsi.results.folder import LocalFolder
@@ -460,7 +461,7 @@ class TestMany:
         for name, seed in (("s", 3), ("t", 4)):
             path = slide_of(tmp_path / f"{name}.tif", scattered(160, 0.25, seed))
             rows.append(SlideRow(SlideSource(str(path))))
-        RenalRun(rows, readers(), RenalConfig(), LocalFolder(tmp_path / "out"), False, False).go()
+        RenalRun(named(rows), readers(), RenalConfig(), LocalFolder(tmp_path / "out"), False, False).go()
         return tmp_path / "out"
 
     def corrected(self, run: Path, folder: Path, name: str, delete: int) -> None:

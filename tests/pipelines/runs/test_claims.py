@@ -50,7 +50,7 @@ class TestOneProcess:
         claims = Claims(out, stale_s=0.2)
         assert claims.take("a") is None
         time.sleep(0.25)
-        assert claims.dead("a") == "a.3.json"
+        assert claims.dead("a") == out.read(f"{FOLDER}/a.3.json")
         claim = claims.take("a")
         assert claim is not None
         assert [name.split("/")[1] for name in out.files()] == ["a.4.json"]
@@ -66,10 +66,13 @@ class TestOneProcess:
         self, out: Folder
     ) -> None:
         foreign(out, "a.1.json")
-        claim = Claims(out).take("a", dead="a.1.json")
+        content = out.read(f"{FOLDER}/a.1.json")
+        claim = Claims(out).take("a", dead=content)
         assert claim is not None
-        foreign(out, "b.2.json")
-        assert Claims(out).take("b", dead="b.1.json") is None
+        foreign(out, "b.1.json")
+        content = out.read(f"{FOLDER}/b.1.json")
+        foreign(out, "b.1.json", beat=1)  # it was only slow
+        assert Claims(out).take("b", dead=content) is None
 
     def test_a_dead_process_of_this_machine_loses_it_at_once(self, out: Folder) -> None:
         ended = subprocess.Popen([sys.executable, "-c", ""])
@@ -86,6 +89,30 @@ class TestOneProcess:
         assert claims.holder("a") == ""
         time.sleep(0.15)
         assert claims.take("a") is not None
+
+    def test_a_claim_that_was_taken_over_is_neither_written_nor_removed_by_its_first_owner(
+        self, out: Folder
+    ) -> None:
+        claim = Claims(out, beat_s=0.02).take("a")
+        assert claim is not None
+        with claim:
+            foreign(out, "a.1.json")  # another's, under the same name: numbers begin anew
+            theirs = out.read(f"{FOLDER}/a.1.json")
+            time.sleep(0.1)
+        assert out.read(f"{FOLDER}/a.1.json") == theirs
+
+    def test_a_listing_that_missed_a_later_claim_gives_way(
+        self, out: Folder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between the listing and the creation another process took the slide over."""
+        claims, latest = Claims(out), Claims._latest
+        answers = [(0, None)]
+        monkeypatch.setattr(
+            Claims, "_latest", lambda self, name: answers.pop() if answers else latest(self, name)
+        )
+        foreign(out, "a.2.json")
+        assert claims.take("a") is None
+        assert out.files() == [f"{FOLDER}/a.2.json"]
 
     def test_signs_of_life_are_written_and_a_claim_that_was_taken_over_is_not_written_again(
         self, out: Folder

@@ -20,7 +20,7 @@ from pipelines.renal.read.reading import RenalConfig
 from pipelines.renal.read.run import RenalResult, ReportJob
 from pipelines.runs.claims import FOLDER
 from pipelines.runs.cluster import Cluster, ClusterConfig, DaskExecutor, connected
-from pipelines.runs.cohort import ALONE, Crew, SlideJob, run_cohort
+from pipelines.runs.cohort import ALONE, Crew, SlideJob, named, run_cohort
 from pipelines.runs.task import Executor
 from tests.renal_slides import readers, scattered, slide_of
 from tests.slides import COMMAND, RednessEngine, coordinates, write_pyramid
@@ -117,7 +117,7 @@ def job_in(out: Path) -> ScoreJob:
 
 
 def done(rows: list[SlideRow], job: SlideJob[Any], crew: Crew, watch: Silent | None = None) -> Any:
-    return run_cohort(rows, job, lambda *_: None, crew=crew, watch=watch or Silent())
+    return run_cohort(named(rows), job, lambda *_: None, crew=crew, watch=watch or Silent())
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +209,25 @@ class TestChunks:
             job = ReportJob(LocalFolder(tmp_path / name), made.fields.spec, made.detector.spec, RenalConfig())
             assert isinstance(done([row], job, crew).results[0], RenalResult)
         assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+    def test_names_are_those_of_all_slides_whatever_the_shard(self, tmp_path: Path, wsi: Run) -> None:
+        """Two slides of one file name, in two shards, must not share a folder."""
+        for patient in ("c1", "c2"):
+            (tmp_path / "in" / patient).mkdir(parents=True)
+            write_pyramid(tmp_path / "in" / patient / "HE.tif", np.full((900, 1100, 3), 245, np.uint8))
+        slides = [tmp_path / "in" / patient / "HE.tif" for patient in ("c1", "c2")]
+        for shard in ("1/2", "2/2"):
+            wsi("score", *slides, "-m", "lymph-node-demo", "-o", tmp_path / "out", "--shard", shard)
+        assert LocalFolder(tmp_path / "out").holding("slide.json") == ["c1_HE.tif", "c2_HE.tif"]
+
+    def test_results_that_a_worker_wrote_elsewhere_are_noticed(
+        self, client: Any, rows: list[SlideRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(LocalFolder, "exists", lambda self, name="": False)
+        with pytest.raises(
+            StoreError, match="where this command does not see them; give an OUT that all machines"
+        ):
+            done(rows, job_in(tmp_path), Cluster(client))
 
 
 class TestRefusals:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli.console import CohortProgress
-from pipelines.runs.cohort import ALONE, Failure, run_cohort
+from pipelines.runs.cohort import ALONE, Failure, named, run_cohort
 from pipelines.runs.run_folder import RunFolder, note_tables
 from wsi.errors import SlideError, StoreError
 from wsi.files import AtWork, alone_in, file_sha256
@@ -48,7 +48,9 @@ def _table(out: Folder, results: Sequence[Scored], failures: Any, record: Any) -
 
 
 def run_in(out: Path, fingerprint: str = "f") -> RunFolder[Scored]:
-    return RunFolder(LocalFolder(out), {"settings_fingerprint": fingerprint}, _earlier, _table)
+    return RunFolder(
+        LocalFolder(out), {"settings_fingerprint": fingerprint}, _earlier, _table, overwrite=True
+    )
 
 
 def noted(out: Path) -> dict[str, Any]:
@@ -105,7 +107,9 @@ def test_a_failure_is_noted_by_its_absolute_path(tmp_path: Path, monkeypatch: py
             raise SlideError("broken")
 
     rows, job = [SlideRow(SlideSource("a.svs"))], Fails()
-    outcome = run_cohort(rows, job, lambda *_: None, crew=ALONE, watch=CohortProgress([1.0], lambda *_: None))
+    outcome = run_cohort(
+        named(rows), job, lambda *_: None, crew=ALONE, watch=CohortProgress([1.0], lambda *_: None)
+    )
     assert [f.path for f in outcome.failures] == [str(tmp_path / "a.svs")]
 
 
@@ -178,3 +182,16 @@ def test_tables_are_noted_with_their_hashes(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(StoreError, match=r"run\.json is broken .*run the command that made it again"):
         note_tables(LocalFolder(tmp_path), ["table.csv"])
+
+
+def test_a_command_of_other_settings_that_began_meanwhile_is_noticed(tmp_path: Path) -> None:
+    """Both asked before either had written: the second must not mix its results with the first's."""
+    first, second = run_in(tmp_path, "f"), run_in(tmp_path, "g")
+    second.overwrite = False
+    with (
+        first.work(["a"]),
+        pytest.raises(StoreError, match="holds results of another model"),
+        second.work(["b"]),
+    ):
+        pass
+    assert noted(tmp_path)["settings_fingerprint"] == "f"

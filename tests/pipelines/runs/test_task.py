@@ -108,12 +108,19 @@ class TestSpecs:
         engine = load_engine(find_models([DEFAULT_MODEL]), EngineConfig(precision="fp32"))
         spec = pickle.loads(pickle.dumps(engine.spec))
         assert spec.make() is engine
-        other = replace(spec, cfg=EngineConfig(precision="fp32", orientations=8))
+        other = replace(spec, cfg=EngineConfig(precision="fp32", orientations=8), description="")
         assert other.make() is not engine
+        with pytest.raises(
+            ModelError, match="would compute with openvino .*, the run was begun with torch on a GPU;"
+        ):
+            replace(spec, description="torch on a GPU").make()
         first = id(engine)
         del engine
-        monkeypatch.setattr("models.engines.spec.load_engine", lambda models, cfg: f"new, not {first}")
-        assert spec.make() == f"new, not {first}"
+        made: list[object] = []
+        monkeypatch.setattr("models.engines.spec.load_engine", lambda models, cfg: made.append(first))
+        with pytest.raises(AttributeError):  # nothing has no description
+            spec.make()
+        assert made == [first]
 
     def test_other_weights_on_the_other_machine_are_refused_by_name(self) -> None:
         models = find_models([DEFAULT_MODEL])
