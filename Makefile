@@ -53,6 +53,7 @@ test: check
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --count 1000 --seed 0 --seconds 600
+	EVERY_FAULT=1 $(BIN)/pytest -q tests/test_every_write.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.scoring
@@ -62,6 +63,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.kill
+	$(BIN)/python -m benchmarks.cluster
 
 bench-camelyon16: $(READY)
 	$(BIN)/python -m benchmarks.camelyon16 $(if $(SLIDES),--slides $(SLIDES)) $(if $(MODEL),--model $(MODEL))
