@@ -42,7 +42,7 @@ REFUSED, ENDED = 3, 0
 def score(slide: Path, out: Path) -> None:
     row = SlideRow(SlideSource(str(slide)))
     with Claims(LocalFolder(out)).take("s"):  # type: ignore[union-attr]
-        score_slide(row, "s", RednessEngine(), out / "s", ScoreConfig(stride=16))
+        score_slide(row, "s", RednessEngine(), out / "s", ScoreConfig(stride=128))
 
 
 def report(slide: Path, out: Path) -> None:
