@@ -61,13 +61,12 @@ class Claims:
         number, file = self._latest(name)
         if file is not None and not (dead and self._read(file) == dead) and not self._is_stale(file):
             return None
-        mine, token = f"{name}.{number + 1}.json", uuid.uuid4().hex
-        if not self._folder.create(mine, _content(token, 0)):
+        new_file, token = f"{name}.{number + 1}.json", uuid.uuid4().hex
+        if not self._folder.create(new_file, _content(token, 0)):
             return None
-        claim = Claim(self._folder, mine, token, self._beat_s)
-        if (
-            self._latest(name)[1] != mine
-        ):  # a listing that was made while another took over may have missed that
+        claim = Claim(self._folder, new_file, token, self._beat_s)
+        # the first listing may have missed a claim that was created meanwhile
+        if self._latest(name)[1] != new_file:
             claim.release()
             return None
         if file is not None:

@@ -304,13 +304,14 @@ def _remote(cfg: ClusterConfig, distributed: Any) -> Any:
         scheduler_file=None if cfg.scheduler_file is None else str(cfg.scheduler_file),
         timeout=cfg.timeout_s,
     )
+    address = client.scheduler_info()["address"]
     try:
         client.wait_for_workers(1, timeout=WORKER_S)
     except TimeoutError as error:
         client.close()
         raise ConfigError(
-            f"the scheduler at {client.scheduler.address} has no worker after {WORKER_S:.0f} s; start some with: "
-            f"dask worker {client.scheduler.address} --nthreads 1 --memory-limit 0"
+            f"the scheduler at {address} has no worker after {WORKER_S:.0f} s; start some with: "
+            f"dask worker {address} --nthreads 1 --memory-limit 0"
         ) from error
     return client
 
@@ -340,9 +341,9 @@ def own_cores(workers: int) -> Any:
             if not hasattr(os, "sched_setaffinity"):
                 return
             cores = sorted(os.sched_getaffinity(0))
-            own = cores[int(worker.name) % len(cores) :: workers] or cores
+            share = cores[int(worker.name) % len(cores) :: workers] or cores
             for thread in Path("/proc/self/task").iterdir():
                 with suppress(OSError):  # a thread that has just ended
-                    os.sched_setaffinity(int(thread.name), own)
+                    os.sched_setaffinity(int(thread.name), share)
 
     return OwnCores()

@@ -295,11 +295,11 @@ class LocalFolder(Folder):
 
     def files(self, name: str = "") -> list[str]:
         """Names of all files below a folder, see `Folder.files`."""
-        found = []
+        paths: list[Path] = []
         for folder, _, files in os.walk(self.path / name):  # which passes over what vanishes meanwhile
             below = Path(folder)
-            found += [below / file for file in files if not is_partial(below / file)]
-        return sorted(path.relative_to(self.path).as_posix() for path in found)
+            paths += [below / file for file in files if not is_partial(below / file)]
+        return sorted(path.relative_to(self.path).as_posix() for path in paths)
 
     def folders(self) -> list[str]:
         """Names of the folders in this one, sorted."""

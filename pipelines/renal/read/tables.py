@@ -90,8 +90,8 @@ def readings(folder: Folder) -> list[tuple[Folder, RenalReport]]:
     Raises:
         StoreError: a report is broken.
     """
-    found = [(folder, read_report(folder))]
+    pairs = [(folder, read_report(folder))]
     reviewed = folder.inside("reviewed")
     if reviewed.exists("report.json"):
-        found.append((reviewed, read_report(reviewed)))
-    return found
+        pairs.append((reviewed, read_report(reviewed)))
+    return pairs

@@ -253,6 +253,21 @@ class TestRefusals:
             ):
                 pass
 
+    def test_a_scheduler_without_workers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from distributed import LocalCluster
+
+        monkeypatch.setattr(module, "WORKER_S", 0.5)
+        with LocalCluster(n_workers=0, processes=False, dashboard_address=None, protocol="tcp://") as empty:
+            address = empty.scheduler_address
+            with (
+                pytest.raises(
+                    ConfigError,
+                    match=f"the scheduler at {address} has no worker after .*dask worker {address}",
+                ),
+                connected(ClusterConfig(scheduler=address)),
+            ):
+                pass
+
     def test_options_that_exclude_each_other_and_shards(
         self, rows: list[SlideRow], tmp_path: Path, wsi: Run
     ) -> None:
