@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import json
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from pipelines.cli.console import err, out, progress
 from pipelines.renal.read import tables as renal
 from pipelines.runs.claims import FOLDER
 from pipelines.runs.cohort import gather, unique_names
+from pipelines.runs.finished import FinishedList
 from pipelines.runs.parquet import ParquetTable
 from wsi.errors import ConfigError, StoreError
 from wsi.results.folder import Folder, folder_at
@@ -49,7 +51,7 @@ def status(
     wsi cohort status s3://bucket/run slides.csv
     """
     record = _record(folder)
-    done = set(folder.holding("slide.json"))
+    done = _done(folder, record["settings_fingerprint"])
     claimed = {name.removeprefix(f"{FOLDER}/").rsplit(".", 2)[0] for name in folder.files(FOLDER)}
     failed = {f["name"]: f["reason"] for f in record["failed"]}
     out.print(f"{folder}: {record['program']}, {record['state']}", markup=False)
@@ -69,10 +71,24 @@ def status(
     raise typer.Exit(1 if failed or left else 0)
 
 
+def _done(folder: Folder, settings: str) -> set[str]:
+    """Names of the slides that are done with these settings; of a very large run, those that its list names."""
+    parts = FinishedList(folder).read()
+    if parts:
+        return {line.name for lines in parts.values() for line in lines if line.settings == settings}
+    done = set()
+    for name, content in folder.each("slide.json"):
+        with suppress(ValueError, KeyError, TypeError):  # it is broken: `wsi verify` says so
+            if json.loads(content)["settings_fingerprint"] == settings:
+                done.add(name)
+    return done
+
+
 def _record(folder: Folder) -> dict[str, Any]:
     try:
         record = folder.read_json("run.json")
-        _ = record["program"], record["state"], [(f["name"], f["reason"]) for f in record["failed"]]
+        _ = record["program"], record["state"], record["settings_fingerprint"]
+        _ = [(f["name"], f["reason"]) for f in record["failed"]]
         return dict(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(

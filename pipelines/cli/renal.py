@@ -218,9 +218,11 @@ class RenalRun:
         specs = self.readers.fields.spec, self.readers.detector.spec
         job = ReportJob(self.folder.absolute(), *specs, self.cfg, self.pdf, self.overwrite)
         run = RunFolder(self.folder, record, earlier_reports, write_results, self.overwrite)
-        rows, names = [row for row, _ in self.slides], [name for _, name in self.slides]
-        with run.work(names), cohort_progress(file_sizes(rows)) as watch:
-            outcome = run_cohort(self.slides, job, run.sum_up, crew=self.crew, watch=watch, finished=_say)
+        slides = run.left_of(self.slides)
+        with run.work([name for _, name in slides]), cohort_progress(file_sizes(slides)) as watch:
+            outcome = run_cohort(
+                slides, job, run.sum_up, crew=self.crew, watch=watch, finished=(run.note, _say)
+            )
         out.print(f"{self.folder.at('index.html')} lists them; for research use only", markup=False)
         return outcome.complete
 

@@ -215,9 +215,11 @@ class Run:
         record = run_record(self.cfg.model_dump(mode="json"), models, self.engine.description, fingerprint)
         job = ScoreJob(self.folder.absolute(), self.engine.spec, self.cfg.score, self.overwrite)
         run = RunFolder(self.folder, record, earlier_results, write_tables, self.overwrite)
-        rows, names = [row for row, _ in self.slides], [name for _, name in self.slides]
-        with run.work(names), cohort_progress(file_sizes(rows)) as watch:
-            outcome = run_cohort(self.slides, job, run.sum_up, crew=self.crew, watch=watch, finished=_say)
+        slides = run.left_of(self.slides)
+        with run.work([name for _, name in slides]), cohort_progress(file_sizes(slides)) as watch:
+            outcome = run_cohort(
+                slides, job, run.sum_up, crew=self.crew, watch=watch, finished=(run.note, _say)
+            )
         if outcome.results and all(result.empty for result in outcome.results):
             err.print("nothing was scored; the lines above say why", markup=False)
         out.print(f"{self.folder.at('index.html')} shows them; for research use only", markup=False)

@@ -17,9 +17,10 @@ from pipelines.runs.claims import Claims
 from pipelines.runs.task import HERE, Executor
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, StoreError, WsiError
 from wsi.results.folder import Folder
-from wsi.slides.manifest import SlideRow, manifest_in, read_manifest
+from wsi.slides.manifest import MANIFEST_SUFFIXES, SlideRow, manifest_in, read_manifest
 from wsi.slides.readers.openslide import dicom_series, gone
 from wsi.slides.source import SLIDE_SUFFIXES, SlideSource, check_url, safe_name
+from wsi.text import number_of
 
 log = logging.getLogger(__name__)
 
@@ -91,24 +92,32 @@ def gather(
     """Collect slides from files, folders (sorted), URLs and manifests, each once.
 
     Args:
-        inputs: paths or URLs; a ``.csv`` is a manifest, and so is a folder that holds a ``slides.csv``.
+        inputs: paths or URLs; a ``.csv`` or ``.parquet`` is a manifest, and so is a folder that holds a ``slides.csv``.
         mpp: spacing of every slide, in place of its own and of the manifest's; None keeps those.
         allow_anisotropic: see `SlideSource`.
         stream: see `SlideSource`.
 
     Raises:
-        ConfigError: nothing is there.
+        ConfigError: nothing is there, or a table names a slide twice, with other values.
     """
     rows: dict[str, SlideRow] = {}
     for text in inputs:
         is_table, slide_rows = _rows(text)
+        seen: dict[str, SlideRow] = {}
         for row in slide_rows:
-            source = SlideSource(
-                row.source.path, mpp if mpp is not None else row.source.mpp, allow_anisotropic, stream
-            )
+            own_mpp = mpp if mpp is not None else row.source.mpp
+            source = SlideSource(row.source.path, own_mpp, allow_anisotropic, stream)
             key = source.path if source.is_url else str(Path(source.path).resolve())
-            if key not in rows or is_table:  # a table tells more about a slide
-                rows[key] = replace(row, source=source)
+            first = seen.setdefault(key, replace(row, source=source))
+            if is_table and first != replace(row, source=replace(source, path=first.source.path)):
+                raise ConfigError(
+                    f"{text} names {source.label} twice, with other values; remove one of the lines"
+                )
+        if is_table and len(seen) < len(slide_rows):
+            again = number_of(len(slide_rows) - len(seen), "line")
+            log.warning("%s: %s of a slide that is named before; each slide is taken once", text, again)
+        # a table tells more about a slide
+        rows |= seen if is_table else {key: row for key, row in seen.items() if key not in rows}
     if not rows:
         raise ConfigError(f"no slide in {', '.join(inputs)}; slides end in {', '.join(SLIDE_SUFFIXES)}")
     return list(rows.values())
@@ -123,7 +132,7 @@ def _rows(text: str) -> tuple[bool, list[SlideRow]]:
             return True, read_manifest(manifest)
         return False, [SlideRow(SlideSource(str(p))) for p in slides_in(path)]
     check_url(text)
-    if text.lower().endswith(".csv"):
+    if text.lower().endswith(MANIFEST_SUFFIXES):
         return True, read_manifest(path)
     if "://" not in text and not path.exists():
         raise ConfigError(f"{text} does not exist; check the path")
@@ -188,10 +197,10 @@ def unique_names(rows: Sequence[SlideRow]) -> list[str]:
     return names
 
 
-def file_sizes(rows: Sequence[SlideRow]) -> list[float]:
+def file_sizes(slides: Sequence[tuple[SlideRow, str]]) -> list[float]:
     """Bytes of each slide's file, to estimate how much work is left; 1 where the size is not known."""
     sizes = []
-    for row in rows:
+    for row, _ in slides:
         try:
             sizes.append(1.0 if row.source.is_url else float(Path(row.source.path).stat().st_size))
         except OSError:
@@ -302,7 +311,7 @@ def run_cohort(
     *,
     crew: Crew,
     watch: Watch,
-    finished: Callable[[R | Failure], None] = lambda result: None,
+    finished: Sequence[Callable[[R | Failure], None]] = (),
 ) -> Outcome[R]:
     """Work on many slides; a slide that fails is recorded and does not stop the others.
 
@@ -314,14 +323,15 @@ def run_cohort(
         summarise: called with the run's state, the results and the failures, also when the run stops early.
         crew: who does them.
         watch: told of the progress.
-        finished: called with the result or failure of each slide.
+        finished: each is called with the result or failure of every slide.
     """
     outcomes: dict[int, R | Failure] = {}
     state = "stopped: a defect"
     try:
         for index, outcome in crew.work(slides, job, watch):
             outcomes[index] = outcome
-            finished(outcome)
+            for hear in finished:
+                hear(outcome)
         state = "finished"
     except KeyboardInterrupt:
         state = "interrupted"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipelines.runs.claims import FOLDER as CLAIMS
 from pipelines.runs.cohort import Failure, Result
-from wsi.errors import StoreError
+from pipelines.runs.finished import FOLDER as FINISHED_LIST
+from pipelines.runs.finished import MANY, FinishedList, FinishedSlide
+from wsi.errors import SlideError, StoreError
 from wsi.files import AtWork, read_record
 from wsi.results.folder import Folder
+from wsi.slides.manifest import SlideRow
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +43,35 @@ class RunFolder(Generic[R]):
     write: Callable[[Folder, Sequence[R], Sequence[Failure], dict[str, Any]], Sequence[str]]
     overwrite: bool = False
     _at_work: AtWork | None = None
+    _finished: FinishedList | None = None
+    _rows: dict[str, SlideRow] = field(default_factory=dict)
 
     @property
     def _fingerprint(self) -> str:
         return str(self.record["settings_fingerprint"])
+
+    def left_of(self, slides: list[tuple[SlideRow, str]]) -> list[tuple[SlideRow, str]]:
+        """The slides that the crew must look at: of very many, those that are not listed as done; call this first."""
+        if len(slides) < MANY and not self.out.exists(FINISHED_LIST):
+            return slides
+        self._finished = FinishedList(self.out)
+        left = self._finished.left_of(slides, self._fingerprint)
+        self._rows = {name: row for row, name in left}
+        log.info("%d of %d slides are listed as done", len(slides) - len(left), len(slides))
+        return left
+
+    def note(self, outcome: R | Failure) -> None:
+        """Add a slide to the list of those that are done, if there is one.
+
+        Raises:
+            StoreError: the list cannot be written.
+        """
+        if self._finished is None or isinstance(outcome, Failure):
+            return
+        whole = not outcome.empty and not outcome.unreadable
+        with suppress(SlideError, OSError):  # the slide is gone already
+            line = FinishedSlide.of(self._rows[outcome.name], outcome.name, self._fingerprint, whole=whole)
+            self._finished.add(line)
 
     @contextmanager
     def work(self, names: Collection[str]) -> Iterator[None]:
@@ -54,7 +82,10 @@ class RunFolder(Generic[R]):
                     self.out, self._fingerprint
                 )  # another command may have begun since it was asked
             self._at_work = self.out.at_work()
-            results = self.earlier(self.out, self._fingerprint, ())
+            if self._finished is None:
+                results = [r.summary() for r in self.earlier(self.out, self._fingerprint, ())]
+            else:  # reading them all would take long, and `sum_up` does it
+                results = self._before().get("slides", [])
             failures = self._failed_before(names)
             earlier_state = self._state()
             others = self._at_work is not None and self._at_work.others
@@ -77,21 +108,24 @@ class RunFolder(Generic[R]):
             noted_results = [r.noted(KEPT) if r.name in failed_names else r for r in earlier]
             listed = sorted([*noted_results, *results], key=lambda r: r.name)
             tables = self.write(self.out, listed, failed, self.record)
-            records = [f"{r.name}/slide.json" for r in listed if self.out.exists(f"{r.name}/slide.json")]
+            present = self.out.holding("slide.json")
+            listed_names = {r.name for r in listed}
+            records = [f"{name}/slide.json" for name in present if name in listed_names]
             hashes = self.out.record([*tables, *records])
-            self._write_run(self._state_after(state), listed, failed, hashes)
-            self._say_what_is_not_listed({r.name for r in listed} | failed_names)
+            self._write_run(self._state_after(state), [r.summary() for r in listed], failed, hashes)
+            self._warn_of({*present} - listed_names - failed_names)
+            if self._finished is not None:
+                self._finished.write()
             self._leave()
 
     def _leave(self) -> None:
         if self._at_work is not None:
             self._at_work.leave()
 
-    def _say_what_is_not_listed(self, listed: Collection[str]) -> None:
+    def _warn_of(self, stale_names: Collection[str]) -> None:
         """Warn of results of another model or other settings that are in no table."""
-        stale_names = [name for name in self.out.holding("slide.json") if name not in listed]
         if stale_names:
-            names_text = ", ".join(stale_names[:5]) + (", ..." if len(stale_names) > 5 else "")
+            names_text = ", ".join(sorted(stale_names)[:5]) + (", ..." if len(stale_names) > 5 else "")
             log.warning(
                 "%s: results of another model or other settings are in no table (%s); make them again, or remove them",
                 self.out,
@@ -108,11 +142,15 @@ class RunFolder(Generic[R]):
         return RUNNING if self._at_work is not None and self._at_work.look() else FINISHED
 
     def _write_run(
-        self, state: str, results: Sequence[R], failures: Sequence[Failure], files: dict[str, tuple[int, str]]
+        self,
+        state: str,
+        slides: Sequence[dict[str, Any]],
+        failures: Sequence[Failure],
+        files: dict[str, tuple[int, str]],
     ) -> None:
         sections = {
             "state": state,
-            "slides": [result.summary() for result in results],
+            "slides": slides,
             "failed": [asdict(f) for f in failures],
             "files": files,
         }

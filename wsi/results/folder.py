@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from wsi.files import (
 from wsi.text import first_line
 from wsi.urls import storage_options, without_secrets
 
+AT_ONCE = 500  # small files that are asked for at once at a URL
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
 
 
@@ -176,6 +178,25 @@ class Folder(ABC):
     def holding(self, name: str) -> list[str]:
         """Names of the folders in this one that hold a file of this name, sorted."""
         return [folder for folder in self.folders() if self.exists(f"{folder}/{name}")]
+
+    def each(self, name: str) -> Iterator[tuple[str, bytes]]:
+        """The folders in this one that hold a file of this name, sorted, and the file's bytes.
+
+        A file that cannot be read is passed over.
+        """
+        folders = self.folders()
+        files = (f"{folder}/{name}" for folder in folders)
+        for folder, (_, content) in zip(folders, self._contents(files), strict=True):
+            if isinstance(content, bytes):
+                yield folder, content
+
+    def _contents(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        """Names of files, each with its bytes, or with what `read` raises."""
+        for name in names:
+            try:
+                yield name, self.read(name)
+            except OSError as error:
+                yield name, error
 
     def record(self, names: Iterable[str]) -> dict[str, tuple[int, str]]:
         """Size and hash of files, once their bytes are safe; a folder stands for all files in it.
@@ -445,6 +466,43 @@ class RemoteFolder(Folder):
             return []
         return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
 
+    def holding(self, name: str) -> list[str]:
+        """Names of the folders in this one that hold a file of this name, sorted."""
+        return [folder for folder, _ in self.each(name)]
+
+    def _contents(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        """Names of files, each with its bytes, or with what `read` raises; many are asked for at once."""
+        listed = list(names)
+        for start in range(0, len(listed), AT_ONCE):
+            batch = listed[start : start + AT_ONCE]
+            plain = [self._full(name) for name in batch if not has_magic(name)]  # else a pattern to fsspec
+            contents = self._store.cat(plain, on_error="return") if plain else {}
+            for name in batch:
+                content = contents.get(self._full(name))
+                if isinstance(content, bytes):
+                    yield name, content
+                else:  # asked for again: it may be there by now, and `read` raises what it should
+                    yield from super()._contents([name])
+
+    def record(self, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+        """Size and hash of files, see `Folder.record`; each is asked for once."""
+        record: dict[str, tuple[int, str]] = {}
+        for name, content in self._contents(names):
+            if isinstance(content, bytes):
+                record[name] = _size_and_hash(content)
+                continue
+            try:
+                files = self.files(name)
+                if not files:
+                    raise content
+                for file, content_below in self._contents(files):
+                    if not isinstance(content_below, bytes):
+                        raise content_below
+                    record[file] = _size_and_hash(content_below)
+            except OSError as error:
+                raise cannot_write(self.at(name), error) from error
+        return record
+
     def size(self, name: str) -> int:
         """A file's number of bytes, see `Folder.size`."""
         with self._asking(name):
@@ -481,6 +539,10 @@ class RemoteFolder(Folder):
                 f"cannot write {self.at(name)} ({first_line(error)}); see that it can be written there, "
                 f"or choose another place"
             ) from error
+
+
+def _size_and_hash(content: bytes) -> tuple[int, str]:
+    return len(content), hashlib.sha256(content).hexdigest()
 
 
 Place = Folder | Path | str

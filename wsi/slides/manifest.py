@@ -1,21 +1,23 @@
-"""``slides.csv``: a table of slides that every command understands."""
+"""``slides.csv``: a table of slides that every command understands; very large ones may be parquet."""
 
 from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsi.errors import ConfigError
 from wsi.slides.source import SlideSource, check_url
+from wsi.text import first_line
 from wsi.vocabulary import NORMAL, NORMAL_LABELS
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "slides.csv"
+MANIFEST_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("path", "mpp", "mask", "truth", "label", "split")
 
 
@@ -73,7 +75,9 @@ def manifest_in(folder: Path) -> Path | None:
 def read_manifest(
     path: Path, problems: list[str] | None = None, *, slides_needed: bool = True
 ) -> list[SlideRow]:
-    """Read a CSV with a header; only ``path`` is required, empty cells are None.
+    """Read a table of slides; only the column ``path`` is required, empty cells are None.
+
+    A parquet file has the columns of the CSV. Whether its slides exist is not asked: it may name a million.
 
     Args:
         path: the file.
@@ -83,23 +87,51 @@ def read_manifest(
     Raises:
         ConfigError: an unknown or missing column, text in place of a number, or a file that does not exist.
     """
+    rows = []
+    needed = slides_needed and path.suffix.lower() != ".parquet"
+    for line, values in enumerate(_lines(path), start=2):
+        try:
+            rows.append(_row(path, line, values, needed))
+        except ConfigError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+    return rows
+
+
+def _lines(path: Path) -> Iterator[dict[str, str]]:
+    """The cells of each line of a table, by column."""
+    if path.suffix.lower() == ".parquet":
+        yield from _parquet_lines(path)
+        return
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            columns = tuple(reader.fieldnames or ())
-            _check_columns(path, columns)
-            rows = []
-            for line, values in enumerate(reader, start=2):
-                try:
-                    rows.append(_row(path, line, values, slides_needed))
-                except ConfigError as error:
-                    if problems is None:
-                        raise
-                    problems.append(str(error))
-            return rows
+            _check_columns(path, tuple(reader.fieldnames or ()))
+            yield from reader
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path} cannot be read as a CSV manifest ({reason}); check the path") from error
+
+
+def _parquet_lines(path: Path) -> Iterator[dict[str, str]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} needs pyarrow, which is not installed: pip install 'slidewright[parquet]'"
+        ) from error
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names)
+            for batch in file.iter_batches():
+                for values in batch.to_pylist():
+                    yield {name: "" if value is None else str(value) for name, value in values.items()}
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(
+            f"{path} cannot be read as parquet ({first_line(error)}); check the path"
+        ) from error
 
 
 def _check_columns(path: Path, columns: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -190,12 +191,12 @@ def result_of(value: dict[str, Any]) -> SlideResult:
 def earlier_results(out: Folder, settings: str, but: Collection[str]) -> list[SlideResult]:
     """Slides that other commands scored into the same folder with the same settings, by name."""
     results = []
-    for folder in out.holding("slide.json"):
+    for _, content in out.each("slide.json"):
         try:
-            value = out.read_json(f"{folder}/slide.json")
+            value = json.loads(content)
             if value["settings_fingerprint"] == settings and value["name"] not in but:
                 results.append(result_of(value))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue  # not one of ours, or of another version
     return results
 

@@ -27,6 +27,7 @@ from pipelines.renal.read.pictures import (
 from pipelines.renal.read.reading import RenalConfig
 from pipelines.renal.read.report import RenalReport, grading_of
 from pipelines.runs.cohort import Failure
+from pipelines.runs.pages import Page, in_pages, write_pages
 from pipelines.runs.pictures import TEMPLATES
 from wsi.errors import ConfigError
 from wsi.results.export import geojson, origin_offset
@@ -192,19 +193,26 @@ def _no_clock() -> Iterator[None]:
             del os.environ["SOURCE_DATE_EPOCH"]
 
 
-def index_html(
+def write_index(
+    out: Folder,
     reports: Sequence[RenalReport],
     failures: Sequence[Failure],
     record: dict[str, Any],
     corrected: Mapping[str, RenalReport],
-) -> str:
-    """The text of ``index.html``: slides of a run with their grades, those of corrected readings, and the failures."""
-    return TEMPLATES.get_template("renal_index.html").render(
-        reports=reports,
-        failures=failures,
-        record=record,
-        corrected=corrected,
-        share=_share_text,
-        basis=basis_sentences,
-        word=lambda grade, report: grade_word(grade, grading_of(report)),
-    )
+) -> list[str]:
+    """Write the pages of a run's slides with their grades, those of corrected readings, and the failures."""
+    template = TEMPLATES.get_template("renal_index.html")
+
+    def html(page: Page[RenalReport]) -> str:
+        return template.render(
+            page=page,
+            slides=len(reports),
+            failed=len(failures),
+            record=record,
+            corrected=corrected,
+            share=_share_text,
+            basis=basis_sentences,
+            word=lambda grade, report: grade_word(grade, grading_of(report)),
+        )
+
+    return write_pages(out, in_pages(reports, failures), html)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -273,9 +274,9 @@ def read_report(folder: Folder) -> RenalReport:
 def earlier_reports(out: Folder, settings: str, but: Collection[str]) -> list[RenalResult]:
     """Reports that other commands wrote into the same folder with the same settings, by name."""
     results = []
-    for name in out.holding("slide.json"):
+    for name, content in out.each("slide.json"):
         try:
-            value = out.read_json(f"{name}/slide.json")
+            value = json.loads(content)
             if value["settings_fingerprint"] == settings and name not in but:
                 results.append(RenalResult(read_report(out.inside(name)), value["unreadable"]))
         except (OSError, ValueError, KeyError, TypeError, StoreError):

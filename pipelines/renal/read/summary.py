@@ -1,4 +1,4 @@
-"""The summary of a run over many slides: ``grades.csv`` and ``index.html``, with machine and person side by side."""
+"""The summary of a run over many slides: ``grades.csv`` and the pages, with machine and person side by side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.renal.read.basis import basis_sentences
 from pipelines.renal.read.grading import grade_word
-from pipelines.renal.read.page import index_html
+from pipelines.renal.read.page import write_index
 from pipelines.renal.read.report import RenalReport, grading_of
 from pipelines.renal.read.run import RenalResult, corrected_readings, read_report
 from pipelines.runs.cohort import Failure
@@ -25,28 +25,24 @@ COLUMNS = (
 )
 
 
-TABLES = ("grades.csv", "index.html")
-
-
 def write_results(
     out: Folder, results: Sequence[RenalResult], failures: Sequence[Failure], record: dict[str, Any]
 ) -> Sequence[str]:
-    """Write ``grades.csv`` and ``index.html``, and return their names."""
+    """Write ``grades.csv`` and the pages, and return their names."""
     return write_summary(out, [result.report for result in results], failures, record)
 
 
 def write_summary(
     out: Folder, reports: Sequence[RenalReport], failures: Sequence[Failure], record: dict[str, Any]
 ) -> Sequence[str]:
-    """Write both files, with the corrected reading of every slide that has one, and return their names."""
+    """Write the table and the pages, with the corrected reading of every slide that has one, and return their names."""
     corrected = corrected_readings(out, reports)
     out.write("grades.csv", grades_csv(reports, corrected))
-    out.write("index.html", index_html(reports, failures, record, corrected))
-    return TABLES
+    return "grades.csv", *write_index(out, reports, failures, record, corrected)
 
 
 def refresh_summary(out: Folder) -> None:
-    """Write both files anew after a review; without a run do nothing, and warn if one of its reports is broken."""
+    """Write table and pages anew after a review; without a run do nothing, and warn if one of its reports is broken."""
     if not out.exists("run.json"):
         return
     with out.alone():

@@ -341,6 +341,55 @@ class TestGather:
         ]
         assert [s.mpp for s in sources] == [0.5, 0.3]
 
+    def test_a_slide_that_a_table_names_twice(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        for name in "ab":
+            (tmp_path / f"{name}.tif").touch()
+        table = tmp_path / "s.csv"
+        table.write_text("path,mpp\na.tif,0.5\nb.tif,\n./a.tif,0.5\n")
+        rows = gather([str(table)], mpp=None, allow_anisotropic=False)
+        assert [(r.source.name, r.source.mpp) for r in rows] == [("a", 0.5), ("b", None)]
+        assert "1 line of a slide that is named before" in caplog.text
+        table.write_text("path,mpp\na.tif,0.5\nb.tif,\na.tif,0.25\n")
+        with pytest.raises(ConfigError, match=r"s.csv names .*a.tif twice, with other values"):
+            gather([str(table)], mpp=None, allow_anisotropic=False)
+
+    def test_a_parquet_table_says_what_the_csv_says(self, tmp_path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        (tmp_path / "a.tif").touch()
+        (tmp_path / "s.csv").write_text("path,mpp,label\na.tif,0.5,normal\nhttps://x.org/b.svs,,\n")
+        columns = {
+            "path": ["a.tif", "https://x.org/b.svs"],
+            "mpp": [0.5, None],
+            "label": ["normal", None],
+        }
+        pq.write_table(pa.table(columns), tmp_path / "s.parquet")
+        both = [
+            gather([str(tmp_path / f"s.{kind}")], mpp=None, allow_anisotropic=False)
+            for kind in ("csv", "parquet")
+        ]
+        assert both[0] == both[1]
+        assert [r.source.mpp for r in both[1]] == [0.5, None]
+
+    def test_bad_parquet(self, tmp_path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = tmp_path / "s.parquet"
+        pq.write_table(pa.table({"path": ["gone.tif"]}), path)
+        (row,) = gather([str(path)], mpp=None, allow_anisotropic=False)  # opening it says that it is gone
+        assert row.source.path == str(tmp_path / "gone.tif")
+        pq.write_table(pa.table({"slide": ["a.tif"]}), path)
+        with pytest.raises(ConfigError, match="s.parquet has the unknown column 'slide'"):
+            gather([str(path)], mpp=None, allow_anisotropic=False)
+        pq.write_table(pa.table({"path": ["a.tif"], "mpp": ["fine"]}), path)
+        with pytest.raises(ConfigError, match="line 2: mpp 'fine' is not a number"):
+            gather([str(path)], mpp=None, allow_anisotropic=False)
+        path.write_bytes(path.read_bytes()[:-10])
+        with pytest.raises(ConfigError, match=r"s.parquet cannot be read as parquet \("):
+            gather([str(path)], mpp=None, allow_anisotropic=False)
+
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="no slide in"):
             gather([str(tmp_path)], mpp=None, allow_anisotropic=False)
