@@ -49,7 +49,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --count 1000 --seed 0 --seconds 600

@@ -47,7 +47,7 @@ class TestHeatmap:
         filled(tmp_path / "h.zarr")
 
         class Fails:
-            shape, chunks = (2, 5, 7), (2, 4, 4)
+            shape, chunks, shards = (2, 5, 7), (2, 4, 4), None
             attrs = SPEC.attributes()
 
             def __getitem__(self, key: Any) -> Any:

@@ -14,6 +14,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.errors import ContainsArrayError
+from zarr.storage import MemoryStore
 
 from wsi.arrays import Scores
 from wsi.errors import ForeignStoreError, StoreError
@@ -23,6 +24,9 @@ from wsi.results.heatmap import Heatmap
 from wsi.slides.grid import TileGrid
 
 log = logging.getLogger(__name__)
+
+PACK = "c.0.0.0"  # the file of all chunks, as zarr names it
+PACK_FROM = 16  # chunks from which on they are packed: a slide of 100,000 px is 625 files without, 2 with
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +98,10 @@ class HeatmapStore:
         if folder.files():  # an empty folder is what is left of a process that was killed before it wrote
             store = cls.open(folder)
             store._refuse_other(spec)
-            store.discard_damaged()
-            return store
+            if store._discard_damaged():
+                return store
         with suppress(ContainsArrayError):  # another process that scores the same slide was first
-            zarr.create_array(
-                _ZarrStore(folder),
-                shape=(len(spec.classes), *spec.shape),
-                chunks=(len(spec.classes), spec.chunk, spec.chunk),
-                dtype="float32",
-                fill_value=float("nan"),
-                compressors=(ZstdCodec(level=0), Crc32cCodec()),  # a changed bit is noticed on reading
-                attributes=spec.attributes(),
-                dimension_names=("class", "row", "col"),
-            )
+            _new_array(_ZarrStore(folder), spec)
         store = cls.open(folder)
         store._refuse_other(spec)
         return store
@@ -197,7 +192,11 @@ class HeatmapStore:
             ) from error
 
     def chunks_done(self) -> set[tuple[int, int]]:
-        """(row, col) of all chunks that were written, by one listing of the folder."""
+        """(row, col) of the chunks that were written, by one listing of the folder; all of a packed store."""
+        if self.packed:
+            side = self._array.chunks[1]
+            rows, cols = (-(-n // side) for n in self._array.shape[1:])
+            return {(row, col) for row in range(rows) for col in range(cols)}
         parts = [name.split("/") for name in self.folder.files("c")]
         return {
             (int(p[2]), int(p[3]))
@@ -217,7 +216,8 @@ class HeatmapStore:
             StoreError: the chunk cannot be written.
             ForeignStoreError: another command has replaced the store.
         """
-        self.refuse_replaced()
+        if self._replaced_by_packed():
+            return
         classes, rows, cols = self._array.shape
         side = self._array.chunks[1]
         top, left = chunk[0] * side, chunk[1] * side
@@ -225,35 +225,93 @@ class HeatmapStore:
         values[:, cells[:, 0] - top, cells[:, 1] - left] = scores.T
         self._array[:, top : top + values.shape[1], left : left + values.shape[2]] = values
 
-    def refuse_replaced(self) -> None:
-        """Refuse to write into a store that another command made in place of this one.
+    def _replaced_by_packed(self) -> bool:
+        """Whether another process has finished this heatmap.
 
         Raises:
-            ForeignStoreError: its fingerprint is another one now.
+            ForeignStoreError: another command made another store in place of this one.
         """
         try:
-            now = self.folder.read_json("zarr.json")["attributes"]["fingerprint"]
+            now = self.folder.read_json("zarr.json")
+            fingerprint = now["attributes"]["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
-            now = None
-        if now != self.attributes.get("fingerprint"):
+            fingerprint = None
+        if fingerprint != self.attributes.get("fingerprint"):
             raise ForeignStoreError(
                 f"{self.folder} was replaced by another command; run one command at a time with --overwrite"
             )
+        return bool(now["chunk_key_encoding"]["configuration"]["separator"] == ".")
 
-    def discard_damaged(self) -> None:
-        """Remove chunks whose bytes are not as they were written, and log each; they are then made again.
+    @property
+    def packed(self) -> bool:
+        """Whether all chunks lie in one file, see `pack`."""
+        return self._array.shards is not None
+
+    def pack(self) -> None:
+        """Put all chunks of a finished heatmap into one file, if they are many; chunks that lack are NaN.
+
+        The new file comes first, then the metadata that point to it, then the old files go: whenever this is
+        interrupted, the heatmap is whole.
 
         Raises:
-            ForeignStoreError: the disk fails; the chunk may be good.
+            StoreError: the folder cannot be written.
+            ForeignStoreError: a chunk is damaged.
         """
+        if self.packed or len(self.chunks_done()) < PACK_FROM:
+            return
+        content: dict[str, Buffer] = {}
+        packed = _new_array(MemoryStore(content), self.spec, packed=True)
+        packed[:] = self._values()
+        self.folder.write(PACK, content[PACK].to_bytes())
+        self.folder.write("zarr.json", content["zarr.json"].to_bytes())
+        self.folder.delete("c")
+        self._array = HeatmapStore.open(self.folder)._array
+
+    def _values(self) -> np.ndarray[Any, Any]:
+        """All scores: (classes, rows, cols)."""
+        try:
+            if self.packed and not self.folder.exists(PACK):
+                raise ValueError(f"{PACK} is missing")
+            return np.asarray(self._array[:], dtype=np.float32)
+        except MemoryError:
+            raise
+        except Exception as error:  # codecs raise their own classes
+            raise ForeignStoreError(
+                f"{self.folder} is broken ({error}); run the command that made it again: what is damaged is made again"
+            ) from error
+
+    def _discard_damaged(self) -> bool:
+        """Remove what is not as it was written, and log it; it is then made again.
+
+        Returns:
+            Whether the store is still there; one that was packed goes as a whole.
+
+        Raises:
+            ForeignStoreError: the disk fails; the chunks may be good.
+        """
+        if not self.packed:
+            self.folder.delete(PACK)  # of a packing that was interrupted
+            self._discard_chunks()
+            return True
+        self.folder.delete("c")
+        try:
+            _check_range(self._values())
+            return True
+        except (ForeignStoreError, ValueError) as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                raise
+            log.warning("%s; it is made again", error)
+            self.folder.delete("")
+            return False
+
+    def _discard_chunks(self) -> None:
         side = self._array.chunks[1]
         for chunk in sorted(self.chunks_done()):
             row, col = chunk[0] * side, chunk[1] * side
             name = f"c/0/{chunk[0]}/{chunk[1]}"
             try:
-                scores = np.asarray(self._array[:, row : row + side, col : col + side])
-                if np.nanmin(scores, initial=0) < 0 or np.nanmax(scores, initial=0) > 1:
-                    raise ValueError("scores lie outside 0..1")
+                _check_range(np.asarray(self._array[:, row : row + side, col : col + side]))
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -270,15 +328,35 @@ class HeatmapStore:
     def read(self, class_index: int) -> Heatmap:
         """One class of the whole heatmap."""
         step_x, step_y = self.attributes["stride_level0"]
-        try:
-            scores = np.asarray(self._array[class_index], dtype=np.float32)
-            return Heatmap(scores, Placement(step_x, step_y), self.attributes["stride_model_px"])
-        except MemoryError:
-            raise
-        except Exception as error:  # codecs raise their own classes
-            raise ForeignStoreError(
-                f"{self.folder} is broken ({error}); run the command that made it again: what is damaged is made again"
-            ) from error
+        scores = self._values()[class_index]
+        return Heatmap(scores, Placement(step_x, step_y), self.attributes["stride_model_px"])
+
+
+def _check_range(scores: np.ndarray[Any, Any]) -> None:
+    if np.nanmin(scores, initial=0) < 0 or np.nanmax(scores, initial=0) > 1:
+        raise ValueError("scores lie outside 0..1")
+
+
+def _new_array(store: Store, spec: HeatmapSpec, *, packed: bool = False) -> zarr.Array[Any]:
+    """An empty heatmap: a file for each chunk; packed, one for all."""
+    sides = (len(spec.classes), spec.chunk, spec.chunk)
+    whole = (sides[0], *(max(1, -(-n // spec.chunk)) * spec.chunk for n in spec.shape))
+    return zarr.create_array(
+        store,
+        shape=(len(spec.classes), *spec.shape),
+        chunks=sides,
+        shards=whole if packed else None,
+        chunk_key_encoding={
+            "name": "default",
+            "separator": "." if packed else "/",
+        },  # so that both may be there
+        dtype="float32",
+        fill_value=float("nan"),
+        compressors=(ZstdCodec(level=0), Crc32cCodec()),  # a changed bit is noticed on reading
+        attributes=spec.attributes(),
+        dimension_names=("class", "row", "col"),
+        config={"write_empty_chunks": False},
+    )
 
 
 class _ZarrStore(Store):

@@ -281,7 +281,9 @@ def _write_results(
     """Find lesions and write the slide's files; ``slide.json`` comes last and says that all others are there."""
     name, path, identity = names
     card = engine.models.card
-    heatmap = HeatmapStore.open(out.inside("heatmap.zarr")).read(card.positive_index)
+    store = HeatmapStore.open(out.inside("heatmap.zarr"))
+    store.pack()
+    heatmap = store.read(card.positive_index)
     highest = slide_score(heatmap)
     lesions = [on_slide(lesion, slide.size) for lesion in find_lesions(heatmap, cfg.lesions)]
     areas = outlines(heatmap, cfg.lesions)

@@ -198,6 +198,7 @@ def choose_fields(
     ]
     for _ in executor.map(tasks, tick):
         pass  # each has written its chunks
+    store.pack()
     scores = store.read(card.positive_index).scores
     fields = []
     for row, col in corners.tolist():
