@@ -25,8 +25,10 @@ from pipelines.camelyon16.slide_model.forest import (
 )
 from pipelines.camelyon16.slide_model.slide_scores import SlideScore, with_slide_score
 from pipelines.cli.console import err, out, progress
+from pipelines.cli.options import Scheduler, SchedulerFile, Workers, each_of
 from pipelines.runs.cohort import gather
 from pipelines.runs.made_by import code_hash, version
+from pipelines.runs.task import Each, each_here
 from wsi.datasets.rules import Dataset, read_dataset
 from wsi.errors import ConfigError
 from wsi.files import write_json
@@ -135,6 +137,9 @@ def evaluate_command(
             show_default="if all slides are called test_*",
         ),
     ] = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None,
 ) -> None:
     """Compute FROC, ROC and their intervals, with tables of lesions and false positives and a page of every mistake.
 
@@ -148,10 +153,11 @@ def evaluate_command(
     )
     folder = folder or results.inside("evaluation" if variant == "official" else f"evaluation-{variant}")
     selection = Selection(rules(dataset), tuple(exclude or ()), subset, others_normal)
-    predictions = rescored(_predictions(results, slides), slide_score, slide_model, test=True)
-    cases = join(predictions, truth, selection)
-    with progress("slides", transient=True) as tick:
-        result = evaluate(cases.cases, cfg, tick)
+    with each_of(workers, scheduler, scheduler_file) as each:
+        predictions = rescored(_predictions(results, slides), slide_score, slide_model, test=True, each=each)
+        cases = join(predictions, truth, selection)
+        with progress("slides", transient=True) as tick:
+            result = evaluate(cases.cases, cfg, tick, each=each)
     real = all(case.prediction.name.casefold().startswith("test_") for case in cases.cases)
     value = record(predictions, cases, result, cfg)
     write_report(folder, value, result, cfg, published=real if published is None else published)
@@ -175,7 +181,12 @@ def _predictions(results: Folder, slides: list[str] | None) -> Predictions:
 
 
 def rescored(
-    predictions: Predictions, rule: SlideScore, forest: Path | None, *, test: bool = False
+    predictions: Predictions,
+    rule: SlideScore,
+    forest: Path | None,
+    *,
+    test: bool = False,
+    each: Each = each_here,
 ) -> Predictions:
     """The same detections with slide scores by a rule or by a forest.
 
@@ -184,10 +195,12 @@ def rescored(
     """
     if forest is not None and rule != "maximum":
         raise ConfigError(f"--slide-score {rule} and --slide-model both score slides; give one of them")
-    return with_slide_model(with_slide_score(predictions, rule), forest, test=test)
+    return with_slide_model(with_slide_score(predictions, rule), forest, test=test, each=each)
 
 
-def with_slide_model(predictions: Predictions, folder: Path | None, *, test: bool = False) -> Predictions:
+def with_slide_model(
+    predictions: Predictions, folder: Path | None, *, test: bool = False, each: Each = each_here
+) -> Predictions:
     """The same detections with slide scores by a forest; in a test it must not have seen any of the slides."""
     if folder is None:
         return predictions
@@ -199,9 +212,8 @@ def with_slide_model(predictions: Predictions, folder: Path | None, *, test: boo
             f"{folder} was grown on {len(overlap)} of these slides, {overlap[0]} among them, so this would be no test; "
             f"take other slides, or the cross-validated figures in its {CARD}"
         )
-    values = dict(
-        zip([p.name for p in scored_slides], forest.predict(features_of(scored_slides)), strict=True)
-    )
+    scores = forest.predict(features_of(scored_slides, each=each))
+    values = dict(zip([p.name for p in scored_slides], scores, strict=True))
     slides = tuple(
         replace(p, score=float(values[p.name]) if p.name in values else None) for p in predictions.slides
     )

@@ -30,7 +30,7 @@ from pipelines.cli.camelyon16 import (
     rules,
 )
 from pipelines.cli.console import out
-from pipelines.cli.options import Results
+from pipelines.cli.options import Results, Scheduler, SchedulerFile, Workers, each_of
 from pipelines.runs.made_by import code_hash, version
 from pipelines.runs.training_pictures import roc_png
 from wsi.files import csv_text, write_bytes, write_text
@@ -52,6 +52,9 @@ def forest_command(
     subset: Subset = False,
     others_normal: OthersNormal = False,
     truth_label: TruthLabel = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None,
 ) -> None:
     """Grow a slide-level model on 28 features of the heatmaps; cross-validation says what it adds to the maximum.
 
@@ -62,7 +65,8 @@ def forest_command(
     selection = Selection(rules(dataset), tuple(exclude or ()), subset, others_normal)
     predictions = read_predictions(results)
     cases = join(predictions, truth, selection).cases
-    fitted = fit(cases, cfg, truth_label)
+    with each_of(workers, scheduler, scheduler_file) as each:
+        fitted = fit(cases, cfg, truth_label, each=each)
     card = ForestCard(
         name=folder.name,
         features=FEATURES,

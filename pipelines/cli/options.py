@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from models.card import DEFAULT_MODEL, ModelCard
 from pipelines.cli.console import err, out
-from pipelines.runs.cluster import Cluster, ClusterConfig, connected, workers_of
+from pipelines.runs.cluster import Cluster, ClusterConfig, connected, each_on, workers_of
 from pipelines.runs.cohort import ALONE, Crew
+from pipelines.runs.task import Each, each_here
 from wsi.errors import ConfigError
 from wsi.results.folder import Folder, folder_at
 from wsi.slides.manifest import SlideRow
@@ -129,7 +130,21 @@ ShardText = Annotated[
 
 @contextmanager
 def crew_of(workers: int, scheduler: str | None, scheduler_file: Path | None) -> Iterator[Crew]:
-    """Who does the slides, by these options.
+    """Who does the slides of a run, see `_client_of`."""
+    with _client_of(workers, scheduler, scheduler_file) as client:
+        yield ALONE if client is None else Cluster(client)
+
+
+@contextmanager
+def each_of(workers: int, scheduler: str | None, scheduler_file: Path | None) -> Iterator[Each]:
+    """Who computes something of each of many slides, see `_client_of`."""
+    with _client_of(workers, scheduler, scheduler_file) as client:
+        yield each_here if client is None else each_on(client)
+
+
+@contextmanager
+def _client_of(workers: int, scheduler: str | None, scheduler_file: Path | None) -> Iterator[Any]:
+    """A client of the cluster that these options name; None: this process does it all.
 
     Raises:
         ConfigError: two of them were given, or no scheduler answers.
@@ -138,11 +153,14 @@ def crew_of(workers: int, scheduler: str | None, scheduler_file: Path | None) ->
         raise ConfigError("give one of --workers, --scheduler and --scheduler-file")
     cfg = ClusterConfig(workers, scheduler, scheduler_file)
     if not cfg.wanted:
-        yield ALONE
+        yield None
         return
     with connected(cfg) as client:
-        out.print(f"{workers_of(client)} workers of {client.scheduler_info()['address']}", markup=False)
-        yield Cluster(client)
+        board = f"; {client.dashboard_link} shows them" if client.dashboard_link else ""
+        out.print(
+            f"{workers_of(client)} workers of {client.scheduler_info()['address']}{board}", markup=False
+        )
+        yield client
 
 
 def shard_of(slides: list[tuple[SlideRow, str]], text: str | None) -> list[tuple[SlideRow, str]]:

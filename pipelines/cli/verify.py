@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from models.card import CARD, WEIGHTS, Card, DetectorCard, ModelCard, hash_file, read_card, task_of
+from models.engines.contract import find_folder, shipped
 from pipelines.cli.console import err, out, progress
 from pipelines.runs.run_folder import KEPT, RUNNING
-from wsi.errors import StoreError, WsiError
+from wsi.errors import ModelError, StoreError, WsiError
 from wsi.files import read_record
-from wsi.results.folder import Folder, folder_at
+from wsi.results.folder import Folder, LocalFolder, folder_at
 from wsi.slides.source import SlideSource
+
+TORCHSCRIPT = "torchscript_model.pt"  # of WSInfer's models
+MODEL_FILES = (CARD, WEIGHTS, TORCHSCRIPT)  # any of them makes a folder a model
 
 
 def verify(
     folder: Annotated[
         Folder,
         typer.Argument(
-            metavar="OUT",
+            metavar="OUT|MODEL",
             parser=folder_at,
-            help="The --out of wsi score or wsi renal report, or one slide's folder.",
+            help="The --out of wsi score or wsi renal report, one slide's folder, or a model: a name or a folder.",
         ),
     ],
     slides: Annotated[
@@ -31,15 +37,20 @@ def verify(
         ),
     ] = False,
 ) -> None:
-    """Compare every file of finished results with the sizes and hashes that were noted when it was written.
+    """Compare every file of finished results, or of a model, with the hashes that were noted when it was written.
 
     The exit code is 1 if anything changed. The command that made the results makes again what changed.
 
     Examples:
     wsi verify results
 
+    wsi verify lymph-node-10x
+
     wsi verify results --slides
     """
+    model = _model_of(folder)
+    if model is not None:
+        raise typer.Exit(0 if _verify_model(model) else 1)
     records = ["slide.json"] if folder.exists("slide.json") else _records(folder, "slide.json")
     records += [name for name in folder.files() if name.endswith("reviewed/files.json")]
     if not records and not folder.exists("run.json"):
@@ -65,6 +76,37 @@ def verify(
         markup=False,
     )
     raise typer.Exit(1 if problems else 0)
+
+
+def _model_of(folder: Folder) -> Path | None:
+    """The folder of a model, if this is one, or has the name of one that ships."""
+    if not isinstance(folder, LocalFolder):
+        return None
+    if folder.exists():
+        return folder.path if any(folder.exists(name) for name in MODEL_FILES) else None
+    return find_folder(str(folder)) if str(folder) in shipped() else None
+
+
+def _verify_model(folder: Path) -> bool:
+    """Print whether a model's weights are those that its card names."""
+    torchscript = folder / TORCHSCRIPT
+    if torchscript.is_file():
+        raise ModelError(
+            f"{folder} is a model in WSInfer's form, which notes no hashes; compare its sha256 "
+            f"{hash_file(torchscript)} with what its maker states"
+        )
+    try:
+        is_detector = task_of(folder) == "detect"
+        card: Card = read_card(folder, DetectorCard) if is_detector else read_card(folder, ModelCard)
+    except ModelError as error:
+        err.print(str(error), markup=False)
+        return False
+    out.print(f"{folder}: the weights are those that the card names, sha256 {card.sha256}", markup=False)
+    digest = hash_file(folder / CARD)
+    out.print(
+        f"nothing vouches for the card itself, sha256 {digest}: compare that with what its maker states"
+    )
+    return True
 
 
 def _records(folder: Folder, file: str) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from pipelines.runs.claims import Claims
 from pipelines.runs.cohort import Alone, Failure, Result, SlideJob, Watch, attempt
 from pipelines.runs.made_by import version
-from pipelines.runs.task import Task, Tick
+from pipelines.runs.task import Each, Task, Tick
 from wsi.errors import ConfigError, StoreError
 from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
@@ -86,6 +86,11 @@ class DaskExecutor:
             done += listed[index].size
             tick(done, total)
             yield listed[index]
+
+
+def each_on(client: Any) -> Each:
+    """Calls of a function for each of many items on the workers of a cluster, see `Each`."""
+    return lambda function, items: outcomes(client, ((function, item) for item in items))
 
 
 class Cluster:

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -287,7 +288,9 @@ class Alone:
         while waiting:
             index, (row, name) = waiting.popleft()
             watch.begin(index, name)
-            outcome = attempt(row, name, job, claims, watch, executor=self._executor)
+            following = waiting[0][1][0].source if waiting else None
+            with following.copied_ahead() if following else nullcontext():
+                outcome = attempt(row, name, job, claims, watch, executor=self._executor)
             if outcome is not None:
                 passed = 0
                 watch.end(index)

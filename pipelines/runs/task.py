@@ -21,6 +21,8 @@ from wsi.slides.stain import StainTransform
 Tick = Callable[[int, int], None]
 """Called with (done, total) of what a step counts: cells, tiles."""
 Part = TypeVar("Part")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class Task(Protocol):
@@ -160,6 +162,31 @@ class TileTask:
             for number, _ in chunks:
                 done += len(self.plan.tiles_of(number))
                 tick(done, self.size)
+
+
+class Each(Protocol):
+    """Who calls a function for each of many items: this process, or a cluster."""
+
+    def __call__(self, function: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[tuple[int, Made]]:
+        """The index of each item and what the function makes of it, in whatever order; what it raises is raised."""
+        ...
+
+
+def each_here(function: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[tuple[int, Made]]:
+    """One item after another in this process, see `Each`."""
+    return enumerate(map(function, items))
+
+
+def made_of_each(
+    each: Each, function: Callable[[Item], Made], items: Sequence[Item], tick: Tick = lambda done, total: None
+) -> list[Made]:
+    """What a function makes of each item, in the order of the items; ``tick`` is called after each."""
+    made: dict[int, Made] = {}
+    tick(0, len(items))
+    for index, value in each(function, items):
+        made[index] = value
+        tick(len(made), len(items))
+    return [made[index] for index in range(len(items))]
 
 
 class Here:

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from glob import escape
@@ -23,7 +23,7 @@ from wsi.slides.readers.openslide import OpenSlideReader, dicom_series, gone
 from wsi.slides.readers.tiff_structure import TIFF_SUFFIXES, check_tiff
 from wsi.slides.readers.tiffslide import PlanarReader, TiffSlideReader
 from wsi.slides.slide import Slide
-from wsi.slides.staging import Staged
+from wsi.slides.staging import Ahead, Staged
 from wsi.urls import facts_text, storage_options, without_secrets
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,13 @@ class SlideSource:
         slide = self._staged() if self.is_url and not self.stream else self._open()
         log.debug("%s: %s, opened by %s", self.label, _size_text(slide), type(slide).__name__)
         return slide
+
+    def copied_ahead(self) -> AbstractContextManager[object]:
+        """Copy the slide to this machine, if `open` will want a copy, while the ``with`` block does something else."""
+        if not self.is_url or self.stream:
+            return nullcontext()
+        check_url(self.path)
+        return Ahead(self.path)
 
     def _staged(self) -> Slide:
         """Open the copy of a remote slide; the copy may be removed once the slide is closed."""

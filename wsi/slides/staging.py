@@ -6,8 +6,10 @@ import hashlib
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from threading import Lock
+from threading import Lock, Thread
+from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +22,8 @@ from wsi.urls import facts_text, storage_options, without_secrets
 
 log = logging.getLogger(__name__)
 
-_FETCHING = Lock()
+_FETCHING: dict[Path, Lock] = {}  # for each copy: threads of one process would write one file
+_MAKING_ROOM = Lock()
 ROOM_GB = 100.0  # of all copies together; SLIDEWRIGHT_STAGING_GB sets another number
 KEPT_FREE = 0.05  # share of the disk that copies leave free
 
@@ -49,7 +52,7 @@ class Staged:
         self._lock: int | None = None
         try:
             self._lock = _lock(self.path.parent, shared=True)
-            with _FETCHING:  # threads of one process would write one file
+            with _FETCHING.setdefault(self.path, Lock()):
                 if not self.path.is_file():
                     self._fetch(system, remote, label, size)
             os.utime(self.path.parent)  # the copies that were used last stay longest
@@ -64,7 +67,8 @@ class Staged:
             raise
 
     def _fetch(self, system: Any, remote: str, label: str, size: int) -> None:
-        make_room(size, but=self.path.parent)
+        with _MAKING_ROOM:
+            make_room(size, but=self.path.parent)
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # a copy may just have been removed
         partial = partial_of(self.path)
         log.info("%s: fetching %.1f MiB", label, size / 2**20)
@@ -88,6 +92,36 @@ class Staged:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class Ahead:
+    """A remote slide is copied in the background, while the ``with`` block does something else."""
+
+    def __init__(self, url: str) -> None:
+        """Keep the URL in mind."""
+        self._url, self._given_up = url, False
+        self._copy: Staged | None = None
+        self._thread = Thread(target=self._fetch, name=f"fetch {without_secrets(url)}", daemon=True)
+
+    def __enter__(self) -> Ahead:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:  # the command ends: nobody waits for the copy
+            self._given_up = True
+            return
+        self._thread.join()
+        if self._copy is not None:
+            self._copy.release()
+
+    def _fetch(self) -> None:
+        with suppress(SlideError, ConfigError):  # whoever opens the slide meets the fault again, and says it
+            self._copy = Staged(self._url)
+            if self._given_up:
+                self._copy.release()
 
 
 def staging_folder() -> Path:

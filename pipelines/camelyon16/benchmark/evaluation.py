@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from pipelines.camelyon16.benchmark.truth import (
     lesion_truth,
     read_raster,
 )
+from pipelines.runs.task import Each, each_here, made_of_each
 from wsi.config import Config
 from wsi.errors import AnnotationError, ConfigError
 from wsi.metrics.resample import draw_weights, percentile_interval
@@ -163,17 +165,21 @@ def evaluate(
     cases: Sequence[Case],
     cfg: EvaluationConfig,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    each: Each = each_here,
 ) -> Evaluation:
     """Match the detections of every slide with its lesions, then compute the figures.
+
+    Args:
+        cases: the slides, with detections and truth.
+        cfg: how they are counted.
+        tick: called with (slides done, slides).
+        each: who does the slides.
 
     Raises:
         WsiError: a truth file that cannot be used, a detection off its slide, masks that disagree.
     """
-    slides = []
-    for i, case in enumerate(cases):
-        tick(i, len(cases))
-        slides.append(sort_out(case, cfg))
-    tick(len(cases), len(cases))
+    slides = made_of_each(each, partial(sort_out, cfg=cfg), cases, tick)
     _same_convention(slides)
     counted = [s.hits for s in slides if s.counted]
     table = FrocTable(counted, cfg.variant)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from skimage.measure import regionprops
 
 from pipelines.camelyon16.benchmark.predictions import Prediction
+from pipelines.runs.task import Each, each_here, made_of_each
 from wsi.errors import StoreError
 from wsi.results.folder import Folder
 from wsi.results.heatmap import Heatmap
@@ -83,18 +84,19 @@ def heatmap_features(heatmap: Heatmap, mpp: float) -> npt.NDArray[np.float64]:
     return np.array(values + [0.0] * (len(FEATURES) - len(values)))
 
 
-def features_of(slides: Sequence[Prediction]) -> npt.NDArray[np.float64]:
-    """The features of slides that ``wsi score`` scored: (slides, 28).
+def features_of(slides: Sequence[Prediction], *, each: Each = each_here) -> npt.NDArray[np.float64]:
+    """The features of slides that ``wsi score`` scored: (slides, 28); ``each`` does the slides.
 
     Raises:
         StoreError: a slide has no heatmap, as in a submission.
     """
-    rows = []
-    for p in slides:
-        if p.folder is None or p.mpp is None:
-            raise StoreError(f"{p.name} has no heatmap; the slide-level model needs results of wsi score")
-        rows.append(heatmap_features(read_heatmap(p.folder), p.mpp))
-    return np.array(rows).reshape(-1, len(FEATURES))
+    return np.array(made_of_each(each, _features, slides)).reshape(-1, len(FEATURES))
+
+
+def _features(p: Prediction) -> npt.NDArray[np.float64]:
+    if p.folder is None or p.mpp is None:
+        raise StoreError(f"{p.name} has no heatmap; the slide-level model needs results of wsi score")
+    return heatmap_features(read_heatmap(p.folder), p.mpp)
 
 
 def read_heatmap(folder: Folder) -> Heatmap:

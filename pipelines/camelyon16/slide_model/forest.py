@@ -18,6 +18,7 @@ from pipelines.camelyon16.benchmark.evaluation import read_case
 from pipelines.camelyon16.benchmark.predictions import Prediction
 from pipelines.camelyon16.benchmark.roc import figure
 from pipelines.camelyon16.slide_model.features import FEATURES, features_of
+from pipelines.runs.task import Each, each_here
 from wsi.config import Config
 from wsi.errors import ConfigError, ModelError
 from wsi.files import replacing, write_json
@@ -235,15 +236,17 @@ class Fitted:
     quality: dict[str, Any]
 
 
-def fit(cases: Sequence[Case], cfg: ForestConfig, truth_label: int | None) -> Fitted:
-    """Cross-validate over slides, then grow a forest on all.
+def fit(
+    cases: Sequence[Case], cfg: ForestConfig, truth_label: int | None, *, each: Each = each_here
+) -> Fitted:
+    """Cross-validate over slides, then grow a forest on all; ``each`` computes the features of the slides.
 
     Raises:
         WsiError: truth or heatmaps that cannot be used, too few slides.
     """
     # a slide whose truth file marks nothing is normal, as in an evaluation
     tumour = np.array([case.tumour_unmarked or read_case(case, truth_label) is not None for case in cases])
-    features = features_of([case.prediction for case in cases])
+    features = features_of([case.prediction for case in cases], each=each)
     maximum = np.array([case.prediction.score for case in cases], np.float64)
     scores, fold = cross_validate(features, tumour, cfg)
     quality = beside_the_maximum(tumour, scores, maximum, cfg.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.card import ZOO
 from pipelines.cli import score as score_command
 from tests.slides import COMMAND, ROOT, RednessEngine, card, painted, real_data, write_pyramid
 
@@ -570,3 +572,26 @@ class TestProgress:
         assert len({done for done, _ in cells}) >= 5
         assert [done for done, _ in cells] == sorted(done for done, _ in cells)
         assert cells[-1] == (448, 448)
+
+
+class TestVerifyModel:
+    def test_a_model_s_weights_are_those_of_its_card(self, wsi: Run, tmp_path: Path) -> None:
+        for name in ("lymph-node-demo", "renal-ptc-demo"):
+            code, out, _ = wsi("verify", name)
+            weights = (ZOO / name / "model.safetensors").read_bytes()
+            assert (code, hashlib.sha256(weights).hexdigest() in out) == (0, True)
+        shutil.copytree(ZOO / "lymph-node-demo", tmp_path / "copy")
+        assert wsi("verify", tmp_path / "copy")[0] == 0
+        with (tmp_path / "copy" / "model.safetensors").open("r+b") as file:
+            file.seek(-5, 2)
+            file.write(b"!")
+        code, _, err = wsi("verify", tmp_path / "copy")
+        assert (code, "model.safetensors has sha256" in err) == (1, True)
+        (tmp_path / "copy" / "card.json").write_text("{")
+        code, _, err = wsi("verify", tmp_path / "copy")
+        assert (code, "card.json is not a valid card" in err) == (1, True)
+
+    def test_wsinfer_s_form_notes_nothing(self, wsi: Run, tmp_path: Path) -> None:
+        (tmp_path / "torchscript_model.pt").write_bytes(b"weights")
+        code, _, err = wsi("verify", tmp_path)
+        assert (code, hashlib.sha256(b"weights").hexdigest() in err) == (2, True)

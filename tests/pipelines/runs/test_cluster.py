@@ -15,16 +15,22 @@ import numpy as np
 import pytest
 
 import pipelines.runs.cluster as module
+from pipelines.camelyon16.benchmark.cases import Selection, join
+from pipelines.camelyon16.benchmark.evaluation import EvaluationConfig, evaluate
+from pipelines.camelyon16.benchmark.predictions import Prediction, read_predictions
 from pipelines.camelyon16.read.score import ScoreConfig, ScoreJob
+from pipelines.camelyon16.slide_model.features import FEATURES, features_of
 from pipelines.renal.read.reading import RenalConfig
 from pipelines.renal.read.run import RenalResult, ReportJob
 from pipelines.runs.claims import FOLDER
-from pipelines.runs.cluster import Cluster, ClusterConfig, DaskExecutor, connected
+from pipelines.runs.cluster import Cluster, ClusterConfig, DaskExecutor, connected, each_on
 from pipelines.runs.cohort import ALONE, Crew, SlideJob, named, run_cohort
 from pipelines.runs.task import Executor
+from tests.pipelines.camelyon16.test_evaluation import benchmark  # noqa: F401
 from tests.renal_slides import readers, scattered, slide_of
 from tests.slides import COMMAND, RednessEngine, coordinates, write_pyramid
 from wsi.arrays import Scores
+from wsi.datasets.rules import read_dataset
 from wsi.errors import ConfigError, StoreError
 from wsi.results.folder import LocalFolder
 from wsi.slides.blocks import PatchBlock
@@ -277,6 +283,56 @@ class TestRefusals:
         for text in ("5/4", "0/4", "1", "a/b", "1/0"):
             code, _, err = wsi("score", *slides, "-o", tmp_path, "--shard", text)
             assert (code, f"--shard {text} is no shard; give I/N" in err) == (2, True)
+
+
+class TestEach:
+    def test_an_evaluation_on_workers_is_the_same(self, client: Any, benchmark: tuple[Path, Path]) -> None:  # noqa: F811
+        run, truth = benchmark
+        cases = join(read_predictions(run), truth, Selection(read_dataset("camelyon16"))).cases
+        counts: list[tuple[int, int]] = []
+        cfg = EvaluationConfig(draws=20)
+        there = evaluate(cases, cfg, lambda *count: counts.append(count), each=each_on(client))
+        here = evaluate(cases, cfg)
+        assert there.figures == here.figures
+        assert (
+            [s.name for s in there.slides]
+            == [s.name for s in here.slides]
+            == [c.prediction.name for c in cases]
+        )
+        assert counts == [(i, 4) for i in range(5)]
+
+    def test_the_features_of_slides_on_workers_are_the_same(
+        self, client: Any, rows: list[SlideRow], tmp_path: Path
+    ) -> None:
+        job = ScoreJob(LocalFolder(tmp_path), RednessEngine().spec, ScoreConfig())
+        run_cohort(named(rows[:3]), job, lambda *_: None, crew=ALONE, watch=Silent())
+        results = [json.loads((tmp_path / f"s{i}" / "slide.json").read_bytes()) for i in range(3)]
+        none = np.empty((0, 2))
+        slides = [
+            Prediction(
+                r["name"],
+                r["score"],
+                none,
+                none[:, 0],
+                mpp=r["mpp"],
+                folder=LocalFolder(tmp_path / r["name"]),
+            )
+            for r in results
+        ]
+        here, there = features_of(slides), features_of(slides, each=each_on(client))
+        assert here.shape == (3, len(FEATURES))
+        assert len(np.unique(here, axis=0)) == 3  # else their order would not be seen
+        np.testing.assert_array_equal(here, there)
+        broken = [slides[0], replace(slides[1], folder=None)]
+        with pytest.raises(StoreError, match="s1 has no heatmap"):
+            features_of(broken, each=each_on(client))
+
+    def test_the_command_asks_for_the_scheduler(self, benchmark: tuple[Path, Path], wsi: Run) -> None:  # noqa: F811
+        run, truth = benchmark
+        words = ("--truth", truth, "--scheduler-file", run / "none.json", "--workers", 2)
+        for command in (("evaluate", run), ("forest", run, "-o", run / "forest")):
+            code, _, err = wsi("camelyon16", *command, *words)
+            assert (code, "give one of --workers, --scheduler and --scheduler-file" in err) == (2, True)
 
 
 def test_the_command_with_two_workers_and_in_shards(tmp_path: Path) -> None:

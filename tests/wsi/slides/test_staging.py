@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.slides import coordinates, write_pyramid
 from wsi.errors import SlideError
 from wsi.slides.readers.tiffslide import TiffSlideReader
 from wsi.slides.source import SlideSource
-from wsi.slides.staging import Staged, staging_folder
+from wsi.slides.staging import Staged, _lock, make_room, staging_folder
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +99,53 @@ def test_streaming_copies_nothing_and_is_another_identity(tmp_path: Path) -> Non
         assert isinstance(slide, TiffSlideReader)
     assert copies() == []
     assert SlideSource(url).identity() != SlideSource(url, stream=True).identity()
+
+
+class TestAhead:
+    def test_it_is_there_when_the_block_ends_and_may_then_be_removed(self) -> None:
+        source = SlideSource(put("ahead.svs", b"slide"))
+        with source.copied_ahead():
+            pass
+        assert copies() == ["ahead.svs"]
+        (folder,) = staging_folder().iterdir()
+        make_room(0, but=folder.parent)
+        lock = _lock(folder, shared=False)
+        assert lock is not None  # nobody holds it
+        os.close(lock)
+
+    def test_while_it_is_copied_another_slide_can_be_opened(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first copy is held up until the second one, begun later, is whole."""
+        whole = threading.Event()
+        get_file = MemoryFileSystem.get_file
+
+        def slow(system: Any, remote: str, *rest: Any, **options: Any) -> Any:
+            if "later" in remote:
+                assert whole.wait(20)
+            return get_file(system, remote, *rest, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, "get_file", slow)
+        with SlideSource(put("later.svs", b"b")).copied_ahead():
+            Staged(put("now.svs", b"a")).release()
+            assert copies() == ["now.svs"]
+            whole.set()
+        assert copies() == ["later.svs", "now.svs"]
+
+    def test_a_command_that_ends_does_not_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        end = threading.Event()
+        monkeypatch.setattr(MemoryFileSystem, "get_file", lambda *rest, **options: end.wait(20))
+        with pytest.raises(KeyboardInterrupt), SlideSource(put("b.svs", b"b")).copied_ahead():
+            raise KeyboardInterrupt
+        end.set()
+
+    def test_a_fault_is_left_to_whoever_opens_it(self) -> None:
+        source = SlideSource("memory://staging/none.svs")
+        with source.copied_ahead():
+            pass
+        with pytest.raises(SlideError, match=r"none.svs cannot be fetched"):
+            source.open()
+
+    def test_what_needs_no_copy(self, tmp_path: Path) -> None:
+        for source in (SlideSource(str(tmp_path / "a.svs")), SlideSource(put("s.svs", b"s"), stream=True)):
+            with source.copied_ahead():
+                pass
+        assert copies() == []
