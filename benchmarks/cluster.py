@@ -13,21 +13,27 @@ import multiprocessing
 import os
 import random
 import resource
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import header, scratch, wsi
-from models.engines import EngineConfig, find_models, load_engine
+from benchmarks.common import COMMAND, header, scratch, wsi
+from models.engines import EngineConfig, EngineSpec, find_models, load_engine
+from pipelines.camelyon16.read.lesions import Lesion
+from pipelines.camelyon16.read.page import write_tables
+from pipelines.camelyon16.read.results import SlideResult, earlier_results
 from pipelines.camelyon16.read.score import ScoreConfig, ScoreJob
 from pipelines.cli.console import CohortProgress
 from pipelines.runs.claims import Claims
 from pipelines.runs.cluster import SETTINGS, WINDOW, Cluster, own_cores
 from pipelines.runs.cohort import ALONE, Crew, gather, named, run_cohort
+from pipelines.runs.run_folder import RunFolder
+from pipelines.runs.task import Executor
 from wsi.results.folder import LocalFolder
 from wsi.slides.manifest import SlideRow
 
@@ -38,8 +44,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slides", type=int, default=8)
     parser.add_argument("--claims", type=int, default=100_000)
+    parser.add_argument(
+        "--many", type=int, default=0, help="slides that cost nothing, for memory and bookkeeping"
+    )
     parser.add_argument("--simulate", action="store_true")
     args = parser.parse_args()
+    if args.many:
+        many(args.many)
+        return
     if args.simulate:
         simulate()
         check_simulator()
@@ -164,6 +176,67 @@ def take(folder: str, count: int, number: int) -> list[int]:
         if own.take(str(name)) is not None:
             taken.append(name)
     return taken
+
+
+def many(count: int) -> None:
+    """So many slides that take no time, with two workers: what the bookkeeping costs."""
+    header(f"{count:,} slides that take no time, two workers, a table of slides as parquet")
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    with scratch() as folder, workers_on(sorted(os.sched_getaffinity(0))[:2]) as client:
+        paths = [f"{i // 1000:04d}/s{i:07d}.tif" for i in range(count)]
+        for path in paths:
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).touch()
+        pq.write_table(pyarrow.table({"path": paths}), folder / "all.parquet")
+        before = peak_mb()
+        job = Nothing(LocalFolder(folder / "out"))
+        for what in ("scored", "again, with nothing left to do"):
+            start = time.perf_counter()
+            slides = named(gather([str(folder / "all.parquet")], mpp=None, allow_anisotropic=False))
+            read = time.perf_counter()
+            record = {"settings_fingerprint": "s", "models": [], "program": "p", "code": "c", "engine": "e"}
+            run = RunFolder(job.out, record, earlier_results, write_tables)
+            left = run.left_of(slides)
+            joined = time.perf_counter()
+            watch = CohortProgress([1.0] * len(left), lambda *_: None)
+            with run.work([name for _, name in left]):
+                run_cohort(left, job, run.sum_up, crew=Cluster(client), watch=watch, finished=(run.note,))
+            end = time.perf_counter()
+            print(
+                f"  {what}: table read in {read - start:.1f} s, {len(left):,} left, known after {joined - read:.1f} s; "
+                f"slides and tables {end - joined:.0f} s"
+            )
+        print(
+            f"  memory of the scheduling process: {peak_mb():,.0f} MB, {before:,.0f} of them before the first slide"
+        )
+        start = time.perf_counter()
+        subprocess.run([COMMAND, "cohort", "status", folder / "out"], check=True)
+        print(f"  wsi cohort status: {time.perf_counter() - start:.1f} s, its start included")
+        pages = sorted(p.stat().st_size for p in (folder / "out").glob("index*.html"))
+        print(f"  {len(pages)} pages, the largest {pages[-1] / 1e6:.1f} MB")
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A job that only writes a result with five lesions."""
+
+    out: LocalFolder
+    specs: tuple[EngineSpec, ...] = ()
+
+    def run(
+        self, row: SlideRow, name: str, executor: Executor, tick: Callable[[int, int, str], None]
+    ) -> SlideResult:
+        lesions = tuple(Lesion(0.5 + i / 10, 1000.0 * i, 2000.0) for i in range(5))
+        result = SlideResult(name, row.source.place, 0.9, None, lesions, 2, 5000, (), 0.25, (100_000, 80_000))
+        self.out.inside(name).write_json("slide.json", asdict(result) | {"settings_fingerprint": "s"})
+        return result
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ LIBRARIES = ("openslide-bin", "tiffslide", "torch", "openvino", "zarr", "numpy",
 _ROOT = Path(__file__).resolve().parents[2]
 
 
+@lru_cache(maxsize=1)
 def version() -> str:
     """The installed version of slidewright."""
     return metadata.version("slidewright")
