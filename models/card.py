@@ -16,6 +16,7 @@ from wsi.slides.stain import StainMethod
 from wsi.vocabulary import NEGATIVE, POSITIVE, in_words, means_tumour
 
 WEIGHTS = "model.safetensors"
+TORCHSCRIPT, WSINFER_CONFIG = "torchscript_model.pt", "config.json"  # a model in WSInfer's form
 CARD = "card.json"
 DOMAIN = "domain.safetensors"
 DEFAULT_MODEL = "lymph-node-10x"  # trained on real tissue; reads slides of 1 um/px and finer
@@ -198,6 +199,11 @@ _OF_TASK: dict[str, tuple[type[Card], str]] = {
         "{} is a detector of capillaries: wsi renal takes it as --model, this needs a model of patches",
     ),
 }
+
+
+def is_wsinfer(folder: Path) -> bool:
+    """Whether a folder has the two files of WSInfer's form; see `models.forms.wsinfer`, which loads torch."""
+    return (folder / WSINFER_CONFIG).is_file() and (folder / TORCHSCRIPT).is_file()
 
 
 def task_of(folder: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,25 @@ def test_somebody_else_s_packages_of_the_same_names_do_no_harm(tmp_path: Path) -
     for words in (["--version"], ["info", "s.tif"], ["models", "list"]):
         ended = subprocess.run([COMMAND, *words], capture_output=True, text=True, cwd=tmp_path)
         assert (ended.returncode, "not this one" in ended.stderr) == (0, False), ended.stderr
+
+
+@pytest.mark.slow
+def test_scoring_by_a_graph_that_was_converted_loads_no_torch(red_square: Path, tmp_path: Path) -> None:
+    """It takes seconds and 600 MB. The shipped model has a domain, which is looked at as well."""
+    script = """
+import sys
+from pipelines import cli
+sys.argv = ["wsi", "score", *sys.argv[1:]]
+try:
+    cli.main()
+finally:
+    print("torch" in sys.modules, "torchvision" in sys.modules)
+"""
+    words = [red_square, "-m", "lymph-node-10x", "-o", tmp_path / "out"]
+    said = []
+    for extra in ([], ["--overwrite"]):
+        command = [sys.executable, "-c", script, *map(str, words), *extra]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        said.append(ended.stdout.splitlines()[-1])
+        shutil.rmtree(tmp_path / "out")
+    assert said[1] == "False False", said

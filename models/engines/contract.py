@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from models.card import ZOO, ModelCard, common_card, read_card
+from models.card import ZOO, ModelCard, common_card, is_wsinfer, read_card
 from wsi.arrays import Scores
 from wsi.config import Config
 from wsi.errors import ModelError
@@ -157,9 +157,11 @@ def _cell_text(card: ModelCard) -> str:
 
 
 def _card(folder: Path) -> ModelCard:
-    from models.forms.wsinfer import is_wsinfer, read_wsinfer
+    if not is_wsinfer(folder):
+        return read_card(folder, ModelCard)
+    from models.forms.wsinfer import read_wsinfer  # loads torch, which takes seconds
 
-    return read_wsinfer(folder)[0] if is_wsinfer(folder) else read_card(folder, ModelCard)
+    return read_wsinfer(folder)[0]
 
 
 def find_folder(name: str) -> Path:

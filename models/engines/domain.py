@@ -6,25 +6,25 @@ tissue from known tissue better than those at its end, which hold little but the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
-from torch import nn
+from safetensors.numpy import load_file, save_file
 
-from models.card import CARD, DOMAIN, ModelCard, hash_file
-from models.checkpoint import load_checkpoint
-from models.forms.build import shown
-from models.networks.contract import normalise
-from models.tensors import write_tensors
+from models.card import CARD, DOMAIN, ModelCard, hash_file, read_card
+from models.engines.choice import engine_for
 from wsi.arrays import RgbImage
 from wsi.errors import ModelError
+from wsi.files import replacing
+
+if TYPE_CHECKING:
+    from torch import nn
 
 USUAL = 0.95  # share of patches of known tissue that lie within the limit
 RIDGE = (
@@ -75,16 +75,14 @@ def fit_domain(training: Features, others: Features) -> Domain:
     return Domain(domain.mean, whiten, float(np.quantile(domain.distances(others), USUAL)))
 
 
-def middle_features(
-    network: nn.Module, patches: Sequence[RgbImage], window: nn.Module | None = None
-) -> Features:
-    """Features half-way through the network, (n, d); patches have its side, or ``window`` brings them to it."""
+def middle_features(middle: nn.Module, patches: Sequence[RgbImage]) -> Features:
+    """The features that a `MiddleOf` gives of uint8 patches, (n, d), by torch."""
+    import torch
+
     parts = []
     with torch.inference_mode():
         for start in range(0, len(patches), BATCH):
-            pixels = torch.from_numpy(np.stack(patches[start : start + BATCH]))
-            pixels = normalise(pixels if window is None else window(pixels))
-            parts.append(network.middle(pixels).numpy())  # type: ignore[operator]
+            parts.append(middle(torch.from_numpy(np.stack(patches[start : start + BATCH]))).numpy())
     return np.concatenate(parts)
 
 
@@ -95,7 +93,11 @@ def write_domain(folder: Path, domain: Domain) -> str:
         "whiten": domain.whiten,
         "limit": np.array([domain.limit], np.float64),
     }
-    write_tensors(folder / DOMAIN, {name: torch.from_numpy(array) for name, array in arrays.items()})
+    with replacing(folder / DOMAIN) as partial_file:
+        try:
+            save_file(arrays, partial_file)
+        except SafetensorError as error:  # safetensors raises it for a full disk
+            raise OSError(str(error)) from error
     return hash_file(folder / DOMAIN)
 
 
@@ -126,17 +128,30 @@ def look_unlike(folder: Path, patches: Sequence[RgbImage], frame: ModelCard) -> 
     Raises:
         ModelError: the model has no record of its domain, or one of its files is damaged.
     """
-    network, domain, card = _loaded(folder, (folder / CARD).stat().st_mtime_ns)
-    return domain.unlike(middle_features(network, patches, shown(nn.Identity(), card, frame)))
+    card_time = (folder / CARD).stat().st_mtime_ns
+    features, domain = _loaded(folder, card_time, frame.patch_px, frame.spacing_um)
+    return domain.unlike(features(patches))
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: Path, _card_time: int) -> tuple[nn.Module, Domain, ModelCard]:
-    """Network, domain and card of a model, kept from slide to slide until its card is written anew."""
-    network, card = load_checkpoint(folder)
+def _loaded(
+    folder: Path, _card_time: int, side: int, spacing_um: float | None
+) -> tuple[Callable[[Sequence[RgbImage]], Features], Domain]:
+    """Half of a network for patches of this side and spacing, and the model's domain, kept from slide to slide.
+
+    A card that is written anew has another time, and is read anew.
+    """
+    card = read_card(folder, ModelCard)
+    frame = card.model_copy(update={"patch_px": side, "spacing_um": spacing_um})
     domain = read_domain(folder, card)
     if domain is None:
         raise ModelError(
             f"{folder} has no record of what its model knows; make one: wsi models calibrate --training"
         )
-    return network, domain, card
+    if engine_for("auto") == "openvino":
+        from models.engines.openvino import OpenVinoFeatures
+
+        return OpenVinoFeatures(folder, card, frame), domain
+    from models.forms.build import build_middle  # loads torch, which takes seconds
+
+    return partial(middle_features, build_middle(folder, frame)), domain

@@ -9,18 +9,20 @@ import tempfile
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 
+from models.card import ModelCard
 from models.engines.contract import EngineConfig, Models
 from models.engines.spec import ScoreSpec, keep
-from wsi.arrays import Scores
+from wsi.arrays import RgbImage, Scores
 from wsi.errors import ConfigError, ModelError
 from wsi.files import cache_folder
 from wsi.slides.blocks import PatchBlock
@@ -58,7 +60,9 @@ class OpenVinoEngine:
         precision = _precision(cfg.precision, core)
         size = models.card.patch_px
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
-        with _converted(models, cfg.orientations) as path:
+        key = ["scores", str(cfg.orientations), *(card.model_dump_json() for card in models.cards)]
+        names = " and ".join(card.name for card in models.cards)
+        with _converted(names, key, lambda: _convert(models, cfg.orientations, names)) as path:
             model = core.read_model(path)
             model.reshape([self._batch, size, size, 3])
             compiled = core.compile_model(model, "CPU", settings)
@@ -123,6 +127,31 @@ class OpenVinoConvolutions:
         return tuple(torch.cat(level) for level in zip(*maps, strict=True))
 
 
+class OpenVinoFeatures:
+    """The features half-way through a model's network, in fp32: how `models.engines.domain` compares patches."""
+
+    def __init__(self, folder: Path, card: ModelCard, frame: ModelCard) -> None:
+        """Prepare the model in ``folder`` for patches of the side and spacing of ``frame``."""
+        side, core = frame.patch_px, shared_core()
+        key = ["middle", card.model_dump_json(), str(side), str(frame.spacing_um)]
+        with _converted(
+            f"half of {card.name}", key, lambda: _convert_middle(folder, frame, card.name)
+        ) as path:
+            model = core.read_model(path)
+            model.reshape([BATCH, side, side, 3])
+            settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+            self._compiled = core.compile_model(model, "CPU", settings)
+
+    def __call__(self, patches: Sequence[RgbImage]) -> npt.NDArray[np.float32]:
+        """The features of uint8 patches: (n, d)."""
+        parts = []
+        for start in range(0, len(patches), BATCH):
+            batch = np.stack(patches[start : start + BATCH])
+            padding = np.zeros((BATCH - len(batch), *batch.shape[1:]), np.uint8)
+            parts.append(self._compiled(np.concatenate([batch, padding]))[0][: len(batch)].copy())
+        return np.concatenate(parts)
+
+
 class _Answer:
     """One block's scores, filled in by the queue's threads."""
 
@@ -164,9 +193,9 @@ def _precision(setting: str, core: ov.Core) -> str:
 
 
 @contextmanager
-def _converted(models: Models, orientations: int) -> Iterator[Path]:
-    """The cached graph of these weights, converted if it is missing; for this run only if it cannot be kept."""
-    key = [ov.__version__, str(orientations), *(card.model_dump_json() for card in models.cards)]
+def _converted(names: str, key: Sequence[str], convert: Callable[[], ov.Model]) -> Iterator[Path]:
+    """The cached graph of a key, converted if it is missing; for this run only if it cannot be kept."""
+    key = [ov.__version__, *key]
     key += [
         (_MODELS / source).read_text()
         for source in (
@@ -184,8 +213,8 @@ def _converted(models: Models, orientations: int) -> Iterator[Path]:
         log.debug("using the converted model %s", path)
         yield path
         return
-    log.info("converting %s for OpenVINO (once; kept in %s)", models.card.name, path.parent)
-    model = _convert(models, orientations)
+    log.info("converting %s for OpenVINO (once; kept in %s)", names, path.parent)
+    model = convert()
     try:
         _save(model, path)
     except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError where it cannot write
@@ -219,7 +248,7 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def _convert(models: Models, orientations: int) -> ov.Model:
+def _convert(models: Models, orientations: int, names: str) -> ov.Model:
     """The graph of these weights.
 
     Raises:
@@ -231,8 +260,16 @@ def _convert(models: Models, orientations: int) -> ov.Model:
 
     size = models.card.patch_px
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    names = " and ".join(card.name for card in models.cards)
     return _graph(build_network(models.folders, orientations), example, names)
+
+
+def _convert_middle(folder: Path, frame: ModelCard, name: str) -> ov.Model:
+    import torch
+
+    from models.forms.build import build_middle
+
+    example = torch.zeros((2, frame.patch_px, frame.patch_px, 3), dtype=torch.uint8)
+    return _graph(build_middle(folder, frame), example, name)
 
 
 def _graph(network: Any, example: Any, names: str) -> ov.Model:

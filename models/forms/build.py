@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from models.card import ModelCard, common_card
+from models.card import ModelCard, common_card, is_wsinfer
 from models.checkpoint import load_checkpoint
-from models.forms.wsinfer import is_wsinfer, load_wsinfer
-from models.networks.contract import MeanOf, Oriented, PatchNetwork, Window
+from models.forms.wsinfer import load_wsinfer
+from models.networks.contract import MeanOf, MiddleOf, Oriented, PatchNetwork, Window
 
 
 def build_network(folders: Sequence[Path], orientations: int = 1) -> nn.Module:
@@ -29,6 +29,16 @@ def build_network(folders: Sequence[Path], orientations: int = 1) -> nn.Module:
         networks.append(Oriented(network) if orientations > 1 else network)
     combined = networks[0] if len(networks) == 1 else MeanOf(networks)
     return combined.eval()
+
+
+def build_middle(folder: Path, frame: ModelCard) -> nn.Module:
+    """The features half-way through a model, of patches of the side and spacing of ``frame``; fp32, on the CPU.
+
+    Raises:
+        ModelError: the folder is not a model of this program's own form.
+    """
+    network, card = load_checkpoint(folder)
+    return MiddleOf(network, shown(nn.Identity(), card, frame)).eval()
 
 
 def _load_checkpoint_network(folder: Path) -> tuple[nn.Module, ModelCard]:

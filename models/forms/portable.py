@@ -14,10 +14,10 @@ import numpy.typing as npt
 import openvino as ov
 import torch
 
-from models.card import ModelCard, card_json, hash_file
+from models.card import TORCHSCRIPT, WSINFER_CONFIG, ModelCard, card_json, hash_file, is_wsinfer
 from models.checkpoint import load_checkpoint
 from models.forms.build import build_network
-from models.forms.wsinfer import CONFIG, OWN_CARD, WEIGHTS, is_wsinfer, load_wsinfer
+from models.forms.wsinfer import OWN_CARD, load_wsinfer
 from wsi.errors import ModelError
 from wsi.files import replacing, write_json, write_text
 
@@ -87,17 +87,21 @@ def export_wsinfer(source: Path, out: Path) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(body, torch.zeros((2, 3, size, size)))  # type: ignore[no-untyped-call]
-            traced.save(str(trial / WEIGHTS))
-        write_json(trial / CONFIG, _wsinfer_config(card))
+            traced.save(str(trial / TORCHSCRIPT))
+        write_json(trial / WSINFER_CONFIG, _wsinfer_config(card))
         patches = _patches(size)
         with torch.inference_mode():
             exported_scores = load_wsinfer(trial)[0](torch.from_numpy(patches)).numpy()
         difference = _compare(source, patches, exported_scores)
-        for name in (WEIGHTS, CONFIG):
+        for name in (TORCHSCRIPT, WSINFER_CONFIG):
             with replacing(out / name) as partial:
                 shutil.copyfile(trial / name, partial)
     own_card = {"name": card.name, "demonstration": card.demonstration, "intended_use": card.intended_use}
-    own_card |= {"limits": card.limits, "sha256": card.sha256, "torchscript_sha256": hash_file(out / WEIGHTS)}
+    own_card |= {
+        "limits": card.limits,
+        "sha256": card.sha256,
+        "torchscript_sha256": hash_file(out / TORCHSCRIPT),
+    }
     write_json(out / OWN_CARD, own_card)
     write_text(out / "README.md", _model_card(card))
     return difference

@@ -17,20 +17,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from models.card import WEIGHTS as SAFETENSORS
-from models.card import ZOO, Architecture, ModelCard, hash_file, task_of
+from models.card import (
+    TORCHSCRIPT,
+    WEIGHTS,
+    WSINFER_CONFIG,
+    ZOO,
+    Architecture,
+    ModelCard,
+    hash_file,
+    task_of,
+)
 from models.networks.contract import cast_like, to_scores
 from wsi.errors import ModelError
 from wsi.text import first_line
 
-WEIGHTS = "torchscript_model.pt"
-CONFIG = "config.json"
 OWN_CARD = "slidewright.json"  # beside WSInfer's files, for facts that its config.json cannot hold
-
-
-def is_wsinfer(folder: Path) -> bool:
-    """Whether a folder has WSInfer's two files."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
 def read_wsinfer(folder: Path) -> tuple[ModelCard, list[dict[str, Any]]]:
@@ -41,7 +42,7 @@ def read_wsinfer(folder: Path) -> tuple[ModelCard, list[dict[str, Any]]]:
     Raises:
         ModelError: a key is missing or of the wrong type.
     """
-    path = folder / CONFIG
+    path = folder / WSINFER_CONFIG
     try:
         value = json.loads(path.read_bytes())
         size = int(value["patch_size_pixels"])
@@ -59,7 +60,7 @@ def read_wsinfer(folder: Path) -> tuple[ModelCard, list[dict[str, Any]]]:
             spacing_um=float(value["spacing_um_px"]),
             training={"architecture": str(value["architecture"]), "form": "WSInfer", "transform": transforms},
             demonstration=bool(demonstration_of(folder)),
-            sha256=hash_file(folder / WEIGHTS),
+            sha256=hash_file(folder / TORCHSCRIPT),
         )
         return card, transforms
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
@@ -81,7 +82,7 @@ class WSInferNetwork(nn.Module):
                 self._take(step["name"], step.get("arguments") or {}, path)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"{path / CONFIG}: a transform lacks its name or an argument ({error!r})"
+                f"{path / WSINFER_CONFIG}: a transform lacks its name or an argument ({error!r})"
             ) from error
 
     def _take(self, name: str, arguments: dict[str, Any], path: Path) -> None:
@@ -92,7 +93,7 @@ class WSInferNetwork(nn.Module):
             self.mean, self.std = (torch.tensor(arguments[key]) for key in ("mean", "std"))
         elif name != "ToTensor":
             raise ModelError(
-                f"{path / CONFIG} asks for the transform {name!r}; known are Resize, ToTensor, Normalize"
+                f"{path / WSINFER_CONFIG} asks for the transform {name!r}; known are Resize, ToTensor, Normalize"
             )
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ def demonstration_of(folder: Path) -> str:
     """
     try:
         value = json.loads((folder / OWN_CARD).read_bytes())
-        if value["torchscript_sha256"] == hash_file(folder / WEIGHTS):
+        if value["torchscript_sha256"] == hash_file(folder / TORCHSCRIPT):
             return str(value["name"]) if value["demonstration"] else ""
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # no card, or one of other weights
@@ -136,9 +137,9 @@ def demonstration_of(folder: Path) -> str:
     except RuntimeError:
         return ""  # not TorchScript, which loading it reports
     for path in sorted(ZOO.glob("*/card.json")):
-        if (path.parent / SAFETENSORS).is_file() and task_of(path.parent) == "classify":
+        if (path.parent / WEIGHTS).is_file() and task_of(path.parent) == "classify":
             card = ModelCard.model_validate_json(path.read_bytes())
-            if card.demonstration and weights_digest(load_file(path.parent / SAFETENSORS)) == digest:
+            if card.demonstration and weights_digest(load_file(path.parent / WEIGHTS)) == digest:
                 return card.name
     return ""
 
@@ -146,7 +147,7 @@ def demonstration_of(folder: Path) -> str:
 def _scripted(folder: Path) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
-        body: nn.Module = torch.jit.load(folder / WEIGHTS, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        body: nn.Module = torch.jit.load(folder / TORCHSCRIPT, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     return body
 
 
@@ -161,6 +162,6 @@ def load_wsinfer(folder: Path) -> tuple[WSInferNetwork, ModelCard]:
         body = _scripted(folder)
     except RuntimeError as error:
         raise ModelError(
-            f"{folder / WEIGHTS} is not a TorchScript file ({first_line(error)[:160]})"
+            f"{folder / TORCHSCRIPT} is not a TorchScript file ({first_line(error)[:160]})"
         ) from error
     return WSInferNetwork(body, transforms, folder).eval(), card

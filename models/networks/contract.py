@@ -96,6 +96,21 @@ class Window(nn.Module):
         return scores
 
 
+class MiddleOf(nn.Module):
+    """Features (n, d) half-way through a network that has ``middle``, of uint8 patches (n, side, side, 3)."""
+
+    def __init__(self, network: nn.Module, window: nn.Module | None = None) -> None:
+        """Take the network, and what brings patches to its side, if anything must."""
+        super().__init__()
+        self.network = network
+        self.window = nn.Identity() if window is None else window
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Bring the patches to the network's side, normalise them, and go half-way."""
+        features: Tensor = self.network.middle(normalise(self.window(patches)))  # type: ignore[operator]
+        return features
+
+
 def area_weights(before: int, after: int) -> Tensor:
     """(after, before) weights that average pixels into fewer ones, by the length of each that lies in the new pixel."""
     edges = torch.arange(after + 1, dtype=torch.float64) * before / after

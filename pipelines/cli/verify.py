@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from models.card import CARD, WEIGHTS, Card, DetectorCard, ModelCard, hash_file, read_card, task_of
+from models.card import (
+    CARD,
+    TORCHSCRIPT,
+    WEIGHTS,
+    Card,
+    DetectorCard,
+    ModelCard,
+    hash_file,
+    read_card,
+    task_of,
+)
 from models.engines.contract import find_folder, shipped
 from pipelines.cli.console import err, out, progress
 from pipelines.runs.run_folder import KEPT, RUNNING
@@ -16,7 +26,6 @@ from wsi.files import read_record
 from wsi.results.folder import Folder, LocalFolder, folder_at
 from wsi.slides.source import SlideSource
 
-TORCHSCRIPT = "torchscript_model.pt"  # of WSInfer's models
 MODEL_FILES = (CARD, WEIGHTS, TORCHSCRIPT)  # any of them makes a folder a model
 
 

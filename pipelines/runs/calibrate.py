@@ -12,6 +12,7 @@ import numpy.typing as npt
 from models.card import ModelCard
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.engines.domain import fit_domain, middle_features, read_domain, write_domain
+from models.networks.contract import MiddleOf
 from pipelines.runs.model_figures import figures_row, scores_of
 from pipelines.runs.patches import read_fitted
 from wsi.datasets.patch_folder import POSITIVE_LABEL
@@ -131,7 +132,7 @@ def _record_domain(
     network, card = load_checkpoint(model)
     sample = training[:: max(1, len(training) // FEATURES_OF)]
     features = [
-        middle_features(network, read_fitted(part, card, spacing))
+        middle_features(MiddleOf(network).eval(), read_fitted(part, card, spacing))
         for part, spacing in ((sample, None), (labelled, mpp))
     ]
     if len(features[0]) <= 2 * features[0].shape[1]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
@@ -43,13 +43,11 @@ def preview_png(
     """Draw the slide, and beside it the slide with its heatmap, as PNG."""
     overview = read_overview(slide, max(slide.size) * slide.mpp / PANEL_PX)
     figure = Figure(figsize=_figure_size(slide.size), dpi=130)
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
         _show(axes, overview, slide)
-    right.imshow(
-        heatmap.scores, cmap=COLOURS, vmin=0, vmax=1, extent=_extent(heatmap), interpolation="nearest"
-    )
+    heat = np.nan_to_num(COLOURS(heatmap.scores, bytes=True))  # of cells without a score: nothing
+    right.imshow(heat, extent=_extent(heatmap), interpolation="nearest")
     _mark_unreadable(right, overview)
     _number(right, lesions, max(slide.size))
     _scale_bar(left, slide)
@@ -98,7 +96,10 @@ def count_text(result: SlideResult) -> str:
 def _show(axes: Axes, overview: Overview, slide: Slide) -> None:
     rows, cols = overview.pixels.shape[:2]
     extent = (0, cols * overview.placement.step_x, rows * overview.placement.step_y, 0)
-    axes.imshow(overview.pixels, extent=extent, interpolation="antialiased")
+    pixels = cv2.cvtColor(
+        overview.pixels, cv2.COLOR_RGB2RGBA
+    )  # matplotlib would take longer to add the fourth channel
+    axes.imshow(pixels, extent=extent, interpolation="antialiased")
     axes.set_xlim(0, slide.size[0])
     axes.set_ylim(slide.size[1], 0)
     axes.set_xticks([])

@@ -197,6 +197,24 @@ class TestWarning:
         assert look_unlike(knowing, large, finer).tolist() == own.tolist()
 
 
+@pytest.mark.slow
+def test_openvino_and_torch_give_the_same_features(knowing: Path) -> None:
+    """Of the model's own patches, and of larger ones of half the spacing; 11 patches are no whole batches."""
+    from models.engines.domain import middle_features
+    from models.engines.openvino import OpenVinoFeatures
+    from models.forms.build import build_middle
+
+    card = read_card(knowing, ModelCard)
+    rng = np.random.default_rng(0)
+    for update in ({}, {"patch_px": 112, "spacing_um": 0.485}):
+        frame = card.model_copy(update=update)
+        patches = [striped(rng, (150, 90, 160 - i), frame.patch_px) for i in range(11)]
+        expected = middle_features(build_middle(knowing, frame), patches)
+        found = OpenVinoFeatures(knowing, card, frame)(patches)
+        assert found.shape == expected.shape == (11, 224)
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
+
+
 def test_the_note_begins_at_seven_tenths() -> None:
     from tests.slides import card
 
