@@ -327,9 +327,9 @@ class HeatmapStore:
 
     def read(self, class_index: int) -> Heatmap:
         """One class of the whole heatmap."""
+        stride_px = self.spec.stride_px  # it says so where the metadata lack a part
         step_x, step_y = self.attributes["stride_level0"]
-        scores = self._values()[class_index]
-        return Heatmap(scores, Placement(step_x, step_y), self.attributes["stride_model_px"])
+        return Heatmap(self._values()[class_index], Placement(step_x, step_y), stride_px)
 
 
 def _check_range(scores: np.ndarray[Any, Any]) -> None:

@@ -182,9 +182,9 @@ class Slide(ABC):
 
 
 def over_white(pixels: npt.NDArray[np.uint8]) -> RgbImage:
-    """A writable RGB copy of RGB or RGBA pixels, with transparent ones laid over white."""
+    """Writable RGB pixels of RGB or RGBA ones, with transparent ones laid over white."""
     if pixels.shape[2] == 3:
-        return np.array(pixels)
+        return pixels if pixels.flags.owndata and pixels.flags.writeable else np.array(pixels)
     rgb: RgbImage = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)
     alpha = pixels[..., 3]
     if alpha.min() < 255:

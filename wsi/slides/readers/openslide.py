@@ -11,6 +11,7 @@ import numpy.typing as npt
 import openslide
 
 from wsi.errors import RegionError, SlideError, UnknownFormatError
+from wsi.slides.readers.jpeg_tiles import JpegTiles
 from wsi.slides.slide import Level, Slide, Spacing
 
 # parts of OpenSlide's messages about files that it cannot use, and what helps
@@ -52,8 +53,12 @@ class OpenSlideReader(Slide):
         self.vendor = str(properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"))
         self.objective = properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
         self.bounds = stored_bounds(properties)
+        self._tiles = JpegTiles(path, self.levels, self.vendor)
 
     def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        pixels = self._tiles.read(location, level, size)
+        if pixels is not None:
+            return pixels
         handle = self._handle
         try:
             return np.asarray(handle.read_region(location, level, size))
@@ -88,6 +93,7 @@ class OpenSlideReader(Slide):
         if not self._closed:
             self._closed = True
             self._handle.close()
+            self._tiles.close()
         super().close()
 
 
