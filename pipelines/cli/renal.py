@@ -41,6 +41,7 @@ from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
 from wsi.slides.tissue import TissueConfig, find_tissue
+from wsi.stopwatch import in_words, running
 from wsi.text import number_of
 
 DETECTOR, FIELDS = "renal-ptc-demo", "renal-fields-demo"
@@ -218,11 +219,14 @@ class RenalRun:
         specs = self.readers.fields.spec, self.readers.detector.spec
         job = ReportJob(self.folder.absolute(), *specs, self.cfg, self.pdf, self.overwrite)
         run = RunFolder(self.folder, record, earlier_reports, write_results, self.overwrite)
-        slides = run.left_of(self.slides)
-        with run.work([name for _, name in slides]), cohort_progress(file_sizes(slides)) as watch:
-            outcome = run_cohort(
-                slides, job, run.sum_up, crew=self.crew, watch=watch, finished=(run.note, _say)
-            )
+        with running("rest") as stopwatch:
+            slides = run.left_of(self.slides)
+            with run.work([name for _, name in slides]), cohort_progress(file_sizes(slides)) as watch:
+                outcome = run_cohort(
+                    slides, job, run.sum_up, crew=self.crew, watch=watch, finished=(run.note, _say)
+                )
+        if self.crew is ALONE:
+            out.print(in_words(stopwatch.seconds()), markup=False)
         out.print(f"{self.folder.at('index.html')} lists them; for research use only", markup=False)
         return outcome.complete
 

@@ -40,6 +40,7 @@ from wsi.errors import ConfigError
 from wsi.marks.own_mask import PICTURES
 from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
+from wsi.stopwatch import in_words, running
 
 
 class RunConfig(Config):
@@ -215,13 +216,16 @@ class Run:
         record = run_record(self.cfg.model_dump(mode="json"), models, self.engine.description, fingerprint)
         job = ScoreJob(self.folder.absolute(), self.engine.spec, self.cfg.score, self.overwrite)
         run = RunFolder(self.folder, record, earlier_results, write_tables, self.overwrite)
-        slides = run.left_of(self.slides)
-        with run.work([name for _, name in slides]), cohort_progress(file_sizes(slides)) as watch:
-            outcome = run_cohort(
-                slides, job, run.sum_up, crew=self.crew, watch=watch, finished=(run.note, _say)
-            )
+        with running("rest") as stopwatch:
+            slides = run.left_of(self.slides)
+            with run.work([name for _, name in slides]), cohort_progress(file_sizes(slides)) as watch:
+                outcome = run_cohort(
+                    slides, job, run.sum_up, crew=self.crew, watch=watch, finished=(run.note, _say)
+                )
         if outcome.results and all(result.empty for result in outcome.results):
             err.print("nothing was scored; the lines above say why", markup=False)
+        if self.crew is ALONE:
+            out.print(in_words(stopwatch.seconds()), markup=False)
         out.print(f"{self.folder.at('index.html')} shows them; for research use only", markup=False)
         return outcome.complete
 

@@ -17,6 +17,7 @@ from wsi.errors import SlideError, StoreError
 from wsi.files import AtWork, read_record
 from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
+from wsi.stopwatch import during, seconds
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,10 @@ class RunFolder(Generic[R]):
 
     def sum_up(self, state: str, results: Sequence[R], failures: Sequence[Failure]) -> None:
         """Write tables, pages and ``run.json``, with the slides of other commands that have the same settings."""
-        with self.out.alone():  # another command may add its slides to the same files at this moment
+        with (
+            during("tables and pages"),
+            self.out.alone(),  # another command may add its slides to the same files at this moment
+        ):
             done_names = {*(r.name for r in results), *(f.name for f in failures)}
             failed = sorted([*self._failed_before(done_names), *failures], key=lambda f: f.name)
             failed_names = {f.name for f in failed}
@@ -150,6 +154,7 @@ class RunFolder(Generic[R]):
     ) -> None:
         sections = {
             "state": state,
+            "seconds": {step: round(s, 3) for step, s in seconds().items()},
             "slides": slides,
             "failed": [asdict(f) for f in failures],
             "files": files,

@@ -16,6 +16,7 @@ from wsi.results.store import HeatmapStore
 from wsi.slides.blocks import Block, PatchBlock, read_ahead
 from wsi.slides.slide import Slide
 from wsi.slides.stain import StainTransform
+from wsi.stopwatch import during
 
 
 def score_chunks(
@@ -51,19 +52,27 @@ def score_chunks(
     unscored: deque[tuple[Block, npt.NDArray[np.bool_]]] = deque()  # without the pixels, which are large
 
     def feed() -> Iterator[PatchBlock]:
-        for read in reads:
+        while True:
+            with during("waiting for pixels"):
+                read = next(reads, None)
+            if read is None:
+                return
             unscored.append((read.block, read.readable))
             yield read.patches
 
     # always closed here: a thread must not read from a slide that is closed already
-    with closing(read_ahead(slide, open_blocks, recolour=recolour, threads=threads, ahead=threads)) as reads:
+    with (
+        during("network"),
+        closing(read_ahead(slide, open_blocks, recolour=recolour, threads=threads, ahead=threads)) as reads,
+    ):
         for scores in engine.score(feed(), scored=count.add):
             block, readable = unscored.popleft()
             if np.isnan(scores).any():
                 raise ModelError("the model gave scores that are not numbers; try --precision fp32")
             chunk_scores = np.full((len(block.cells), scores.shape[1]), np.nan, np.float32)
             chunk_scores[readable] = scores
-            store.write_chunk(block.chunk, block.cells, chunk_scores)
+            with during("writing scores"):
+                store.write_chunk(block.chunk, block.cells, chunk_scores)
             count.finish(len(block.cells), int(readable.sum()))
 
 

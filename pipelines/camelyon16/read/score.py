@@ -50,6 +50,7 @@ from wsi.slides.slide import MAX_MPP_DIFFERENCE, Slide, plan_read
 from wsi.slides.source import SlideSource
 from wsi.slides.stain import StainTransform, fit_slide
 from wsi.slides.tissue import Mask, TissueConfig, find_tissue
+from wsi.stopwatch import during
 
 log = logging.getLogger(__name__)
 HEATMAP_FORMAT = 1  # version of cells and their scores; raise it when the golden heatmap of the tests changes
@@ -185,12 +186,14 @@ def score_slide(
     out.refuse_link()
     file_state = row.source.state()
     with row.source.open() as slide:
-        identity = row.source.identity(lambda done, total: progress(done, total, "bytes"))
+        with during("hashing the slides"):
+            identity = row.source.identity(lambda done, total: progress(done, total, "bytes"))
         made_of = _fingerprint(row, slide, identity, engine, cfg)
         finished = finished_result(out, made_of, cfg.lesions)
         if finished is not None:
             return finished
-        plan = plan_slide(slide, row, engine, cfg, made_of=made_of)
+        with during("finding tissue"):
+            plan = plan_slide(slide, row, engine, cfg, made_of=made_of)
         out.discard_partials()
         heatmap = out.inside("heatmap.zarr")
         if overwrite:
@@ -207,7 +210,8 @@ def score_slide(
             pass  # each has written its chunks
         if row.source.state() != file_state:
             raise SlideError(f"{row.source.label} changed while it was scored; run the same command again")
-        return _write_results(slide, (name, row.source.place, identity), engine, out, cfg, plan, row.mask)
+        with during("results and pictures"):
+            return _write_results(slide, (name, row.source.place, identity), engine, out, cfg, plan, row.mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +292,8 @@ def _write_results(
     lesions = [on_slide(lesion, slide.size) for lesion in find_lesions(heatmap, cfg.lesions)]
     areas = outlines(heatmap, cfg.lesions)
     missing = _missing(heatmap, plan)
-    unlike = unlike_share(slide, plan.grid, engine.models, recolour=plan.recolour, threads=cfg.threads)
+    with during("comparing the tissue"):
+        unlike = unlike_share(slide, plan.grid, engine.models, recolour=plan.recolour, threads=cfg.threads)
     is_familiar = not _not_learned(slide, card, cfg) and (unlike is None or unlike < UNLIKE_FROM)
     result = SlideResult(
         name=name,

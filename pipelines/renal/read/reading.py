@@ -40,6 +40,7 @@ from wsi.slides.slide import Slide
 from wsi.slides.source import SlideSource
 from wsi.slides.stain import MOST_EOSIN, eosin_share, tissue_pixels
 from wsi.slides.tissue import Mask, TissueConfig
+from wsi.stopwatch import during
 from wsi.vocabulary import NEGATIVE, POSITIVE
 
 log = logging.getLogger(__name__)
@@ -244,8 +245,9 @@ def read_slide(
         TileTask(source, plan, chunks, readers.detector.spec, stores.boxes, stores.boxes_made_by)
         for chunks in in_parts(plan.chunks, executor.chunks_per_task)
     ]
-    for _ in executor.map(tasks, lambda done, total: tick(done, total, "evaluated fields")):
-        pass  # each has written its chunks
+    with during("network"):
+        for _ in executor.map(tasks, lambda done, total: tick(done, total, "evaluated fields")):
+            pass  # each has written its chunks
     result = detect_slide(
         slide,
         plan,

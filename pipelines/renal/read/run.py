@@ -27,6 +27,7 @@ from wsi.results.folder import Folder, Place, folder_at
 from wsi.results.store import HeatmapStore
 from wsi.slides.manifest import SlideRow
 from wsi.slides.tissue import find_tissue
+from wsi.stopwatch import during
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ def report_slide(
     with row.source.open() as slide:
         check_spacing(slide, readers.card)  # before any pixel is read
         run = run_fingerprint(readers, cfg)
-        source_identity = row.source.identity(lambda done, total: tick(done, total, "bytes"))
+        with during("hashing the slides"):
+            source_identity = row.source.identity(lambda done, total: tick(done, total, "bytes"))
         pixels = {
             "slide": source_identity,
             "mpp": slide.mpp,
@@ -128,7 +130,8 @@ def report_slide(
         report = machine_report(slide, name, file, source_identity, readers, cfg, reading)
         if not _same_report(folder, report):
             set_aside(folder)  # it is a review of the report that is replaced now
-        write_report(folder, report, slide, reading.fields, reading.marks, pdf=pdf)
+        with during("reports"):
+            write_report(folder, report, slide, reading.fields, reading.marks, pdf=pdf)
         names = [*FILES, *more_pages(report.result.positive), *(["report.pdf"] if pdf else [])]
         record = {
             "name": name,
