@@ -24,7 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tifffile
 from PIL import Image
 
@@ -41,16 +44,21 @@ from pipelines.renal.evaluate.truth import read_found
 from pipelines.renal.read.reading import RenalConfig
 from pipelines.renal.read.review import review
 from pipelines.renal.read.run import read_report
+from pipelines.runs.claims import FOLDER as CLAIMS
+from pipelines.runs.claims import Claims
+from pipelines.runs.cluster import ClusterConfig, connected
 from pipelines.runs.cohort import gather
 from pipelines.runs.config import load_config
+from pipelines.runs.finished import FOLDER as FINISHED
+from pipelines.runs.finished import FinishedList, FinishedSlide
 from pipelines.runs.run_folder import refuse_other_run
 from tests.renal_slides import scattered, slide_of
 from tests.slides import RednessEngine, painted, write_pyramid
-from wsi.errors import WsiError
+from wsi.errors import ConfigError, WsiError
 from wsi.marks.annotations import marked_regions, read_outlines, tumour_regions
 from wsi.marks.own_mask import read_user_mask
 from wsi.results.folder import LocalFolder
-from wsi.results.store import HeatmapStore
+from wsi.results.store import PACK, HeatmapSpec, HeatmapStore
 from wsi.slides.manifest import SlideRow, read_manifest
 from wsi.slides.source import SlideSource
 
@@ -125,6 +133,7 @@ class Workshop:
         self._renal()
         self._models()
         self._tables()
+        self._cohort()
 
     def _own(self, name: str) -> Path:
         folder = self.folder / name
@@ -278,6 +287,66 @@ class Workshop:
             path = self._own(f"yaml-{name}") / f"{name}.yaml"
             shutil.copy(configs / f"{name}.yaml", path)
             self._add("yaml", path, True, loader(model))
+
+    def _cohort(self) -> None:
+        """What runs over many slides and machines keep: claims, the list of what is done, copies, the scheduler."""
+        folder = self._own("cohort")
+        (folder / "s.tif").write_bytes(b"slide")
+        out = LocalFolder(folder / "out")
+        row = SlideRow(SlideSource(str(folder / "s.tif")))
+        Claims(out).take("s")
+        (claim,) = out.inside(CLAIMS).files()
+        self._add("claim", folder / "out" / CLAIMS / claim, True, wanted_again)
+        listed = FinishedList(out)
+        listed.add(FinishedSlide.of(row, "s", "f"))
+        listed.write()
+        (part,) = out.inside(FINISHED).files()
+        self._add("list", folder / "out" / FINISHED / part, True, left_again)
+        pq.write_table(pa.table({"path": ["s.tif"] * 3, "mpp": [0.25, None, 0.5]}), folder / "s.parquet")
+        self._add("parquet", folder / "s.parquet", False, read_manifest)
+        spec = HeatmapSpec(("a", "b"), (9, 9), 2, 128, 128, 299, 0.25, "f")
+        store = HeatmapStore.create(folder / "packed.zarr", spec)
+        for row_col in np.ndindex(5, 4):
+            cells = np.array([[2 * row_col[0], 2 * row_col[1]]])
+            store.write_chunk((row_col[0], row_col[1]), cells, np.array([[0.25, 0.75]], np.float32))
+        store.pack()
+        assert store.packed
+        self._add("heatmap", folder / "packed.zarr" / "zarr.json", True, lambda p: read_heatmap(p.parent))
+        self._add("heatmap", folder / "packed.zarr" / PACK, False, lambda p: read_heatmap(p.parent))
+        remote = self._own("remote") / "s.tif"
+        shutil.copy(self.slide, remote)
+        self._add("slide", remote, False, self._score_remote)
+        scheduler = self._own("scheduler") / "scheduler.json"
+        scheduler.write_text(json.dumps({"type": "Scheduler", "address": "tcp://127.0.0.1:1", "workers": {}}))
+        self._add("scheduler", scheduler, True, ask_scheduler)
+
+    def _score_remote(self, path: Path) -> object:
+        """The slide at a URL, which is copied here first."""
+        with fsspec.open("memory://fuzz/s.tif", "wb") as file:
+            file.write(path.read_bytes())
+        row = SlideRow(SlideSource("memory://fuzz/s.tif", mpp=0.25))
+        return score_slide(row, "s", RednessEngine(), path.parent / "out", ScoreConfig())
+
+
+def wanted_again(path: Path) -> object:
+    """Another process wants the slide; its own sign of life is not damaged."""
+    claims = Claims(LocalFolder(path.parents[1]))
+    return claims.take("s"), claims.holder("s"), claims.dead("s")
+
+
+def left_again(path: Path) -> object:
+    out = LocalFolder(path.parents[1])
+    row = SlideRow(SlideSource(str(path.parents[2] / "s.tif")))
+    return FinishedList(out).left_of([(row, "s")], "f")
+
+
+def ask_scheduler(path: Path) -> object:
+    """There is no scheduler, whatever the file says."""
+    try:
+        with connected(ClusterConfig(scheduler_file=path, timeout_s=0.3)):
+            raise AssertionError("there is a scheduler")
+    except ConfigError as error:
+        return str(error)
 
 
 def loader(model: type[Any]) -> Callable[[Path], object]:

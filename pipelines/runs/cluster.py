@@ -7,8 +7,10 @@ any moment.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +45,7 @@ SETTINGS = {
     # else a worker gives memory back after every array, and asks for it again: a tenth of the time; and has one thread
     "distributed.nanny.pre-spawn-environ": {},
 }
+_ADDRESS = re.compile(r"(tcp|tls|ws|wss)://[^\s/@]+:\d{1,5}")  # what Dask's schedulers listen at
 _KEPT: dict[Any, object] = {}  # in a worker: its engines, by spec
 _CLAIMS: dict[str, Claims] = {}  # in a worker: by OUT, so that it remembers what it saw
 
@@ -298,17 +301,10 @@ def connected(cfg: ClusterConfig) -> Iterator[Any]:
 
 
 def _remote(cfg: ClusterConfig, distributed: Any) -> Any:
-    if cfg.scheduler_file is not None:  # a client would wait for it for ever
-        end = time.monotonic() + cfg.timeout_s
-        while not cfg.scheduler_file.is_file():
-            if time.monotonic() > end:
-                raise OSError("there is no such file")
-            sleep(0.2)
-    client = distributed.Client(
-        address=cfg.scheduler,
-        scheduler_file=None if cfg.scheduler_file is None else str(cfg.scheduler_file),
-        timeout=cfg.timeout_s,
-    )
+    address = cfg.scheduler or _address_in(cfg.scheduler_file or Path(), cfg.timeout_s)
+    if not _ADDRESS.fullmatch(address):  # a client raises whatever comes, and complains again when it is freed
+        raise OSError(f"{address[:60]!r} is no address such as tcp://host:8786")
+    client = distributed.Client(address=address, timeout=cfg.timeout_s)
     address = client.scheduler_info()["address"]
     try:
         client.wait_for_workers(1, timeout=WORKER_S)
@@ -319,6 +315,19 @@ def _remote(cfg: ClusterConfig, distributed: Any) -> Any:
             f"dask worker {address} --nthreads 1 --memory-limit 0"
         ) from error
     return client
+
+
+def _address_in(file: Path, timeout_s: float) -> str:
+    """The address in a scheduler's file, which may be written late."""
+    end = time.monotonic() + timeout_s
+    while not file.is_file():
+        if time.monotonic() > end:
+            raise OSError("there is no such file")
+        sleep(0.2)
+    try:
+        return str(json.loads(file.read_bytes())["address"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OSError(f"it names no address: {error!r}") from error
 
 
 def _local(workers: int) -> Any:

@@ -237,6 +237,22 @@ class TestChunks:
 
 
 class TestRefusals:
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ("[" * 5000, "it names no address"),
+            ('{"address": null}', "'None' is no address such as"),
+            ('{"address": "ucx://h:1"}', "'ucx://h:1' is no address such as"),
+            ('{"address": "tcp://127.0.0.1:99999"}', "no scheduler answers"),
+        ],
+    )
+    def test_a_damaged_file_of_a_scheduler(self, tmp_path: Path, content: str, said: str) -> None:
+        """Dask's client raises whatever comes, and complains again when it is freed."""
+        (tmp_path / "s.json").write_text(content)
+        with pytest.raises(ConfigError, match=said):
+            with connected(ClusterConfig(scheduler_file=tmp_path / "s.json", timeout_s=0.3)):
+                pass
+
     def test_another_version_on_a_worker(
         self, client: Any, rows: list[SlideRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
