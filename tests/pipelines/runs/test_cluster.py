@@ -249,9 +249,9 @@ class TestRefusals:
     def test_a_damaged_file_of_a_scheduler(self, tmp_path: Path, content: str, said: str) -> None:
         """Dask's client raises whatever comes, and complains again when it is freed."""
         (tmp_path / "s.json").write_text(content)
-        with pytest.raises(ConfigError, match=said):
-            with connected(ClusterConfig(scheduler_file=tmp_path / "s.json", timeout_s=0.3)):
-                pass
+        cfg = ClusterConfig(scheduler_file=tmp_path / "s.json", timeout_s=0.3)
+        with pytest.raises(ConfigError, match=said), connected(cfg):
+            pass
 
     def test_another_version_on_a_worker(
         self, client: Any, rows: list[SlideRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
