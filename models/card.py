@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ WEIGHTS = "model.safetensors"
 TORCHSCRIPT, WSINFER_CONFIG = "torchscript_model.pt", "config.json"  # a model in WSInfer's form
 CARD = "card.json"
 DOMAIN = "domain.safetensors"
+INT8 = ("int8.xml", "int8.bin")  # a graph of OpenVINO that computes in whole numbers
+INT8_COST = 0.001  # of the AUC: an int8 form that costs more is not taken unasked
 DEFAULT_MODEL = "lymph-node-10x"  # trained on real tissue; reads slides of 1 um/px and finer
 ZOO = Path(__file__).resolve().parent / "zoo"
 # The side of a detector's tile is a multiple of this: then every level of its pyramid has whole pixels
@@ -91,6 +94,33 @@ class Card(Config):
     sha256: str
 
 
+class Int8Facts(Config):
+    """What is known of a model's int8 form (``wsi models quantise``), which takes half the time or less.
+
+    Attributes:
+        sha256: hex sha256 of the two files, one after the other.
+        made_from: fingerprint of all of the model that its graph holds, see `ModelCard.graph_fingerprint`.
+        auc: on labelled patches that it was not fitted on, in int8.
+        auc_fp32: the same in fp32.
+        largest_difference: of a score on them, between both.
+        patches: number of those patches.
+        made_by: the library that made it.
+    """
+
+    sha256: str
+    made_from: str
+    auc: float
+    auc_fp32: float
+    largest_difference: float
+    patches: int
+    made_by: str
+
+    @property
+    def cheap(self) -> bool:
+        """Whether it costs so little quality that it may be taken unasked."""
+        return self.auc_fp32 - self.auc < INT8_COST
+
+
 class ModelCard(Card):
     """The card of a classifier of patches: what a run needs, and what readers want to know.
 
@@ -109,6 +139,7 @@ class ModelCard(Card):
             nine in ten on the patches of the fit (Platt 1999); None: scores come from the network unchanged.
         domain: sha256 of ``domain.safetensors``, by which tissue that the model does not know is recognised; None:
             such tissue is not recognised.
+        int8: of the model's int8 form; None: it has none.
     """
 
     task: Literal["classify"] = "classify"
@@ -125,6 +156,7 @@ class ModelCard(Card):
     confidence: tuple[float, float, float, float] | None = None
     calibration: tuple[float, float] | None = None
     domain: str | None = None
+    int8: Int8Facts | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelCard:
@@ -148,6 +180,12 @@ class ModelCard(Card):
     def positive_index(self) -> int:
         """Index of the positive class."""
         return self.classes.index(self.positive)
+
+    @property
+    def graph_fingerprint(self) -> str:
+        """Hash of what a graph of the model holds: weights, calibration, and the patch that it takes."""
+        parts = (self.sha256, self.architecture, self.calibration, self.positive_index, self.patch_px)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property
     def words(self) -> tuple[str, str]:
@@ -253,6 +291,12 @@ def read_card(folder: Path, kind: type[C]) -> C:
             raise ModelError(
                 f"{folder / name} has sha256 {found[:12]}..., its card says {digest[:12]}...; copy the model again"
             )
+    int8 = card.int8 if isinstance(card, ModelCard) else None
+    if int8 is not None and (found := hash_int8(folder)) != int8.sha256:
+        raise ModelError(
+            f"{folder / INT8[0]} and {INT8[1]} have sha256 {found[:12]}..., the card says {int8.sha256[:12]}...; copy "
+            f"the model again"
+        )
     return card
 
 
@@ -274,6 +318,20 @@ def hash_file(path: Path) -> str:
         return file_sha256(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}); copy the model again") from error
+
+
+def hash_int8(folder: Path) -> str:
+    """Hex sha256 of the two files of an int8 form, one after the other.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    try:
+        return hashlib.sha256(b"".join((folder / name).read_bytes() for name in INT8)).hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename} cannot be read ({error.strerror}); copy the model again"
+        ) from error
 
 
 def card_json(card: Config) -> str:

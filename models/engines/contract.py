@@ -23,14 +23,15 @@ class EngineConfig(Config):
 
     Attributes:
         engine: ``auto`` is torch where there is a GPU, else openvino.
-        precision: ``auto`` is fp16 on a GPU, bf16 on a CPU that computes in it, else fp32; of a detector always fp32.
+        precision: ``auto`` is fp16 on a GPU; on a CPU int8 where the model has a checked int8 form and the CPU suits
+            it, else bf16 where the CPU computes in it, else fp32; of a detector always fp32.
         orientations: 1, or the mean over the 8 flips and turns.
         batch: patches run at once; None is 8 on a CPU and 256 on a GPU, divided by the orientations; of a detector's
             tiles 1 and 16.
     """
 
     engine: Literal["auto", "openvino", "torch"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     orientations: Literal[1, 8] = 1
     batch: int | None = Field(default=None, gt=0)
 

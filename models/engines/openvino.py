@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from models.card import ModelCard
+from models.card import INT8, ModelCard
 from models.engines.contract import EngineConfig, Models
 from models.engines.spec import ScoreSpec, keep
 from wsi.arrays import RgbImage, Scores
@@ -57,21 +57,20 @@ class OpenVinoEngine:
         self.models = models
         self._batch = cfg.batch or BATCH // cfg.orientations
         core = shared_core()
-        precision = _precision(cfg.precision, core)
+        int8 = _int8_form(models, cfg)
+        # what int8 leaves out, the first and last few operations, is exact
+        precision = "f32" if int8 else _precision(cfg.precision, core)
         size = models.card.patch_px
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
-        key = ["scores", str(cfg.orientations), *(card.model_dump_json() for card in models.cards)]
-        names = " and ".join(card.name for card in models.cards)
-        with _converted(names, key, lambda: _convert(models, cfg.orientations, names)) as path:
+        with nullcontext(int8) if int8 else _converted_scores(models, cfg.orientations) as path:
             model = core.read_model(path)
             model.reshape([self._batch, size, size, 3])
             compiled = core.compile_model(model, "CPU", settings)
         self._queue = ov.AsyncInferQueue(compiled)
         self._queue.set_callback(_receive)
         orientation_text = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
-        self.description = (
-            f"{LIBRARY}, {precision.replace('f32', 'fp32')}, batches of {self._batch}{orientation_text}, CPU"
-        )
+        shown = "int8" if int8 else precision.replace("f32", "fp32")
+        self.description = f"{LIBRARY}, {shown}, batches of {self._batch}{orientation_text}, CPU"
         self.spec = ScoreSpec(models, cfg, self.description)
         keep(self.spec, self)
 
@@ -192,6 +191,50 @@ def _precision(setting: str, core: ov.Core) -> str:
     return "bf16" if has_bf16 and setting in ("auto", "bf16") else "f32"
 
 
+def _int8_form(models: Models, cfg: EngineConfig) -> Path | None:
+    """The int8 graph that is to be run; None: another precision is.
+
+    Raises:
+        ConfigError: int8 is asked for, and cannot be had.
+    """
+    if cfg.precision not in ("int8", "auto"):
+        return None
+    folder, card = models.folders[0], models.cards[0]
+    facts = card.int8
+    lacks = ""
+    if len(models.cards) > 1 or cfg.orientations > 1:
+        lacks = "int8 runs one model in one orientation; leave out --orientations and the second --model"
+    elif facts is None:
+        lacks = f"{card.name} has no int8 form; make one: wsi models quantise"
+    if cfg.precision == "int8":
+        if lacks:
+            raise ConfigError(f"{lacks}, or use --precision bf16 or fp32")
+        if not has_vnni():
+            log.warning("this processor has no VNNI: int8 may be slower here than --precision fp32")
+    elif lacks or facts is None or not facts.cheap or not has_vnni():
+        return None
+    if facts is not None and facts.made_from != card.graph_fingerprint:
+        raise ModelError(
+            f"the int8 form in {folder} is of other weights or another calibration; make it again: wsi models quantise"
+        )
+    return folder / INT8[0]
+
+
+def has_vnni() -> bool:
+    """Whether the processor multiplies whole numbers in one step; False where that cannot be asked for."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+    except (OSError, IndexError):
+        return False
+    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(flags)
+
+
+def _converted_scores(models: Models, orientations: int) -> AbstractContextManager[Path]:
+    key = ["scores", str(orientations), *(card.model_dump_json() for card in models.cards)]
+    names = " and ".join(card.name for card in models.cards)
+    return _converted(names, key, lambda: scores_graph(models, orientations))
+
+
 @contextmanager
 def _converted(names: str, key: Sequence[str], convert: Callable[[], ov.Model]) -> Iterator[Path]:
     """The cached graph of a key, converted if it is missing; for this run only if it cannot be kept."""
@@ -248,7 +291,7 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def _convert(models: Models, orientations: int, names: str) -> ov.Model:
+def scores_graph(models: Models, orientations: int) -> ov.Model:
     """The graph of these weights.
 
     Raises:
@@ -260,6 +303,7 @@ def _convert(models: Models, orientations: int, names: str) -> ov.Model:
 
     size = models.card.patch_px
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    names = " and ".join(card.name for card in models.cards)
     return _graph(build_network(models.folders, orientations), example, names)
 
 

@@ -83,6 +83,10 @@ def load_engine(models: Models, cfg: EngineConfig) -> Engine:
         from models.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(models, cfg)
+    if cfg.precision == "int8":
+        raise ConfigError(
+            "int8 is run by OpenVINO on a CPU; use --engine openvino, or --precision fp16 on a GPU"
+        )
     from models.engines.torch import TorchEngine
 
     return TorchEngine(models, cfg)

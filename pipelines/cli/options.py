@@ -62,10 +62,10 @@ EngineName = Annotated[
     typer.Option(help="The library that runs the model.", show_default="auto: torch on a GPU, else openvino"),
 ]
 Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"] | None,
+    Literal["auto", "fp32", "bf16", "fp16", "int8"] | None,
     typer.Option(
         help="The numbers that the network computes in.",
-        show_default="auto: fp16 on a GPU, bf16 on a CPU that has it",
+        show_default="auto: fp16 on a GPU; on a CPU int8 if the model has it, else bf16 if the CPU has it",
     ),
 ]
 ModelNames = Annotated[

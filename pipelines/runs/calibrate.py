@@ -58,7 +58,7 @@ def calibrate_model(
     if len(card.classes) != 2:
         raise ConfigError(f"{source} has {len(card.classes)} classes; only models of two are calibrated")
     labelled = [p for p in patches if p.label is not None]
-    card_fields = card.model_dump(exclude={"sha256"}) | {
+    card_fields = card.model_dump(exclude={"sha256", "int8"}) | {
         "calibration": None,
         "domain": None,
         "architecture": card.architecture,
@@ -94,7 +94,7 @@ def halve_model(source: Path, out: Path) -> ModelCard:
         ModelError: the folder holds no model of ours.
     """
     network, card = load_checkpoint(source)
-    card_fields = card.model_dump(exclude={"sha256"}) | {"architecture": card.architecture}
+    card_fields = card.model_dump(exclude={"sha256", "int8"}) | {"architecture": card.architecture}
     if (domain := read_domain(source, card)) is not None:
         card_fields["domain"] = write_domain(out, domain)
     return save_checkpoint(out, network.half(), **card_fields)

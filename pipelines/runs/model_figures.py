@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.card import DetectorCard, ModelCard
+from models.card import DetectorCard, Int8Facts, ModelCard
 from models.engines import EngineConfig, find_models, load_engine
 from pipelines.runs.patches import ScoredPatches, score_patches
 from wsi.datasets.patch_folder import POSITIVE_LABEL
@@ -112,6 +112,15 @@ def figures_lines(rows: Sequence[dict[str, Any]], words: tuple[str, str]) -> lis
     return lines
 
 
+def int8_line(facts: Int8Facts) -> str:
+    """What the int8 form of a model costs, in one sentence."""
+    taken = "taken unasked" if facts.cheap else "taken with --precision int8 only"
+    return (
+        f"Int8 form: AUC {facts.auc:.4f} on {facts.patches} patches, {facts.auc_fp32:.4f} in fp32; a score differs by "
+        f"{facts.largest_difference:.3f} at most; {taken}."
+    )
+
+
 def card_lines(card: ModelCard) -> list[str]:
     """A card in words: what it is for, what it has seen, what it has not, how good it was."""
     a, spacing, (negative, positive) = card.architecture, "any spacing", card.words
@@ -149,6 +158,8 @@ def card_lines(card: ModelCard) -> list[str]:
         if card.confidence is None
         else f"Words for slides change at scores of {', '.join(f'{c:g}' for c in card.confidence)}."
     )
+    if card.int8 is not None:
+        lines.append(int8_line(card.int8))
     rows = card.metrics.get("figures", [])
     lines += (
         ["Figures:", *(f"  {line}" for line in figures_lines(rows, card.words))]
