@@ -208,9 +208,9 @@ def many(count: int) -> None:
                 f"  {what}: table read in {read - start:.1f} s, {len(left):,} left, known after {joined - read:.1f} s; "
                 f"slides and tables {end - joined:.0f} s"
             )
-        print(
-            f"  memory of the scheduling process: {peak_mb():,.0f} MB, {before:,.0f} of them before the first slide"
-        )
+            memory = f"{peak_mb():,.0f} MB, {before:,.0f} of them before the first slide"
+            print(f"    memory of the scheduling process: {memory}", flush=True)
+            del slides, left, watch, run
         start = time.perf_counter()
         subprocess.run([COMMAND, "cohort", "status", folder / "out"], check=True)
         print(f"  wsi cohort status: {time.perf_counter() - start:.1f} s, its start included")

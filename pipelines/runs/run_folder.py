@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,7 +117,7 @@ class RunFolder(Generic[R]):
             listed_names = {r.name for r in listed}
             records = [f"{name}/slide.json" for name in present if name in listed_names]
             hashes = self.out.record([*tables, *records])
-            self._write_run(self._state_after(state), [r.summary() for r in listed], failed, hashes)
+            self._write_run(self._state_after(state), (r.summary() for r in listed), failed, hashes)
             self._warn_of({*present} - listed_names - failed_names)
             if self._finished is not None:
                 self._finished.write()
@@ -148,18 +149,21 @@ class RunFolder(Generic[R]):
     def _write_run(
         self,
         state: str,
-        slides: Sequence[dict[str, Any]],
+        slides: Iterable[dict[str, Any]],
         failures: Sequence[Failure],
         files: dict[str, tuple[int, str]],
     ) -> None:
         sections = {
             "state": state,
             "seconds": {step: round(s, 3) for step, s in seconds().items()},
-            "slides": slides,
             "failed": [asdict(f) for f in failures],
             "files": files,
         }
-        self.out.write_json("run.json", self.record | sections, durable=True)
+        head = json.dumps(self.record | sections, indent=1, allow_nan=False, ensure_ascii=False)
+        # a line for each slide: indented, a hundred thousand of them would take gigabytes for a moment
+        lines = ",\n".join("  " + json.dumps(s, allow_nan=False, ensure_ascii=False) for s in slides)
+        text = f'{head[:-2]},\n "slides": [\n{lines}\n ]\n}}\n'
+        self.out.write("run.json", text, durable=True)
 
     def _before(self) -> dict[str, Any]:
         """The ``run.json`` of an earlier command with the same settings; empty where there is none."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import dask
 import numpy as np
 import pytest
 
@@ -88,11 +92,47 @@ class Deadly:
 class Dies(RednessEngine):
     """Ends the process inside a slide, after one chunk."""
 
+    sends = signal.SIGKILL
+
     def score(self, blocks: Iterable[PatchBlock], **options: Any) -> Iterator[Scores]:
         for i, scores in enumerate(super().score(blocks, **options)):
             if i == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.sends)
             yield scores
+
+
+class Freezes(Dies):
+    """Stops the process inside a slide, as if its machine could not be reached any more."""
+
+    sends = signal.SIGSTOP
+
+
+@dataclass(frozen=True)
+class OnceOn:
+    """A job that does one slide otherwise the first time: with another engine, or with a disk that is full."""
+
+    job: Any
+    mark: Path
+    slide: str
+    engine: Any = None
+
+    @property
+    def out(self) -> LocalFolder:
+        folder: LocalFolder = self.job.out
+        return folder
+
+    @property
+    def specs(self) -> Any:
+        return self.job.specs
+
+    def run(self, row: SlideRow, name: str, executor: Executor, tick: Callable[[int, int, str], None]) -> Any:
+        if name != self.slide or self.mark.exists():
+            return self.job.run(row, name, executor, tick)
+        self.mark.write_text(str(os.getpid()))
+        if self.engine is not None:
+            return replace(self.job, engine=self.engine).run(row, name, executor, tick)
+        with patch.object(os, "replace", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+            return self.job.run(row, name, executor, tick)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +204,28 @@ class TestSlides:
         assert [f.name for f in outcome.failures] == ["s2", "no"]
         assert "ended 5 times while it worked on this slide" in outcome.failures[0].reason
         assert outcome.results == tuple(r for r in here[0].results if r.name != "s2")
+
+    def test_a_worker_that_cannot_be_reached_any_more(
+        self, rows: list[SlideRow], here: tuple[Any, dict[str, bytes]], tmp_path: Path
+    ) -> None:
+        """It is stopped inside a slide past its time, and then goes on, if it is still there."""
+        job = OnceOn(job_in(tmp_path / "out"), tmp_path / "mark", "s2", Freezes())
+        with dask.config.set({"distributed.scheduler.worker-ttl": "2s"}), connected(ClusterConfig(2)) as own:
+            outcome = done(rows, job, Cluster(own))
+            with suppress(ProcessLookupError):
+                os.kill(int((tmp_path / "mark").read_text()), signal.SIGCONT)
+        assert outcome == here[0]
+        assert contents(tmp_path / "out") == here[1]
+
+    def test_a_worker_whose_disk_is_full(
+        self, client: Any, rows: list[SlideRow], here: tuple[Any, dict[str, bytes]], tmp_path: Path
+    ) -> None:
+        """It would fail every slide alike: one sentence, and the same command goes on."""
+        job = OnceOn(job_in(tmp_path / "out"), tmp_path / "mark", "s2")
+        with pytest.raises(StoreError, match=r"cannot write .*s2.*No space left on device"):
+            done(rows, job, Cluster(client))
+        assert done(rows, job, Cluster(client)) == here[0]
+        assert contents(tmp_path / "out") == here[1]
 
     def test_slides_of_another_command_are_waited_for(
         self,
