@@ -57,6 +57,7 @@ fuzz: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.phantoms
 	$(BIN)/python -m benchmarks.demo_model
