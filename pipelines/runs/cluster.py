@@ -308,6 +308,13 @@ def _remote(cfg: ClusterConfig, distributed: Any) -> Any:
         raise OSError(f"{address[:60]!r} is no address such as tcp://host:8786")
     client = distributed.Client(address=address, timeout=cfg.timeout_s)
     address = client.scheduler_info()["address"]
+    theirs = client.get_versions()["scheduler"]["packages"]["distributed"]
+    if theirs != distributed.__version__:
+        client.close()
+        raise ConfigError(
+            f"the scheduler at {address} runs Dask {theirs}, this command {distributed.__version__}; install the same "
+            f"version on all machines"
+        )
     try:
         client.wait_for_workers(1, timeout=WORKER_S)
     except TimeoutError as error:

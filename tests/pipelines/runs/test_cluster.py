@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import dask
+import distributed  # before any of its settings is set, else dask forgets all others with it
 import numpy as np
 import pytest
 
@@ -336,6 +337,15 @@ class TestRefusals:
                 connected(replace(cfg, timeout_s=1.0)),
             ):
                 pass
+
+    def test_a_scheduler_of_another_dask(self, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(distributed, "__version__", "2019.1")
+        cfg = ClusterConfig(scheduler=client.scheduler_info()["address"])
+        with (
+            pytest.raises(ConfigError, match=r"runs Dask 20\d\d\..*, this command 2019\.1; install"),
+            connected(cfg),
+        ):
+            pass
 
     def test_a_scheduler_without_workers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from distributed import LocalCluster
