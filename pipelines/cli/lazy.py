@@ -22,6 +22,7 @@ SOURCES: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "score-patches": ("pipelines.cli.patches", "patches_command", {}),
     "info": ("pipelines.cli.slides", "info", {}),
     "doctor": ("pipelines.cli.slides", "doctor", {}),
+    "view": ("pipelines.cli.view", "view", {}),
     "verify": ("pipelines.cli.verify", "verify", {}),
     "export": ("pipelines.cli.export", "app", {}),
     "cohort": ("pipelines.cli.cohort", "app", {}),

@@ -1,0 +1,123 @@
+"""``wsi view``: it shows slides and results in a browser, from a server on this machine."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import webbrowser
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.console import err, out
+from pipelines.runs.cohort import gather, unique_names
+from pipelines.web.collection import Collection, Entry, entries_of
+from wsi.errors import ConfigError
+from wsi.results.folder import folder_at
+from wsi.slides.source import SLIDE_SUFFIXES
+from wsi.text import number_of
+
+LOOPBACK = "127.0.0.1"
+
+
+def view(
+    things: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="THINGS",
+            help="The --out of wsi score or wsi renal report (one), or slides, folders of slides, a table of slides.",
+        ),
+    ],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen at; 0 takes one that is free.")
+    ] = 0,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="The address to listen at. Any but 127.0.0.1 lets other machines in, who know the token."
+        ),
+    ] = LOOPBACK,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Look at slides and results in a browser: heatmaps, peaks, fields and capillaries over the slide.
+
+    Nothing leaves this machine, and nothing is changed. Ctrl-C ends it.
+
+    Examples:
+    wsi view results
+
+    wsi view my_slide.svs
+    """
+    entries = _entries(things)
+    token = secrets.token_urlsafe(24)
+    with _listening(host, port) as listener:
+        port = listener.getsockname()[1]
+        if host != LOOPBACK:
+            err.print(
+                f"{host}: whoever reaches this machine and knows the address below sees these slides; there is no "
+                f"encryption",
+                markup=False,
+            )
+        address = f"http://{host}:{port}/?token={token}"
+        out.print(f"{number_of(len(entries), 'slide')}; open {address}", markup=False)
+        out.print("Ctrl-C ends it; for research use only")
+        if browser:
+            webbrowser.open(address)
+        serve(listener, Collection(entries), token, host)
+
+
+def _entries(things: list[str]) -> list[Entry]:
+    """The slides of one results folder, or slides as they are."""
+    if len(things) == 1:
+        folder = folder_at(things[0])
+        is_slide = things[0].lower().endswith((*SLIDE_SUFFIXES, ".csv", ".parquet"))
+        if not is_slide and (folder.exists("slide.json") or folder.holding("slide.json")):
+            return entries_of(folder)
+    rows = gather(things, mpp=None, allow_anisotropic=True)
+    return [Entry(name, "slide", row.source) for row, name in zip(rows, unique_names(rows), strict=True)]
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ConfigError: the address is taken, or is none of this machine.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)  # the browser may ask before the server is ready
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen at {host}, port {port} ({error.strerror or error}); choose another --port, or 0 for any"
+        ) from error
+    return listener
+
+
+def serve(listener: socket.socket, collection: Collection, token: str, host: str) -> None:
+    """Answer until Ctrl-C.
+
+    Args:
+        listener: a bound socket.
+        collection: what is shown.
+        token: whoever does not know it sees nothing.
+        host: where it listens; on loopback only requests to loopback's names are answered.
+    """
+    import uvicorn
+
+    from pipelines.web.server import application
+
+    port = listener.getsockname()[1]
+    names = (LOOPBACK, "localhost")
+    hosts = frozenset(f"{name}:{port}" for name in names) if host == LOOPBACK else None
+    config = uvicorn.Config(
+        application(collection, token, hosts), log_level="error", access_log=False, server_header=False
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass  # this is how it ends
+    finally:
+        collection.close()

@@ -1,0 +1,216 @@
+"""What a viewer shows: scored slides, reports, or slides as they are, each by an id that is no path."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pipelines.camelyon16.read.results import SlideResult, result_of
+from pipelines.renal.read.report import RenalReport
+from pipelines.renal.read.run import read_report
+from pipelines.renal.read.tables import capillary_rows
+from wsi.errors import StoreError, WsiError
+from wsi.results.folder import Folder
+from wsi.results.heatmap import Heatmap
+from wsi.results.store import HeatmapStore
+from wsi.slides.slide import Slide
+from wsi.slides.source import SlideSource
+from wsi.vocabulary import POSITIVE
+
+OPEN = 8  # slides that are held open
+Kind = Literal["scored", "report", "slide"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Entry:
+    """One slide, and what is known of it.
+
+    Attributes:
+        kind: what the folder holds: scores, a report, or nothing (only the slide).
+        source: the slide's file.
+        folder: of its results; None for a slide as it is.
+        facts: what ``slide.json`` holds; empty for a slide as it is.
+    """
+
+    name: str
+    kind: Kind
+    source: SlideSource
+    folder: Folder | None = None
+    facts: dict[str, Any] | None = None
+
+    def in_list(self) -> dict[str, Any]:
+        """The line of this slide in the list."""
+        line: dict[str, Any] = {"id": self.name, "kind": self.kind, "score": None, "word": "", "note": ""}
+        if self.kind == "scored":
+            result = self._result()
+            line |= {"score": result.score, "word": result.confidence or "", "note": result.note}
+        elif self.kind == "report":
+            result_facts = self._report().result
+            line |= {
+                "score": result_facts.percent,
+                "word": result_facts.grade or "not assessable",
+                "note": result_facts.not_assessable,
+            }
+        return line
+
+    def details(self) -> dict[str, Any]:
+        """What the page draws over the slide, in level-0 pixels.
+
+        Raises:
+            StoreError: a result is broken.
+        """
+        if self.kind == "scored":
+            return self._scored()
+        return self._reported() if self.kind == "report" else {}
+
+    def _result(self) -> SlideResult:
+        return result_of(self.facts or {})
+
+    def _report(self) -> RenalReport:
+        assert self.folder is not None
+        return read_report(self.folder)
+
+    def _scored(self) -> dict[str, Any]:
+        assert self.folder is not None
+        result, heatmap = self._result(), self.heatmap()
+        facts = self.facts or {}
+        areas = []
+        for feature in json.loads(self.folder.read("lesions.geojson"))["features"]:
+            if feature["properties"].get("objectType") == "annotation":
+                areas.append(_rings(feature["geometry"]))
+        # the file's coordinates begin where QuPath's do
+        x, y = (facts.get("bounds") or (0, 0, 0, 0))[:2]
+        return {
+            "heat": {
+                "rows": heatmap.scores.shape[0],
+                "cols": heatmap.scores.shape[1],
+                "step": [heatmap.placement.step_x, heatmap.placement.step_y],
+            },
+            "positive": facts.get("positive", ""),
+            "model": facts.get("model", ""),
+            "demonstration": bool(facts.get("demonstration_model")),
+            "threshold": facts.get("lesion_settings", {}).get("threshold", 0.5),
+            "lesions": [[lesion.x, lesion.y, lesion.score] for lesion in result.lesions],
+            "areas": [[[[px + x, py + y] for px, py in ring] for ring in rings] for rings in areas],
+        }
+
+    def _reported(self) -> dict[str, Any]:
+        assert self.folder is not None
+        report = self._report()
+        rows = capillary_rows(self.folder, report)
+        return {
+            "fields": [[f.x, f.y, report.field_side_px, f.why_not] for f in report.fields],
+            "capillaries": [
+                [*row["geometry"].bounds, int(row["class"] == POSITIVE), row["score"]]
+                for row in rows
+                if row["counted"]
+            ],
+            "demonstration": any(model.demonstration for model in report.models.values()),
+            "result": report.result.model_dump(mode="json"),
+        }
+
+    def heatmap(self) -> Heatmap:
+        """The scores of the class that the model looks for.
+
+        Raises:
+            StoreError: the heatmap is broken.
+        """
+        assert self.folder is not None
+        store = HeatmapStore.open(self.folder.inside("heatmap.zarr"))
+        return store.read(store.spec.classes.index((self.facts or {})["positive"]))
+
+
+def _rings(geometry: dict[str, Any]) -> list[list[list[float]]]:
+    polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    return [[point[:2] for point in ring] for polygon in polygons for ring in polygon]
+
+
+class Collection:
+    """The slides that one viewer shows; some of them are held open."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries = {entry.name: entry for entry in entries}
+        self._open: OrderedDict[str, Slide] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The list of slides."""
+        return [entry.in_list() for entry in self._entries.values()]
+
+    def slide(self, name: str) -> Slide:
+        """An open slide; those that were not used for longest are closed.
+
+        Raises:
+            SlideError: its file is gone, or broken.
+        """
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = self._entries[name].source.open()
+            self._open.move_to_end(name)
+            while len(self._open) > OPEN:
+                self._open.popitem(last=False)  # closed once no thread reads from it any more
+            return self._open[name]
+
+    def close(self) -> None:
+        """Close all slides."""
+        with self._lock, ExitStack() as stack:
+            for slide in self._open.values():
+                stack.enter_context(slide)
+            self._open.clear()
+
+
+def entries_of(folder: Folder) -> list[Entry]:
+    """The slides of a results folder, or of one slide's folder in it; broken ones are left out.
+
+    Raises:
+        StoreError: there is none.
+    """
+    if folder.exists("slide.json"):
+        pairs: Iterable[tuple[str, bytes]] = [(folder.name, folder.read("slide.json"))]
+        places = {folder.name: folder}
+    else:
+        pairs = list(folder.each("slide.json"))
+        places = {name: folder.inside(name) for name, _ in pairs}
+    entries = []
+    for name, content in pairs:
+        try:
+            entries.append(_entry(name, places[name], json.loads(content)))
+        except (ValueError, KeyError, TypeError, AttributeError, WsiError):
+            continue  # of another version, or broken: `wsi verify` says so
+    if not entries:
+        raise StoreError(
+            f"{folder} holds no finished slide; give the --out of wsi score or wsi renal report, or slides"
+        )
+    return entries
+
+
+def _entry(name: str, folder: Folder, facts: dict[str, Any]) -> Entry:
+    kind: Kind = "report" if folder.exists("report.json") else "scored"
+    is_anisotropic = bool(facts.get("allow_anisotropic", True))
+    source = SlideSource(
+        str(facts["path"]), facts.get("mpp"), is_anisotropic, bool(facts.get("stream", False))
+    )
+    entry = Entry(name, kind, source, folder, facts)
+    entry.in_list()  # it raises where a part is missing
+    return entry
+
+
+def float_bytes(heatmap: Heatmap) -> bytes:
+    """Scores as little-endian float32, row by row; NaN where there is none."""
+    return np.ascontiguousarray(heatmap.scores, "<f4").tobytes()

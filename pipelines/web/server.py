@@ -1,0 +1,219 @@
+"""The viewer's server: tiles, heatmaps and objects, to one user of this machine.
+
+It listens on loopback. A random token in the first URL becomes a cookie; requests without it, from other sites, or for
+another host name (DNS rebinding) are refused. Slides are named by ids of the collection, never by paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from pipelines.web.collection import Collection, Entry, float_bytes
+from wsi.errors import RegionError, WsiError
+from wsi.slides.slide import Slide
+from wsi.slides.tiles import read_square
+
+log = logging.getLogger(__name__)
+
+TILE_PX = 512
+QUALITY = 85  # of JPEG: on tissue no difference can be seen
+LARGEST_PX = 8192  # side of what is read for one tile: of a slide without coarse levels no overview is made
+GREY = 200  # of a tile that cannot be decoded
+THUMBNAIL_PX = 160
+STATIC = Path(__file__).with_name("static")
+FILES = {
+    "openseadragon.min.js": "text/javascript",
+    "view.js": "text/javascript",
+    "view.css": "text/css",
+    "openseadragon.LICENSE.txt": "text/plain",
+}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
+    # the one style sheet that OpenSeadragon adds, for screens that are touched
+    "style-src 'self' 'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "private, no-cache",
+}
+
+
+def application(collection: Collection, token: str, hosts: frozenset[str] | None) -> Starlette:
+    """The web application.
+
+    Args:
+        collection: what is shown.
+        token: whoever does not know it sees nothing.
+        hosts: values of the header Host that are answered; None: any, for servers that others may reach.
+    """
+
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = _refusal(request, token, hosts) or await call_next(request)
+        response.headers.update(HEADERS)
+        return response
+
+    answers = _Answers(collection, token)
+    return Starlette(
+        routes=[
+            Route("/", answers.page),
+            Route("/static/{name}", answers.static),
+            Route("/api/slides", answers.slides),
+            Route("/api/slides/{name}", answers.of_slide(answers.details)),
+            Route("/api/slides/{name}/heat", answers.of_slide(answers.heat)),
+            Route("/api/slides/{name}/thumbnail.jpg", answers.of_slide(answers.thumbnail)),
+            Route("/api/slides/{name}/tiles/{level:int}/{x:int}_{y:int}.jpg", answers.of_slide(answers.tile)),
+        ],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
+    )
+
+
+class _Answers:
+    """The answer to each kind of request."""
+
+    def __init__(self, collection: Collection, token: str) -> None:
+        self._collection, self._token = collection, token
+
+    def page(self, request: Request) -> Response:
+        if "token" in request.query_params:  # it must not stay in the address, nor in the history
+            response: Response = RedirectResponse("/", 303)
+            response.set_cookie(
+                cookie_of(self._token), self._token, httponly=True, samesite="strict", path="/"
+            )
+            return response
+        return FileResponse(STATIC / "view.html", media_type="text/html")
+
+    def static(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in FILES:
+            return JSONResponse({"error": "there is no such file"}, 404)
+        return FileResponse(STATIC / name, media_type=FILES[name])
+
+    def slides(self, request: Request) -> Response:
+        return JSONResponse(self._collection.lines())
+
+    def of_slide(self, make: Callable[[str, Request], Response]) -> Callable[[Request], Response]:
+        """An answer about one slide, whose faults are told by its name."""
+
+        def answer(request: Request) -> Response:
+            name = request.path_params["name"]
+            if name not in self._collection:
+                return JSONResponse({"error": "there is no such slide"}, 404)
+            try:
+                return make(name, request)
+            except (WsiError, OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("%s: %s", name, error)  # with the path, for the terminal only
+                return JSONResponse({"error": _without_path(error, self._collection[name])}, 409)
+
+        return answer
+
+    def details(self, name: str, request: Request) -> Response:
+        slide, entry = self._collection.slide(name), self._collection[name]
+        facts = {
+            "id": name,
+            "kind": entry.kind,
+            "width": slide.size[0],
+            "height": slide.size[1],
+            "mpp": slide.mpp if slide.spacing is not None else None,
+            "tile": TILE_PX,
+        }
+        return JSONResponse(facts | entry.details())
+
+    def tile(self, name: str, request: Request) -> Response:
+        level, x, y = (request.path_params[key] for key in ("level", "x", "y"))
+        content = tile_jpeg(self._collection.slide(name), level, x, y)
+        if content is None:
+            return JSONResponse({"error": "there is no such tile"}, 404)
+        return Response(content, media_type="image/jpeg")
+
+    def thumbnail(self, name: str, request: Request) -> Response:
+        slide = self._collection.slide(name)
+        halvings = max(0, int(math.log2(max(slide.size) / THUMBNAIL_PX)))  # one tile holds it all then
+        return Response(tile_jpeg(slide, levels_of(slide.size) - halvings, 0, 0), media_type="image/jpeg")
+
+    def heat(self, name: str, request: Request) -> Response:
+        if self._collection[name].kind != "scored":
+            return JSONResponse({"error": "the slide has no heatmap"}, 404)
+        return Response(float_bytes(self._collection[name].heatmap()), media_type="application/octet-stream")
+
+
+def _refusal(request: Request, token: str, hosts: frozenset[str] | None) -> Response | None:
+    """Why a request is refused; None where it is answered."""
+    host = request.headers.get("host", "")
+    if hosts is not None and host not in hosts:
+        return JSONResponse({"error": "this server answers to its own address only"}, 400)
+    origin = request.headers.get("origin")
+    if origin is not None and origin != f"{request.url.scheme}://{host}":
+        return JSONResponse({"error": "requests of other sites are refused"}, 403)
+    given = request.cookies.get(cookie_of(token), "")
+    if request.url.path == "/":
+        given = request.query_params.get("token", given)
+    if not hmac.compare_digest(given.encode(), token.encode()):
+        return JSONResponse({"error": "open the address that wsi view printed"}, 403)
+    return None
+
+
+def cookie_of(token: str) -> str:
+    """Name of the cookie; that of another viewer, at another port of this machine, is another one."""
+    return f"slidewright-{hashlib.sha256(token.encode()).hexdigest()[:8]}"
+
+
+def _without_path(error: Exception, entry: Entry) -> str:
+    """The error's sentence, with the slide's name in place of paths; of other errors only their kind."""
+    if not isinstance(error, WsiError):
+        return f"a result is broken ({type(error).__name__}); wsi verify tells more"
+    text = str(error)
+    for path in (entry.source.place, entry.source.path, str(entry.folder)):
+        text = text.replace(path, entry.name)
+    return text
+
+
+def levels_of(size: tuple[int, int]) -> int:
+    """Number of the finest level; level n is the slide reduced 2 ** (finest - n) times."""
+    return max(0, math.ceil(math.log2(max(size))))
+
+
+def tile_jpeg(slide: Slide, level: int, x: int, y: int) -> bytes | None:
+    """One tile of a level; None where there is none. What cannot be decoded is grey.
+
+    Tiles at the right and at the bottom end with the slide.
+    """
+    finest = levels_of(slide.size)
+    if not 0 <= level <= finest:
+        return None
+    scale = 2 ** (finest - level)
+    size = [
+        min(TILE_PX, math.ceil(side / scale) - n * TILE_PX)
+        for side, n in zip(slide.size, (x, y), strict=True)
+    ]
+    if min(x, y) < 0 or min(size) <= 0:
+        return None
+    corner = (x * TILE_PX * scale, y * TILE_PX * scale)
+    side_level = TILE_PX * scale / slide.levels[slide.level_for(scale)].downsample
+    try:
+        if side_level > LARGEST_PX:
+            raise RegionError(f"{slide.path} has no level that is coarse enough for an overview")
+        pixels = read_square(slide, corner, TILE_PX * scale, TILE_PX)
+    except RegionError as error:
+        log.warning("%s", error)
+        pixels = np.full((TILE_PX, TILE_PX, 3), GREY, np.uint8)
+    return _jpeg(pixels[: size[1], : size[0]])
+
+
+def _jpeg(pixels: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]) -> bytes:
+    settings = (cv2.IMWRITE_JPEG_QUALITY, QUALITY)
+    return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), settings)[1].tobytes()

@@ -1,0 +1,338 @@
+"use strict";
+// The page of `wsi view`. Everything is in level-0 pixels of the slide; the server names slides by ids.
+
+const by = id => document.getElementById(id);
+const COLOURS = [[255, 242, 102, 0], [255, 191, 26, 0.4], [230, 64, 13, 0.62], [158, 0, 26, 0.75]]; // as in preview.png
+const DRAWN = 500; // objects in view up to which each is drawn; above, their density over all of them
+const MAGNIFICATION = { q: 5, w: 10, e: 20, r: 40 };
+const state = { list: [], slide: null, heat: null, density: null, at: -1, viewer: null, loading: 0 };
+
+function colour(score) {
+  const place = Math.min(0.99999, Math.max(0, score)) * (COLOURS.length - 1);
+  const i = Math.floor(place), t = place - i;
+  return COLOURS[i].map((v, k) => v + (COLOURS[i + 1][k] - v) * t);
+}
+
+async function ask(url, kind = "json") {
+  const response = await fetch(url);
+  if (!response.ok) {
+    const said = await response.json().catch(() => ({ error: "the server does not answer" }));
+    throw new Error(said.error);
+  }
+  return response[kind]();
+}
+
+function say(text) {
+  by("say").textContent = text;
+  by("say").hidden = !text;
+}
+
+// --- the list
+
+function scoreText(line) {
+  if (line.score === null) return line.kind === "slide" ? "" : "not scored";
+  return line.kind === "report" ? `${line.word}, ${line.score.toFixed(1)} %` : `${line.score.toFixed(3)} ${line.word}`;
+}
+
+function showList() {
+  const order = [...state.list];
+  const byName = (a, b) => a.id.localeCompare(b.id);
+  if (by("sort").value === "name") order.sort(byName);
+  else order.sort((a, b) => (b.score ?? -1) - (a.score ?? -1) || byName(a, b));
+  by("list").replaceChildren(...order.map(line => {
+    const button = document.createElement("button");
+    const picture = document.createElement("img");
+    picture.loading = "lazy";
+    picture.alt = "";
+    picture.src = `/api/slides/${encodeURIComponent(line.id)}/thumbnail.jpg`;
+    button.append(picture, `${line.id} `, scoreText(line));
+    button.dataset.id = line.id;
+    button.setAttribute("aria-current", String(state.slide?.id === line.id));
+    button.onclick = () => open(line.id);
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  }));
+}
+
+// --- one slide
+
+async function open(id, place = null) {
+  const turn = ++state.loading;
+  say("");
+  try {
+    const url = `/api/slides/${encodeURIComponent(id)}`;
+    const slide = await ask(url);
+    const scores = slide.heat ? new Float32Array(await ask(`${url}/heat`, "arrayBuffer")) : null;
+    if (turn !== state.loading) return; // another slide was chosen meanwhile
+    Object.assign(state, { slide, scores, at: -1, density: null });
+    by("threshold").value = 0;
+    drawHeat();
+    describe(slide);
+    showList();
+    const source = {
+      width: slide.width, height: slide.height, tileSize: slide.tile, tileOverlap: 0,
+      getTileUrl: (level, x, y) => `${url}/tiles/${level}/${x}_${y}.jpg`,
+    };
+    state.viewer.addOnceHandler("open", () => { if (place) goTo(place.x, place.y, place.zoom); else keepPlace(); });
+    state.viewer.open(source);
+  } catch (error) {
+    if (turn === state.loading) say(`${id}: ${error.message}`);
+  }
+}
+
+function describe(slide) {
+  const line = state.list.find(other => other.id === slide.id);
+  by("name").textContent = slide.id;
+  const size = `${slide.width} x ${slide.height} px`;
+  const facts = [scoreText(line), slide.mpp ? `${size}, ${slide.mpp.toFixed(4)} um/px` : size, slide.model ? `model ${slide.model}` : "", slide.demonstration ? "trained on drawings: on real tissue this means nothing" : "", line.note];
+  by("facts").textContent = facts.filter(Boolean).join("; ");
+  by("heat").hidden = !slide.heat;
+  const found = findings();
+  by("title").textContent = slide.lesions ? `${found.length} ${found.length === 1 ? "peak" : "peaks"} of ${slide.positive}` : slide.capillaries ? `${found.length} positive ${found.length === 1 ? "capillary" : "capillaries"}, least certain first` : "";
+  by("found").replaceChildren(...found.slice(0, 300).map((place, i) => {
+    const button = document.createElement("button");
+    button.textContent = `${i + 1}. ${place.label}`;
+    button.onclick = () => show(i);
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  }));
+}
+
+function findings() {
+  const slide = state.slide;
+  if (slide?.lesions) return slide.lesions.map(([x, y, score]) => ({ x, y, label: `score ${score.toFixed(3)}` }));
+  const positive = (slide?.capillaries ?? []).filter(box => box[4]);
+  const score = box => box[5] ?? 1;
+  positive.sort((a, b) => score(a) - score(b)); // the least certain first
+  return positive.map(box => ({ x: (box[0] + box[2]) / 2, y: (box[1] + box[3]) / 2, label: `score ${score(box).toFixed(2)}` }));
+}
+
+function show(i) {
+  const found = findings();
+  if (!found.length) return;
+  state.at = (i + found.length) % found.length;
+  [...by("found").querySelectorAll("button")].forEach((button, k) => button.setAttribute("aria-current", String(k === state.at)));
+  by("found").querySelectorAll("button")[state.at]?.scrollIntoView({ block: "nearest" });
+  const zoom = Math.max(zoomNow(), state.slide.lesions ? 0.25 : 1);
+  goTo(found[state.at].x, found[state.at].y, zoom);
+}
+
+// --- places: zoom is screen pixels per level-0 pixel
+
+function zoomNow() {
+  const image = state.viewer.world.getItemAt(0);
+  return image ? image.viewportToImageZoom(state.viewer.viewport.getZoom(true)) : 0;
+}
+
+function goTo(x, y, zoom) {
+  const image = state.viewer.world.getItemAt(0);
+  if (!image) return;
+  if (zoom) state.viewer.viewport.zoomTo(image.imageToViewportZoom(zoom), null, true);
+  state.viewer.viewport.panTo(image.imageToViewportCoordinates(x, y), true);
+  keepPlace();
+}
+
+function keepPlace() {
+  const image = state.viewer.world.getItemAt(0);
+  if (!image || !state.slide) return;
+  const middle = image.viewportToImageCoordinates(state.viewer.viewport.getCenter(true));
+  const place = new URLSearchParams({ slide: state.slide.id, x: Math.round(middle.x), y: Math.round(middle.y), zoom: zoomNow().toPrecision(4) });
+  history.replaceState(null, "", `#${place}`);
+}
+
+function placeInAddress() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  const number = key => (given.has(key) ? Number(given.get(key)) : NaN);
+  const place = { x: number("x"), y: number("y"), zoom: number("zoom") };
+  return { slide: given.get("slide"), place: Number.isFinite(place.x + place.y) ? { ...place, zoom: place.zoom > 0 ? place.zoom : 0 } : null };
+}
+
+// --- what lies over the slide
+
+function drawHeat() {
+  const heat = state.slide.heat;
+  state.heat = null;
+  if (!heat) return;
+  const lowest = Number(by("threshold").value);
+  by("from").textContent = lowest.toFixed(2);
+  const canvas = new OffscreenCanvas(heat.cols, heat.rows);
+  const pen = canvas.getContext("2d");
+  const pixels = pen.createImageData(heat.cols, heat.rows);
+  state.scores.forEach((score, i) => {
+    if (Number.isNaN(score) || score < lowest) return;
+    const [r, g, b, a] = colour(score);
+    pixels.data.set([r, g, b, 255 * a], 4 * i);
+  });
+  pen.putImageData(pixels, 0, 0);
+  state.heat = canvas;
+}
+
+function densityOf(boxes, side) {
+  // counts of both classes in squares of so many pixels, over all boxes: a sample would mislead
+  const cols = Math.ceil(state.slide.width / side), rows = Math.ceil(state.slide.height / side);
+  const counts = [new Uint32Array(cols * rows), new Uint32Array(cols * rows)];
+  for (const [x0, y0, x1, y1, positive] of boxes) {
+    const col = Math.floor((x0 + x1) / 2 / side), row = Math.floor((y0 + y1) / 2 / side);
+    if (col >= 0 && row >= 0 && col < cols && row < rows) counts[positive][row * cols + col] += 1;
+  }
+  const canvas = new OffscreenCanvas(cols, rows);
+  const pen = canvas.getContext("2d");
+  const pixels = pen.createImageData(cols, rows);
+  const most = counts[0].reduce((m, n, i) => Math.max(m, n + counts[1][i]), 1);
+  counts[0].forEach((negative, i) => {
+    const positive = counts[1][i], all = negative + positive;
+    if (all) pixels.data.set([30 + (190 * positive) / all, 40, 200 - (190 * positive) / all, 60 + (160 * all) / most], 4 * i);
+  });
+  pen.putImageData(pixels, 0, 0);
+  return { canvas, side };
+}
+
+function draw() {
+  const canvas = by("over"), box = canvas.getBoundingClientRect(), ratio = window.devicePixelRatio || 1;
+  if (canvas.width !== Math.round(box.width * ratio)) canvas.width = Math.round(box.width * ratio);
+  if (canvas.height !== Math.round(box.height * ratio)) canvas.height = Math.round(box.height * ratio);
+  const pen = canvas.getContext("2d");
+  pen.setTransform(1, 0, 0, 1, 0, 0);
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  const image = state.viewer.world.getItemAt(0);
+  if (!image || !state.slide) return;
+  const at = (x, y) => image.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, y));
+  const o = at(0, 0), i = at(1000, 0), j = at(0, 1000); // turned or not
+  const toScreen = [(i.x - o.x) / 1000, (i.y - o.y) / 1000, (j.x - o.x) / 1000, (j.y - o.y) / 1000, o.x, o.y].map(v => v * ratio);
+  pen.setTransform(...toScreen);
+  pen.imageSmoothingEnabled = false;
+  const heat = state.slide.heat;
+  if (state.heat) {
+    pen.globalAlpha = Number(by("opacity").value);
+    pen.drawImage(state.heat, 0, 0, heat.cols * heat.step[0], heat.rows * heat.step[1]);
+    pen.globalAlpha = 1;
+  }
+  const pixel = 1 / (zoomNow() || 1); // level-0 pixels of one on the screen
+  if (by("marks").checked) drawMarks(pen, image, pixel);
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  const map = state.viewer.navigator?.element.getBoundingClientRect(); // it lies below this canvas
+  if (map) pen.clearRect(map.x - box.x - 2, map.y - box.y - 2, map.width + 4, map.height + 4);
+  drawScaleBar(pen, box, pixel);
+}
+
+function drawMarks(pen, image, pixel) {
+  const { areas = [], lesions = [], fields = [], capillaries = [] } = state.slide;
+  pen.lineWidth = 2 * pixel;
+  pen.strokeStyle = "#c80000";
+  for (const rings of areas) for (const ring of rings) outline(pen, ring);
+  pen.strokeStyle = "#00307a";
+  lesions.forEach(([x, y], i) => {
+    pen.beginPath();
+    pen.arc(x, y, 9 * pixel, 0, 2 * Math.PI);
+    pen.lineWidth = (i === state.at ? 4 : 1.5) * pixel;
+    pen.stroke();
+  });
+  pen.lineWidth = 1.5 * pixel;
+  for (const [x, y, side, whyNot] of fields) {
+    pen.strokeStyle = whyNot ? "#8884" : "#1d6b3a";
+    pen.strokeRect(x, y, side, side);
+  }
+  const seen = image.viewportToImageRectangle(state.viewer.viewport.getBounds(true));
+  const inView = capillaries.filter(([x0, y0, x1, y1]) => x1 >= seen.x && y1 >= seen.y && x0 <= seen.x + seen.width && y0 <= seen.y + seen.height);
+  if (inView.length > DRAWN) {
+    const side = 2 ** Math.ceil(Math.log2(12 * pixel));
+    if (state.density?.side !== side) state.density = densityOf(capillaries, side);
+    const { canvas } = state.density;
+    pen.drawImage(canvas, 0, 0, canvas.width * side, canvas.height * side);
+    return;
+  }
+  for (const [x0, y0, x1, y1, positive] of inView) {
+    pen.strokeStyle = positive ? "#c80000" : "#1e50c8";
+    pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
+  }
+}
+
+function outline(pen, ring) {
+  pen.beginPath();
+  ring.forEach(([x, y], k) => (k ? pen.lineTo(x, y) : pen.moveTo(x, y)));
+  pen.closePath();
+  pen.stroke();
+}
+
+function drawScaleBar(pen, box, pixel) {
+  const mpp = state.slide.mpp;
+  if (!mpp) return;
+  const um = pixel * mpp * 120;
+  const power = 10 ** Math.floor(Math.log10(um));
+  const length = [5, 2, 1].map(n => n * power).find(n => n <= um) ?? power;
+  const width = length / (pixel * mpp);
+  const text = length >= 1000 ? `${length / 1000} mm` : `${length} µm`;
+  const magnification = 10 / (pixel * mpp);
+  pen.fillStyle = "#fffd";
+  pen.fillRect(10, box.height - 38, Math.max(width, 120) + 16, 30);
+  pen.fillStyle = "#000";
+  pen.fillRect(18, box.height - 16, width, 4);
+  pen.font = "12px system-ui, sans-serif";
+  pen.fillText(`${text}   ${magnification.toPrecision(2)}x`, 18, box.height - 22);
+}
+
+function drawBar() {
+  const canvas = by("bar"), pen = canvas.getContext("2d");
+  for (let x = 0; x < canvas.width; x += 1) {
+    const [r, g, b, a] = colour(x / (canvas.width - 1));
+    pen.fillStyle = `rgba(${r}, ${g}, ${b}, ${a})`;
+    pen.fillRect(x, 0, 1, canvas.height);
+  }
+}
+
+// --- keys and start
+
+function press(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || ["SELECT", "TEXTAREA"].includes(event.target.tagName) || event.target.type === "text") return;
+  const key = event.key, viewport = state.viewer.viewport;
+  if (key === "?") by("help").open ? by("help").close() : by("help").showModal();
+  else if (key === "n") show(state.at + 1);
+  else if (key === "p") show(state.at < 0 ? -1 : state.at - 1);
+  else if (key in MAGNIFICATION && state.slide?.mpp) viewport.zoomTo(state.viewer.world.getItemAt(0).imageToViewportZoom((MAGNIFICATION[key] * state.slide.mpp) / 10));
+  else if (key === "0") viewport.goHome();
+  else if (key === "[") viewport.setRotation(viewport.getRotation() - 90);
+  else if (key === "]") viewport.setRotation(viewport.getRotation() + 90);
+  else if (key === "h") by("opacity").value = Number(by("opacity").value) ? 0 : 0.6;
+  else if (key === "m") by("marks").checked = !by("marks").checked;
+  else if (key === "f") document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen();
+  else return;
+  event.preventDefault();
+  draw();
+}
+
+async function start() {
+  state.viewer = new OpenSeadragon.Viewer({
+    element: by("view"), drawer: "canvas", showNavigationControl: false, showNavigator: true, navigatorPosition: "TOP_RIGHT",
+    maxZoomPixelRatio: 4, visibilityRatio: 0.5, animationTime: 0.3, gestureSettingsMouse: { clickToZoom: false }, keyboardNavEnabled: true,
+  });
+  state.viewer.innerTracker.keyHandler = null; // our keys; arrows would need focus twice
+  for (const name of ["update-viewport", "resize", "rotate"]) state.viewer.addHandler(name, draw);
+  state.viewer.addHandler("animation-finish", keepPlace);
+  state.viewer.addHandler("tile-load-failed", () => say("the server does not answer any more; start wsi view again"));
+  new ResizeObserver(draw).observe(by("over"));
+  document.addEventListener("keydown", press);
+  by("sort").onchange = showList;
+  by("threshold").oninput = () => { drawHeat(); draw(); };
+  by("opacity").oninput = draw;
+  by("marks").onchange = draw;
+  by("close").onclick = () => by("help").close();
+  drawBar();
+  try {
+    state.list = await ask("/api/slides");
+  } catch (error) {
+    return say(error.message);
+  }
+  showList();
+  const { slide, place } = placeInAddress();
+  const first = state.list.find(line => line.id === slide) ?? state.list.find(line => line.id === by("list").querySelector("button")?.dataset.id);
+  if (first) await open(first.id, first.id === slide ? place : null);
+  window.addEventListener("hashchange", () => {
+    const wanted = placeInAddress();
+    if (wanted.slide && wanted.slide !== state.slide?.id) open(wanted.slide, wanted.place);
+    else if (wanted.place) goTo(wanted.place.x, wanted.place.y, wanted.place.zoom);
+  });
+}
+
+start();

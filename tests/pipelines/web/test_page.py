@@ -1,0 +1,147 @@
+"""The viewer's page in a real browser: what is drawn is where it must be, at several zooms, turned or not."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.camelyon16.read.score import ScoreConfig, score_slide
+from tests.browser import Browser, needs_browser
+from tests.slides import COMMAND, RednessEngine
+from wsi.slides.manifest import SlideRow
+from wsi.slides.source import SlideSource
+
+pytestmark = [pytest.mark.slow, needs_browser]
+SQUARE = np.array([1280, 1024, 1920, 1664])  # red, on a slide of 4608 x 3072: no mirror image of anything
+
+
+@pytest.fixture(scope="module")
+def page(red_square: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Browser, str]]:
+    """The page of one scored slide, and its address."""
+    out = tmp_path_factory.mktemp("view")
+    score_slide(SlideRow(SlideSource(str(red_square))), "red", RednessEngine(), out / "red", ScoreConfig())
+    command = [COMMAND, "view", out / "red", "--no-browser"]
+    env = {"PYTHONUNBUFFERED": "1", "PATH": "/usr/bin:/bin"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    assert process.stdout is not None
+    address = process.stdout.readline().split("open ")[1].strip()
+    try:
+        with Browser(tmp_path_factory.mktemp("profile")) as browser:
+            browser.open(address)
+            browser.wait("typeof state !== 'undefined' && state.slide !== null && zoomNow() > 0")
+            yield browser, address
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def settled(browser: Browser) -> np.ndarray:
+    browser.wait("state.viewer.world.getItemAt(0).getFullyLoaded() && !state.viewer.isAnimating()")
+    return browser.picture().astype(int)
+
+
+def bounds(mask: np.ndarray) -> np.ndarray:
+    ys, xs = np.nonzero(mask)
+    return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+
+
+def expected(browser: Browser) -> np.ndarray:
+    """Where the page must show the square, by the place in its address: the view's middle and its zoom."""
+    x, y, zoom = browser.value(
+        "(h => [h.get('x'), h.get('y'), h.get('zoom')].map(Number))(new URLSearchParams(location.hash.slice(1)))"
+    )
+    left, top, width, height = browser.value(
+        "(b => [b.x, b.y, b.width, b.height])(document.getElementById('view').getBoundingClientRect())"
+    )
+    middle = np.array([left + width / 2, top + height / 2] * 2)
+    return middle + (SQUARE - [x, y, x, y]) * zoom
+
+
+@pytest.mark.parametrize("zoom", [0.15, 0.4, 0.6])
+def test_slide_heatmap_and_outline_lie_on_each_other(page: tuple[Browser, str], zoom: float) -> None:
+    """Each alone: the red of the slide, the heatmap's colour, the outline; none is moved by half a cell."""
+    browser, _ = page
+    browser.value(f"goTo(1700, 1300, {zoom})")
+    shown = {}
+    for name, opacity, marks in (("slide", 0, "false"), ("heat", 1, "false"), ("outline", 0, "true")):
+        browser.value(f"by('opacity').value = {opacity}; by('marks').checked = {marks}; draw()")
+        picture = settled(browser)[160:770, 230:1010]  # without the map, and the words below
+        red, green, blue = np.moveaxis(picture, 2, 0)
+        mask = {
+            "slide": (red - blue > 60) & (green < 115),
+            "heat": (red - green > 105) & (red < 215),
+            "outline": np.abs(picture - [200, 0, 0]).max(axis=2) < 40,
+        }[name]
+        shown[name] = bounds(mask) + [230, 160, 230, 160]
+    for name, found in shown.items():
+        assert np.abs(found - expected(browser)).max() <= 3, (name, found, expected(browser))
+
+
+def test_turned_by_ninety_degrees(page: tuple[Browser, str]) -> None:
+    """A point to the right of the middle comes to lie below it."""
+    browser, _ = page
+    browser.value("by('opacity').value = 0; by('marks').checked = true; goTo(1000, 1344, 0.2)")
+    before = expected(browser)
+    browser.press("]")
+    browser.wait("Math.abs(state.viewer.viewport.getRotation(true) - 90) < 0.01")
+    picture = settled(browser)[:, 230:1010]
+    found = bounds(np.abs(picture - [200, 0, 0]).max(axis=2) < 40) + [230, 0, 230, 0]
+    middle = np.array([620, 400])
+    low, high = before[:2] - middle, before[2:] - middle
+    turned = np.array([-high[1], low[0], -low[1], high[0]]) + [620, 400, 620, 400]
+    assert np.abs(found - turned).max() <= 3
+    browser.press("[")
+    browser.wait("Math.abs(state.viewer.viewport.getRotation(true)) < 0.01")
+
+
+def test_keys_and_the_address(page: tuple[Browser, str]) -> None:
+    browser, _ = page
+    browser.press("0")
+    settled(browser)
+    browser.press("n")
+    settled(browser)
+    x, y = browser.value("state.slide.lesions[0].slice(0, 2)")
+    hash_ = browser.value("location.hash")
+    assert f"x={round(x)}&y={round(y)}" in hash_
+    assert browser.value("document.querySelector('#found [aria-current=true]').textContent").startswith("1. ")
+    browser.press("w")  # 10x is 1 um a pixel
+    settled(browser)
+    assert browser.value("zoomNow() / state.slide.mpp") == pytest.approx(1, rel=0.01)
+    browser.press("h")
+    assert browser.value("by('opacity').value") == "0.6"
+    browser.press("?")
+    assert browser.value("by('help').open")
+    browser.press("?")
+
+
+def test_a_deep_link_opens_its_place(page: tuple[Browser, str]) -> None:
+    browser, address = page
+    browser.open("about:blank")
+    browser.wait("location.href === 'about:blank'")
+    browser.open(address.split("?")[0] + "#slide=red&x=2000&y=900&zoom=0.5")
+    browser.wait("typeof state !== 'undefined' && state.slide !== null && Math.abs(zoomNow() - 0.5) < 0.01")
+    middle = browser.value(
+        "(p => [p.x, p.y])(state.viewer.world.getItemAt(0).viewportToImageCoordinates(state.viewer.viewport.getCenter(true)))"
+    )
+    assert middle == pytest.approx([2000, 900], abs=2)
+
+
+def test_the_threshold_hides_what_lies_below(page: tuple[Browser, str]) -> None:
+    browser, _ = page
+    script = (
+        "by('threshold').value = {}; by('threshold').dispatchEvent(new Event('input'));"
+        "state.heat.getContext('2d').getImageData(0, 0, state.heat.width, state.heat.height).data.filter((v, i) => i % 4 === 3 && v > 0).length"
+    )
+    over = browser.value("state.scores.filter(s => s >= 0.5).length")
+    assert browser.value(script.format(0.5)) == over == 25
+    assert browser.value(script.format(0)) > over
+
+
+def test_nothing_was_complained_of(page: tuple[Browser, str]) -> None:
+    """It comes last: no script failed, and nothing was against the page's own policy."""
+    browser, _ = page
+    assert browser.errors == []
