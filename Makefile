@@ -37,6 +37,7 @@ ifneq ($(and $(PATCHES),$(POLYGONS)),)
 	@echo "Open demo/mosaic-results/index.html for real tissue, read by the model that has seen such."
 endif
 	@echo
+	@echo "Look at the slides:   $(BIN)/wsi view demo/results    and    $(BIN)/wsi view demo/reports"
 	@echo "Open demo/results/index.html in a browser, and demo/results/evaluation/atlas.html for the mistakes;"
 	@echo "demo/reports/index.html for C4d in kidneys; demo/unlike/index.html is a drawing shown to the model that has seen real"
 	@echo "tissue, which warns of it."
