@@ -76,6 +76,10 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self._call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
 
+    def click(self, x: float, y: float) -> None:
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
     def picture(self) -> np.ndarray:
         """The page as it is shown: (height, width, 3)."""
         data = base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"])

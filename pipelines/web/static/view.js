@@ -5,7 +5,7 @@ const by = id => document.getElementById(id);
 const COLOURS = [[255, 242, 102, 0], [255, 191, 26, 0.4], [230, 64, 13, 0.62], [158, 0, 26, 0.75]]; // as in preview.png
 const DRAWN = 500; // objects in view up to which each is drawn; above, their density over all of them
 const MAGNIFICATION = { q: 5, w: 10, e: 20, r: 40 };
-const state = { list: [], slide: null, heat: null, density: null, at: -1, viewer: null, loading: 0 };
+const state = { list: [], slide: null, heat: null, density: null, at: -1, viewer: null, loading: 0, ruler: null };
 
 function colour(score) {
   const place = Math.min(0.99999, Math.max(0, score)) * (COLOURS.length - 1);
@@ -65,7 +65,7 @@ async function open(id, place = null) {
     const slide = await ask(url);
     const scores = slide.heat ? new Float32Array(await ask(`${url}/heat`, "arrayBuffer")) : null;
     if (turn !== state.loading) return; // another slide was chosen meanwhile
-    Object.assign(state, { slide, scores, at: -1, density: null });
+    Object.assign(state, { slide, scores, at: -1, density: null, ruler: null });
     by("threshold").value = 0;
     drawHeat();
     describe(slide);
@@ -215,6 +215,44 @@ function draw() {
   const map = state.viewer.navigator?.element.getBoundingClientRect(); // it lies below this canvas
   if (map) pen.clearRect(map.x - box.x - 2, map.y - box.y - 2, map.width + 4, map.height + 4);
   drawScaleBar(pen, box, pixel);
+  if (state.ruler) drawRuler(pen, at);
+}
+
+function lengthText(um) {
+  return um >= 1000 ? `${(um / 1000).toFixed(2)} mm` : `${um.toFixed(um < 10 ? 2 : 1)} µm`;
+}
+
+function rulerText() {
+  const [a, b] = state.ruler;
+  const px = Math.hypot(b.x - a.x, b.y - a.y);
+  return state.slide.mpp ? lengthText(px * state.slide.mpp) : `${Math.round(px)} px`;
+}
+
+function drawRuler(pen, at) {
+  const places = state.ruler.map(p => at(p.x, p.y));
+  pen.strokeStyle = pen.fillStyle = "#000";
+  pen.lineWidth = 2;
+  places.forEach(p => { pen.beginPath(); pen.arc(p.x, p.y, 4, 0, 2 * Math.PI); pen.stroke(); });
+  if (places.length < 2) return;
+  pen.beginPath();
+  pen.moveTo(places[0].x, places[0].y);
+  pen.lineTo(places[1].x, places[1].y);
+  pen.stroke();
+  const text = rulerText();
+  pen.font = "600 13px system-ui, sans-serif";
+  const width = pen.measureText(text).width;
+  pen.fillStyle = "#fffe";
+  pen.fillRect(places[1].x + 8, places[1].y - 11, width + 8, 20);
+  pen.fillStyle = "#000";
+  pen.fillText(text, places[1].x + 12, places[1].y + 4);
+}
+
+function measure(event) {
+  if (!state.ruler || !event.quick) return; // a drag moves the slide
+  const image = state.viewer.world.getItemAt(0);
+  if (state.ruler.length > 1) state.ruler = [];
+  state.ruler.push(image.viewerElementToImageCoordinates(event.position));
+  draw();
 }
 
 function drawMarks(pen, image, pixel) {
@@ -296,6 +334,7 @@ function press(event) {
   else if (key === "]") viewport.setRotation(viewport.getRotation() + 90);
   else if (key === "h") by("opacity").value = Number(by("opacity").value) ? 0 : 0.6;
   else if (key === "m") by("marks").checked = !by("marks").checked;
+  else if (key === "d") state.ruler = state.ruler ? null : [];
   else if (key === "f") document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen();
   else return;
   event.preventDefault();
@@ -310,6 +349,7 @@ async function start() {
   state.viewer.innerTracker.keyHandler = null; // our keys; arrows would need focus twice
   for (const name of ["update-viewport", "resize", "rotate"]) state.viewer.addHandler(name, draw);
   state.viewer.addHandler("animation-finish", keepPlace);
+  state.viewer.addHandler("canvas-click", measure);
   state.viewer.addHandler("tile-load-failed", () => say("the server does not answer any more; start wsi view again"));
   new ResizeObserver(draw).observe(by("over"));
   document.addEventListener("keydown", press);

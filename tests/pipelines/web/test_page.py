@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +117,27 @@ def test_keys_and_the_address(page: tuple[Browser, str]) -> None:
     browser.press("?")
     assert browser.value("by('help').open")
     browser.press("?")
+
+
+def test_distances_are_those_of_the_slide(page: tuple[Browser, str]) -> None:
+    """300 px to the right and 400 down at 0.5 screen pixels a pixel: 1,000 px of 0.25 um."""
+    browser, _ = page
+    browser.value("goTo(2000, 1500, 0.5)")
+    settled(browser)
+    browser.click(400, 200)
+    assert browser.value("state.ruler") is None
+    browser.press("d")
+    browser.click(400, 200)
+    time.sleep(0.5)  # else it is a double click
+    browser.click(700, 600)
+    browser.wait("state.ruler.length === 2")
+    assert browser.value("rulerText()") == "250.0 µm"
+    first = browser.value("[state.ruler[0].x, state.ruler[0].y]")
+    assert first == pytest.approx([2000 + (400 - 620) / 0.5, 1500 + (200 - 400) / 0.5], abs=2)
+    picture = settled(browser)
+    assert (picture[398:403, 548:553].max(axis=2) < 60).any()  # the line's middle
+    browser.press("d")
+    assert browser.value("state.ruler") is None
 
 
 def test_a_deep_link_opens_its_place(page: tuple[Browser, str]) -> None:
