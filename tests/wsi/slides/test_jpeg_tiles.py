@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Any
 
 import cv2
-import imagecodecs
 import numpy as np
 import openslide
 import pytest
 import tifffile
 
 from tests.slides import real_data, write_pyramid
+from wsi.errors import RegionError
 from wsi.slides.readers import jpeg_tiles
 from wsi.slides.readers.jpeg_tiles import JpegTiles
 from wsi.slides.readers.openslide import OpenSlideReader
-from wsi.slides.slide import over_white
+from wsi.slides.slide import Level, over_white
 
 RGB_INSIDE = {"compressionargs": {"outcolorspace": "rgb", "level": 85}}
 FINE_COLOUR = {"subsampling": (1, 1), "compressionargs": {"level": 85}}
@@ -63,6 +64,16 @@ class TestPixels:
                 assert direct is not None
                 np.testing.assert_array_equal(direct, by_openslide(path, location, level, size))
 
+    @pytest.mark.parametrize(
+        "location", [(710, 0), (0, 520), (705, 490), (-400, 10), (5000, 5000), (699, 499)]
+    )
+    def test_off_the_slide_it_is_white(self, tmp_path: Path, location: tuple[int, int]) -> None:
+        """The last tiles reach to x 784 and y 560: a region may begin in what they have too much."""
+        path = write(tmp_path / "s.tif")
+        with OpenSlideReader(str(path)) as slide:
+            found = slide.read_region(location, 0, (100, 90))
+            np.testing.assert_array_equal(found, by_openslide(path, location, 0, (100, 90)))
+
     def test_of_a_real_slide_by_aperio(self) -> None:
         """RGB in JPEG with common tables, as in no other file."""
         path = real_data("slides", "cmu-1-small-region.svs")
@@ -73,16 +84,22 @@ class TestPixels:
                 assert direct is not None
                 np.testing.assert_array_equal(direct, by_openslide(path, location, level, size))
 
-    def test_a_colour_space_that_is_not_told_would_show(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_colour_space_that_is_not_told_would_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The comparison above sees the mistake that is made most often."""
-        path = write(tmp_path / "s.tif", **RGB_INSIDE)
+        path = real_data("slides", "cmu-1-small-region.svs")
         monkeypatch.setitem(jpeg_tiles.COLOUR_SPACES, 2, "YCBCR")
         with OpenSlideReader(str(path)) as slide:
             direct = slide._tiles.read((0, 0), 0, (50, 50))
             assert direct is not None
             assert not np.array_equal(direct, by_openslide(path, (0, 0), 0, (50, 50)))
+
+    def test_a_stream_that_contradicts_its_tiff_is_left_to_openslide(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write(tmp_path / "s.tif", **RGB_INSIDE)  # tifffile marks the stream as RGB
+        monkeypatch.setitem(jpeg_tiles.COLOUR_SPACES, 2, "YCBCR")
+        with OpenSlideReader(str(path)) as slide:
+            assert slide._tiles.read((0, 0), 0, (50, 50)) is None
 
 
 class TestWhatIsLeftToOpenslide:
@@ -123,6 +140,41 @@ class TestWhatIsLeftToOpenslide:
             assert slide._tiles.read((2560, 1536), 0, (100, 100)) is None
             assert slide._tiles.read((2260, 1536), 0, (256, 100)) is not None
 
+    @pytest.mark.parametrize("damage", ["tail", "end", "middle", "short"])
+    def test_damage_of_which_libjpeg_only_warns(self, tmp_path: Path, damage: str) -> None:
+        """Most decoders give rubbish then; OpenSlide refuses it, and so must both ways together."""
+        path = write(tmp_path / "s.tif")
+        with tifffile.TiffFile(path) as tif:
+            page = tif.pages[0]
+            offset, count = page.dataoffsets[8], page.databytecounts[8]  # x 112 to 224, y 112 to 224
+        data = bytearray(path.read_bytes())
+        tile = data[offset : offset + count]
+        scan = tile.find(b"\xff\xda") + 14
+        if damage == "tail":
+            tile[count // 4 :] = bytes(count - count // 4)
+        elif damage == "end":
+            tile[count // 2 : count // 2 + 2] = b"\xff\xd9"
+        elif damage == "middle":
+            tile[scan + 200 : scan + 250] = (
+                np.random.default_rng(1).integers(0, 255, 50, dtype=np.uint8).tobytes()
+            )
+        data[offset : offset + count] = tile
+        path.write_bytes(data if damage != "short" else data[: offset + count // 2])
+        if damage == "short":
+            tiles = JpegTiles(str(path), [Level((700, 500), 1.0)], "generic-tiff")
+            assert tiles.read((112, 112), 0, (50, 50)) is None  # no page, or no tile
+            return
+        with OpenSlideReader(str(path)) as slide:
+            assert slide._tiles.read((112, 112), 0, (50, 50)) is None
+            assert slide._tiles.read((0, 0), 0, (100, 100)) is not None
+            try:
+                expected = by_openslide(path, (112, 112), 0, (50, 50))
+            except openslide.OpenSlideError:
+                with pytest.raises(RegionError):
+                    slide.read_region((112, 112), 0, (50, 50))
+            else:
+                np.testing.assert_array_equal(slide.read_region((112, 112), 0, (50, 50)), expected)
+
     def test_two_pages_of_one_size(self, tmp_path: Path) -> None:
         path = tmp_path / "s.tif"
         with tifffile.TiffWriter(path) as tif:
@@ -135,13 +187,13 @@ class TestWhatIsLeftToOpenslide:
 class TestCache:
     def test_each_tile_is_decoded_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path, calls = write(tmp_path / "s.tif"), []
-        decode = imagecodecs.jpeg8_decode
+        decode = jpeg_tiles.decoded
 
         def counted(*rest: Any, **options: Any) -> Any:
             calls.append(1)
             return decode(*rest, **options)
 
-        monkeypatch.setattr(imagecodecs, "jpeg8_decode", counted)
+        monkeypatch.setattr(jpeg_tiles, "decoded", counted)
         with OpenSlideReader(str(path)) as slide:
             for x in range(0, 700, 100):
                 slide.read_region((x, 0), 0, (150, 500))
@@ -177,6 +229,15 @@ class TestCache:
         slide.close()
         tiles.close()
         assert tiles.read((0, 0), 0, (9, 9)) is None
+
+    @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files by /proc")
+    def test_a_slide_that_nobody_closes_holds_no_file(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "s.tif")
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            OpenSlideReader(str(path)).read_region((0, 0), 0, (9, 9))
+        gc.collect()
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
 
     def test_what_is_changed_by_the_caller_is_not_what_is_kept(self, tmp_path: Path) -> None:
         path = write(tmp_path / "s.tif")

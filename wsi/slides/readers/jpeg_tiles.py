@@ -11,10 +11,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import tifffile
 
 from wsi.arrays import RgbImage
@@ -70,14 +71,14 @@ class JpegTiles:
         self._cache: OrderedDict[tuple[int, int], RgbImage] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
-        self._file: int | None = None
+        self._file: BinaryIO | None = None  # which closes itself where nobody closes the slide
         if vendor not in VENDORS or not hasattr(os, "pread"):  # Windows has none
             return
         try:
             with tifffile.TiffFile(path) as tif:
                 self._pages = _pages_of(tif, levels)
             if self._pages:
-                self._file = os.open(path, os.O_RDONLY)
+                self._file = open(path, "rb", buffering=0)
         except Exception as error:  # an unusual structure may raise anything in tifffile: OpenSlide reads it
             log.debug("%s: its tiles are read by OpenSlide (%r)", path, error)
             self._pages = {}
@@ -102,6 +103,8 @@ class JpegTiles:
         """The part of a level from ``corner`` on."""
         (x0, y0), (tile_width, tile_height) = corner, page.tile
         x1, y1 = min(x0 + size[0], page.size[0]), min(y0 + size[1], page.size[1])
+        if x1 <= max(x0, 0) or y1 <= max(y0, 0):  # all of it lies off the slide
+            return np.full((size[1], size[0], 3), 255, np.uint8)
         across = -(-page.size[0] // tile_width)
         inside = min(corner) >= 0 and (x1 - x0, y1 - y0) == size
         pixels: RgbImage = np.empty((size[1], size[0], 3), np.uint8)
@@ -130,14 +133,12 @@ class JpegTiles:
         if self._file is None or count == 0:
             return None
         try:
-            data = os.pread(self._file, count, int(page.offsets[number]))
-            tile = imagecodecs.jpeg8_decode(
-                data, tables=page.tables, colorspace=page.space, outcolorspace="RGB"
-            )
-        except Exception as error:  # each codec raises its own class: OpenSlide says what is wrong
+            data = os.pread(self._file.fileno(), count, int(page.offsets[number]))
+            tile = decoded(data, page.tables, page.space)
+        except (OSError, ValueError) as error:  # OpenSlide says what is wrong
             log.debug("tile %d of level %d is left to OpenSlide (%r)", number, page.index, error)
             return None
-        if tile.shape != (page.tile[1], page.tile[0], 3) or tile.dtype != np.uint8:
+        if len(data) != count or tile is None or tile.shape != (page.tile[1], page.tile[0], 3):
             return None
         self._keep(key, tile)
         return tile
@@ -155,10 +156,31 @@ class JpegTiles:
         """Close the file; calling it twice is fine."""
         with self._lock:
             if self._file is not None:
-                os.close(self._file)
+                self._file.close()
             self._file = None
             self._pages = {}
             self._cache.clear()
+
+
+def decoded(data: bytes, tables: bytes | None, space: str) -> RgbImage | None:
+    """The pixels of a JPEG stream whose colour space its TIFF states; None where it says otherwise itself.
+
+    Raises:
+        ValueError: it is damaged, also where most decoders only warn and give rubbish; OpenSlide refuses it, too.
+    """
+    head = (tables or b"") + data[:512]
+    transform = 0 if space == "RGB" else 1
+    place = head.find(b"Adobe")
+    if (space == "RGB" and b"JFIF" in head) or (
+        place >= 0 and head[place + 11 : place + 12] != bytes([transform])
+    ):
+        return None
+    common = b"" if tables is None else tables[2:].removesuffix(b"\xff\xd9")
+    marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes(
+        [transform]
+    )  # the colour space, as JPEG says it
+    pixels: RgbImage = simplejpeg.decode_jpeg(b"\xff\xd8" + marker + common + data[2:], "RGB", strict=True)
+    return pixels
 
 
 def _pages_of(tif: tifffile.TiffFile, levels: Sequence[Level]) -> dict[int, _Page]:
