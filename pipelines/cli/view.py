@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import secrets
 import socket
+import tempfile
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +17,7 @@ from pipelines.cli.console import err, out
 from pipelines.runs.cohort import gather, unique_names
 from pipelines.web.collection import Collection, Entry, entries_of
 from wsi.errors import ConfigError
+from wsi.files import cache_folder
 from wsi.results.folder import folder_at
 from wsi.slides.source import SLIDE_SUFFIXES
 from wsi.text import number_of
@@ -49,6 +54,7 @@ def view(
     wsi view my_slide.svs
     """
     entries = _entries(things)
+    host = LOOPBACK if host in ("localhost", "::1") else host
     token = secrets.token_urlsafe(24)
     with _listening(host, port) as listener:
         port = listener.getsockname()[1]
@@ -58,23 +64,51 @@ def view(
                 f"encryption",
                 markup=False,
             )
-        address = f"http://{host}:{port}/?token={token}"
+        shown_host = socket.gethostname() if host == "0.0.0.0" else host
+        address = f"http://{shown_host}:{port}/?token={token}"
         out.print(f"{number_of(len(entries), 'slide')}; open {address}", markup=False)
         out.print("Ctrl-C ends it; for research use only")
-        if browser:
-            webbrowser.open(address)
-        serve(listener, Collection(entries), token, host)
+        with _opened(address) if browser else nullcontext():
+            serve(listener, Collection(entries), token, host)
+
+
+@contextmanager
+def _opened(address: str) -> Iterator[None]:
+    """Open a browser by a file that only this user can read: its command line can be read by others of the machine."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=cache_folder(), prefix="view-"
+    ) as name:  # only its owner may look into it
+        page = Path(name) / "open.html"
+        page.write_text(f'<meta http-equiv="refresh" content="0; url={address}">', encoding="utf-8")
+        webbrowser.open(page.as_uri())
+        yield
 
 
 def _entries(things: list[str]) -> list[Entry]:
     """The slides of one results folder, or slides as they are."""
-    if len(things) == 1:
-        folder = folder_at(things[0])
-        is_slide = things[0].lower().endswith((*SLIDE_SUFFIXES, ".csv", ".parquet"))
-        if not is_slide and (folder.exists("slide.json") or folder.holding("slide.json")):
-            return entries_of(folder)
+    results = [thing for thing in things if _has_results(thing)]
+    if results and len(things) > 1:
+        raise ConfigError(f"{results[0]} is a folder of results; wsi view shows one such folder at a time")
+    if results:
+        return entries_of(folder_at(results[0]))
     rows = gather(things, mpp=None, allow_anisotropic=True)
+    if len(rows) == 1:
+        rows[0].source.open().close()  # what is wrong with it is said here, not in the browser
     return [Entry(name, "slide", row.source) for row, name in zip(rows, unique_names(rows), strict=True)]
+
+
+def _has_results(thing: str) -> bool:
+    if thing.lower().endswith((*SLIDE_SUFFIXES, ".csv", ".parquet")):
+        return False
+    folder = folder_at(thing)
+    begun = any(folder.exists(f"{name}/heatmap.zarr") for name in folder.folders())
+    return (
+        begun
+        or folder.exists("run.json")
+        or folder.exists("slide.json")
+        or bool(folder.holding("slide.json"))
+    )
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -91,7 +125,8 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"cannot listen at {host}, port {port} ({error.strerror or error}); choose another --port, or 0 for any"
+            f"cannot listen at {host}, port {port} ({error.strerror or error}); choose another --port (0 for any), or "
+            f"an address of this machine"
         ) from error
     return listener
 

@@ -288,8 +288,9 @@ class Alone:
         while waiting:
             index, (row, name) = waiting.popleft()
             watch.begin(index, name)
-            following = waiting[0][1][0].source if waiting else None
-            with following.copied_ahead() if following else nullcontext():
+            following, following_name = waiting[0][1] if waiting else (None, "")
+            ahead = following is not None and passed == 0 and claims.is_free(following_name)
+            with following.source.copied_ahead() if following is not None and ahead else nullcontext():
                 outcome = attempt(row, name, job, claims, watch, executor=self._executor)
             if outcome is not None:
                 passed = 0

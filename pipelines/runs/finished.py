@@ -9,8 +9,9 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from wsi.errors import SlideError
 from wsi.results.folder import Folder
@@ -21,9 +22,9 @@ log = logging.getLogger(__name__)
 MANY = 10_000  # slides; below, opening each takes seconds
 FOLDER = ".finished"
 PART_LINES = 1000
-PART_S = (
-    30.0  # a command that is killed loses what it noted since; those slides are then looked at one by one
-)
+MOST_PARTS = 100  # files, from which on they are merged
+MERGED_LINES = 100_000  # in each file then
+PART_S = 30.0  # a command that is killed loses what it noted since: those slides are looked at one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,13 @@ class FinishedList:
     """The list in a run's folder: files of lines, each written by one command."""
 
     def __init__(self, out: Folder) -> None:
-        """Keep in mind where it lies."""
+        """Keep in mind where it lies.
+
+        Raises:
+            ForeignStoreError: the folder of the list is a link.
+        """
         self._out, self._folder = out, out.inside(FOLDER)
+        self._folder.refuse_link()
         self._token, self._parts = uuid.uuid4().hex, 0
         self._lines: list[FinishedSlide] = []
         self._written_at = time.monotonic()
@@ -70,11 +76,12 @@ class FinishedList:
     def read(self) -> dict[str, list[FinishedSlide]]:
         """The lines of each file. A file that is damaged is passed over with a warning."""
         parts = {}
-        for file in self._folder.files():
+        for file, content in self._folder.contents(self._folder.files()):
             try:
-                lines = self._folder.read(file).splitlines()
-                parts[file] = [FinishedSlide(**json.loads(line)) for line in lines]
-            except (OSError, ValueError, TypeError) as error:
+                if not isinstance(content, bytes):
+                    raise content
+                parts[file] = [_line(json.loads(text)) for text in content.splitlines()]
+            except (OSError, ValueError, TypeError, RecursionError) as error:
                 where = self._folder.at(file)
                 log.warning("%s is damaged (%s); its slides are looked at one by one", where, error)
         return parts
@@ -92,33 +99,61 @@ class FinishedList:
     def write(self) -> None:
         """Write what was noted; it raises as `add` does."""
         if self._lines:
-            self._write(f"{self._token}-{self._parts:06d}.jsonl", self._lines)
-            self._lines, self._parts = [], self._parts + 1
+            self._write(self._lines)
+            self._lines = []
         self._written_at = time.monotonic()
 
     def left_of(self, slides: Sequence[tuple[SlideRow, str]], settings: str) -> list[tuple[SlideRow, str]]:
         """Slides that are not listed as finished with these settings, or that have changed since.
 
-        A slide whose folder of results is gone is left, too. What the list says of slides that are left is removed.
+        A slide that has no ``slide.json`` is left, too. What the list says of slides that are left is removed, whatever
+        the settings. Call this while no other command does (`Folder.alone`).
         """
         parts = self.read()
-        listed = {line.name for lines in parts.values() for line in lines if line.settings == settings}
-        folders = set(self._out.folders()) if listed else set()
-        now = [
-            _line_of(row, name, settings) if name in listed and name in folders else None
-            for row, name in slides
-        ]
-        done = {line for lines in parts.values() for line in lines}.intersection(now)
-        left = [slide for slide, line in zip(slides, now, strict=True) if line not in done]
-        stale_names = {name for _, name in left} & listed
-        for file, lines in parts.items():
-            kept = [line for line in lines if line.settings != settings or line.name not in stale_names]
-            if len(kept) < len(lines):
-                self._write(file, kept)
+        listed = {line for lines in parts.values() for line in lines}
+        names = {line.name for line in listed if line.settings == settings}
+        present = names.intersection(self._out.holding("slide.json")) if names else set()
+        now = [_line_of(row, name, settings) if name in present else None for row, name in slides]
+        left = [slide for slide, line in zip(slides, now, strict=True) if line not in listed]
+        self.forget({name for _, name in left}, parts)
         return left
 
-    def _write(self, file: str, lines: Sequence[FinishedSlide]) -> None:
-        self._folder.write(file, "".join(json.dumps(asdict(line)) + "\n" for line in lines))
+    def forget(self, names: Collection[str], parts: dict[str, list[FinishedSlide]] | None = None) -> None:
+        """Remove all lines of these slides; many small files become few.
+
+        Args:
+            names: of the slides.
+            parts: what `read` gave.
+        """
+        parts = self.read() if parts is None else parts
+        lines = {line for part in parts.values() for line in part}
+        kept = [line for line in lines if line.name not in names]
+        if len(kept) == len(lines) and len(parts) <= MOST_PARTS:
+            return
+        kept.sort(key=lambda line: (line.name, line.settings, line.state))
+        for start in range(0, len(kept), MERGED_LINES):
+            self._write(kept[start : start + MERGED_LINES])
+        for file in parts:
+            self._folder.delete(file)
+
+    def _write(self, lines: Sequence[FinishedSlide]) -> None:
+        text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
+        self._folder.write(f"{self._token}-{self._parts:06d}.jsonl", text)
+        self._parts += 1
+
+
+def _line(value: Any) -> FinishedSlide:
+    """A line of the list.
+
+    Raises:
+        ValueError: a part of it is of another type.
+        TypeError: it has other parts.
+    """
+    line = FinishedSlide(**value)
+    texts = (line.name, line.settings, line.slide, line.state)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(line.whole, bool):
+        raise ValueError("a line is of another form")
+    return line
 
 
 def _line_of(row: SlideRow, name: str, settings: str) -> FinishedSlide | None:

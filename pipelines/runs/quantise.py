@@ -59,8 +59,10 @@ def quantise_model(
         raise ConfigError(
             "figures need labelled patches of both classes; put them into folders normal and tumor"
         )
-    sample = training[:: max(1, len(training) // FITTED_ON)][:FITTED_ON]
-    pixels = read_fitted(sample, card, None)
+    if out.exists() and out.samefile(source):
+        raise ConfigError(f"--out {out} is the model itself; choose another folder")
+    indices = np.linspace(0, len(training) - 1, min(FITTED_ON, len(training))).round().astype(np.int64)
+    pixels = read_fitted([training[i] for i in indices], card, None)
     if len(pixels) < FITTED_ON // 10:
         raise ConfigError(
             f"--training holds {len(pixels)} patches that can be read; {FITTED_ON // 10} or more are needed"

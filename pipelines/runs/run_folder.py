@@ -47,6 +47,7 @@ class RunFolder(Generic[R]):
     _at_work: AtWork | None = None
     _finished: FinishedList | None = None
     _rows: dict[str, SlideRow] = field(default_factory=dict)
+    _skipped: set[str] = field(default_factory=set)
 
     @property
     def _fingerprint(self) -> str:
@@ -57,8 +58,10 @@ class RunFolder(Generic[R]):
         if len(slides) < MANY and not self.out.exists(FINISHED_LIST):
             return slides
         self._finished = FinishedList(self.out)
-        left = self._finished.left_of(slides, self._fingerprint)
+        with self.out.alone():
+            left = self._finished.left_of(slides, self._fingerprint)
         self._rows = {name: row for row, name in left}
+        self._skipped = {name for _, name in slides} - self._rows.keys()
         log.info("%d of %d slides are listed as done", len(slides) - len(left), len(slides))
         return left
 
@@ -112,6 +115,7 @@ class RunFolder(Generic[R]):
             earlier = self.earlier(self.out, self._fingerprint, [r.name for r in results])
             noted_results = [r.noted(KEPT) if r.name in failed_names else r for r in earlier]
             listed = sorted([*noted_results, *results], key=lambda r: r.name)
+            state = self._lost(state, {r.name for r in listed})
             tables = self.write(self.out, listed, failed, self.record)
             present = self.out.holding("slide.json")
             listed_names = {r.name for r in listed}
@@ -126,6 +130,17 @@ class RunFolder(Generic[R]):
     def _leave(self) -> None:
         if self._at_work is not None:
             self._at_work.leave()
+
+    def _lost(self, state: str, listed: Collection[str]) -> str:
+        """The run's state, another one where slides that were passed over as done have no result after all."""
+        lost = self._skipped.difference(listed)
+        if not lost or self._finished is None:
+            return state
+        self._finished.forget(lost)
+        some = ", ".join(sorted(lost)[:5]) + (", ..." if len(lost) > 5 else "")
+        sentence = f"{len(lost)} slides that were listed as done have no result"
+        log.warning("%s: %s (%s); run the same command again", self.out, sentence, some)
+        return f"stopped: {sentence}; run the same command again"
 
     def _warn_of(self, stale_names: Collection[str]) -> None:
         """Warn of results of another model or other settings that are in no table."""

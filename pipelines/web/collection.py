@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ from wsi.results.store import HeatmapStore
 from wsi.slides.slide import Slide
 from wsi.slides.source import SlideSource
 from wsi.vocabulary import POSITIVE
+
+log = logging.getLogger(__name__)
 
 OPEN = 8  # slides that are held open
 Kind = Literal["scored", "report", "slide"]
@@ -137,8 +140,10 @@ class Collection:
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._entries = {entry.name: entry for entry in entries}
+        self._lines = [entry.in_list() for entry in self._entries.values()]
         self._open: OrderedDict[str, Slide] = OrderedDict()
         self._lock = threading.Lock()
+        self._opening = {name: threading.Lock() for name in self._entries}  # a remote slide may take minutes
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -151,7 +156,7 @@ class Collection:
 
     def lines(self) -> list[dict[str, Any]]:
         """The list of slides."""
-        return [entry.in_list() for entry in self._entries.values()]
+        return self._lines
 
     def slide(self, name: str) -> Slide:
         """An open slide; those that were not used for longest are closed.
@@ -159,13 +164,14 @@ class Collection:
         Raises:
             SlideError: its file is gone, or broken.
         """
-        with self._lock:
-            if name not in self._open:
-                self._open[name] = self._entries[name].source.open()
-            self._open.move_to_end(name)
-            while len(self._open) > OPEN:
-                self._open.popitem(last=False)  # closed once no thread reads from it any more
-            return self._open[name]
+        with self._opening[name]:
+            slide = self._open.get(name) or self._entries[name].source.open()
+            with self._lock:
+                self._open[name] = slide
+                self._open.move_to_end(name)
+                while len(self._open) > OPEN:
+                    self._open.popitem(last=False)  # it closes once no thread reads from it any more
+        return slide
 
     def close(self) -> None:
         """Close all slides."""
@@ -187,17 +193,26 @@ def entries_of(folder: Folder) -> list[Entry]:
     else:
         pairs = list(folder.each("slide.json"))
         places = {name: folder.inside(name) for name, _ in pairs}
-    entries = []
+    entries, broken = [], []
     for name, content in pairs:
         try:
             entries.append(_entry(name, places[name], json.loads(content)))
         except (ValueError, KeyError, TypeError, AttributeError, WsiError):
-            continue  # of another version, or broken: `wsi verify` says so
+            broken.append(name)
+    begun = [n for n in folder.folders() if n not in places and _is_begun(folder.inside(n))]
+    for names, what in ((broken, "broken (wsi verify tells more)"), (begun, "not done")):
+        if names:
+            some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            log.warning("%s: these slides are %s, and left out: %s", folder, what, some)
     if not entries:
         raise StoreError(
             f"{folder} holds no finished slide; give the --out of wsi score or wsi renal report, or slides"
         )
     return entries
+
+
+def _is_begun(folder: Folder) -> bool:
+    return folder.exists("heatmap.zarr") or folder.exists("fields.zarr")
 
 
 def _entry(name: str, folder: Folder, facts: dict[str, Any]) -> Entry:

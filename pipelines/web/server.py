@@ -87,6 +87,7 @@ class _Answers:
 
     def __init__(self, collection: Collection, token: str) -> None:
         self._collection, self._token = collection, token
+        self._told: set[str] = set()  # what the terminal has been told
 
     def page(self, request: Request) -> Response:
         if "token" in request.query_params:  # it must not stay in the address, nor in the history
@@ -116,7 +117,10 @@ class _Answers:
             try:
                 return make(name, request)
             except (WsiError, OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("%s: %s", name, error)  # with the path, for the terminal only
+                sentence = f"{name}: {error}"  # with the path, for the terminal only
+                if sentence not in self._told:
+                    self._told.add(sentence)
+                    log.warning("%s", sentence)
                 return JSONResponse({"error": _without_path(error, self._collection[name])}, 409)
 
         return answer
@@ -174,8 +178,12 @@ def cookie_of(token: str) -> str:
 
 def _without_path(error: Exception, entry: Entry) -> str:
     """The error's sentence, with the slide's name in place of paths; of other errors only their kind."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{Path(str(error.filename)).name} is missing or cannot be read; wsi verify tells more"
     if not isinstance(error, WsiError):
-        return f"a result is broken ({type(error).__name__}); wsi verify tells more"
+        return f"a result or the slide is broken ({type(error).__name__}); the terminal tells more"
+    if not entry.source.is_url and not Path(entry.source.path).exists():
+        return "the slide's file was moved or removed; the terminal says where it was looked for"
     text = str(error)
     for path in (entry.source.place, entry.source.path, str(entry.folder)):
         text = text.replace(path, entry.name)

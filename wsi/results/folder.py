@@ -186,11 +186,11 @@ class Folder(ABC):
         """
         folders = self.folders()
         files = (f"{folder}/{name}" for folder in folders)
-        for folder, (_, content) in zip(folders, self._contents(files), strict=True):
+        for folder, (_, content) in zip(folders, self.contents(files), strict=True):
             if isinstance(content, bytes):
                 yield folder, content
 
-    def _contents(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
+    def contents(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
         """Names of files, each with its bytes, or with what `read` raises."""
         for name in names:
             try:
@@ -470,24 +470,30 @@ class RemoteFolder(Folder):
         """Names of the folders in this one that hold a file of this name, sorted."""
         return [folder for folder, _ in self.each(name)]
 
-    def _contents(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
+    def contents(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
         """Names of files, each with its bytes, or with what `read` raises; many are asked for at once."""
         listed = list(names)
         for start in range(0, len(listed), AT_ONCE):
             batch = listed[start : start + AT_ONCE]
-            plain = [self._full(name) for name in batch if not has_magic(name)]  # else a pattern to fsspec
-            contents = self._store.cat(plain, on_error="return") if plain else {}
+            full_names = [self._full(name) for name in batch]
+            contents: dict[str, Any] = {}
+            with suppress(
+                Exception
+            ):  # each back end raises its own classes; the single reads below tell what it is
+                # what looks like a pattern would be one to fsspec
+                plain = [name for name in full_names if not has_magic(name)]
+                contents = self._store.cat(plain, on_error="return") if plain else {}
             for name in batch:
                 content = contents.get(self._full(name))
                 if isinstance(content, bytes):
                     yield name, content
                 else:  # asked for again: it may be there by now, and `read` raises what it should
-                    yield from super()._contents([name])
+                    yield from super().contents([name])
 
     def record(self, names: Iterable[str]) -> dict[str, tuple[int, str]]:
         """Size and hash of files, see `Folder.record`; each is asked for once."""
         record: dict[str, tuple[int, str]] = {}
-        for name, content in self._contents(names):
+        for name, content in self.contents(names):
             if isinstance(content, bytes):
                 record[name] = _size_and_hash(content)
                 continue
@@ -495,7 +501,7 @@ class RemoteFolder(Folder):
                 files = self.files(name)
                 if not files:
                     raise content
-                for file, content_below in self._contents(files):
+                for file, content_below in self.contents(files):
                     if not isinstance(content_below, bytes):
                         raise content_below
                     record[file] = _size_and_hash(content_below)

@@ -257,23 +257,40 @@ class HeatmapStore:
             StoreError: the folder cannot be written.
             ForeignStoreError: a chunk is damaged.
         """
-        if self.packed or len(self.chunks_done()) < PACK_FROM:
+        if self._packed_meanwhile() or len(self.chunks_done()) < PACK_FROM:
             return
         content: dict[str, Buffer] = {}
         packed = _new_array(MemoryStore(content), self.spec, packed=True)
         packed[:] = self._values()
+        if (
+            self._packed_meanwhile()
+        ):  # another process did it while this one read: what was read may lack chunks
+            return
         self.folder.write(PACK, content[PACK].to_bytes())
         self.folder.write("zarr.json", content["zarr.json"].to_bytes())
         self.folder.delete("c")
         self._array = HeatmapStore.open(self.folder)._array
 
+    def _packed_meanwhile(self) -> bool:
+        """Whether the store is packed now; what another process has packed is looked at from now on.
+
+        Raises:
+            ForeignStoreError: another command made another store in place of this one.
+        """
+        if not self.packed and self._replaced_by_packed():
+            self._array = HeatmapStore.open(self.folder)._array
+        return self.packed
+
     def _values(self) -> np.ndarray[Any, Any]:
         """All scores: (classes, rows, cols)."""
         try:
+            values = np.asarray(self._array[:], dtype=np.float32)
+            if not self.packed and self._packed_meanwhile():
+                values = np.asarray(self._array[:], dtype=np.float32)
             if self.packed and not self.folder.exists(PACK):
                 raise ValueError(f"{PACK} is missing")
-            return np.asarray(self._array[:], dtype=np.float32)
-        except MemoryError:
+            return values
+        except (MemoryError, ForeignStoreError):
             raise
         except Exception as error:  # codecs raise their own classes
             raise ForeignStoreError(
@@ -355,7 +372,7 @@ def _new_array(store: Store, spec: HeatmapSpec, *, packed: bool = False) -> zarr
         compressors=(ZstdCodec(level=0), Crc32cCodec()),  # a changed bit is noticed on reading
         attributes=spec.attributes(),
         dimension_names=("class", "row", "col"),
-        config={"write_empty_chunks": False},
+        config={"write_empty_chunks": packed},  # a heatmap without any score has its file, too
     )
 
 

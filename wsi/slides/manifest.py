@@ -127,11 +127,18 @@ def _parquet_lines(path: Path) -> Iterator[dict[str, str]]:
             _check_columns(path, file.schema_arrow.names)
             for batch in file.iter_batches():
                 for values in batch.to_pylist():
-                    yield {name: "" if value is None else str(value) for name, value in values.items()}
-    except (OSError, pyarrow.ArrowException) as error:
+                    yield {name: _cell(value) for name, value in values.items()}
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise ConfigError(
             f"{path} cannot be read as parquet ({first_line(error)}); check the path"
         ) from error
+
+
+def _cell(value: Any) -> str:
+    """A cell of parquet as the CSV would have it; some programs write text as bytes."""
+    if value is None:
+        return ""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _check_columns(path: Path, columns: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ const by = id => document.getElementById(id);
 const COLOURS = [[255, 242, 102, 0], [255, 191, 26, 0.4], [230, 64, 13, 0.62], [158, 0, 26, 0.75]]; // as in preview.png
 const DRAWN = 500; // objects in view up to which each is drawn; above, their density over all of them
 const MAGNIFICATION = { q: 5, w: 10, e: 20, r: 40 };
-const state = { list: [], slide: null, heat: null, density: null, at: -1, viewer: null, loading: 0, ruler: null };
+const state = { list: [], slide: null, heat: null, density: null, at: -1, viewer: null, loading: 0, wanted: null, ruler: null };
 
 function colour(score) {
   const place = Math.min(0.99999, Math.max(0, score)) * (COLOURS.length - 1);
@@ -14,7 +14,7 @@ function colour(score) {
 }
 
 async function ask(url, kind = "json") {
-  const response = await fetch(url);
+  const response = await fetch(url).catch(() => { throw new Error("the server does not answer any more; start wsi view again"); });
   if (!response.ok) {
     const said = await response.json().catch(() => ({ error: "the server does not answer" }));
     throw new Error(said.error);
@@ -31,7 +31,7 @@ function say(text) {
 
 function scoreText(line) {
   if (line.score === null) return line.kind === "slide" ? "" : "not scored";
-  return line.kind === "report" ? `${line.word}, ${line.score.toFixed(1)} %` : `${line.score.toFixed(3)} ${line.word}`;
+  return line.kind === "report" ? `${line.word}, ${line.score.toFixed(1)} %` : `${line.score.toFixed(3)} ${line.word}`.trim();
 }
 
 function showList() {
@@ -44,10 +44,12 @@ function showList() {
     const picture = document.createElement("img");
     picture.loading = "lazy";
     picture.alt = "";
+    picture.onerror = () => { picture.style.visibility = "hidden"; };
     picture.src = `/api/slides/${encodeURIComponent(line.id)}/thumbnail.jpg`;
-    button.append(picture, `${line.id} `, scoreText(line));
+    button.append(picture, `${line.id} `, scoreText(line), line.note ? " \u26a0" : "");
+    if (line.note) button.title = line.note;
     button.dataset.id = line.id;
-    button.setAttribute("aria-current", String(state.slide?.id === line.id));
+    button.setAttribute("aria-current", String(state.wanted === line.id));
     button.onclick = () => open(line.id);
     const item = document.createElement("li");
     item.append(button);
@@ -59,6 +61,7 @@ function showList() {
 
 async function open(id, place = null) {
   const turn = ++state.loading;
+  state.wanted = id;
   say("");
   try {
     const url = `/api/slides/${encodeURIComponent(id)}`;
@@ -74,18 +77,42 @@ async function open(id, place = null) {
       width: slide.width, height: slide.height, tileSize: slide.tile, tileOverlap: 0,
       getTileUrl: (level, x, y) => `${url}/tiles/${level}/${x}_${y}.jpg`,
     };
+    state.viewer.viewport?.setRotation(0, true);
     state.viewer.addOnceHandler("open", () => { if (place) goTo(place.x, place.y, place.zoom); else keepPlace(); });
     state.viewer.open(source);
   } catch (error) {
-    if (turn === state.loading) say(`${id}: ${error.message}`);
+    if (turn !== state.loading) return;
+    Object.assign(state, { slide: null, scores: null, heat: null, ruler: null }); // nothing of another slide stays
+    state.viewer.close();
+    describeNothing(id);
+    showList();
+    draw();
+    say(`${id}: ${error.message}`);
   }
+}
+
+function describeNothing(id) {
+  const line = state.list.find(other => other.id === id);
+  by("name").textContent = id;
+  by("facts").textContent = line ? scoreText(line) : "";
+  by("note").textContent = line?.note ?? "";
+  by("title").textContent = by("legend").textContent = "";
+  by("found").replaceChildren();
+  by("heat").hidden = true;
+}
+
+function gradeText({ percent, interval, positive, negative, fields }) {
+  const ends = interval ? ` (${interval[0].toFixed(1)} to ${interval[1].toFixed(1)})` : "";
+  return `${percent === null ? "no percentage" : `${percent.toFixed(1)} %${ends}`}: ${positive} of ${positive + negative} in ${fields} fields`;
 }
 
 function describe(slide) {
   const line = state.list.find(other => other.id === slide.id);
   by("name").textContent = slide.id;
   const size = `${slide.width} x ${slide.height} px`;
-  const facts = [scoreText(line), slide.mpp ? `${size}, ${slide.mpp.toFixed(4)} um/px` : size, slide.model ? `model ${slide.model}` : "", slide.demonstration ? "trained on drawings: on real tissue this means nothing" : "", line.note];
+  const facts = [scoreText(line), slide.result ? gradeText(slide.result) : "", slide.mpp ? `${size}, ${slide.mpp.toFixed(4)} um/px` : `${size}, no spacing in the file: no scale bar, no 5x to 40x`, slide.model ? `model ${slide.model}` : "", slide.demonstration ? "trained on drawings: on real tissue this means nothing" : ""];
+  by("note").textContent = line.note;
+  by("legend").textContent = slide.capillaries ? "red: C4d-positive; blue: negative; green: evaluated field; grey: field left out" : slide.lesions ? "red: outline from the threshold on; blue: peaks" : "";
   by("facts").textContent = facts.filter(Boolean).join("; ");
   by("heat").hidden = !slide.heat;
   const found = findings();
@@ -230,14 +257,17 @@ function rulerText() {
 
 function drawRuler(pen, at) {
   const places = state.ruler.map(p => at(p.x, p.y));
-  pen.strokeStyle = pen.fillStyle = "#000";
-  pen.lineWidth = 2;
+  pen.strokeStyle = "#ffe600"; // seen on nuclei and on glass
+  pen.shadowColor = "#000";
+  pen.shadowBlur = 4;
+  pen.lineWidth = 2.5;
   places.forEach(p => { pen.beginPath(); pen.arc(p.x, p.y, 4, 0, 2 * Math.PI); pen.stroke(); });
   if (places.length < 2) return;
   pen.beginPath();
   pen.moveTo(places[0].x, places[0].y);
   pen.lineTo(places[1].x, places[1].y);
   pen.stroke();
+  pen.shadowBlur = 0;
   const text = rulerText();
   pen.font = "600 13px system-ui, sans-serif";
   const width = pen.measureText(text).width;
@@ -269,7 +299,7 @@ function drawMarks(pen, image, pixel) {
   });
   pen.lineWidth = 1.5 * pixel;
   for (const [x, y, side, whyNot] of fields) {
-    pen.strokeStyle = whyNot ? "#8884" : "#1d6b3a";
+    pen.strokeStyle = whyNot ? "#777a" : "#1d6b3a";
     pen.strokeRect(x, y, side, side);
   }
   const seen = image.viewportToImageRectangle(state.viewer.viewport.getBounds(true));
@@ -308,7 +338,7 @@ function drawScaleBar(pen, box, pixel) {
   pen.fillStyle = "#000";
   pen.fillRect(18, box.height - 16, width, 4);
   pen.font = "12px system-ui, sans-serif";
-  pen.fillText(`${text}   ${magnification.toPrecision(2)}x`, 18, box.height - 22);
+  pen.fillText(`${text}   ${magnification < 10 ? magnification.toPrecision(2) : Math.round(magnification)}x`, 18, box.height - 22);
 }
 
 function drawBar() {
@@ -324,7 +354,8 @@ function drawBar() {
 
 function press(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || ["SELECT", "TEXTAREA"].includes(event.target.tagName) || event.target.type === "text") return;
-  const key = event.key, viewport = state.viewer.viewport;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key, viewport = state.viewer.viewport;
+  if (by("help").open && key !== "?") return;
   if (key === "?") by("help").open ? by("help").close() : by("help").showModal();
   else if (key === "n") show(state.at + 1);
   else if (key === "p") show(state.at < 0 ? -1 : state.at - 1);
@@ -334,7 +365,11 @@ function press(event) {
   else if (key === "]") viewport.setRotation(viewport.getRotation() + 90);
   else if (key === "h") by("opacity").value = Number(by("opacity").value) ? 0 : 0.6;
   else if (key === "m") by("marks").checked = !by("marks").checked;
-  else if (key === "d") state.ruler = state.ruler ? null : [];
+  else if (key === "d") {
+    state.ruler = state.ruler ? null : [];
+    say(state.ruler ? "distance: click two places; d ends it" : "");
+    if (state.ruler) setTimeout(() => { if (by("say").textContent.startsWith("distance")) say(""); }, 2500);
+  }
   else if (key === "f") document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen();
   else return;
   event.preventDefault();
@@ -343,14 +378,13 @@ function press(event) {
 
 async function start() {
   state.viewer = new OpenSeadragon.Viewer({
-    element: by("view"), drawer: "canvas", showNavigationControl: false, showNavigator: true, navigatorPosition: "TOP_RIGHT",
+    element: by("view"), drawer: "canvas", showNavigationControl: false, showNavigator: true, navigatorPosition: "TOP_RIGHT", navigatorAutoFade: false,
     maxZoomPixelRatio: 4, visibilityRatio: 0.5, animationTime: 0.3, gestureSettingsMouse: { clickToZoom: false }, keyboardNavEnabled: true,
   });
   state.viewer.innerTracker.keyHandler = null; // our keys; arrows would need focus twice
   for (const name of ["update-viewport", "resize", "rotate"]) state.viewer.addHandler(name, draw);
   state.viewer.addHandler("animation-finish", keepPlace);
   state.viewer.addHandler("canvas-click", measure);
-  state.viewer.addHandler("tile-load-failed", () => say("the server does not answer any more; start wsi view again"));
   new ResizeObserver(draw).observe(by("over"));
   document.addEventListener("keydown", press);
   by("sort").onchange = showList;
@@ -367,6 +401,7 @@ async function start() {
   showList();
   const { slide, place } = placeInAddress();
   const first = state.list.find(line => line.id === slide) ?? state.list.find(line => line.id === by("list").querySelector("button")?.dataset.id);
+  if (slide && first?.id !== slide) return say(`there is no slide ${slide} here; choose one from the list`);
   if (first) await open(first.id, first.id === slide ? place : null);
   window.addEventListener("hashchange", () => {
     const wanted = placeInAddress();

@@ -434,4 +434,10 @@ def test_the_command_with_two_workers_and_in_shards(tmp_path: Path) -> None:
         for some in options:
             ended = subprocess.run([*words, tmp_path / name, *some], capture_output=True, text=True)
             assert ended.returncode == 0, ended.stderr
-    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
+    found = []
+    for name in runs:
+        files = contents(tmp_path / name)
+        run = json.loads(files.pop("run.json"))
+        assert ("network" in run.pop("seconds")) == (name != "b")  # a worker's time is not this command's
+        found.append((files, run))
+    assert found[0] == found[1] == found[2]

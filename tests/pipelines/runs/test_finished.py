@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +94,46 @@ class TestFinishedList:
         assert left(out, slides) == "a"
         assert "is damaged" in caplog.text
 
+    def test_results_that_were_removed_are_made_again(self, tmp_path: Path) -> None:
+        """The folder alone is no result."""
+        out, slides = LocalFolder(tmp_path / "out"), slides_of(tmp_path, "abc")
+        noted(out, slides)
+        out.delete("b/slide.json")
+        assert left(out, slides) == "b"
+
+    def test_other_settings_take_a_slide_away(self, tmp_path: Path) -> None:
+        """A run with --overwrite, and then the first one again: its results are no longer there."""
+        out, slides = LocalFolder(tmp_path / "out"), slides_of(tmp_path, "abc")
+        noted(out, slides, "first")
+        assert left(out, slides[:2], "second") == "ab"
+        noted(out, slides[:1], "second")
+        assert left(out, slides, "first") == "ab"
+
+    def test_many_files_become_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A slide a minute is a file a slide."""
+        monkeypatch.setattr(finished, "MOST_PARTS", 3)
+        out, slides = LocalFolder(tmp_path / "out"), slides_of(tmp_path, "abcde")
+        for slide in slides:
+            noted(out, [slide])
+        assert len(out.files(FOLDER)) == 5
+        assert left(out, slides) == ""
+        assert len(out.files(FOLDER)) == 1
+        assert left(out, slides) == ""
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            '{"name": ["a"]}',
+            "[" * 5000,
+            "5",
+            '{"name": 1, "settings": "s", "slide": "", "state": "", "whole": true}',
+        ],
+    )
+    def test_lines_of_another_form(self, tmp_path: Path, line: str) -> None:
+        out, slides = LocalFolder(tmp_path / "out"), slides_of(tmp_path, "a")
+        out.write(f"{FOLDER}/x.jsonl", line + "\n")
+        assert left(out, slides) == "a"
+
     def test_lines_are_written_before_the_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(finished, "PART_LINES", 2)
         out, slides = LocalFolder(tmp_path / "out"), slides_of(tmp_path, "abc")
@@ -134,6 +175,33 @@ def test_a_second_run_opens_only_what_is_left(
     runs = [json.loads((tmp_path / o / "run.json").read_bytes()) for o in ("plain", "out")]
     assert [r["slides"] for r in runs[:1]] == [r["slides"] for r in runs[1:]]
     assert wsi("verify", tmp_path / "out")[0] == 0
+
+
+@pytest.mark.slow
+def test_a_slide_that_loses_its_result_meanwhile_is_not_called_done(
+    tmp_path: Path, red_square: Path, wsi: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        (tmp_path / "in" / f"{name}.tif").write_bytes(red_square.read_bytes())
+    monkeypatch.setattr(score_command, "load_engine", lambda models, cfg: RednessEngine())
+    monkeypatch.setattr(run_folder, "MANY", 2)
+    words = ("score", tmp_path / "in", "-o", tmp_path / "out")
+    assert wsi(*words)[0] == 0
+    really = FinishedList.left_of
+
+    def and_then_it_goes(self: FinishedList, *rest: Any) -> Any:
+        left = really(self, *rest)
+        (tmp_path / "out" / "a" / "slide.json").unlink()
+        return left
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinishedList, "left_of", and_then_it_goes)
+        _, _, err = wsi(*words)
+    assert "1 slides that were listed as done have no result (a)" in err
+    assert json.loads((tmp_path / "out" / "run.json").read_bytes())["state"].startswith("stopped: 1 slides")
+    assert wsi(*words)[0] == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_bytes())["state"] == "finished"
 
 
 def result_of(name: str, score: float) -> SlideResult:

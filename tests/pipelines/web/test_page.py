@@ -135,7 +135,7 @@ def test_distances_are_those_of_the_slide(page: tuple[Browser, str]) -> None:
     first = browser.value("[state.ruler[0].x, state.ruler[0].y]")
     assert first == pytest.approx([2000 + (400 - 620) / 0.5, 1500 + (200 - 400) / 0.5], abs=2)
     picture = settled(browser)
-    assert (picture[398:403, 548:553].max(axis=2) < 60).any()  # the line's middle
+    assert (np.abs(picture[398:403, 548:553] - [255, 230, 0]).max(axis=2) < 40).any()  # the line's middle
     browser.press("d")
     assert browser.value("state.ruler") is None
 

@@ -175,3 +175,41 @@ class TestPack:
         store.pack()
         late.write_chunk((1, 1), CELLS, SCORES)
         assert self.files(tmp_path) == ["c.0.0.0", "zarr.json"]
+
+    def test_a_store_that_was_opened_before_sees_what_another_packed(
+        self, tmp_path: Path, store: HeatmapStore
+    ) -> None:
+        """Never a silent NaN, and never NaN written over what is good."""
+        expected = store.read(1).scores
+        late, later = HeatmapStore.open(tmp_path / "h.zarr"), HeatmapStore.open(tmp_path / "h.zarr")
+        store.pack()
+        before = (tmp_path / "h.zarr" / PACK).read_bytes()
+        np.testing.assert_array_equal(late.read(1).scores, expected)
+        later.pack()
+        np.testing.assert_array_equal(later.read(1).scores, expected)
+        assert (tmp_path / "h.zarr" / PACK).read_bytes() == before
+
+    def test_it_is_packed_by_another_while_this_one_reads(
+        self, tmp_path: Path, store: HeatmapStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected, slow = store.read(1).scores, HeatmapStore.open(tmp_path / "h.zarr")
+        really = HeatmapStore.chunks_done
+
+        def and_then_the_other(self: HeatmapStore) -> set[tuple[int, int]]:
+            done = really(self)
+            monkeypatch.setattr(HeatmapStore, "chunks_done", really)
+            store.pack()
+            return done
+
+        monkeypatch.setattr(HeatmapStore, "chunks_done", and_then_the_other)
+        slow.pack()
+        np.testing.assert_array_equal(HeatmapStore.open(tmp_path / "h.zarr").read(1).scores, expected)
+
+    def test_cells_that_all_could_not_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(store_module, "PACK_FROM", 1)
+        store = HeatmapStore.create(tmp_path / "n.zarr", SPEC)
+        store.write_chunk((0, 0), np.array([[0, 0]]), np.full((1, 2), np.nan, np.float32))
+        store.pack()
+        assert store.packed
+        assert np.isnan(HeatmapStore.open(tmp_path / "n.zarr").read(1).scores).all()
+        assert HeatmapStore.create(tmp_path / "n.zarr", SPEC).packed  # it is whole

@@ -361,3 +361,18 @@ class TestRealSlides:
             for location in [(0, 0), (900, 1400), (2100, 2900)]:
                 a, b = (s.read_region(location, 0, (200, 150)).astype(int) for s in (one, other))
                 assert np.abs(a - b).max() <= 3  # two JPEG decoders
+
+
+def test_a_picture_that_is_cut_short_is_refused_whatever_others_have_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WeasyPrint lets Pillow read half pictures, in the whole process."""
+    from PIL import ImageFile
+
+    Image.fromarray(coordinates(300, 200)).save(tmp_path / "p.png")
+    data = (tmp_path / "p.png").read_bytes()
+    (tmp_path / "p.png").write_bytes(data[: len(data) // 2])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(SlideError, match="p.png cannot be read as an image"):
+        SlideSource(str(tmp_path / "p.png")).open()
+    assert ImageFile.LOAD_TRUNCATED_IMAGES

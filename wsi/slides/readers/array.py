@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 from wsi.arrays import RgbImage, check_array
 from wsi.errors import SlideError
@@ -67,7 +68,7 @@ def open_image(path: str, *, mpp: float | None = None, allow_anisotropic: bool =
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
             image = Image.open(path)  # reads the header only
-        with image:
+        with image, _strictly():
             _check(path, image)
             pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
     except SlideError:
@@ -83,6 +84,16 @@ def open_image(path: str, *, mpp: float | None = None, allow_anisotropic: bool =
         ) from error
     rgb = over_white(pixels) if pixels.shape[2] == 4 else pixels
     return ArraySlide([rgb], path=path, mpp=mpp, allow_anisotropic=allow_anisotropic)
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """Let Pillow refuse pictures that are cut short, whatever other libraries (WeasyPrint) have set."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _check(path: str, image: Image.Image) -> None:
