@@ -110,7 +110,7 @@ function describe(slide) {
   const line = state.list.find(other => other.id === slide.id);
   by("name").textContent = slide.id;
   const size = `${slide.width} x ${slide.height} px`;
-  const facts = [scoreText(line), slide.result ? gradeText(slide.result) : "", slide.mpp ? `${size}, ${slide.mpp.toFixed(4)} um/px` : `${size}, no spacing in the file: no scale bar, no 5x to 40x`, slide.model ? `model ${slide.model}` : "", slide.demonstration ? "trained on drawings: on real tissue this means nothing" : ""];
+  const facts = [slide.result ? line.word : scoreText(line), slide.result ? gradeText(slide.result) : "", slide.mpp ? `${size}, ${slide.mpp.toFixed(4)} um/px` : `${size}, no spacing in the file: no scale bar, no 5x to 40x`, slide.model ? `model ${slide.model}` : "", slide.demonstration ? "trained on drawings: on real tissue this means nothing" : ""];
   by("note").textContent = line.note;
   by("legend").textContent = slide.capillaries ? "red: C4d-positive; blue: negative; green: evaluated field; grey: field left out" : slide.lesions ? "red: outline from the threshold on; blue: peaks" : "";
   by("facts").textContent = facts.filter(Boolean).join("; ");
