@@ -345,8 +345,13 @@ class HeatmapStore:
     def read(self, class_index: int) -> Heatmap:
         """One class of the whole heatmap."""
         stride_px = self.spec.stride_px  # it says so where the metadata lack a part
-        step_x, step_y = self.attributes["stride_level0"]
-        return Heatmap(self._values()[class_index], Placement(step_x, step_y), stride_px)
+        try:
+            placement = Placement(*self.attributes["stride_level0"])
+        except (ValueError, TypeError) as error:
+            raise ForeignStoreError(
+                f"{self.folder} has damaged metadata ({error}); make it again with --overwrite"
+            ) from error
+        return Heatmap(self._values()[class_index], placement, stride_px)
 
 
 def _check_range(scores: np.ndarray[Any, Any]) -> None:
