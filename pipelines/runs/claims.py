@@ -175,9 +175,14 @@ def _content(token: str, beat: int) -> str:
 
 
 def _facts(content: bytes) -> dict[str, Any]:
-    """What a claim says; nothing where it is being written."""
+    """What a claim says; nothing where it is being written, or damaged."""
     try:
         value = json.loads(content)
-        return value if isinstance(value, dict) and {"host", "process"} <= value.keys() else {}
-    except ValueError:
+        is_claim = (
+            isinstance(value["host"], str)
+            and isinstance(value["process"], int)
+            and 0 < value["process"] < 2**31
+        )
+        return dict(value) if is_claim else {}
+    except (ValueError, TypeError, KeyError, RecursionError):
         return {}

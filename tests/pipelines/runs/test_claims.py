@@ -29,6 +29,16 @@ def foreign(out: Folder, name: str, beat: int = 0, *, process: int = 1, machine:
     out.write(f"{FOLDER}/{name}", json.dumps(facts))
 
 
+@pytest.mark.parametrize("value", [None, [], "7", -1, 0, 10**30, 2.5])
+def test_a_claim_that_is_damaged_is_somebody_s_until_it_is_stale(out: Folder, value: object) -> None:
+    out.write(f"{FOLDER}/a.1.json", json.dumps({"host": host(), "process": value, "beat": 0}))
+    claims = Claims(out, stale_s=0.1)
+    assert claims.take("a") is None
+    assert claims.holder("a") == ""
+    time.sleep(0.15)
+    assert claims.take("a") is not None
+
+
 class TestOneProcess:
     def test_a_slide_is_taken_once_until_it_is_released(self, out: Folder) -> None:
         first, second = Claims(out), Claims(out)
