@@ -72,7 +72,9 @@ class PlanarReader(Slide):
     def __init__(self, path: str, *, mpp: float | None = None, allow_anisotropic: bool = False) -> None:
         try:
             self._tif = tifffile.TiffFile(path)
-        except (OSError, ValueError, IndexError, KeyError, tifffile.TiffFileError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a broken structure may raise anything in tifffile
             raise _not_opened(path, error) from error
         try:
             series = self._tif.series[0]
@@ -80,12 +82,12 @@ class PlanarReader(Slide):
                 raise SlideError(f"{path} holds {series.axes}, not three planes of one picture; convert it")
             count = len(series.levels)
             self._arrays = [zarr.open_array(series.aszarr(level=i), mode="r") for i in range(count)]
-        except (OSError, ValueError, IndexError, KeyError, tifffile.TiffFileError) as error:
-            self._tif.close()
-            raise _not_opened(path, error) from error
-        except SlideError:
+        except (SlideError, MemoryError):
             self._tif.close()
             raise
+        except Exception as error:
+            self._tif.close()
+            raise _not_opened(path, error) from error
         height, width = series.shape[1:]
         levels = [
             Level((a.shape[2], a.shape[1]), (width / a.shape[2] + height / a.shape[1]) / 2)
