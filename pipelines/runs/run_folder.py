@@ -120,7 +120,7 @@ class RunFolder(Generic[R]):
             present = self.out.holding("slide.json")
             listed_names = {r.name for r in listed}
             records = [f"{name}/slide.json" for name in present if name in listed_names]
-            hashes = self.out.record([*tables, *records])
+            hashes = self.out.record(tables) | self.out.record(records, flush=False)
             self._write_run(self._state_after(state), (r.summary() for r in listed), failed, hashes)
             self._warn_of({*present} - listed_names - failed_names)
             if self._finished is not None:

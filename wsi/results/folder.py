@@ -198,8 +198,12 @@ class Folder(ABC):
             except OSError as error:
                 yield name, error
 
-    def record(self, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    def record(self, names: Iterable[str], *, flush: bool = True) -> dict[str, tuple[int, str]]:
         """Size and hash of files, once their bytes are safe; a folder stands for all files in it.
+
+        Args:
+            names: of the files and folders.
+            flush: False for files that were written with ``durable``.
 
         Raises:
             StoreError: one of them cannot be read.
@@ -208,7 +212,8 @@ class Folder(ABC):
         for name in names:
             try:
                 for file in self.files(name) or [name]:
-                    self.flush(file)
+                    if flush:
+                        self.flush(file)
                     record[file] = (self.size(file), self.sha256(file))
             except OSError as error:
                 raise cannot_write(self.at(name), error) from error
@@ -490,7 +495,7 @@ class RemoteFolder(Folder):
                 else:  # asked for again: it may be there by now, and `read` raises what it should
                     yield from super().contents([name])
 
-    def record(self, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    def record(self, names: Iterable[str], *, flush: bool = True) -> dict[str, tuple[int, str]]:
         """Size and hash of files, see `Folder.record`; each is asked for once."""
         record: dict[str, tuple[int, str]] = {}
         for name, content in self.contents(names):
