@@ -220,7 +220,8 @@ class RenalRun:
         job = ReportJob(self.folder.absolute(), *specs, self.cfg, self.pdf, self.overwrite)
         run = RunFolder(self.folder, record, earlier_reports, write_results, self.overwrite)
         with running("rest") as stopwatch:
-            slides = run.left_of(self.slides)
+            # a list of what is done does not know whether it was printed to PDF, too
+            slides = self.slides if self.pdf else run.left_of(self.slides)
             with run.work([name for _, name in slides]), cohort_progress(file_sizes(slides)) as watch:
                 outcome = run_cohort(
                     slides, job, run.sum_up, crew=self.crew, watch=watch, finished=(run.note, _say)

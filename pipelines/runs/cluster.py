@@ -302,9 +302,8 @@ def connected(cfg: ClusterConfig) -> Iterator[Any]:
 
 def _remote(cfg: ClusterConfig, distributed: Any) -> Any:
     address = cfg.scheduler or _address_in(cfg.scheduler_file or Path(), cfg.timeout_s)
-    if not _ADDRESS.fullmatch(
-        address
-    ):  # a client raises whatever comes, and complains again when it is freed
+    # a client raises whatever comes, and complains again when it is freed
+    if not _ADDRESS.fullmatch(address):
         raise OSError(f"{address[:60]!r} is no address such as tcp://host:8786")
     client = distributed.Client(address=address, timeout=cfg.timeout_s)
     address = client.scheduler_info()["address"]

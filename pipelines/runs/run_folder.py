@@ -133,12 +133,12 @@ class RunFolder(Generic[R]):
 
     def _lost(self, state: str, listed: Collection[str]) -> str:
         """The run's state, another one where slides that were passed over as done have no result after all."""
-        lost = self._skipped.difference(listed)
-        if not lost or self._finished is None:
+        lost_names = self._skipped.difference(listed)
+        if not lost_names or self._finished is None:
             return state
-        self._finished.forget(lost)
-        some = ", ".join(sorted(lost)[:5]) + (", ..." if len(lost) > 5 else "")
-        sentence = f"{len(lost)} slides that were listed as done have no result"
+        self._finished.forget(lost_names)
+        some = ", ".join(sorted(lost_names)[:5]) + (", ..." if len(lost_names) > 5 else "")
+        sentence = f"{len(lost_names)} slides that were listed as done have no result"
         log.warning("%s: %s (%s); run the same command again", self.out, sentence, some)
         return f"stopped: {sentence}; run the same command again"
 
