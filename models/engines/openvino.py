@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from models.card import INT8, ModelCard
+from models.card import INT8, ModelCard, read_card
 from models.engines.contract import EngineConfig, Models
 from models.engines.spec import ScoreSpec, keep
 from wsi.arrays import RgbImage, Scores
@@ -219,7 +219,8 @@ def _int8_form(models: Models, cfg: EngineConfig) -> Path | None:
             log.warning("this processor has no VNNI: int8 may be slower here than --precision fp32")
     elif lacks or facts is None or not facts.cheap or not has_vnni():
         return None
-    if facts is not None and facts.made_from != card.graph_fingerprint:
+    on_disk = read_card(folder, ModelCard)  # `--class` changes the card here, and no graph
+    if facts is not None and facts.made_from != on_disk.graph_fingerprint:
         raise ModelError(
             f"the int8 form in {folder} is of other weights or another calibration; make it again: wsi models quantise"
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.camelyon16.read.results import SlideResult, result_of
 from pipelines.renal.read.report import RenalReport
-from pipelines.renal.read.run import read_report
+from pipelines.renal.read.run import REVIEWED, read_report
 from pipelines.renal.read.tables import capillary_rows
 from wsi.errors import StoreError, WsiError
 from wsi.results.folder import Folder
@@ -59,7 +59,7 @@ class Entry:
             line |= {
                 "score": result_facts.percent,
                 "word": result_facts.grade or "not assessable",
-                "note": result_facts.not_assessable,
+                "note": "; ".join(text for text in (result_facts.not_assessable, self._corrected()) if text),
             }
         return line
 
@@ -76,6 +76,11 @@ class Entry:
     def _result(self) -> SlideResult:
         return result_of(self.facts or {})
 
+    def _corrected(self) -> str:
+        assert self.folder is not None
+        reviewed = self.folder.exists(f"{REVIEWED}/report.json")
+        return f"this is the machine's reading; a person's is in {REVIEWED}/report.html" if reviewed else ""
+
     def _report(self) -> RenalReport:
         assert self.folder is not None
         return read_report(self.folder)
@@ -87,9 +92,9 @@ class Entry:
         areas = []
         for feature in json.loads(self.folder.read("lesions.geojson"))["features"]:
             if feature["properties"].get("objectType") == "annotation":
-                areas.append(_rings(feature["geometry"]))
-        # the file's coordinates begin where QuPath's do
-        x, y = (facts.get("bounds") or (0, 0, 0, 0))[:2]
+                # wsi export may have written the file with another origin than QuPath's
+                x, y = (float(v) for v in feature["properties"]["metadata"]["origin offset"].split(","))
+                areas.append([[[px + x, py + y] for px, py in ring] for ring in _rings(feature["geometry"])])
         return {
             "heat": {
                 "rows": heatmap.scores.shape[0],
@@ -101,7 +106,7 @@ class Entry:
             "demonstration": bool(facts.get("demonstration_model")),
             "threshold": facts.get("lesion_settings", {}).get("threshold", 0.5),
             "lesions": [[lesion.x, lesion.y, lesion.score] for lesion in result.lesions],
-            "areas": [[[[px + x, py + y] for px, py in ring] for ring in rings] for rings in areas],
+            "areas": areas,
         }
 
     def _reported(self) -> dict[str, Any]:

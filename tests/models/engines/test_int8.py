@@ -111,6 +111,14 @@ class TestChoice:
         if taken:
             assert ", int8, " in precision_of(copy)
 
+    def test_another_class_is_looked_for_in_the_same_graph(
+        self, copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As `wsi score --class normal` does."""
+        monkeypatch.setattr(module, "has_vnni", lambda: True)
+        models = find_models([str(copy)]).with_positive("normal")
+        assert module._int8_form(models, EngineConfig()) == copy / INT8[0]
+
     def test_eight_orientations_and_two_models_do_without(
         self, copy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

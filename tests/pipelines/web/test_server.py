@@ -269,18 +269,15 @@ class TestScored:
         (rings,) = details["areas"]
         assert shapely.Polygon(rings[0]).bounds == (1280, 1024, 1920, 1664)
 
-    def test_where_qupath_s_coordinates_begin_elsewhere(self, results: Path, tmp_path: Path) -> None:
-        """The file's areas are moved for QuPath; over the slide they must not be."""
+    @pytest.mark.parametrize("origin", ["auto", "slide", "bounds"])
+    def test_where_qupath_s_coordinates_begin_elsewhere(
+        self, results: Path, tmp_path: Path, wsi: Run, origin: str
+    ) -> None:
+        """The file's areas are moved for QuPath, or not, as wsi export was told; over the slide they must not be."""
         shutil.copytree(results / "red", tmp_path / "red")
         path = tmp_path / "red" / "slide.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"bounds": [100, 40, 4000, 3000]}))
-        geojson = tmp_path / "red" / "lesions.geojson"
-        value = json.loads(geojson.read_text())
-        for feature in value["features"]:
-            feature["geometry"]["coordinates"] = [
-                [[x - 100, y - 40] for x, y in ring] for ring in feature["geometry"]["coordinates"]
-            ]
-        geojson.write_text(json.dumps(value))
+        assert wsi("export", "geojson", tmp_path / "red", "--origin", origin)[0] == 0
         (rings,) = of(entries_of(LocalFolder(tmp_path / "red"))).get("/api/slides/red").json()["areas"]
         assert shapely.Polygon(rings[0]).bounds == (1280, 1024, 1920, 1664)
 
@@ -326,7 +323,12 @@ class TestReport:
         assert any(POSITIVE in name for name in names)
         assert [f[:2] for f in details["fields"]] == [[f.x, f.y] for f in result.report.fields]
         (line,) = client.get("/api/slides").json()
-        assert line["score"] == result.report.result.percent
+        assert (line["score"], line["note"]) == (result.report.result.percent, "")
+        shutil.copytree(
+            tmp_path / "out" / "k", tmp_path / "out" / "k" / "reviewed", ignore=lambda *_: ["reviewed"]
+        )
+        (line,) = of(entries_of(LocalFolder(tmp_path / "out"))).get("/api/slides").json()
+        assert "a person's is in reviewed/report.html" in line["note"]
         assert client.get("/api/slides/k/heat").status_code == 404
 
 
