@@ -92,7 +92,7 @@ def _record(folder: Folder) -> dict[str, Any]:
         return dict(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{folder.at('run.json')} is missing or broken ({error!r}); give the --out of wsi score or wsi renal report"
+            f"{folder.at('run.json')} is missing or broken ({getattr(error, 'strerror', None) or error}); give the --out of wsi score or wsi renal report"
         ) from error
 
 
