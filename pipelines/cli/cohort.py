@@ -91,8 +91,9 @@ def _record(folder: Folder) -> dict[str, Any]:
         _ = [(f["name"], f["reason"]) for f in record["failed"]]
         return dict(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise StoreError(
-            f"{folder.at('run.json')} is missing or broken ({getattr(error, 'strerror', None) or error}); give the --out of wsi score or wsi renal report"
+            f"{folder.at('run.json')} is missing or broken ({reason}); give the --out of wsi score or wsi renal report"
         ) from error
 
 
