@@ -335,31 +335,43 @@ def play(plan: Plan, luck: random.Random) -> Played:
 
 
 def check_simulator() -> None:
-    """A real scheduler with 200 workers that sleep, beside the simulator with the same numbers."""
+    """A real scheduler with workers that sleep, beside the simulator with the same numbers."""
+    import dask
     from distributed import Client, LocalCluster
 
     from pipelines.runs.cluster import outcomes
 
-    header("a real scheduler, 40 workers that sleep for 4 s a task, 400 tasks")
-    with (
-        LocalCluster(
-            n_workers=40, threads_per_worker=1, processes=False, memory_limit=0, dashboard_address=None
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        start = time.perf_counter()
-        count = sum(1 for _ in outcomes(client, ((time.sleep, 4.0) for _ in range(400))))
-        real = time.perf_counter() - start
-        start = time.perf_counter()
-        empty = sum(1 for _ in outcomes(client, ((int, 0) for _ in range(2_000))))
-        rate = empty / (time.perf_counter() - start)
-    plan = Plan(400, 40, 4.0, scheduler_s=1 / rate, deaths_per_hour=0.0)
-    played = play(plan, _Same())
-    print(
-        f"  real {real:.1f} s for {count:,} tasks; simulated {played.makespan:.1f} s with the measured {rate:,.0f} tasks a second"
-    )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"  memory of this process with scheduler and 40 workers, after 2,400 tasks: {peak:,.0f} MB")
+    quiet = SETTINGS | {
+        "distributed.admin.system-monitor.interval": "1h"
+    }  # each worker of one process looks at it all
+    for workers, tasks, seconds in ((40, 400, 4.0), (200, 800, 20.0)):
+        header(
+            f"a real scheduler, {workers} workers in threads, {tasks} tasks that sleep for {seconds:.0f} s"
+        )
+        with (
+            dask.config.set(quiet),
+            LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=False,
+                memory_limit=0,
+                dashboard_address=None,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            start = time.perf_counter()
+            count = sum(1 for _ in outcomes(client, ((time.sleep, seconds) for _ in range(tasks))))
+            real = time.perf_counter() - start
+            start = time.perf_counter()
+            empty = sum(1 for _ in outcomes(client, ((int, 0) for _ in range(2_000))))
+            rate = empty / (time.perf_counter() - start)
+        plan = Plan(tasks, workers, seconds, scheduler_s=1 / rate, deaths_per_hour=0.0)
+        played = play(plan, _Same())
+        print(
+            f"  real {real:.1f} s for {count:,} tasks; simulated {played.makespan:.1f} s with the measured {rate:,.0f} "
+            f"tasks a second"
+        )
+        print(f"  memory of this process, scheduler and workers in it: {peak_mb():,.0f} MB", flush=True)
 
 
 class _Same(random.Random):

@@ -37,6 +37,7 @@ WINDOW = 2  # tasks per worker that the scheduler holds: one runs, one waits
 CHUNKS_PER_TASK = 4  # some 30 to 120 s on two cores, at 40 to 150 patches a second
 DEATHS = 5  # times that a slide's worker may end before the slide is given up
 WORKER_S = 300.0  # that the first worker of a scheduler has time to come
+COUNT_S = 1.0  # until the scheduler is asked again how many workers it has
 WAIT_S = 2.0  # until a slide that another command works on is looked at again
 SETTINGS = {
     "distributed.scheduler.allowed-failures": DEATHS - 1,  # Dask counts those that it allows
@@ -194,12 +195,18 @@ def outcomes(
     from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
 
-    queue, running = iter(enumerate(calls)), as_completed(loop=client.loop)
+    queue = iter(enumerate(calls))
+    # results come by themselves: to fetch each would take as long as to hand over a task
+    running = as_completed(loop=client.loop, with_results=True, raise_errors=False)
     indices: dict[Any, int] = {}
+    asked, workers = -COUNT_S, 0
 
     def fill() -> None:
-        """Hand over tasks; workers may have come since."""
-        while len(indices) < WINDOW * workers_of(client):
+        """Hand over tasks; workers may have come since, but to ask costs the scheduler as much as a task."""
+        nonlocal asked, workers
+        if time.monotonic() - asked >= COUNT_S:
+            workers, asked = workers_of(client), time.monotonic()
+        while len(indices) < WINDOW * workers:
             following = next(queue, None)
             if following is None:
                 return
@@ -210,10 +217,11 @@ def outcomes(
 
     try:
         fill()
-        for future in running:
+        for future, outcome in running:
             index = indices.pop(future)
             try:
-                outcome = future.result()
+                if future.status != "finished":
+                    outcome = future.result()  # raises what happened
             except KilledWorker as error:
                 if names is None:
                     raise StoreError(

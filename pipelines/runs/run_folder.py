@@ -172,13 +172,13 @@ class RunFolder(Generic[R]):
             "state": state,
             "seconds": {step: round(s, 3) for step, s in seconds().items()},
             "failed": [asdict(f) for f in failures],
-            "files": files,
         }
         head = json.dumps(self.record | sections, indent=1, allow_nan=False, ensure_ascii=False)
-        # a line for each slide: indented, a hundred thousand of them would take gigabytes for a moment
-        lines = ",\n".join("  " + json.dumps(s, allow_nan=False, ensure_ascii=False) for s in slides)
-        text = f'{head[:-2]},\n "slides": [\n{lines}\n ]\n}}\n'
-        self.out.write("run.json", text, durable=True)
+        # a line for each file and slide: indented, a hundred thousand of them would take gigabytes for a moment
+        file_lines = ",\n".join(f"  {_line(name)}: {_line(what)}" for name, what in files.items())
+        slide_lines = ",\n".join(f"  {_line(slide)}" for slide in slides)
+        parts = (head[:-2], ',\n "files": {\n', file_lines, '\n },\n "slides": [\n', slide_lines, "\n ]\n}\n")
+        self.out.write("run.json", "".join(parts), durable=True)
 
     def _before(self) -> dict[str, Any]:
         """The ``run.json`` of an earlier command with the same settings; empty where there is none."""
@@ -205,6 +205,11 @@ class RunFolder(Generic[R]):
             return [f for f in failures if f.name not in but and (f.gone or not _removed(f.path))]
         except (TypeError, AttributeError, OSError, ValueError):
             return []
+
+
+def _line(value: Any) -> str:
+    """JSON on one line."""
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
 def _removed(path: str) -> bool:
