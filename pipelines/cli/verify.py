@@ -20,6 +20,8 @@ from models.card import (
 )
 from models.engines.contract import find_folder, shipped
 from pipelines.cli.console import err, out, progress
+from pipelines.renal.read.run import REVIEWED
+from pipelines.runs.review_log import LOG, check_log
 from pipelines.runs.run_folder import KEPT, RUNNING
 from wsi.errors import ModelError, StoreError, WsiError
 from wsi.files import read_record
@@ -70,9 +72,10 @@ def verify(
         for done, name in enumerate(records):
             *above, file = name.split("/")
             tick(done, len(records), above[-1] if above else folder.name)
-            files, changes = verify_slide(folder.inside("/".join(above)), file, slides=slides)
+            place = folder.inside("/".join(above))
+            files, changes = verify_slide(place, file, slides=slides)
             count += files
-            problems += changes
+            problems += changes + (_verify_log(place) if file == "slide.json" else [])
     files, changes = verify_run(folder)
     count += files
     problems += changes
@@ -85,6 +88,17 @@ def verify(
         markup=False,
     )
     raise typer.Exit(1 if problems else 0)
+
+
+def _verify_log(folder: Folder) -> list[str]:
+    """A sentence if the log of a slide's review was changed after it was written, or after the report was signed."""
+    if not folder.exists(LOG):
+        return []
+    try:
+        signed = str(folder.read_json(f"{REVIEWED}/report.json")["corrections"].get("log", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        signed = ""  # it was not signed, or is broken: `verify_slide` says that
+    return check_log(folder, signed)
 
 
 def _model_of(folder: Folder) -> Path | None:

@@ -43,13 +43,21 @@ def view(
         ),
     ] = LOOPBACK,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Only look: nobody can correct or sign a report.")
+    ] = False,
+    by: Annotated[
+        str, typer.Option(help="The reviewer's name, which the page proposes.", show_default="asked for")
+    ] = "",
 ) -> None:
-    """Look at slides and results in a browser: heatmaps, peaks, fields and capillaries over the slide.
+    """Look at slides and results in a browser; correct and sign kidney reports there.
 
-    Nothing leaves this machine, and nothing is changed. Ctrl-C ends it.
+    Nothing leaves this machine, and nothing is changed but by a person's decisions. Ctrl-C ends it.
 
     Examples:
     wsi view results
+
+    wsi view reports --by "A. Smith"
 
     wsi view my_slide.svs
     """
@@ -69,7 +77,7 @@ def view(
         out.print(f"{number_of(len(entries), 'slide')}; open {address}", markup=False)
         out.print("Ctrl-C ends it; for research use only")
         with _opened(address) if browser else nullcontext():
-            serve(listener, Collection(entries), token, host)
+            serve(listener, Collection(entries, None if read_only else by), token, host)
 
 
 @contextmanager

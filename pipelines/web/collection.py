@@ -17,6 +17,7 @@ from pipelines.camelyon16.read.results import SlideResult, result_of
 from pipelines.renal.read.report import RenalReport
 from pipelines.renal.read.run import REVIEWED, read_report
 from pipelines.renal.read.tables import capillary_rows
+from pipelines.web.review import Review
 from wsi.errors import StoreError, WsiError
 from wsi.results.folder import Folder
 from wsi.results.heatmap import Heatmap
@@ -55,11 +56,13 @@ class Entry:
             result = self._result()
             line |= {"score": result.score, "word": result.confidence or "", "note": result.note}
         elif self.kind == "report":
-            result_facts = self._report().result
+            reading = self._last_reading()
+            result_facts, c = reading.result, reading.corrections
+            by = f"corrected by {c.by or 'a person'} on {c.date}" if c else ""
             line |= {
                 "score": result_facts.percent,
                 "word": result_facts.grade or "not assessable",
-                "note": "; ".join(text for text in (result_facts.not_assessable, self._corrected()) if text),
+                "note": "; ".join(text for text in (result_facts.not_assessable, by) if text),
             }
         return line
 
@@ -76,10 +79,11 @@ class Entry:
     def _result(self) -> SlideResult:
         return result_of(self.facts or {})
 
-    def _corrected(self) -> str:
+    def _last_reading(self) -> RenalReport:
+        """The reading that counts: a person's, where there is one."""
         assert self.folder is not None
-        reviewed = self.folder.exists(f"{REVIEWED}/report.json")
-        return f"this is the machine's reading; a person's is in {REVIEWED}/report.html" if reviewed else ""
+        reviewed = self.folder.inside(REVIEWED)
+        return read_report(reviewed) if reviewed.exists("report.json") else self._report()
 
     def _report(self) -> RenalReport:
         assert self.folder is not None
@@ -114,9 +118,16 @@ class Entry:
         report = self._report()
         rows = capillary_rows(self.folder, report)
         return {
-            "fields": [[f.x, f.y, report.field_side_px, f.why_not] for f in report.fields],
+            "fields": [[f.x, f.y, report.field_side_px, f.why_not, f.id] for f in report.fields],
+            "limits": report.models["capillaries"].threshold,
             "capillaries": [
-                [*row["geometry"].bounds, int(row["class"] == POSITIVE), row["score"]]
+                [
+                    *row["geometry"].bounds,
+                    int(row["class"] == POSITIVE),
+                    row["score"],
+                    row["id"],
+                    row["doubts"] or "",
+                ]
                 for row in rows
                 if row["counted"]
             ],
@@ -141,9 +152,15 @@ def _rings(geometry: dict[str, Any]) -> list[list[list[float]]]:
 
 
 class Collection:
-    """The slides that one viewer shows; some of them are held open."""
+    """The slides that one viewer shows; some of them are held open.
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    Attributes:
+        reviewer: the name that pages propose for whoever decides; None where nobody may.
+    """
+
+    def __init__(self, entries: Iterable[Entry], reviewer: str | None = None) -> None:
+        self.reviewer = reviewer
+        self._reviews: dict[str, Review] = {}
         self._entries = {entry.name: entry for entry in entries}
         self._lines = [entry.in_list() for entry in self._entries.values()]
         self._open: OrderedDict[str, Slide] = OrderedDict()
@@ -177,6 +194,25 @@ class Collection:
                 while len(self._open) > OPEN:
                     self._open.popitem(last=False)  # it closes once no thread reads from it any more
         return slide
+
+    def review(self, name: str) -> Review | None:
+        """The review of a report; None where there is none, or nobody may decide.
+
+        Raises:
+            WsiError: the report or the log is broken.
+        """
+        entry = self._entries[name]
+        if self.reviewer is None or entry.kind != "report" or entry.folder is None:
+            return None
+        with self._opening[name]:
+            if name not in self._reviews:
+                self._reviews[name] = Review(entry.folder)
+            return self._reviews[name]
+
+    def look_again(self, name: str) -> None:
+        """Make a slide's line in the list anew, after its review was signed."""
+        line = self._entries[name].in_list()
+        self._lines = [line if other["id"] == name else other for other in self._lines]
 
     def close(self) -> None:
         """Close all slides."""

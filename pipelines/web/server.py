@@ -15,14 +15,19 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from pipelines.runs.review_log import StaleReviewError
 from pipelines.web.collection import Collection, Entry, float_bytes
+from pipelines.web.review import ReviewRequest
+from wsi.config import first_mistake
 from wsi.errors import RegionError, WsiError
 from wsi.slides.slide import Slide
 from wsi.slides.tiles import read_square
@@ -32,12 +37,15 @@ log = logging.getLogger(__name__)
 TILE_PX = 512
 QUALITY = 85  # of JPEG: on tissue no difference can be seen
 LARGEST_PX = 8192  # side of what is read for one tile: of a slide without coarse levels no overview is made
+LARGEST_REQUEST = 200_000  # bytes of a drawn outline of 2,000 points, and more
+NO_REVIEW = "there is nothing to review: it is no report, or the viewer was started with --read-only"
 GREY = 200  # of a tile that cannot be decoded
 THUMBNAIL_PX = 160
 STATIC = Path(__file__).with_name("static")
 FILES = {
     "openseadragon.min.js": "text/javascript",
     "view.js": "text/javascript",
+    "review.js": "text/javascript",
     "view.css": "text/css",
     "openseadragon.LICENSE.txt": "text/plain",
 }
@@ -75,6 +83,8 @@ def application(collection: Collection, token: str, hosts: frozenset[str] | None
             Route("/api/slides", answers.slides),
             Route("/api/slides/{name}", answers.of_slide(answers.details)),
             Route("/api/slides/{name}/heat", answers.of_slide(answers.heat)),
+            Route("/api/slides/{name}/review", answers.of_slide(answers.review)),
+            Route("/api/slides/{name}/review", answers.of_slide(answers.decide), methods=["POST"]),
             Route("/api/slides/{name}/thumbnail.jpg", answers.of_slide(answers.thumbnail)),
             Route("/api/slides/{name}/tiles/{level:int}/{x:int}_{y:int}.jpg", answers.of_slide(answers.tile)),
         ],
@@ -107,21 +117,32 @@ class _Answers:
     def slides(self, request: Request) -> Response:
         return JSONResponse(self._collection.lines())
 
-    def of_slide(self, make: Callable[[str, Request], Response]) -> Callable[[Request], Response]:
+    def of_slide(self, make: Callable[[str, Request], Response]) -> Callable[[Request], Awaitable[Response]]:
         """An answer about one slide, whose faults are told by its name."""
 
-        def answer(request: Request) -> Response:
+        def made(request: Request) -> Response:
             name = request.path_params["name"]
             if name not in self._collection:
                 return JSONResponse({"error": "there is no such slide"}, 404)
             try:
                 return make(name, request)
+            except StaleReviewError as error:
+                return JSONResponse({"error": str(error), "stale": True}, 409)
             except (WsiError, OSError, ValueError, KeyError, TypeError) as error:
                 sentence = f"{name}: {error}"  # with the path, for the terminal only
                 if sentence not in self._told:
                     self._told.add(sentence)
                     log.warning("%s", sentence)
                 return JSONResponse({"error": _without_path(error, self._collection[name])}, 409)
+
+        async def answer(request: Request) -> Response:
+            if request.method == "POST":
+                if request.headers.get("content-type") != "application/json":
+                    return JSONResponse({"error": "send application/json"}, 415)
+                if int(request.headers.get("content-length") or LARGEST_REQUEST + 1) > LARGEST_REQUEST:
+                    return JSONResponse({"error": "the request is too long"}, 413)
+                request.state.body = await request.body()
+            return await run_in_threadpool(made, request)
 
         return answer
 
@@ -148,6 +169,25 @@ class _Answers:
         slide = self._collection.slide(name)
         halvings = max(0, int(math.log2(max(slide.size) / THUMBNAIL_PX)))  # one tile holds it all then
         return Response(tile_jpeg(slide, levels_of(slide.size) - halvings, 0, 0), media_type="image/jpeg")
+
+    def review(self, name: str, request: Request) -> Response:
+        review = self._collection.review(name)
+        if review is None:
+            return JSONResponse({"error": NO_REVIEW}, 404)
+        return JSONResponse(review.state() | {"reviewer": self._collection.reviewer})
+
+    def decide(self, name: str, request: Request) -> Response:
+        review = self._collection.review(name)
+        if review is None:
+            return JSONResponse({"error": NO_REVIEW}, 404)
+        try:
+            asked = ReviewRequest.model_validate_json(request.state.body)
+        except ValidationError as error:
+            return JSONResponse({"error": f"the request is not understood ({first_mistake(error)})"}, 422)
+        state = review.do(asked)
+        if asked.what == "sign":
+            self._collection.look_again(name)
+        return JSONResponse(state)
 
     def heat(self, name: str, request: Request) -> Response:
         if self._collection[name].kind != "scored":

@@ -64,6 +64,23 @@ class Folder(ABC):
             StoreError: it cannot be written.
         """
 
+    def append(self, name: str, content: bytes, *, after: int) -> None:
+        """Add bytes at the end of a file, and return only when a power cut cannot undo it.
+
+        Args:
+            name: of the file, which need not be there.
+            content: what is added.
+            after: number of bytes that stay; what lies behind them, a line that was cut short, goes.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        try:
+            kept = self.read(name)[:after] if after else b""
+        except OSError as error:
+            raise cannot_write(self.at(name), error) from error
+        self.write(name, kept + content, durable=True)
+
     @abstractmethod
     def create(self, name: str, content: str) -> bool:
         """Write a file only if there is none of its name, and say whether it was written: one of many who try wins.
@@ -276,6 +293,18 @@ class LocalFolder(Folder):
         write_bytes(
             self.path / name, content.encode() if isinstance(content, str) else content, durable=durable
         )
+
+    def append(self, name: str, content: bytes, *, after: int) -> None:
+        """Add bytes at the end of a file, see `Folder.append`."""
+        path = self.path / name
+        try:
+            with path.open("ab") as file:
+                file.truncate(after)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
     def create(self, name: str, content: str) -> bool:
         """Write a file only if there is none of its name, see `Folder.create`."""

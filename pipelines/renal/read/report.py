@@ -121,6 +121,7 @@ class Corrections(Config):
 
     Attributes:
         by, date, comment: who corrected, when, and what they say; empty where they did not.
+        signed_at, log: when it was signed in the viewer, and hash of the last line of its log; empty without it.
         outside_fields: marked where no field is feasible: not counted.
         fields_not_searched: taken in without a mark in them: not counted either.
     """
@@ -130,6 +131,8 @@ class Corrections(Config):
     by: str = ""
     date: str = ""
     comment: str = ""
+    signed_at: str = ""
+    log: str = ""
     deleted: int
     added: int
     reclassified: int

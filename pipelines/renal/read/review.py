@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +63,7 @@ class _Machine:
     score: float
 
 
-def review(folder: Folder, corrected: Path, report: RenalReport) -> Reviewed:
+def review(folder: Folder, corrected: Path, report: RenalReport, content: bytes | None = None) -> Reviewed:
     """Compare a corrected GeoJSON with the machine's, object by object.
 
     A capillary that is gone, or of the class ``not a capillary``, was deleted; one whose id the machine did not give
@@ -74,12 +75,13 @@ def review(folder: Folder, corrected: Path, report: RenalReport) -> Reviewed:
         folder: that of the machine's report.
         corrected: the person's corrected copy of it.
         report: the machine's report.
+        content: bytes of the corrected file where they are at hand; it need not exist then.
 
     Raises:
         AnnotationError: the corrected file is broken, of another slide, holds an unknown class or none, or an id twice.
     """
     original = Path(folder.at(DETECTIONS))
-    if corrected.resolve() == original.resolve():
+    if content is None and corrected.resolve() == original.resolve():
         raise AnnotationError(f"{corrected} is the machine's own file; save corrections under another name")
     machine_objects = {o.id: o for o in read_objects(original, _content(folder))}
     counts = [sum(o.group == group for o in machine_objects.values()) for group in (POSITIVE, NEGATIVE)]
@@ -88,7 +90,7 @@ def review(folder: Folder, corrected: Path, report: RenalReport) -> Reviewed:
             f"{original} is not as the machine wrote it: it holds {counts[0]} positive and {counts[1]} negative "
             f"capillaries; make the report again with --overwrite, and save corrections under another name"
         )
-    objects = _checked(corrected, machine_objects, report)
+    objects = _checked(corrected, content, machine_objects, report)
     machine_capillaries = {
         key: _Machine(o.group == POSITIVE, o.measurements.get("probability", float("nan")))
         for key, o in machine_objects.items()
@@ -106,7 +108,7 @@ def review(folder: Folder, corrected: Path, report: RenalReport) -> Reviewed:
         marks,
         Corrections(
             file=corrected.name,
-            sha256=hash_file(corrected),
+            sha256=hash_file(corrected) if content is None else hashlib.sha256(content).hexdigest(),
             deleted=sum(key not in ids for key in machine_capillaries),
             added=sum(source == "added" for source in marks.source),
             reclassified=sum(source == "reclassified" for source in marks.source),
@@ -118,9 +120,11 @@ def review(folder: Folder, corrected: Path, report: RenalReport) -> Reviewed:
     )
 
 
-def _checked(path: Path, machine_objects: dict[str, MarkedObject], report: RenalReport) -> list[MarkedObject]:
+def _checked(
+    path: Path, content: bytes | None, machine_objects: dict[str, MarkedObject], report: RenalReport
+) -> list[MarkedObject]:
     """Read the person's objects, and check that they are of this slide and can be counted."""
-    objects = _with_points(read_objects(path), report.slide.um_per_px)
+    objects = _with_points(read_objects(path, content), report.slide.um_per_px)
     _check_slide(path, machine_objects, objects, report)
     if not any(o.group in (FEASIBLE, NOT_FEASIBLE) for o in objects):
         raise AnnotationError(f"{path} holds no field: export all objects, not only the selected ones")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipelines.renal.read.checks import checked
@@ -22,11 +22,21 @@ RECORD = "files.json"  # size and hash of a review's files: it may be the only c
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The reviewer's name, the date (YYYY-MM-DD) and a comment; empty values were not stated."""
+    """Who reviewed; empty values were not stated.
+
+    Attributes:
+        by: name of the reviewer.
+        date: YYYY-MM-DD.
+        comment: on the slide.
+        signed_at: date and time, where it was signed in the viewer.
+        log: hash of the last line of the viewer's review log.
+    """
 
     by: str = ""
     date: str = ""
     comment: str = ""
+    signed_at: str = ""
+    log: str = ""
 
 
 def review_slide(
@@ -36,6 +46,7 @@ def review_slide(
     *,
     slide: str | None = None,
     pdf: bool = False,
+    content: bytes | None = None,
 ) -> RenalReport:
     """Count again what a person corrected, and write ``FOLDER/reviewed``; the machine's own report stays as it is.
 
@@ -45,6 +56,7 @@ def review_slide(
         signature: name, date and comment of the reviewer.
         slide: the slide's path, if it was moved.
         pdf: whether to print the report to PDF, too.
+        content: bytes of the corrected file where they are at hand.
 
     Raises:
         WsiError: the folder holds no report of the machine's, the file is not of this slide, or cannot be counted.
@@ -53,14 +65,13 @@ def review_slide(
     report = read_report(folder)
     if report.reading != "machine":
         raise ConfigError(f"{folder} is a reviewed report; give the folder of the machine's")
-    reviewed = review(folder, corrected, report)
+    reviewed = review(folder, corrected, report, content)
     source = _source(folder, slide)
     if _identity(source) != report.slide.identity:
         raise ConfigError(f"{source.label} is not the slide of this report; give it with --slide")
     with source.open() as open_slide:
         marks = checked(open_slide, reviewed.fields, reviewed.marks, _settings(report).checks)
-        signature_facts = {"by": signature.by, "date": signature.date, "comment": signature.comment}
-        corrections = reviewed.corrections.model_copy(update=signature_facts)
+        corrections = reviewed.corrections.model_copy(update=asdict(signature))
         reviewed = Reviewed(reviewed.fields, marks, corrections)
         area = reviewed.fields.area_mm2(open_slide.mpp)
         program_facts = {"program": f"slidewright {version()}", "code": code_hash()}

@@ -5,7 +5,7 @@ const by = id => document.getElementById(id);
 const COLOURS = [[255, 242, 102, 0], [255, 191, 26, 0.4], [230, 64, 13, 0.62], [158, 0, 26, 0.75]]; // as in preview.png
 const DRAWN = 500; // objects in view up to which each is drawn; above, their density over all of them
 const MAGNIFICATION = { q: 5, w: 10, e: 20, r: 40 };
-const state = { list: [], slide: null, heat: null, density: null, at: -1, viewer: null, loading: 0, wanted: null, ruler: null };
+const state = { list: [], slide: null, heat: null, density: null, at: -1, viewer: null, loading: 0, wanted: null, ruler: null, selected: null };
 
 function colour(score) {
   const place = Math.min(0.99999, Math.max(0, score)) * (COLOURS.length - 1);
@@ -68,7 +68,7 @@ async function open(id, place = null) {
     const slide = await ask(url);
     const scores = slide.heat ? new Float32Array(await ask(`${url}/heat`, "arrayBuffer")) : null;
     if (turn !== state.loading) return; // another slide was chosen meanwhile
-    Object.assign(state, { slide, scores, at: -1, density: null, ruler: null });
+    Object.assign(state, { slide, scores, at: -1, density: null, ruler: null, selected: null });
     by("threshold").value = 0;
     drawHeat();
     describe(slide);
@@ -80,9 +80,10 @@ async function open(id, place = null) {
     state.viewer.viewport?.setRotation(0, true);
     state.viewer.addOnceHandler("open", () => { if (place) goTo(place.x, place.y, place.zoom); else keepPlace(); });
     state.viewer.open(source);
+    await openReview(slide);
   } catch (error) {
     if (turn !== state.loading) return;
-    Object.assign(state, { slide: null, scores: null, heat: null, ruler: null }); // nothing of another slide stays
+    Object.assign(state, { slide: null, scores: null, heat: null, ruler: null, selected: null }); // nothing of another slide stays
     state.viewer.close();
     describeNothing(id);
     showList();
@@ -98,7 +99,7 @@ function describeNothing(id) {
   by("note").textContent = line?.note ?? "";
   by("title").textContent = by("legend").textContent = "";
   by("found").replaceChildren();
-  by("heat").hidden = true;
+  by("heat").hidden = by("review").hidden = true;
 }
 
 function gradeText({ percent, interval, positive, negative, fields }) {
@@ -200,7 +201,8 @@ function densityOf(boxes, side) {
   // counts of both classes in squares of so many pixels, over all boxes: a sample would mislead
   const cols = Math.ceil(state.slide.width / side), rows = Math.ceil(state.slide.height / side);
   const counts = [new Uint32Array(cols * rows), new Uint32Array(cols * rows)];
-  for (const [x0, y0, x1, y1, positive] of boxes) {
+  for (const [x0, y0, x1, y1, positive, , , , group] of boxes) {
+    if (group === NOT_COUNTED) continue;
     const col = Math.floor((x0 + x1) / 2 / side), row = Math.floor((y0 + y1) / 2 / side);
     if (col >= 0 && row >= 0 && col < cols && row < rows) counts[positive][row * cols + col] += 1;
   }
@@ -238,6 +240,7 @@ function draw() {
   }
   const pixel = 1 / (zoomNow() || 1); // level-0 pixels of one on the screen
   if (by("marks").checked) drawMarks(pen, image, pixel);
+  drawDrawing(pen, pixel);
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   const map = state.viewer.navigator?.element.getBoundingClientRect(); // it lies below this canvas
   if (map) pen.clearRect(map.x - box.x - 2, map.y - box.y - 2, map.width + 4, map.height + 4);
@@ -311,10 +314,17 @@ function drawMarks(pen, image, pixel) {
     pen.drawImage(canvas, 0, 0, canvas.width * side, canvas.height * side);
     return;
   }
-  for (const [x0, y0, x1, y1, positive] of inView) {
-    pen.strokeStyle = positive ? "#c80000" : "#1e50c8";
-    pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
+  for (const row of inView) {
+    const [x0, y0, x1, y1, positive, , id, , group, ring] = row;
+    const isOut = group === NOT_COUNTED;
+    if (isOut && !review.on) continue;
+    pen.strokeStyle = isOut ? "#666" : positive ? "#c80000" : "#1e50c8";
+    pen.lineWidth = (id === state.selected ? 4 : 1.5) * pixel;
+    pen.setLineDash(isOut ? [4 * pixel, 4 * pixel] : []);
+    if (ring) outline(pen, ring);
+    else pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
   }
+  pen.setLineDash([]);
 }
 
 function outline(pen, ring) {
@@ -355,8 +365,9 @@ function drawBar() {
 function press(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || ["SELECT", "TEXTAREA"].includes(event.target.tagName) || event.target.type === "text") return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key, viewport = state.viewer.viewport;
-  if (by("help").open && key !== "?") return;
-  if (key === "?") by("help").open ? by("help").close() : by("help").showModal();
+  if ((by("help").open && key !== "?") || by("sign-dialog").open) return;
+  if (key !== "?" && reviewKey(key, event)) { /* done there */ }
+  else if (key === "?") by("help").open ? by("help").close() : by("help").showModal();
   else if (key === "n") show(state.at + 1);
   else if (key === "p") show(state.at < 0 ? -1 : state.at - 1);
   else if (key in MAGNIFICATION && state.slide?.mpp) viewport.zoomTo(state.viewer.world.getItemAt(0).imageToViewportZoom((MAGNIFICATION[key] * state.slide.mpp) / 10));
@@ -385,6 +396,7 @@ async function start() {
   for (const name of ["update-viewport", "resize", "rotate"]) state.viewer.addHandler(name, draw);
   state.viewer.addHandler("animation-finish", keepPlace);
   state.viewer.addHandler("canvas-click", measure);
+  startReview();
   new ResizeObserver(draw).observe(by("over"));
   document.addEventListener("keydown", press);
   by("sort").onchange = showList;

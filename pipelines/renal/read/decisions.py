@@ -1,0 +1,173 @@
+"""A person's decisions on single objects, as the corrected file that `pipelines.renal.read.review` counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+
+from pipelines.renal.read.marks import mark_key
+from pipelines.renal.read.report import RenalReport, grading_of
+from pipelines.renal.read.review import DETECTIONS, corrected_report, review
+from pipelines.renal.read.review_run import Signature, review_slide
+from pipelines.renal.read.run import read_report
+from pipelines.runs.review_log import Decision, Ring
+from wsi.errors import AnnotationError
+from wsi.results.export import Feature, feature_id, geojson
+from wsi.results.folder import Folder
+from wsi.vocabulary import COLOURS, FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
+
+CORRECTED = "corrected.geojson"
+_FEATURES = '{"type":"FeatureCollection","features":[\n'
+CAPILLARY_GROUPS, FIELD_GROUPS = (POSITIVE, NEGATIVE, NOT_COUNTED), (FEASIBLE, NOT_FEASIBLE)
+
+
+@dataclass
+class MachineReading:
+    """A report of the machine's, and the objects in its file, of which a person decides one after another.
+
+    Attributes:
+        folder: of the report.
+        report: the report.
+        content: bytes of its ``detections.geojson``.
+        features: the features of that file, by id.
+    """
+
+    folder: Folder
+    report: RenalReport
+    content: bytes
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Folder) -> MachineReading:
+        """Read a report.
+
+        Raises:
+            WsiError: it is broken, or of another version.
+        """
+        report = read_report(folder)
+        try:
+            content = folder.read(DETECTIONS)
+            features = {str(f["id"]): f for f in json.loads(content)["features"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AnnotationError(
+                f"{folder.at(DETECTIONS)} is missing or broken ({error!r}); make it again"
+            ) from error
+        return cls(folder, report, content, features)
+
+    def group(self, object_id: str) -> str:
+        """The class that the machine gave an object; empty where it has none of this id."""
+        feature = self.features.get(object_id)
+        return "" if feature is None else str(feature["properties"]["classification"]["name"])
+
+    def capillaries(self) -> list[str]:
+        """Ids of the capillaries that a person looks through."""
+        return [key for key in self.features if self.group(key) in (POSITIVE, NEGATIVE)]
+
+    def decision(self, object_id: str, group: str, ring: Ring, drawn: Mapping[str, Decision]) -> Decision:
+        """A decision that can be counted.
+
+        Args:
+            object_id: empty for an object that was drawn just now.
+            group: its class from now on.
+            ring: the outline of such an object, in level-0 pixels; else empty.
+            drawn: the decisions so far.
+
+        Raises:
+            AnnotationError: there is no such object, or it cannot be of this class.
+        """
+        if not object_id:
+            return self._drawn(group, ring, drawn)
+        machine = self.group(object_id)
+        is_drawn = object_id in drawn and not machine
+        if (not machine and not is_drawn) or ring:
+            raise AnnotationError(
+                f"there is no object {object_id[:40]!r} in this report; load the page again"
+            )
+        groups = FIELD_GROUPS if machine in FIELD_GROUPS else CAPILLARY_GROUPS
+        if group not in groups:
+            raise AnnotationError(f"this object cannot be {group[:40]!r}; give one of {', '.join(groups)}")
+        return Decision(object_id, machine, group, drawn[object_id].ring if is_drawn else ())
+
+    def _drawn(self, group: str, ring: Ring, drawn: Mapping[str, Decision]) -> Decision:
+        if group not in (POSITIVE, NEGATIVE):
+            raise AnnotationError(f"what is drawn is {POSITIVE} or {NEGATIVE}, not {group[:40]!r}")
+        shape = shapely.Polygon(ring) if len(ring) > 2 else shapely.Polygon()
+        if not shape.is_valid or shape.area == 0:
+            raise AnnotationError("the outline crosses itself, or has no area; draw it again")
+        width, height = self.report.slide.size_px
+        if not shape.within(shapely.box(0, 0, width, height)):
+            raise AnnotationError("the outline leaves the slide; draw it again")
+        object_id = feature_id(mark_key(self.report.slide.name, np.array(shape.bounds)))
+        if object_id in self.features or object_id in drawn:
+            raise AnnotationError(
+                "a mark with these bounds is there already; change its class instead of marking twice"
+            )
+        return Decision(object_id, "", group, ring)
+
+    def corrected(self, decisions: Mapping[str, Decision]) -> bytes:
+        """The machine's file after these decisions: what a person would export from QuPath after the same ones."""
+        lines = []
+        for key, feature in self.features.items():
+            decision = decisions.get(key)
+            if decision is None or decision.group == self.group(key):
+                lines.append(feature)
+            elif decision.group != NOT_COUNTED:
+                classification = {"name": decision.group, "color": list(COLOURS[decision.group])}
+                lines.append(
+                    feature | {"properties": feature["properties"] | {"classification": classification}}
+                )
+        text = _FEATURES + ",\n".join(map(_line, [*lines, *self._drawn_features(decisions)])) + "\n]}\n"
+        return text.encode()
+
+    def _drawn_features(self, decisions: Mapping[str, Decision]) -> list[dict[str, Any]]:
+        any_metadata = next(iter(self.features.values()))["properties"]["metadata"]
+        x, y = (round(float(v)) for v in any_metadata["origin offset"].split(","))
+        made_by = {k: v for k, v in any_metadata.items() if k in ("slide", "slide identity")}
+        drawn = [d for d in decisions.values() if d.ring and d.group != NOT_COUNTED]
+        features = [
+            Feature(
+                key=d.id,
+                shape=shapely.Polygon(d.ring),
+                kind="annotation",
+                name="drawn by a person",
+                classification=d.group,
+                colour=COLOURS[d.group],
+                metadata=made_by,
+                locked=False,
+                id=d.id,
+            )
+            for d in drawn
+        ]
+        return list(json.loads(geojson(features, (x, y)))["features"])
+
+    def counted(self, decisions: Mapping[str, Decision]) -> RenalReport:
+        """The reading after these decisions, as `review_slide` would count it; nothing is written.
+
+        Raises:
+            AnnotationError: it cannot be counted: two marks are of one capillary.
+        """
+        reviewed = review(self.folder, Path(CORRECTED), self.report, self.corrected(decisions))
+        area = reviewed.fields.area_mm2(self.report.slide.um_per_px)
+        return corrected_report(self.report, reviewed, grading_of(self.report), area)
+
+    def sign(
+        self, decisions: Mapping[str, Decision], signature: Signature, slide: str | None = None
+    ) -> RenalReport:
+        """Write the corrected file, and from it the reviewed report, as ``wsi renal review`` writes it.
+
+        Raises:
+            WsiError: the slide cannot be read, or the folder not be written.
+        """
+        content = self.corrected(decisions)
+        self.folder.write(CORRECTED, content, durable=True)
+        return review_slide(self.folder, Path(CORRECTED), signature, slide=slide, content=content)
+
+
+def _line(feature: dict[str, Any]) -> str:
+    return json.dumps(feature, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,223 @@
+"""The log of a person's decisions about one slide: lines are only added, and each holds the hash of the line before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from wsi.errors import StoreError
+from wsi.results.folder import Folder
+
+log = logging.getLogger(__name__)
+
+LOG = "review.jsonl"
+What = Literal["begin", "decide", "undo", "redo", "sign"]
+Ring = tuple[tuple[float, float], ...]
+
+
+class StaleReviewError(StoreError):
+    """The log went on since the caller read it: another page, or another person, works on this slide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a person said of one object.
+
+    Attributes:
+        id: of the object.
+        machine: the class that the machine gave it; empty where the machine has no such object.
+        group: the class that the person gives it.
+        ring: its outline in level-0 pixels, where the person drew it; else empty.
+    """
+
+    id: str
+    machine: str
+    group: str
+    ring: Ring = ()
+
+
+@dataclass
+class ReviewLog:
+    """The log in a slide's folder; it belongs to one result, and is set aside when that is made anew.
+
+    Attributes:
+        folder: of the slide's result.
+        subject: hash of what is reviewed.
+        lines: of the file, parsed.
+        last: hash of the last line; empty before the first.
+    """
+
+    folder: Folder
+    subject: str
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    last: str = ""
+    _done: list[Decision] = field(default_factory=list)
+    _undone: list[Decision] = field(default_factory=list)
+    _bytes: bytes = b""
+
+    def read(self) -> None:
+        """Read the file if it changed; a last line that was cut short by a power cut is left out.
+
+        Raises:
+            StoreError: a line was changed after it was written.
+        """
+        content = self.folder.read(LOG) if self.folder.exists(LOG) else b""
+        if content == self._bytes and (content or not self.lines):
+            return
+        self.lines, self.last, self._done, self._undone = [], "", [], []
+        self._bytes = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(self._bytes.splitlines(), start=1):
+            self._take(_parsed(line, self.last, f"{self.folder.at(LOG)}, line {number}"), line)
+        if self.lines and self.lines[0].get("subject") != self.subject:
+            self._set_aside()
+
+    def decisions(self) -> Mapping[str, Decision]:
+        """The last decision on each object that was not undone, by the object's id."""
+        return {decision.id: decision for decision in self._done}
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a decision that can be undone."""
+        return bool(self._done)
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether a decision was undone, and none made since."""
+        return bool(self._undone)
+
+    @property
+    def signed(self) -> dict[str, Any] | None:
+        """The line of the last signature, if no decision came after it."""
+        return self.lines[-1] if self.lines and self.lines[-1]["what"] == "sign" else None
+
+    def after(self, what: What, decision: Decision | None = None) -> Mapping[str, Decision]:
+        """The decisions as they would be after one more line."""
+        done, _ = _changed(self._done, self._undone, what, decision)
+        return {d.id: d for d in done}
+
+    def check_last(self, after: str) -> None:
+        """Refuse a caller who does not know the last line.
+
+        Raises:
+            StaleReviewError: there are more lines.
+        """
+        if after != self.last:
+            raise StaleReviewError(
+                "this slide was changed in another page, or by another person; it is shown as it is now"
+            )
+
+    def add(self, what: What, by: str, *, after: str, decision: Decision | None = None, **facts: Any) -> None:
+        """Add a line, and return when no power cut can undo it.
+
+        Args:
+            what: the line says.
+            by: whom.
+            after: hash of the last line that the caller knows.
+            decision: with ``decide``.
+            facts: more that the line says.
+
+        Raises:
+            StaleReviewError: there are more lines; nothing was written.
+            StoreError: the file is damaged, or cannot be written.
+        """
+        with self.folder.alone():
+            self.read()
+            self.check_last(after)
+            if not self.lines:
+                self._write({"what": "begin", "subject": self.subject}, by)
+            said = {} if decision is None else _facts(decision)
+            self._write({"what": what} | said | facts, by)
+
+    def _write(self, facts: dict[str, Any], by: str) -> None:
+        head = {"n": len(self.lines) + 1, "at": datetime.now(UTC).isoformat(timespec="seconds"), "by": by}
+        value = head | facts | {"before": self.last}
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        self.folder.append(LOG, line + b"\n", after=len(self._bytes))
+        self._bytes += line + b"\n"
+        self._take(value, line)
+
+    def _take(self, value: dict[str, Any], line: bytes) -> None:
+        self.lines.append(value)
+        self.last = hashlib.sha256(line).hexdigest()
+        decision = _decision(value) if value["what"] == "decide" else None
+        self._done, self._undone = _changed(self._done, self._undone, value["what"], decision)
+
+    def _set_aside(self) -> None:
+        """Keep the log of an earlier result under another name, and begin anew."""
+        number = 1
+        while self.folder.exists(aside := f"review-before-{number}.jsonl"):
+            number += 1
+        self.folder.move(LOG, aside)
+        log.warning(
+            "%s: it is of an earlier result of this slide, and is kept as %s", self.folder.at(LOG), aside
+        )
+        self.lines, self.last, self._done, self._undone, self._bytes = [], "", [], [], b""
+
+
+def _changed(
+    done: list[Decision], undone: list[Decision], what: What, decision: Decision | None
+) -> tuple[list[Decision], list[Decision]]:
+    """Decisions that hold, and those that can be done again, after one more line."""
+    if what == "decide" and decision is not None:
+        return [*done, decision], []
+    if what == "undo" and done:
+        return done[:-1], [*undone, done[-1]]
+    if what == "redo" and undone:
+        return [*done, undone[-1]], undone[:-1]
+    return done, undone
+
+
+def _facts(decision: Decision) -> dict[str, Any]:
+    facts: dict[str, Any] = {"id": decision.id, "machine": decision.machine, "group": decision.group}
+    return facts | ({"ring": decision.ring} if decision.ring else {})
+
+
+def _decision(value: dict[str, Any]) -> Decision:
+    ring = tuple((float(x), float(y)) for x, y in value.get("ring", ()))
+    return Decision(str(value["id"]), str(value["machine"]), str(value["group"]), ring)
+
+
+def _parsed(line: bytes, before: str, where: str) -> dict[str, Any]:
+    """The value of a line that follows from the one before it.
+
+    Raises:
+        StoreError: it does not.
+    """
+    try:
+        value = dict(json.loads(line))
+        if value["before"] != before or not isinstance(value["what"], str):
+            raise ValueError("another line was before it")
+        if value["what"] == "decide":
+            _decision(value)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(
+            f"{where}: it was changed after it was written ({error}); keep the file elsewhere to begin a new review"
+        ) from error
+    return value
+
+
+def check_log(folder: Folder, signed: str) -> list[str]:
+    """A sentence if the review log in a slide's folder is not as it was written.
+
+    Args:
+        folder: of a result, with a log.
+        signed: hash of the line that a signed report names; empty where there is none.
+    """
+    before, hashes = "", {""}
+    try:
+        for number, line in enumerate(folder.read(LOG).splitlines(), start=1):
+            _parsed(line, before, f"{folder.at(LOG)}, line {number}")
+            before = hashlib.sha256(line).hexdigest()
+            hashes.add(before)
+    except (StoreError, OSError) as error:
+        return [str(error)]
+    return (
+        []
+        if signed in hashes
+        else [f"{folder.at(LOG)}: it does not hold the line that the signed report names"]
+    )

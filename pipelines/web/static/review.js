@@ -1,0 +1,319 @@
+"use strict";
+// Correcting a kidney report: each decision goes to the server at once, which keeps the log and counts anew.
+
+const POSITIVE = "C4d positive", NEGATIVE = "C4d negative", NOT_COUNTED = "not a capillary", FEASIBLE = "feasible", NOT_FEASIBLE = "not feasible";
+const review = { on: false, state: null, machine: [], order: [], drawing: null, ring: [], queue: Promise.resolve() };
+
+// --- what is reviewed
+
+async function openReview(slide) {
+  Object.assign(review, { on: false, state: null, machine: slide.capillaries ?? [], drawing: null, ring: [] });
+  by("review").hidden = true;
+  if (!slide.capillaries) return;
+  try {
+    const answer = await ask(`${reviewUrl(slide.id)}`);
+    if (state.slide !== slide) return;
+    review.state = answer;
+    by("reviewer").value ||= answer.reviewer || localStorage.getItem("reviewer") || "";
+    by("review").hidden = false;
+    order();
+    apply();
+  } catch (error) {
+    if (!/nothing to review/.test(error.message)) say(error.message);
+  }
+}
+
+function reviewUrl(id) {
+  return `/api/slides/${encodeURIComponent(id)}/review`;
+}
+
+// the boxes as they are after all decisions: [x0, y0, x1, y1, positive, score, id, doubt, group, ring]
+function apply() {
+  const decisions = review.state?.decisions ?? {};
+  const rows = review.machine.map(row => {
+    const decided = decisions[row[6]];
+    const group = decided ? decided[0] : row[4] ? POSITIVE : NEGATIVE;
+    return [...row.slice(0, 4), Number(group === POSITIVE), row[5], row[6], row[7], group, null];
+  });
+  for (const [id, [group, ring]] of Object.entries(decisions)) {
+    if (!ring.length) continue;
+    const xs = ring.map(p => p[0]), ys = ring.map(p => p[1]);
+    rows.push([Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys), Number(group === POSITIVE), null, id, "drawn by a person", group, ring]);
+  }
+  state.slide.capillaries = rows;
+  for (const field of state.slide.fields) {
+    field[5] ??= field[3]; // what the machine said
+    const decided = decisions[field[4]]?.[0];
+    field[3] = decided === FEASIBLE ? "" : decided === NOT_FEASIBLE ? field[5] || "left out by a person" : field[5];
+  }
+  state.density = null;
+  showReview();
+  draw();
+}
+
+// the least certain first: the doubted, then those whose score is nearest to the limit of its class
+function order() {
+  const limits = state.slide.limits ?? {};
+  const margin = row => (row[7] ? -1 : 0) + (row[5] ?? 1) - (limits[row[4] ? POSITIVE : NEGATIVE] ?? 0);
+  review.order = review.machine.slice().sort((a, b) => margin(a) - margin(b)).map(row => row[6]);
+}
+
+function rowOf(id) {
+  return (state.slide?.capillaries ?? []).find(row => row[6] === id);
+}
+
+function seen(id) {
+  return id in (review.state?.decisions ?? {});
+}
+
+function showReview() {
+  const { state: now } = review;
+  if (!now) return;
+  by("review-on").textContent = review.on ? "End the review (v)" : "Review (v)";
+  by("review-on").setAttribute("aria-pressed", String(review.on));
+  by("review-tools").hidden = !review.on;
+  by("progress").max = Math.max(1, now.total);
+  by("progress").value = now.seen;
+  by("progress-text").textContent = `${now.seen} of ${now.total} seen${now.drawn ? `, ${now.drawn} drawn` : ""}`;
+  const was = now.machine, is = now.result;
+  by("counts").replaceChildren(...[["machine", was], ["now", is]].map(([word, result]) => {
+    const p = document.createElement("p");
+    p.textContent = `${word}: ${result.grade ?? "not assessable"}, ${gradeText(result)}`;
+    return p;
+  }));
+  const outside = now.outside_fields ? `${now.outside_fields} marked outside evaluated fields: not counted; ` : "";
+  by("outside").textContent = is.interval ? `${outside}the interval covers ${is.interval_covers}` : outside;
+  by("undo").disabled = !now.can_undo;
+  by("redo").disabled = !now.can_redo;
+  by("signed").textContent = now.signed ? `signed by ${now.signed.by} at ${now.signed.at.replace("T", " ").replace("+00:00", " UTC")}` : now.can_undo ? "not signed yet" : "";
+  if (review.on) listForReview();
+}
+
+function listForReview() {
+  const unseen = review.order.filter(id => !seen(id)).length;
+  by("title").textContent = unseen ? `${unseen} to look at, least certain first` : "all are seen";
+  const at = review.order.indexOf(state.selected), from = Math.max(0, at - 3);
+  by("found").replaceChildren(...review.order.slice(from, from + 60).map((id, i) => {
+    const row = rowOf(id), button = document.createElement("button"), item = document.createElement("li");
+    button.textContent = `${from + i + 1}. ${seen(id) ? "\u2713 " : ""}${describeRow(row)}`;
+    button.setAttribute("aria-current", String(id === state.selected));
+    button.onclick = () => select(id, true);
+    item.append(button);
+    return item;
+  }));
+}
+
+function describeRow(row) {
+  const score = row[5] === null ? "" : ` ${row[5].toFixed(2)}`;
+  return `${row[8]}${score}${row[7] ? `, ${row[7]}` : ""}`;
+}
+
+// --- one object
+
+function select(id, move = false) {
+  state.selected = id;
+  const row = rowOf(id);
+  by("what").textContent = row ? describeRow(row) : "";
+  if (row && move) goTo((row[0] + row[2]) / 2, (row[1] + row[3]) / 2, Math.max(zoomNow(), 1));
+  if (review.on) listForReview();
+  draw();
+}
+
+function step(by_, unseenOnly) {
+  const n = review.order.length, at = review.order.indexOf(state.selected);
+  for (let k = 1; k <= n; k += 1) {
+    const id = review.order[(((at < 0 && by_ < 0 ? 0 : at) + k * by_) % n + n) % n];
+    if (!unseenOnly || !seen(id)) return select(id, true);
+  }
+}
+
+function pick(point) {
+  const inside = (state.slide?.capillaries ?? []).filter(([x0, y0, x1, y1]) => point.x >= x0 && point.x < x1 && point.y >= y0 && point.y < y1);
+  inside.sort((a, b) => (a[2] - a[0]) * (a[3] - a[1]) - (b[2] - b[0]) * (b[3] - b[1]));
+  if (inside.length) return select(inside[0][6]);
+  state.selected = null;
+  const field = fieldAt(point);
+  by("what").textContent = field ? (field[3] ? `field left out: ${field[3]}` : "evaluated field") : "";
+  draw();
+}
+
+function fieldAt(point) {
+  return (state.slide?.fields ?? []).find(([x, y, side]) => point.x >= x && point.x < x + side && point.y >= y && point.y < y + side);
+}
+
+// --- decisions
+
+function decide(what, facts = {}) {
+  review.queue = review.queue.then(() => send(what, facts)).catch(error => say(error.message));
+  return review.queue;
+}
+
+async function send(what, facts) {
+  const slide = state.slide, name = by("reviewer").value.trim();
+  if (!slide || !review.state) return null;
+  if (!name) {
+    say("whose review is this? Write your name first");
+    by("reviewer").focus();
+    return null;
+  }
+  localStorage.setItem("reviewer", name);
+  say("");
+  const body = JSON.stringify({ what, by: name, after: review.state.last, ...facts });
+  const response = await fetch(reviewUrl(slide.id), { method: "POST", body, headers: { "Content-Type": "application/json" } }).catch(() => null);
+  if (!response) throw new Error("the server does not answer any more: this decision is not kept; start wsi view again");
+  const answer = await response.json();
+  if (state.slide !== slide) return null;
+  if (!response.ok) {
+    if (answer.stale) {
+      review.state = await ask(reviewUrl(slide.id));
+      apply();
+    }
+    throw new Error(answer.error);
+  }
+  review.state = answer;
+  apply();
+  return answer;
+}
+
+async function judge(group) {
+  const id = state.selected, row = rowOf(id);
+  if (!row) return say("click a capillary, or press u for the next one");
+  await decide("decide", { id, group: group ?? row[8] });
+  if (seen(id) && state.selected === id && review.order.includes(id)) step(1, true);
+}
+
+async function toggleField() {
+  const image = state.viewer.world.getItemAt(0);
+  const middle = review.pointer ?? image.viewportToImageCoordinates(state.viewer.viewport.getCenter(true));
+  const field = fieldAt(middle);
+  if (!field) return say("no field lies there");
+  await decide("decide", { id: field[4], group: field[3] ? FEASIBLE : NOT_FEASIBLE });
+  pick(middle);
+}
+
+async function back(what) {
+  await decide(what);
+}
+
+async function sign() {
+  const comment = by("comment").value;
+  by("sign-dialog").close();
+  const answer = await decide("sign", { comment });
+  if (!answer) return;
+  state.list = await ask("/api/slides");
+  showList();
+  say("");
+}
+
+function askToSign() {
+  const { state: now } = review;
+  const unseen = now.total - now.seen;
+  by("sign-text").textContent = `${by("reviewer").value.trim() || "Nobody yet"} signs: ${now.result.grade ?? "not assessable"}, ${gradeText(now.result)}.${unseen ? ` ${unseen} of ${now.total} capillaries were not looked at; they stay as the machine has them.` : ""}`;
+  by("sign-dialog").showModal();
+}
+
+// --- drawing: a box by dragging, an outline by clicks and Enter
+
+function beginDrawing(kind) {
+  review.drawing = review.drawing === kind ? null : kind;
+  review.ring = [];
+  by("what").textContent = !review.drawing ? "" : kind === "box" ? "drag a box around a capillary; Escape ends it" : "click around a capillary, Enter closes the outline; Escape ends it";
+  draw();
+}
+
+async function endDrawing() {
+  const ring = review.ring.map(p => [Math.round(p.x * 100) / 100, Math.round(p.y * 100) / 100]);
+  Object.assign(review, { drawing: null, ring: [] });
+  by("what").textContent = "";
+  draw();
+  if (ring.length < 3) return;
+  const before = new Set(Object.keys(review.state.decisions));
+  const answer = await decide("decide", { group: by("draw-as").value, ring });
+  const id = Object.keys(answer?.decisions ?? {}).find(key => !before.has(key));
+  if (id) select(id);
+}
+
+function pointOf(event) {
+  return state.viewer.world.getItemAt(0).viewerElementToImageCoordinates(event.position);
+}
+
+function pressed(event) {
+  if (review.drawing === "box") review.from = pointOf(event);
+}
+
+function dragged(event) {
+  if (review.drawing !== "box" || !review.from) return;
+  event.preventDefaultAction = true;
+  const a = review.from, b = pointOf(event);
+  review.ring = [a, { x: b.x, y: a.y }, b, { x: a.x, y: b.y }];
+  draw();
+}
+
+function dragEnd(event) {
+  if (review.drawing !== "box" || review.ring.length < 4) return;
+  event.preventDefaultAction = true;
+  review.from = null;
+  endDrawing();
+}
+
+function clicked(event) {
+  if (!event.quick || state.ruler || !state.slide) return;
+  if (review.drawing === "outline") {
+    review.ring.push(pointOf(event));
+    draw();
+  } else if (!review.drawing) pick(pointOf(event));
+}
+
+function drawDrawing(pen, pixel) {
+  if (!review.ring.length) return;
+  pen.strokeStyle = "#ffe600";
+  pen.lineWidth = 2.5 * pixel;
+  outline(pen, review.ring.map(p => [p.x, p.y]));
+}
+
+// --- keys
+
+function toggleReview() {
+  if (!review.state) return say("there is nothing to review here");
+  review.on = !review.on;
+  if (!review.on) { review.drawing = null; describe(state.slide); }
+  apply();
+  if (review.on && !by("reviewer").value.trim()) by("reviewer").focus();
+  else if (review.on && !rowOf(state.selected)) step(1, true);
+}
+
+function reviewKey(key, event) {
+  if (key === "v") toggleReview();
+  else if (!review.on) return false;
+  else if (key === "Escape" && review.drawing) beginDrawing(review.drawing);
+  else if (key === "Enter" && review.drawing === "outline") endDrawing();
+  else if (key === "1") judge(POSITIVE);
+  else if (key === "2") judge(NEGATIVE);
+  else if (key === "x") judge(NOT_COUNTED);
+  else if (key === "a") judge(null);
+  else if (key === "u") step(1, true);
+  else if (key === "n") step(1, false);
+  else if (key === "p") step(-1, false);
+  else if (key === "z") back(event.shiftKey ? "redo" : "undo");
+  else if (key === "y") back("redo");
+  else if (key === "b") beginDrawing("box");
+  else if (key === "g") beginDrawing("outline");
+  else if (key === "t") toggleField();
+  else return false;
+  return true;
+}
+
+function startReview() {
+  state.viewer.addHandler("canvas-press", pressed);
+  state.viewer.addHandler("canvas-drag", dragged);
+  state.viewer.addHandler("canvas-drag-end", dragEnd);
+  state.viewer.addHandler("canvas-click", clicked);
+  by("view").addEventListener("pointermove", event => {
+    const image = state.viewer.world.getItemAt(0), box = by("view").getBoundingClientRect();
+    review.pointer = image ? image.viewerElementToImageCoordinates(new OpenSeadragon.Point(event.clientX - box.x, event.clientY - box.y)) : null;
+  });
+  by("view").addEventListener("pointerleave", () => { review.pointer = null; });
+  by("review-on").onclick = toggleReview;
+  const tools = { positive: () => judge(POSITIVE), negative: () => judge(NEGATIVE), "not-counted": () => judge(NOT_COUNTED), accept: () => judge(null), undo: () => back("undo"), redo: () => back("redo"), box: () => beginDrawing("box"), outline: () => beginDrawing("outline"), sign: askToSign, "sign-now": sign, "sign-not": () => by("sign-dialog").close() };
+  for (const [id, does] of Object.entries(tools)) by(id).onclick = does;
+}
