@@ -74,11 +74,27 @@ class Browser:
 
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
-            self._call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
+            self._call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                text=key if kind == "keyDown" and len(key) == 1 else "",
+            )
 
     def click(self, x: float, y: float) -> None:
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press at one place, move in steps, and release at another."""
+        (x0, y0), (x1, y1) = start, end
+        for kind, t in (
+            ("mousePressed", 0.0),
+            *(("mouseMoved", k / 8) for k in range(1, 9)),
+            ("mouseReleased", 1.0),
+        ):
+            place = {"x": x0 + (x1 - x0) * t, "y": y0 + (y1 - y0) * t}
+            self._call("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, **place)
 
     def picture(self) -> np.ndarray:
         """The page as it is shown: (height, width, 3)."""

@@ -107,16 +107,16 @@ class Cluster:
         self, slides: Sequence[tuple[SlideRow, str]], job: SlideJob[R], watch: Watch
     ) -> Iterator[tuple[int, R | Failure]]:
         """Outcomes in order of completion, see `Crew.work`."""
-        slides = [(_anywhere(row), name) for row, name in slides]
         if len(slides) < WINDOW * workers_of(self._client):
-            yield from Alone(DaskExecutor(self._client), WAIT_S).work(slides, job, watch)
+            anywhere = [(_anywhere(row), name) for row, name in slides]
+            yield from Alone(DaskExecutor(self._client), WAIT_S).work(anywhere, job, watch)
             return
         claims = Claims(job.out)
         batch: list[tuple[int, bytes | None]] = [(index, None) for index in range(len(slides))]
         deaths: Counter[int] = Counter()
         while batch:
             busy = []
-            calls = ((_run_slide, *slides[i], job, dead) for i, dead in batch)
+            calls = ((_run_slide, _anywhere(slides[i][0]), slides[i][1], job, dead) for i, dead in batch)
             for k, outcome in outcomes(self._client, calls, names=[slides[i][1] for i, _ in batch]):
                 index = batch[k][0]
                 if outcome is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -175,10 +176,13 @@ class RunFolder(Generic[R]):
         }
         head = json.dumps(self.record | sections, indent=1, allow_nan=False, ensure_ascii=False)
         # a line for each file and slide: indented, a hundred thousand of them would take gigabytes for a moment
-        file_lines = ",\n".join(f"  {_line(name)}: {_line(what)}" for name, what in files.items())
-        slide_lines = ",\n".join(f"  {_line(slide)}" for slide in slides)
-        parts = (head[:-2], ',\n "files": {\n', file_lines, '\n },\n "slides": [\n', slide_lines, "\n ]\n}\n")
-        self.out.write("run.json", "".join(parts), durable=True)
+        text = io.BytesIO()
+        text.write(f'{head[:-2]},\n "files": {{'.encode())
+        _add_lines(text, (f"{_line(name)}: {_line(what)}" for name, what in files.items()))
+        text.write(b'\n },\n "slides": [')
+        _add_lines(text, map(_line, slides))
+        text.write(b"\n ]\n}\n")
+        self.out.write("run.json", text.getvalue(), durable=True)
 
     def _before(self) -> dict[str, Any]:
         """The ``run.json`` of an earlier command with the same settings; empty where there is none."""
@@ -205,6 +209,11 @@ class RunFolder(Generic[R]):
             return [f for f in failures if f.name not in but and (f.gone or not _removed(f.path))]
         except (TypeError, AttributeError, OSError, ValueError):
             return []
+
+
+def _add_lines(text: io.BytesIO, lines: Iterable[str]) -> None:
+    for number, line in enumerate(lines):
+        text.write(f"{',' if number else ''}\n  {line}".encode())
 
 
 def _line(value: Any) -> str:

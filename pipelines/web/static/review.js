@@ -208,7 +208,7 @@ async function sign() {
 function askToSign() {
   const { state: now } = review;
   const unseen = now.total - now.seen;
-  by("sign-text").textContent = `${by("reviewer").value.trim() || "Nobody yet"} signs: ${now.result.grade ?? "not assessable"}, ${gradeText(now.result)}.${unseen ? ` ${unseen} of ${now.total} capillaries were not looked at; they stay as the machine has them.` : ""}`;
+  by("sign-text").textContent = `${by("reviewer").value.trim() || "Nobody yet"} signs: ${now.result.grade ?? "not assessable"}, ${gradeText(now.result)}.${unseen ? ` ${unseen} of ${now.total} capillaries were not decided one by one; they stay as the machine has them.` : ""}`;
   by("sign-dialog").showModal();
 }
 
