@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.console import err, out
+from pipelines.cli.console import err, out, progress
 from pipelines.runs.cohort import gather, unique_names
 from pipelines.web.collection import Collection, Entry, entries_of
 from wsi.errors import ConfigError
@@ -46,6 +46,15 @@ def view(
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Only look: nobody can correct or sign a report.")
     ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a folder instead that opens in a browser without this program: to look only.",
+        ),
+    ] = None,
+    export_mpp: Annotated[
+        float, typer.Option(min=0.01, help="Micrometres per pixel of the finest tiles in that folder.")
+    ] = 1.0,
     by: Annotated[
         str, typer.Option(help="The reviewer's name, which the page proposes.", show_default="asked for")
     ] = "",
@@ -60,8 +69,13 @@ def view(
     wsi view reports --by "A. Smith"
 
     wsi view my_slide.svs
+
+    wsi view results --export site
     """
     entries = _entries(things)
+    if export is not None:
+        _export(Collection(entries), export, export_mpp)
+        return
     host = LOOPBACK if host in ("localhost", "::1") else host
     token = secrets.token_urlsafe(24)
     with _listening(host, port) as listener:
@@ -78,6 +92,21 @@ def view(
         out.print("Ctrl-C ends it; for research use only")
         with _opened(address) if browser else nullcontext():
             serve(listener, Collection(entries, None if read_only else by), token, host)
+
+
+def _export(collection: Collection, folder: Path, mpp: float) -> None:
+    from pipelines.web.export import export_site
+
+    try:
+        with progress("tiles") as tick:
+            files, size = export_site(collection, folder, mpp, tick)
+    finally:
+        collection.close()
+    out.print(
+        f"{folder / 'index.html'} shows {number_of(len(collection), 'slide')} in any browser: {files} files, "
+        f"{size / 1e6:,.1f} MB; for research use only",
+        markup=False,
+    )
 
 
 @contextmanager

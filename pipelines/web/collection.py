@@ -196,13 +196,13 @@ class Collection:
         return slide
 
     def review(self, name: str) -> Review | None:
-        """The review of a report; None where there is none, or nobody may decide.
+        """The review of a report; None of what is no report.
 
         Raises:
             WsiError: the report or the log is broken.
         """
         entry = self._entries[name]
-        if self.reviewer is None or entry.kind != "report" or entry.folder is None:
+        if entry.kind != "report" or entry.folder is None:
             return None
         with self._opening[name]:
             if name not in self._reviews:

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,7 +39,7 @@ TILE_PX = 512
 QUALITY = 85  # of JPEG: on tissue no difference can be seen
 LARGEST_PX = 8192  # side of what is read for one tile: of a slide without coarse levels no overview is made
 LARGEST_REQUEST = 200_000  # bytes of a drawn outline of 2,000 points, and more
-NO_REVIEW = "there is nothing to review: it is no report, or the viewer was started with --read-only"
+NO_REVIEW = "there is nothing to review: it is no report"
 GREY = 200  # of a tile that cannot be decoded
 THUMBNAIL_PX = 160
 STATIC = Path(__file__).with_name("static")
@@ -147,16 +148,7 @@ class _Answers:
         return answer
 
     def details(self, name: str, request: Request) -> Response:
-        slide, entry = self._collection.slide(name), self._collection[name]
-        facts = {
-            "id": name,
-            "kind": entry.kind,
-            "width": slide.size[0],
-            "height": slide.size[1],
-            "mpp": slide.mpp if slide.spacing is not None else None,
-            "tile": TILE_PX,
-        }
-        return JSONResponse(facts | entry.details())
+        return JSONResponse(facts_of(name, self._collection.slide(name), self._collection[name]))
 
     def tile(self, name: str, request: Request) -> Response:
         level, x, y = (request.path_params[key] for key in ("level", "x", "y"))
@@ -166,9 +158,7 @@ class _Answers:
         return Response(content, media_type="image/jpeg")
 
     def thumbnail(self, name: str, request: Request) -> Response:
-        slide = self._collection.slide(name)
-        halvings = max(0, int(math.log2(max(slide.size) / THUMBNAIL_PX)))  # one tile holds it all then
-        return Response(tile_jpeg(slide, levels_of(slide.size) - halvings, 0, 0), media_type="image/jpeg")
+        return Response(thumbnail_jpeg(self._collection.slide(name)), media_type="image/jpeg")
 
     def review(self, name: str, request: Request) -> Response:
         review = self._collection.review(name)
@@ -180,6 +170,8 @@ class _Answers:
         review = self._collection.review(name)
         if review is None:
             return JSONResponse({"error": NO_REVIEW}, 404)
+        if self._collection.reviewer is None:
+            return JSONResponse({"error": "the viewer was started with --read-only"}, 403)
         try:
             asked = ReviewRequest.model_validate_json(request.state.body)
         except ValidationError as error:
@@ -230,9 +222,38 @@ def _without_path(error: Exception, entry: Entry) -> str:
     return text
 
 
+def facts_of(name: str, slide: Slide, entry: Entry) -> dict[str, Any]:
+    """Everything that the page needs of a slide, but its pixels and scores.
+
+    Raises:
+        StoreError: a result is broken.
+    """
+    facts = {
+        "id": name,
+        "kind": entry.kind,
+        "width": slide.size[0],
+        "height": slide.size[1],
+        "mpp": slide.mpp if slide.spacing is not None else None,
+        "tile": TILE_PX,
+    }
+    return facts | entry.details()
+
+
 def levels_of(size: tuple[int, int]) -> int:
     """Number of the finest level; level n is the slide reduced 2 ** (finest - n) times."""
     return max(0, math.ceil(math.log2(max(size))))
+
+
+def tiles_of(size: tuple[int, int], level: int) -> list[tuple[int, int]]:
+    """The (x, y) of all tiles of a level, row by row."""
+    cols, rows = (math.ceil(math.ceil(side / 2 ** (levels_of(size) - level)) / TILE_PX) for side in size)
+    return [(x, y) for y in range(rows) for x in range(cols)]
+
+
+def thumbnail_jpeg(slide: Slide) -> bytes:
+    """The whole slide in one small picture."""
+    halvings = max(0, int(math.log2(max(slide.size) / THUMBNAIL_PX)))  # one tile holds it all then
+    return tile_jpeg(slide, max(0, levels_of(slide.size) - halvings), 0, 0) or b""
 
 
 def tile_jpeg(slide: Slide, level: int, x: int, y: int) -> bytes | None:
@@ -251,14 +272,15 @@ def tile_jpeg(slide: Slide, level: int, x: int, y: int) -> bytes | None:
     if min(x, y) < 0 or min(size) <= 0:
         return None
     corner = (x * TILE_PX * scale, y * TILE_PX * scale)
-    side_level = TILE_PX * scale / slide.levels[slide.level_for(scale)].downsample
+    side = max(size)  # less than a tile's where the slide ends
+    side_level = side * scale / slide.levels[slide.level_for(scale)].downsample
     try:
         if side_level > LARGEST_PX:
             raise RegionError(f"{slide.path} has no level that is coarse enough for an overview")
-        pixels = read_square(slide, corner, TILE_PX * scale, TILE_PX)
+        pixels = read_square(slide, corner, side * scale, side)
     except RegionError as error:
         log.warning("%s", error)
-        pixels = np.full((TILE_PX, TILE_PX, 3), GREY, np.uint8)
+        pixels = np.full((side, side, 3), GREY, np.uint8)
     return _jpeg(pixels[: size[1], : size[0]])
 
 

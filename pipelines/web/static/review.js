@@ -2,7 +2,7 @@
 // Correcting a kidney report: each decision goes to the server at once, which keeps the log and counts anew.
 
 const POSITIVE = "C4d positive", NEGATIVE = "C4d negative", NOT_COUNTED = "not a capillary", FEASIBLE = "feasible", NOT_FEASIBLE = "not feasible";
-const review = { on: false, state: null, machine: [], order: [], drawing: null, ring: [], queue: Promise.resolve() };
+const review = { on: false, state: null, machine: [], order: [], may: false, drawing: null, ring: [], queue: Promise.resolve() };
 
 // --- what is reviewed
 
@@ -11,15 +11,17 @@ async function openReview(slide) {
   by("review").hidden = true;
   if (!slide.capillaries) return;
   try {
-    const answer = await ask(`${reviewUrl(slide.id)}`);
+    const answer = slide.review ?? await ask(reviewUrl(slide.id));
     if (state.slide !== slide) return;
     review.state = answer;
+    review.may = typeof answer.reviewer === "string"; // else the page is only to look at
     by("reviewer").value ||= answer.reviewer || localStorage.getItem("reviewer") || "";
-    by("review").hidden = false;
+    by("review").hidden = !review.may && !answer.can_undo;
+    by("review-on").hidden = !review.may;
     order();
     apply();
   } catch (error) {
-    if (!/nothing to review/.test(error.message)) say(error.message);
+    say(error.message);
   }
 }
 
@@ -72,6 +74,7 @@ function showReview() {
   by("review-on").textContent = review.on ? "End the review (v)" : "Review (v)";
   by("review-on").setAttribute("aria-pressed", String(review.on));
   by("review-tools").hidden = !review.on;
+  by("counts").hidden = by("outside").hidden = !review.on && !now.can_undo;
   by("progress").max = Math.max(1, now.total);
   by("progress").value = now.seen;
   by("progress-text").textContent = `${now.seen} of ${now.total} seen${now.drawn ? `, ${now.drawn} drawn` : ""}`;
@@ -274,7 +277,7 @@ function drawDrawing(pen, pixel) {
 // --- keys
 
 function toggleReview() {
-  if (!review.state) return say("there is nothing to review here");
+  if (!review.state || !review.may) return say("there is nothing to review here, or the page is only to look at");
   review.on = !review.on;
   if (!review.on) { review.drawing = null; describe(state.slide); }
   apply();

@@ -13,6 +13,33 @@ function colour(score) {
   return COLOURS[i].map((v, k) => v + (COLOURS[i + 1][k] - v) * t);
 }
 
+// a folder that wsi view --export wrote needs no server: its data are scripts
+const exported = typeof EXPORTED === "undefined" ? null : EXPORTED;
+
+function urlOf(id) {
+  return exported ? exported.list.find(line => line.id === id).place : `/api/slides/${encodeURIComponent(id)}`;
+}
+
+async function fromDisk(id) {
+  if (!exported.slides[id]) {
+    await new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = `${urlOf(id)}/data.js`;
+      script.onload = resolve;
+      script.onerror = () => reject(new Error("a file of this folder is missing; copy all of it"));
+      document.head.append(script);
+    });
+  }
+  const { details, heat } = exported.slides[id];
+  return { slide: structuredClone(details), scores: heat ? new Float32Array(Uint8Array.from(atob(heat), c => c.charCodeAt(0)).buffer) : null };
+}
+
+async function load(id) {
+  if (exported) return fromDisk(id);
+  const slide = await ask(urlOf(id));
+  return { slide, scores: slide.heat ? new Float32Array(await ask(`${urlOf(id)}/heat`, "arrayBuffer")) : null };
+}
+
 async function ask(url, kind = "json") {
   const response = await fetch(url).catch(() => { throw new Error("the server does not answer any more; start wsi view again"); });
   if (!response.ok) {
@@ -45,7 +72,7 @@ function showList() {
     picture.loading = "lazy";
     picture.alt = "";
     picture.onerror = () => { picture.style.visibility = "hidden"; };
-    picture.src = `/api/slides/${encodeURIComponent(line.id)}/thumbnail.jpg`;
+    picture.src = `${urlOf(line.id)}/thumbnail.jpg`;
     button.append(picture, `${line.id} `, scoreText(line), line.note ? " \u26a0" : "");
     if (line.note) button.title = line.note;
     button.dataset.id = line.id;
@@ -64,9 +91,7 @@ async function open(id, place = null) {
   state.wanted = id;
   say("");
   try {
-    const url = `/api/slides/${encodeURIComponent(id)}`;
-    const slide = await ask(url);
-    const scores = slide.heat ? new Float32Array(await ask(`${url}/heat`, "arrayBuffer")) : null;
+    const { slide, scores } = await load(id);
     if (turn !== state.loading) return; // another slide was chosen meanwhile
     Object.assign(state, { slide, scores, at: -1, density: null, ruler: null, selected: null });
     by("threshold").value = 0;
@@ -75,8 +100,12 @@ async function open(id, place = null) {
     showList();
     const source = {
       width: slide.width, height: slide.height, tileSize: slide.tile, tileOverlap: 0,
-      getTileUrl: (level, x, y) => `${url}/tiles/${level}/${x}_${y}.jpg`,
+      getTileUrl: (level, x, y) => `${urlOf(id)}/tiles/${level}/${x}_${y}.jpg`,
     };
+    if (slide.levels) { // the finest ones were not exported
+      const finest = Math.ceil(Math.log2(Math.max(slide.width, slide.height)));
+      Object.assign(source, { maxLevel: slide.levels - 1, getLevelScale: level => 2 ** (level - finest) });
+    }
     state.viewer.viewport?.setRotation(0, true);
     state.viewer.addOnceHandler("open", () => { if (place) goTo(place.x, place.y, place.zoom); else keepPlace(); });
     state.viewer.open(source);
@@ -406,7 +435,7 @@ async function start() {
   by("close").onclick = () => by("help").close();
   drawBar();
   try {
-    state.list = await ask("/api/slides");
+    state.list = exported ? exported.list : await ask("/api/slides");
   } catch (error) {
     return say(error.message);
   }
