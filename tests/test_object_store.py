@@ -15,9 +15,10 @@ from shapely import box
 from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from pipelines.cli import score as score_command
 from pipelines.renal.read.reading import RenalConfig
-from pipelines.renal.read.review_run import Signature, review_slide
+from pipelines.renal.read.review_run import review_slide
 from pipelines.renal.read.run import report_slide
 from pipelines.runs.claims import Claims
+from pipelines.runs.review_log import Signature
 from tests.renal_slides import readers, scattered, slide_of
 from tests.slides import RednessEngine, write_pyramid
 from wsi.errors import StoreError

@@ -14,15 +14,14 @@ from pipelines.cli.console import err, out, progress
 from pipelines.cli.options import Reports
 from pipelines.renal.evaluate.evaluation import evaluate, write_counting_errors, write_evaluation
 from pipelines.renal.evaluate.truth import read_cohort
-from pipelines.renal.read.grading import GradingConfig, grade_word, percent_text
 from pipelines.renal.read.page import check_pdf
-from pipelines.renal.read.report import GradeFacts, RenalReport, grading_of
-from pipelines.renal.read.review_run import Signature, review_slide
+from pipelines.renal.read.report import RenalReport, grade_sentence, grading_of
+from pipelines.renal.read.review_run import review_slide
 from pipelines.renal.read.run import REVIEWED
 from pipelines.renal.read.summary import refresh_summary
+from pipelines.runs.review_log import Signature
 from wsi.errors import ConfigError, WsiError
 from wsi.results.folder import Folder, folder_at
-from wsi.text import number_of
 
 SUFFIXES = (".geojson", ".json", ".geojson.gz")
 
@@ -162,8 +161,8 @@ def _say(report: RenalReport, folder: Folder) -> None:
     c = report.corrections
     grading = grading_of(report)
     out.print(f"{report.slide.name}", markup=False)
-    out.print(f"  machine:   {_sentence(report.machine, grading)}", markup=False)
-    out.print(f"  corrected: {_sentence(report.result, grading)}", markup=False)
+    out.print(f"  machine:   {grade_sentence(report.machine, grading)}", markup=False)
+    out.print(f"  corrected: {grade_sentence(report.result, grading)}", markup=False)
     out.print(
         f"  capillaries: {c.deleted} deleted, {c.added} added, {c.reclassified} reclassified; "
         f"fields: {c.fields_left_out} left out, {c.fields_taken_in} taken in"
@@ -175,12 +174,6 @@ def _say(report: RenalReport, folder: Folder) -> None:
         marks_text = "1 marked capillary lies" if is_single else f"{c.outside_fields} marked capillaries lie"
         err.print(f"  {marks_text} in no evaluated field and {'is' if is_single else 'are'} not counted")
     out.print(f"  {folder.at(f'{REVIEWED}/report.html')} shows it; for research use only", markup=False)
-
-
-def _sentence(g: GradeFacts, grading: GradingConfig) -> str:
-    percent = "no capillary" if g.percent is None else f"{percent_text(g.percent, grading)} %"
-    grade = grade_word(g.grade, grading) if g.grade else f"not assessable ({g.not_assessable})"
-    return f"{grade}, {percent}, {g.positive} positive and {g.negative} negative in {number_of(g.fields, 'field')}"
 
 
 def evaluate_command(

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from wsi.errors import StoreError
+from shapely import Polygon, box
+
+from wsi.errors import AnnotationError, StoreError
 from wsi.results.folder import Folder
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,52 @@ class Decision:
     machine: str
     group: str
     ring: Ring = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Who reviewed; empty values were not stated.
+
+    Attributes:
+        by: name of the reviewer.
+        date: YYYY-MM-DD.
+        comment: on the slide.
+        signed_at: date and time, where it was signed in the viewer.
+        log: hash of the last line of the viewer's review log.
+    """
+
+    by: str = ""
+    date: str = ""
+    comment: str = ""
+    signed_at: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The classes that a person gives: what is looked for, what is of another class, what is nothing; "" has no key."""
+
+    yes: str
+    no: str
+    out: str
+
+
+def shape_of(ring: Ring, size: tuple[int, int]) -> Polygon:
+    """The outline that a person drew, in level-0 pixels.
+
+    Args:
+        ring: its corners; the last is joined to the first.
+        size: width and height of the slide.
+
+    Raises:
+        AnnotationError: it encloses nothing, crosses itself, or leaves the slide.
+    """
+    shape = Polygon(ring) if len(ring) > 2 else Polygon()
+    if not shape.is_valid or shape.area == 0:
+        raise AnnotationError("the outline crosses itself, or has no area; draw it again")
+    if not shape.within(box(0, 0, *size)):
+        raise AnnotationError("the outline leaves the slide; draw it again")
+    return shape
 
 
 @dataclass

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from shapely.geometry.base import BaseGeometry
 
+from pipelines.camelyon16.read.decisions import ScoredReading, signed_record
 from pipelines.camelyon16.read.results import SlideResult, result_of
+from pipelines.renal.read.decisions import MachineReading
 from pipelines.renal.read.report import RenalReport
 from pipelines.renal.read.run import REVIEWED, read_report
 from pipelines.renal.read.tables import capillary_rows
@@ -54,7 +57,11 @@ class Entry:
         line: dict[str, Any] = {"id": self.name, "kind": self.kind, "score": None, "word": "", "note": ""}
         if self.kind == "scored":
             result = self._result()
-            line |= {"score": result.score, "word": result.confidence or "", "note": result.note}
+            assert self.folder is not None
+            signed = signed_record(self.folder)
+            by = f"reviewed by {signed['by']} on {signed['date']}: {signed['label']}" if signed else ""
+            note = "; ".join(text for text in (result.note, by) if text)
+            line |= {"score": result.score, "word": result.confidence or "", "note": note}
         elif self.kind == "report":
             reading = self._last_reading()
             result_facts, c = reading.result, reading.corrections
@@ -93,12 +100,10 @@ class Entry:
         assert self.folder is not None
         result, heatmap = self._result(), self.heatmap()
         facts = self.facts or {}
-        areas = []
-        for feature in json.loads(self.folder.read("lesions.geojson"))["features"]:
-            if feature["properties"].get("objectType") == "annotation":
-                # wsi export may have written the file with another origin than QuPath's
-                x, y = (float(v) for v in feature["properties"]["metadata"]["origin offset"].split(","))
-                areas.append([[[px + x, py + y] for px, py in ring] for ring in _rings(feature["geometry"])])
+        areas = [
+            [*o.shape.bounds, 1, o.measurements["probability max"], key, "", "", _rings(o.shape)]
+            for key, o in ScoredReading.of(self.folder).areas.items()
+        ]
         return {
             "heat": {
                 "rows": heatmap.scores.shape[0],
@@ -146,9 +151,10 @@ class Entry:
         return store.read(store.spec.classes.index((self.facts or {})["positive"]))
 
 
-def _rings(geometry: dict[str, Any]) -> list[list[list[float]]]:
-    polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
-    return [[point[:2] for point in ring] for polygon in polygons for ring in polygon]
+def _rings(shape: BaseGeometry) -> list[list[list[float]]]:
+    parts = getattr(shape, "geoms", [shape])
+    rings = [ring for polygon in parts for ring in (polygon.exterior, *polygon.interiors)]
+    return [[[x, y] for x, y in ring.coords] for ring in rings]
 
 
 class Collection:
@@ -196,17 +202,19 @@ class Collection:
         return slide
 
     def review(self, name: str) -> Review | None:
-        """The review of a report; None of what is no report.
+        """The review of a result; None of a slide as it is.
 
         Raises:
-            WsiError: the report or the log is broken.
+            WsiError: the result or the log is broken.
         """
         entry = self._entries[name]
-        if entry.kind != "report" or entry.folder is None:
+        if entry.folder is None:
             return None
         with self._opening[name]:
             if name not in self._reviews:
-                self._reviews[name] = Review(entry.folder)
+                is_report = entry.kind == "report"
+                reading = MachineReading.of(entry.folder) if is_report else ScoredReading.of(entry.folder)
+                self._reviews[name] = Review(entry.folder, reading)
             return self._reviews[name]
 
     def look_again(self, name: str) -> None:

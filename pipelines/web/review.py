@@ -1,25 +1,21 @@
-"""The review of one report in the viewer: decisions come in, counts and grade go out, a signature ends it."""
+"""The review of one slide in the viewer: decisions come in, counts go out, a signature ends it."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field as Setting
 from pydantic import FiniteFloat
 
-from pipelines.renal.read.decisions import MachineReading
-from pipelines.renal.read.report import RenalReport
-from pipelines.renal.read.review_run import Signature
-from pipelines.renal.read.run import REVIEWED
-from pipelines.renal.read.summary import refresh_summary
-from pipelines.runs.review_log import Decision, ReviewLog
+from pipelines.runs.review_log import Decision, Groups, ReviewLog, Ring, Signature
 from wsi.config import Config
 from wsi.errors import AnnotationError
 from wsi.results.folder import Folder
-from wsi.vocabulary import NOT_COUNTED
 
 
 class ReviewRequest(Config):
@@ -44,22 +40,51 @@ class ReviewRequest(Config):
     comment: str = Setting(default="", max_length=2000)
 
 
+class Reading(Protocol):
+    """What a machine found on a slide, of which a person decides: `ScoredReading`, `MachineReading`.
+
+    Attributes:
+        content: bytes of what is reviewed; a log belongs to them.
+    """
+
+    content: bytes
+
+    @property
+    def groups(self) -> Groups:
+        """The classes that a person gives."""
+
+    def objects(self) -> list[str]:
+        """Ids of the objects that a person looks through."""
+
+    def decision(
+        self, object_id: str, group: str, ring: Ring, decided: Mapping[str, Decision], /
+    ) -> Decision:
+        """A decision that can be used; AnnotationError where it cannot."""
+
+    def figures(self, decisions: Mapping[str, Decision], /) -> dict[str, Any]:
+        """Counts by the machine and after these decisions: ``machine``, ``result``, ``counts`` in words, ``note``."""
+
+    def sign(self, decisions: Mapping[str, Decision], signature: Signature, /) -> None:
+        """Write what comes of the review."""
+
+
 class Review:
-    """The review of one slide's report; what several pages ask for is done one after another."""
+    """The review of one slide; what several pages ask for is done one after another."""
 
-    def __init__(self, folder: Folder) -> None:
-        """Read the report and its log.
+    def __init__(self, folder: Folder, reading: Reading) -> None:
+        """Begin, or go on from the log.
 
-        Raises:
-            WsiError: one of them is broken.
+        Args:
+            folder: of the slide's results, in which the log lies.
+            reading: what is reviewed.
         """
-        self._reading = MachineReading.of(folder)
-        self._log = ReviewLog(folder, hashlib.sha256(self._reading.content).hexdigest())
+        self._reading = reading
+        self._log = ReviewLog(folder, hashlib.sha256(reading.content).hexdigest())
         self._lock = threading.Lock()
-        self._counted: dict[str, RenalReport] = {}  # the last one, by the log's last hash
+        self._figures: dict[str, dict[str, Any]] = {}  # the last ones, by the log's last hash
 
     def state(self) -> dict[str, Any]:
-        """All decisions, and what they make of the counts and the grade."""
+        """All decisions, and what they make of the counts."""
         with self._lock:
             self._log.read()
             return self._state()
@@ -76,19 +101,19 @@ class Review:
             if request.what == "sign":
                 self._sign(request)
                 return self._state()
-            decisions = self._log.decisions()
             decision: Decision | None = None
             if request.what == "decide":
-                decision = self._reading.decision(request.id, request.group, request.ring, decisions)
+                decided = self._log.decisions()
+                decision = self._reading.decision(request.id, request.group, request.ring, decided)
             elif not (self._log.can_undo if request.what == "undo" else self._log.can_redo):
                 raise AnnotationError(f"there is nothing to {request.what}")
-            counted = self._reading.counted(self._log.after(request.what, decision))
+            figures = self._reading.figures(self._log.after(request.what, decision))
             self._log.add(request.what, request.by.strip(), after=request.after, decision=decision)
-            self._counted = {self._log.last: counted}
+            self._figures = {self._log.last: figures}
             return self._state()
 
     def _sign(self, request: ReviewRequest) -> None:
-        """Write the reviewed report, then the line that says so; the report names the line before that one."""
+        """Write what comes of the review, then the line that says so; the first names the line before that one."""
         self._log.check_last(request.after)
         now = datetime.now(UTC)
         signature = Signature(
@@ -98,34 +123,24 @@ class Review:
             signed_at=now.isoformat(timespec="seconds"),
             log=self._log.last,
         )
-        report = self._reading.sign(self._log.decisions(), signature)
-        assert report.corrections is not None
-        digest = report.corrections.sha256
-        self._log.add(
-            "sign", signature.by, after=request.after, comment=signature.comment, corrected_sha256=digest
-        )
-        refresh_summary(self._reading.folder.parent)
+        self._reading.sign(self._log.decisions(), signature)
+        self._log.add("sign", signature.by, after=request.after, comment=signature.comment)
 
     def _state(self) -> dict[str, Any]:
         decisions = self._log.decisions()
-        if self._log.last not in self._counted:
-            self._counted = {self._log.last: self._reading.counted(decisions)}
-        counted = self._counted[self._log.last]
-        machine_ids = self._reading.capillaries()
-        drawn_ids = [key for key, d in decisions.items() if d.ring and d.group != NOT_COUNTED]
+        if self._log.last not in self._figures:
+            self._figures = {self._log.last: self._reading.figures(decisions)}
+        objects, groups = self._reading.objects(), self._reading.groups
         signed = self._log.signed
         return {
             "last": self._log.last,
+            "groups": asdict(groups),
             "decisions": {key: [d.group, d.ring] for key, d in decisions.items()},
             "can_undo": self._log.can_undo,
             "can_redo": self._log.can_redo,
-            "seen": sum(key in decisions for key in machine_ids),
-            "total": len(machine_ids),
-            "drawn": len(drawn_ids),
-            "machine": self._reading.report.result.model_dump(mode="json"),
-            "result": counted.result.model_dump(mode="json"),
-            "warnings": list(counted.warnings),
-            "outside_fields": counted.corrections.outside_fields if counted.corrections else 0,
+            "seen": sum(key in decisions for key in objects),
+            "total": len(objects),
+            "drawn": sum(bool(d.ring) and d.group != groups.out for d in decisions.values()),
             "signed": {"by": signed["by"], "at": signed["at"]} if signed else None,
-            "has_review": self._reading.folder.exists(f"{REVIEWED}/report.json"),
+            **self._figures[self._log.last],
         }

@@ -12,11 +12,12 @@ import numpy as np
 import shapely
 
 from pipelines.renal.read.marks import mark_key
-from pipelines.renal.read.report import RenalReport, grading_of
+from pipelines.renal.read.report import RenalReport, grade_sentence, grading_of
 from pipelines.renal.read.review import DETECTIONS, corrected_report, review
-from pipelines.renal.read.review_run import Signature, review_slide
+from pipelines.renal.read.review_run import review_slide
 from pipelines.renal.read.run import read_report
-from pipelines.runs.review_log import Decision, Ring
+from pipelines.renal.read.summary import refresh_summary
+from pipelines.runs.review_log import Decision, Groups, Ring, Signature, shape_of
 from wsi.errors import AnnotationError
 from wsi.results.export import Feature, feature_id, geojson
 from wsi.results.folder import Folder
@@ -65,7 +66,12 @@ class MachineReading:
         feature = self.features.get(object_id)
         return "" if feature is None else str(feature["properties"]["classification"]["name"])
 
-    def capillaries(self) -> list[str]:
+    @property
+    def groups(self) -> Groups:
+        """The classes that a person gives."""
+        return Groups(yes=POSITIVE, no=NEGATIVE, out=NOT_COUNTED)
+
+    def objects(self) -> list[str]:
         """Ids of the capillaries that a person looks through."""
         return [key for key in self.features if self.group(key) in (POSITIVE, NEGATIVE)]
 
@@ -97,12 +103,7 @@ class MachineReading:
     def _drawn(self, group: str, ring: Ring, drawn: Mapping[str, Decision]) -> Decision:
         if group not in (POSITIVE, NEGATIVE):
             raise AnnotationError(f"what is drawn is {POSITIVE} or {NEGATIVE}, not {group[:40]!r}")
-        shape = shapely.Polygon(ring) if len(ring) > 2 else shapely.Polygon()
-        if not shape.is_valid or shape.area == 0:
-            raise AnnotationError("the outline crosses itself, or has no area; draw it again")
-        width, height = self.report.slide.size_px
-        if not shape.within(shapely.box(0, 0, width, height)):
-            raise AnnotationError("the outline leaves the slide; draw it again")
+        shape = shape_of(ring, self.report.slide.size_px)
         object_id = feature_id(mark_key(self.report.slide.name, np.array(shape.bounds)))
         if object_id in self.features or object_id in drawn:
             raise AnnotationError(
@@ -156,9 +157,25 @@ class MachineReading:
         area = reviewed.fields.area_mm2(self.report.slide.um_per_px)
         return corrected_report(self.report, reviewed, grading_of(self.report), area)
 
-    def sign(
-        self, decisions: Mapping[str, Decision], signature: Signature, slide: str | None = None
-    ) -> RenalReport:
+    def figures(self, decisions: Mapping[str, Decision]) -> dict[str, Any]:
+        """Counts and grade, by the machine and after these decisions; it raises as `counted` does."""
+        report = self.counted(decisions)
+        before, now, grading = self.report.result, report.result, grading_of(self.report)
+        outside = report.corrections.outside_fields if report.corrections else 0
+        notes = []
+        if now.interval:
+            low, high = now.interval
+            notes.append(f"interval {low:.1f} to {high:.1f} %: it covers {now.interval_covers}")
+        if outside:
+            notes.append(f"{outside} marked outside evaluated fields: not counted")
+        return {
+            "result": now.model_dump(mode="json"),
+            "machine": before.model_dump(mode="json"),
+            "counts": [f"machine: {grade_sentence(before, grading)}", f"now: {grade_sentence(now, grading)}"],
+            "note": "; ".join(notes),
+        }
+
+    def sign(self, decisions: Mapping[str, Decision], signature: Signature) -> None:
         """Write the corrected file, and from it the reviewed report, as ``wsi renal review`` writes it.
 
         Raises:
@@ -166,7 +183,8 @@ class MachineReading:
         """
         content = self.corrected(decisions)
         self.folder.write(CORRECTED, content, durable=True)
-        return review_slide(self.folder, Path(CORRECTED), signature, slide=slide, content=content)
+        review_slide(self.folder, Path(CORRECTED), signature, content=content)
+        refresh_summary(self.folder.parent)
 
 
 def _line(feature: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field as Setting
 
 from pipelines.renal.read.checks import doubt_counts
 from pipelines.renal.read.fields import FieldSet, field_threshold
-from pipelines.renal.read.grading import METHOD, Grade, GradingConfig
+from pipelines.renal.read.grading import METHOD, Grade, GradingConfig, grade_word, percent_text
 from pipelines.renal.read.marks import Marks, field_key
 from pipelines.renal.read.reading import Readers, RenalConfig, SlideReading
 from pipelines.runs.made_by import code_hash, libraries, version
@@ -18,6 +18,7 @@ from wsi.config import Config
 from wsi.results.export import feature_id
 from wsi.slides.slide import Slide
 from wsi.slides.stain import MOST_EOSIN
+from wsi.text import number_of
 from wsi.vocabulary import FEASIBLE, NEGATIVE, POSITIVE
 
 INTENDED_USE = "for research use only; not for diagnosis"
@@ -242,6 +243,13 @@ def field_facts(slide: str, fields: FieldSet, marks: Marks) -> tuple[FieldFacts,
         )
         for f in fields.fields
     )
+
+
+def grade_sentence(g: GradeFacts, grading: GradingConfig) -> str:
+    """Grade, percentage and counts in words."""
+    percent = "no capillary" if g.percent is None else f"{percent_text(g.percent, grading)} %"
+    grade = grade_word(g.grade, grading) if g.grade else f"not assessable ({g.not_assessable})"
+    return f"{grade}, {percent}, {g.positive} positive and {g.negative} negative in {number_of(g.fields, 'field')}"
 
 
 def density(count: int, mm2: float) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipelines.renal.read.checks import checked
@@ -13,30 +13,12 @@ from pipelines.renal.read.report import RenalReport, grading_of
 from pipelines.renal.read.review import Reviewed, corrected_report, review
 from pipelines.renal.read.run import FILES, REVIEWED, read_report, set_aside
 from pipelines.runs.made_by import code_hash, version
+from pipelines.runs.review_log import Signature
 from wsi.errors import ConfigError, SlideError, StoreError
 from wsi.results.folder import Folder, Place, folder_at
 from wsi.slides.source import SlideSource
 
 RECORD = "files.json"  # size and hash of a review's files: it may be the only copy of a person's work
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """Who reviewed; empty values were not stated.
-
-    Attributes:
-        by: name of the reviewer.
-        date: YYYY-MM-DD.
-        comment: on the slide.
-        signed_at: date and time, where it was signed in the viewer.
-        log: hash of the last line of the viewer's review log.
-    """
-
-    by: str = ""
-    date: str = ""
-    comment: str = ""
-    signed_at: str = ""
-    log: str = ""
 
 
 def review_slide(

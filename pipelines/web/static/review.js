@@ -1,15 +1,17 @@
 "use strict";
-// Correcting a kidney report: each decision goes to the server at once, which keeps the log and counts anew.
+// Correcting what a machine found: each decision goes to the server at once, which keeps the log and counts anew.
 
-const POSITIVE = "C4d positive", NEGATIVE = "C4d negative", NOT_COUNTED = "not a capillary", FEASIBLE = "feasible", NOT_FEASIBLE = "not feasible";
+const FEASIBLE = "feasible", NOT_FEASIBLE = "not feasible";
 const review = { on: false, state: null, machine: [], order: [], may: false, drawing: null, ring: [], queue: Promise.resolve() };
 
 // --- what is reviewed
 
 async function openReview(slide) {
-  Object.assign(review, { on: false, state: null, machine: slide.capillaries ?? [], drawing: null, ring: [] });
+  Object.assign(review, { on: false, state: null, machine: slide.capillaries ?? slide.areas ?? [], drawing: null, ring: [] });
   by("review").hidden = true;
-  if (!slide.capillaries) return;
+  by("what").textContent = "";
+  apply();
+  if (slide.kind === "slide") return;
   try {
     const answer = slide.review ?? await ask(reviewUrl(slide.id));
     if (state.slide !== slide) return;
@@ -18,6 +20,12 @@ async function openReview(slide) {
     by("reviewer").value ||= answer.reviewer || localStorage.getItem("reviewer") || "";
     by("review").hidden = !review.may && !answer.can_undo;
     by("review-on").hidden = !review.may;
+    const { yes, no } = answer.groups;
+    by("positive").textContent = `${yes} (1)`;
+    by("negative").textContent = `${no} (2)`;
+    by("not-counted").textContent = `${answer.groups.out} (x)`;
+    by("negative").hidden = !no;
+    by("draw-as").replaceChildren(...[yes, no].filter(Boolean).map(group => new Option(group)));
     order();
     apply();
   } catch (error) {
@@ -29,21 +37,28 @@ function reviewUrl(id) {
   return `/api/slides/${encodeURIComponent(id)}/review`;
 }
 
-// the boxes as they are after all decisions: [x0, y0, x1, y1, positive, score, id, doubt, group, ring]
+function groups() {
+  return review.state?.groups ?? { yes: "positive", no: "negative", out: "left out" };
+}
+
+function noun() {
+  return state.slide.capillaries ? "capillaries" : "areas";
+}
+
+// the objects as they are after all decisions: [x0, y0, x1, y1, positive, score, id, doubt, group, rings]
 function apply() {
-  const decisions = review.state?.decisions ?? {};
+  const decisions = review.state?.decisions ?? {}, { yes, no } = groups();
   const rows = review.machine.map(row => {
-    const decided = decisions[row[6]];
-    const group = decided ? decided[0] : row[4] ? POSITIVE : NEGATIVE;
-    return [...row.slice(0, 4), Number(group === POSITIVE), row[5], row[6], row[7], group, null];
+    const group = decisions[row[6]]?.[0] ?? (row[4] ? yes : no);
+    return [...row.slice(0, 4), Number(group === yes), row[5], row[6], row[7], group, row[9] ?? null];
   });
   for (const [id, [group, ring]] of Object.entries(decisions)) {
     if (!ring.length) continue;
     const xs = ring.map(p => p[0]), ys = ring.map(p => p[1]);
-    rows.push([Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys), Number(group === POSITIVE), null, id, "drawn by a person", group, ring]);
+    rows.push([Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys), Number(group === yes), null, id, "drawn by a person", group, [ring]]);
   }
-  state.slide.capillaries = rows;
-  for (const field of state.slide.fields) {
+  state.slide.objects = rows;
+  for (const field of state.slide.fields ?? []) {
     field[5] ??= field[3]; // what the machine said
     const decided = decisions[field[4]]?.[0];
     field[3] = decided === FEASIBLE ? "" : decided === NOT_FEASIBLE ? field[5] || "left out by a person" : field[5];
@@ -56,12 +71,13 @@ function apply() {
 // the least certain first: the doubted, then those whose score is nearest to the limit of its class
 function order() {
   const limits = state.slide.limits ?? {};
-  const margin = row => (row[7] ? -1 : 0) + (row[5] ?? 1) - (limits[row[4] ? POSITIVE : NEGATIVE] ?? 0);
+  const { yes, no } = groups();
+  const margin = row => (row[7] ? -1 : 0) + (row[5] ?? 1) - (limits[row[4] ? yes : no] ?? 0);
   review.order = review.machine.slice().sort((a, b) => margin(a) - margin(b)).map(row => row[6]);
 }
 
 function rowOf(id) {
-  return (state.slide?.capillaries ?? []).find(row => row[6] === id);
+  return (state.slide?.objects ?? []).find(row => row[6] === id);
 }
 
 function seen(id) {
@@ -78,14 +94,12 @@ function showReview() {
   by("progress").max = Math.max(1, now.total);
   by("progress").value = now.seen;
   by("progress-text").textContent = `${now.seen} of ${now.total} seen${now.drawn ? `, ${now.drawn} drawn` : ""}`;
-  const was = now.machine, is = now.result;
-  by("counts").replaceChildren(...[["machine", was], ["now", is]].map(([word, result]) => {
+  by("counts").replaceChildren(...now.counts.map(text => {
     const p = document.createElement("p");
-    p.textContent = `${word}: ${result.grade ?? "not assessable"}, ${gradeText(result)}`;
+    p.textContent = text;
     return p;
   }));
-  const outside = now.outside_fields ? `${now.outside_fields} marked outside evaluated fields: not counted; ` : "";
-  by("outside").textContent = is.interval ? `${outside}the interval covers ${is.interval_covers}` : outside;
+  by("outside").textContent = now.note;
   by("undo").disabled = !now.can_undo;
   by("redo").disabled = !now.can_redo;
   by("signed").textContent = now.signed ? `signed by ${now.signed.by} at ${now.signed.at.replace("T", " ").replace("+00:00", " UTC")}` : now.can_undo ? "not signed yet" : "";
@@ -108,7 +122,7 @@ function listForReview() {
 
 function describeRow(row) {
   const score = row[5] === null ? "" : ` ${row[5].toFixed(2)}`;
-  return `${row[8]}${score}${row[7] ? `, ${row[7]}` : ""}`;
+  return `${row[8] || groups().yes}${score}${row[7] ? `, ${row[7]}` : ""}`;
 }
 
 // --- one object
@@ -117,7 +131,10 @@ function select(id, move = false) {
   state.selected = id;
   const row = rowOf(id);
   by("what").textContent = row ? describeRow(row) : "";
-  if (row && move) goTo((row[0] + row[2]) / 2, (row[1] + row[3]) / 2, Math.max(zoomNow(), 1));
+  if (row && move) {
+    const fits = 0.6 * Math.min(by("view").clientWidth / (row[2] - row[0]), by("view").clientHeight / (row[3] - row[1]));
+    goTo((row[0] + row[2]) / 2, (row[1] + row[3]) / 2, Math.min(Math.max(zoomNow(), 1), fits));
+  }
   if (review.on) listForReview();
   draw();
 }
@@ -131,7 +148,7 @@ function step(by_, unseenOnly) {
 }
 
 function pick(point) {
-  const inside = (state.slide?.capillaries ?? []).filter(([x0, y0, x1, y1]) => point.x >= x0 && point.x < x1 && point.y >= y0 && point.y < y1);
+  const inside = (state.slide?.objects ?? []).filter(([x0, y0, x1, y1]) => point.x >= x0 && point.x < x1 && point.y >= y0 && point.y < y1);
   inside.sort((a, b) => (a[2] - a[0]) * (a[3] - a[1]) - (b[2] - b[0]) * (b[3] - b[1]));
   if (inside.length) return select(inside[0][6]);
   state.selected = null;
@@ -180,7 +197,7 @@ async function send(what, facts) {
 
 async function judge(group) {
   const id = state.selected, row = rowOf(id);
-  if (!row) return say("click a capillary, or press u for the next one");
+  if (!row || group === "") return say(row ? "" : "click one of the marks, or press u for the next one");
   await decide("decide", { id, group: group ?? row[8] });
   if (seen(id) && state.selected === id && review.order.includes(id)) step(1, true);
 }
@@ -189,7 +206,7 @@ async function toggleField() {
   const image = state.viewer.world.getItemAt(0);
   const middle = review.pointer ?? image.viewportToImageCoordinates(state.viewer.viewport.getCenter(true));
   const field = fieldAt(middle);
-  if (!field) return say("no field lies there");
+  if (!field) return say(state.slide.fields ? "no field lies there" : "");
   await decide("decide", { id: field[4], group: field[3] ? FEASIBLE : NOT_FEASIBLE });
   pick(middle);
 }
@@ -211,7 +228,7 @@ async function sign() {
 function askToSign() {
   const { state: now } = review;
   const unseen = now.total - now.seen;
-  by("sign-text").textContent = `${by("reviewer").value.trim() || "Nobody yet"} signs: ${now.result.grade ?? "not assessable"}, ${gradeText(now.result)}.${unseen ? ` ${unseen} of ${now.total} capillaries were not decided one by one; they stay as the machine has them.` : ""}`;
+  by("sign-text").textContent = `${by("reviewer").value.trim() || "Nobody yet"} signs ${now.counts.at(-1)}.${unseen ? ` ${unseen} of ${now.total} ${noun()} were not decided one by one; they stay as the machine has them.` : ""}`;
   by("sign-dialog").showModal();
 }
 
@@ -220,7 +237,7 @@ function askToSign() {
 function beginDrawing(kind) {
   review.drawing = review.drawing === kind ? null : kind;
   review.ring = [];
-  by("what").textContent = !review.drawing ? "" : kind === "box" ? "drag a box around a capillary; Escape ends it" : "click around a capillary, Enter closes the outline; Escape ends it";
+  by("what").textContent = !review.drawing ? "" : kind === "box" ? "drag a box around it; Escape ends it" : "click around it, Enter closes the outline; Escape ends it";
   draw();
 }
 
@@ -290,9 +307,9 @@ function reviewKey(key, event) {
   else if (!review.on) return false;
   else if (key === "Escape" && review.drawing) beginDrawing(review.drawing);
   else if (key === "Enter" && review.drawing === "outline") endDrawing();
-  else if (key === "1") judge(POSITIVE);
-  else if (key === "2") judge(NEGATIVE);
-  else if (key === "x") judge(NOT_COUNTED);
+  else if (key === "1") judge(groups().yes);
+  else if (key === "2") judge(groups().no);
+  else if (key === "x") judge(groups().out);
   else if (key === "a") judge(null);
   else if (key === "u") step(1, true);
   else if (key === "n") step(1, false);
@@ -317,6 +334,6 @@ function startReview() {
   });
   by("view").addEventListener("pointerleave", () => { review.pointer = null; });
   by("review-on").onclick = toggleReview;
-  const tools = { positive: () => judge(POSITIVE), negative: () => judge(NEGATIVE), "not-counted": () => judge(NOT_COUNTED), accept: () => judge(null), undo: () => back("undo"), redo: () => back("redo"), box: () => beginDrawing("box"), outline: () => beginDrawing("outline"), sign: askToSign, "sign-now": sign, "sign-not": () => by("sign-dialog").close() };
+  const tools = { positive: () => judge(groups().yes), negative: () => judge(groups().no), "not-counted": () => judge(groups().out), accept: () => judge(null), undo: () => back("undo"), redo: () => back("redo"), box: () => beginDrawing("box"), outline: () => beginDrawing("outline"), sign: askToSign, "sign-now": sign, "sign-not": () => by("sign-dialog").close() };
   for (const [id, does] of Object.entries(tools)) by(id).onclick = does;
 }

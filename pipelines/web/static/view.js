@@ -231,7 +231,7 @@ function densityOf(boxes, side) {
   const cols = Math.ceil(state.slide.width / side), rows = Math.ceil(state.slide.height / side);
   const counts = [new Uint32Array(cols * rows), new Uint32Array(cols * rows)];
   for (const [x0, y0, x1, y1, positive, , , , group] of boxes) {
-    if (group === NOT_COUNTED) continue;
+    if (group === groups().out) continue;
     const col = Math.floor((x0 + x1) / 2 / side), row = Math.floor((y0 + y1) / 2 / side);
     if (col >= 0 && row >= 0 && col < cols && row < rows) counts[positive][row * cols + col] += 1;
   }
@@ -318,10 +318,7 @@ function measure(event) {
 }
 
 function drawMarks(pen, image, pixel) {
-  const { areas = [], lesions = [], fields = [], capillaries = [] } = state.slide;
-  pen.lineWidth = 2 * pixel;
-  pen.strokeStyle = "#c80000";
-  for (const rings of areas) for (const ring of rings) outline(pen, ring);
+  const { lesions = [], fields = [], objects = [] } = state.slide;
   pen.strokeStyle = "#00307a";
   lesions.forEach(([x, y], i) => {
     pen.beginPath();
@@ -335,22 +332,22 @@ function drawMarks(pen, image, pixel) {
     pen.strokeRect(x, y, side, side);
   }
   const seen = image.viewportToImageRectangle(state.viewer.viewport.getBounds(true));
-  const inView = capillaries.filter(([x0, y0, x1, y1]) => x1 >= seen.x && y1 >= seen.y && x0 <= seen.x + seen.width && y0 <= seen.y + seen.height);
+  const inView = objects.filter(([x0, y0, x1, y1]) => x1 >= seen.x && y1 >= seen.y && x0 <= seen.x + seen.width && y0 <= seen.y + seen.height);
   if (inView.length > DRAWN) {
     const side = 2 ** Math.ceil(Math.log2(12 * pixel));
-    if (state.density?.side !== side) state.density = densityOf(capillaries, side);
+    if (state.density?.side !== side) state.density = densityOf(objects, side);
     const { canvas } = state.density;
     pen.drawImage(canvas, 0, 0, canvas.width * side, canvas.height * side);
     return;
   }
   for (const row of inView) {
-    const [x0, y0, x1, y1, positive, , id, , group, ring] = row;
-    const isOut = group === NOT_COUNTED;
+    const [x0, y0, x1, y1, positive, , id, , group, rings] = row;
+    const isOut = group === groups().out;
     if (isOut && !review.on) continue;
     pen.strokeStyle = isOut ? "#666" : positive ? "#c80000" : "#1e50c8";
-    pen.lineWidth = (id === state.selected ? 4 : 1.5) * pixel;
+    pen.lineWidth = (id === state.selected ? 4 : rings ? 2 : 1.5) * pixel;
     pen.setLineDash(isOut ? [4 * pixel, 4 * pixel] : []);
-    if (ring) outline(pen, ring);
+    if (rings) for (const ring of rings) outline(pen, ring);
     else pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
   }
   pen.setLineDash([]);

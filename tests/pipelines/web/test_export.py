@@ -105,7 +105,7 @@ def test_it_opens_from_a_disk_and_shows_what_a_person_decided(tmp_path: Path, ws
         browser.wait("typeof state !== 'undefined' && review.state !== null && zoomNow() > 0.9")
         browser.wait("state.viewer.world.getItemAt(0).getFullyLoaded() && !state.viewer.isAnimating()")
         x0, y0, x1, y1 = browser.value(
-            "state.slide.capillaries.find(r => r[8] !== NOT_COUNTED && r[0] > 950 && r[0] < 1250 && r[1] > 550 && r[1] < 850).slice(0, 4)"
+            "state.slide.objects.find(r => r[8] !== groups().out && r[0] > 950 && r[0] < 1250 && r[1] > 550 && r[1] < 850).slice(0, 4)"
         )
         left, top, width, height = browser.value(
             "(b => [b.x, b.y, b.width, b.height])(by('view').getBoundingClientRect())"

@@ -16,16 +16,19 @@ import pytest
 import shapely
 from starlette.testclient import TestClient
 
-from pipelines.renal.read.review_run import Signature, review_slide
+from pipelines.camelyon16.read.score import ScoreConfig, score_slide
+from pipelines.renal.read.review_run import review_slide
 from pipelines.renal.read.run import report_slide
-from pipelines.runs.review_log import LOG
+from pipelines.runs.review_log import LOG, Signature
 from pipelines.web.collection import Collection, entries_of
 from pipelines.web.server import application, cookie_of
 from tests.pipelines.renal.test_report import LOOSE
 from tests.renal_slides import readers, scattered, slide_of
-from tests.slides import COMMAND
+from tests.slides import COMMAND, RednessEngine
+from wsi.files import csv_rows
+from wsi.marks.annotations import read_annotations
 from wsi.results.folder import LocalFolder
-from wsi.slides.manifest import SlideRow
+from wsi.slides.manifest import SlideRow, read_manifest
 from wsi.slides.source import SlideSource
 from wsi.vocabulary import COLOURS, FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 
@@ -59,13 +62,13 @@ def page_of(reports: Path, reviewer: str | None = "") -> TestClient:
 class Page:
     """A page that knows the log's last line, and posts decisions."""
 
-    def __init__(self, reports: Path) -> None:
-        self.client = page_of(reports)
-        self.state: dict[str, Any] = self.client.get(URL).json()
+    def __init__(self, reports: Path, name: str = "s") -> None:
+        self.client, self.url = page_of(reports), f"/api/slides/{name}/review"
+        self.state: dict[str, Any] = self.client.get(self.url).json()
 
     def post(self, what: str = "decide", **facts: Any) -> tuple[int, dict[str, Any]]:
         body = {"what": what, "by": "A. Smith", "after": self.state["last"]} | facts
-        response = self.client.post(URL, json=body)
+        response = self.client.post(self.url, json=body)
         if response.status_code == 200:
             self.state = response.json()
         return response.status_code, response.json()
@@ -130,7 +133,7 @@ class TestDecisions:
         page.post(id=field["id"], group=NOT_FEASIBLE)
         assert page.counts()[2] == before[2] - 1
         assert sum(page.counts()[:2]) == sum(before[:2]) - len(inside)
-        assert page.state["outside_fields"] == len(inside)
+        assert f"{len(inside)} marked outside evaluated fields" in page.state["note"]
         page.post(id=field["id"], group=FEASIBLE)
         assert page.counts() == before
 
@@ -392,3 +395,82 @@ def test_a_killed_server_has_kept_every_decision(reports: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(20)
     assert len(Page(reports).state["decisions"]) == 3
+
+
+class TestLymphNodes:
+    """Areas are accepted or rejected, missed ones drawn; what is signed is truth to train with."""
+
+    RING = ((300.0, 400.0), (900.0, 420.0), (860.0, 1000.0))
+
+    @pytest.fixture
+    def results(self, red_square: Path, tmp_path: Path) -> Path:
+        row = SlideRow(SlideSource(str(red_square)))
+        score_slide(row, "red square", RednessEngine(), tmp_path / "out" / "red square", ScoreConfig())
+        return tmp_path / "out"
+
+    def test_a_rejected_area_and_a_drawn_one(self, results: Path) -> None:
+        page = Page(results, "red square")
+        (area,) = page.client.get("/api/slides/red square").json()["areas"]
+        assert page.state["groups"] == {"yes": "Tumor", "no": "", "out": "normal"}
+        assert (page.state["total"], page.state["result"]["areas"]) == (1, 1)
+        assert page.post(id=area[6], group="normal")[0] == 200
+        assert page.state["result"] == {"areas": 0, "rejected": 1, "drawn": 0}
+        assert page.post(group="Tumor", ring=self.RING)[0] == 200
+        assert page.state["result"] == {"areas": 1, "rejected": 1, "drawn": 1}
+        mm2 = shapely.Polygon(self.RING).area * 0.25**2 / 1e6
+        assert page.state["counts"][1] == f"now: 1 area, {mm2:.3f} mm2"
+        page.post("undo")
+        page.post("undo")
+        assert page.state["counts"][0].removeprefix("machine") == page.state["counts"][1].removeprefix("now")
+
+    @pytest.mark.parametrize(
+        ("facts", "sentence"),
+        [
+            ({"id": "nothing", "group": "normal"}, "no area 'nothing'"),
+            ({"group": "normal", "ring": RING}, "what is drawn is Tumor"),
+            ({"group": "Tumor", "ring": ((0, 0), (5000, 0), (0, 10))}, "leaves the slide"),
+        ],
+    )
+    def test_what_cannot_be_used_is_refused(
+        self, results: Path, facts: dict[str, Any], sentence: str
+    ) -> None:
+        status, answer = Page(results, "red square").post(**facts)
+        assert status == 409
+        assert sentence in answer["error"]
+
+    def test_signed_slides_are_truth_that_training_reads(
+        self, results: Path, red_square: Path, wsi: Run
+    ) -> None:
+        page = Page(results, "red square")
+        (area,) = page.client.get("/api/slides/red square").json()["areas"]
+        page.post(id=area[6], group="normal")
+        page.post(group="Tumor", ring=self.RING)
+        assert page.post("sign", comment="a fold")[0] == 200
+        (annotation,) = read_annotations(results / "red square" / "reviewed" / "truth.geojson")
+        assert annotation.outline.equals(shapely.Polygon(self.RING))
+        assert annotation.group == "Tumor"
+        (row,) = read_manifest(results / "reviewed_slides.csv")
+        assert row.source.path == str(red_square)
+        assert (row.label, row.split, row.truth) == (
+            "tumor",
+            "train",
+            results / "red square" / "reviewed" / "truth.geojson",
+        )
+        (line,) = [line for line in page.client.get("/api/slides").json() if line["id"] == "red square"]
+        assert line["note"].startswith("reviewed by A. Smith on 20")
+        assert wsi("verify", results / "red square")[0] == 0
+        # what the person rejected is a hard negative now: it scores high, and no truth says tumour
+        hard = results / "hard.csv"
+        assert wsi("train", "mine", results, "--slides", results / "reviewed_slides.csv", "-o", hard)[0] == 0
+        places = [(float(r["x"]), float(r["y"])) for r in csv_rows(hard.read_bytes())]
+        assert len(places) == 25  # the square's cells
+        assert all(1280 - 128 <= x < 1920 and 1024 - 128 <= y < 1664 for x, y in places)
+
+    def test_a_slide_without_any_area_left_is_normal(self, results: Path) -> None:
+        page = Page(results, "red square")
+        (area,) = page.client.get("/api/slides/red square").json()["areas"]
+        page.post(id=area[6], group="normal")
+        page.post("sign")
+        (row,) = read_manifest(results / "reviewed_slides.csv")
+        assert row.said_normal
+        assert row.truth is None

@@ -65,7 +65,7 @@ def test_a_slide_is_reviewed_by_keys_alone_and_signed(page: Page) -> None:
     key(browser, "v")
     order = browser.value("review.order")
     margins = browser.value(
-        "review.order.map(id => review.machine.find(r => r[6] === id)).map(r => (r[7] ? -1 : 0) + r[5] - state.slide.limits[r[4] ? POSITIVE : NEGATIVE])"
+        "review.order.map(id => review.machine.find(r => r[6] === id)).map(r => (r[7] ? -1 : 0) + r[5] - state.slide.limits[r[4] ? groups().yes : groups().no])"
     )
     assert margins == sorted(margins)
     assert len(order) == 40
@@ -87,7 +87,7 @@ def test_a_slide_is_reviewed_by_keys_alone_and_signed(page: Page) -> None:
     for _ in range(3):
         key(browser, "y")
     now = browser.value("review.state.result")
-    assert browser.value("by('counts').lastChild.textContent").startswith(f"now: {now['grade']}, ")
+    assert browser.value("by('counts').lastChild.textContent").startswith(f"now: {now['grade']} (")
     browser.value("by('sign').click()")
     assert "37 of 40 capillaries were not decided" in browser.value("by('sign-text').textContent")
     key(browser, "x")  # belongs to the comment now
@@ -120,7 +120,7 @@ def test_what_is_drawn_lies_where_the_mouse_was(page: Page) -> None:
     flat = [v for point in lines(folder)[1]["ring"] for v in point]  # type: ignore[attr-defined]
     assert flat == pytest.approx([x0, y0, x1, y0, x1, y1, x0, y1], abs=2)
     assert browser.value("location.hash") == place  # the slide did not move
-    browser.value("by('draw-as').value = NEGATIVE")
+    browser.value("by('draw-as').value = groups().no")
     browser.press("g")
     corners = [(700, 300), (760, 310), (750, 360)]
     for x, y in corners:
