@@ -15,7 +15,7 @@ import typer
 
 from pipelines.cli.console import err, out, progress
 from pipelines.runs.cohort import gather, unique_names
-from pipelines.web.collection import Collection, Entry, entries_of
+from pipelines.web.collection import Collection, Entry, entries_of, found_again, with_truth
 from wsi.errors import ConfigError
 from wsi.files import cache_folder
 from wsi.results.folder import folder_at
@@ -46,6 +46,14 @@ def view(
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Only look: nobody can correct or sign a report.")
     ] = False,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="A folder with outlines NAME.xml or NAME.geojson, drawn over the slides."),
+    ] = None,
+    slides: Annotated[
+        str | None,
+        typer.Option(help="Where the slides are now, if they were moved: a folder or a table of slides."),
+    ] = None,
     export: Annotated[
         Path | None,
         typer.Option(
@@ -73,6 +81,10 @@ def view(
     wsi view results --export site
     """
     entries = _entries(things)
+    if slides is not None:
+        entries = found_again(entries, gather([slides], mpp=None, allow_anisotropic=True))
+    if truth is not None:
+        entries = with_truth(entries, truth)
     if export is not None:
         _export(Collection(entries), export, export_mpp)
         return

@@ -6,9 +6,10 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,16 +22,19 @@ from pipelines.renal.read.report import RenalReport
 from pipelines.renal.read.run import REVIEWED, read_report
 from pipelines.renal.read.tables import capillary_rows
 from pipelines.web.review import Review
-from wsi.errors import StoreError, WsiError
+from wsi.errors import ConfigError, StoreError, WsiError
+from wsi.marks.annotations import read_annotations
 from wsi.results.folder import Folder
 from wsi.results.heatmap import Heatmap
 from wsi.results.store import HeatmapStore
+from wsi.slides.manifest import SlideRow
 from wsi.slides.slide import Slide
 from wsi.slides.source import SlideSource
 from wsi.vocabulary import POSITIVE
 
 log = logging.getLogger(__name__)
 
+TRUTH_SUFFIXES = (".xml", ".geojson", ".json", ".geojson.gz")
 OPEN = 8  # slides that are held open
 Kind = Literal["scored", "report", "slide"]
 
@@ -44,6 +48,7 @@ class Entry:
         source: the slide's file.
         folder: of its results; None for a slide as it is.
         facts: what ``slide.json`` holds; empty for a slide as it is.
+        truth: a file of outlines to draw over it.
     """
 
     name: str
@@ -51,6 +56,12 @@ class Entry:
     source: SlideSource
     folder: Folder | None = None
     facts: dict[str, Any] | None = None
+    truth: Path | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the slide is where the result says; of a URL that is not asked."""
+        return self.source.is_url or Path(self.source.path).exists()
 
     def in_list(self) -> dict[str, Any]:
         """The line of this slide in the list."""
@@ -77,11 +88,12 @@ class Entry:
         """What the page draws over the slide, in level-0 pixels.
 
         Raises:
-            StoreError: a result is broken.
+            WsiError: a result or the truth is broken.
         """
-        if self.kind == "scored":
-            return self._scored()
-        return self._reported() if self.kind == "report" else {}
+        marks = {"scored": self._scored, "report": self._reported, "slide": dict[str, Any]}[self.kind]()
+        if self.truth is None:
+            return marks
+        return marks | {"truth": [_rings(o.outline) for o in read_annotations(self.truth)]}
 
     def _result(self) -> SlideResult:
         return result_of(self.facts or {})
@@ -213,7 +225,11 @@ class Collection:
         with self._opening[name]:
             if name not in self._reviews:
                 is_report = entry.kind == "report"
-                reading = MachineReading.of(entry.folder) if is_report else ScoredReading.of(entry.folder)
+                reading = (
+                    MachineReading.of(entry.folder, entry.source.place)
+                    if is_report
+                    else ScoredReading.of(entry.folder)
+                )
                 self._reviews[name] = Review(entry.folder, reading)
             return self._reviews[name]
 
@@ -272,6 +288,42 @@ def _entry(name: str, folder: Folder, facts: dict[str, Any]) -> Entry:
     )
     entry = Entry(name, kind, source, folder, facts)
     entry.in_list()  # it raises where a part is missing
+    return entry
+
+
+def with_truth(entries: Iterable[Entry], folder: Path) -> list[Entry]:
+    """The same slides, each with the file of outlines that has its name.
+
+    Raises:
+        ConfigError: there is none for any slide.
+    """
+    found = []
+    for entry in entries:
+        names = {entry.name, Path(entry.source.label).stem}
+        paths = (folder / f"{name}{suffix}" for name in sorted(names) for suffix in TRUTH_SUFFIXES)
+        found.append(replace(entry, truth=next((path for path in paths if path.is_file()), None)))
+    if not any(entry.truth for entry in found):
+        raise ConfigError(f"{folder} holds no truth of these slides; name the files NAME.xml or NAME.geojson")
+    return found
+
+
+def found_again(entries: Iterable[Entry], rows: Sequence[SlideRow]) -> list[Entry]:
+    """The same results, those whose slide is not where it was with the slide of the same content among others.
+
+    Files of the same name are looked at first, then all others; a file is known by the hash of its bytes.
+    """
+    return [entry if entry.is_there else _found_again(entry, rows) for entry in entries]
+
+
+def _found_again(entry: Entry, rows: Sequence[SlideRow]) -> Entry:
+    name, identity = Path(entry.source.label).name, (entry.facts or {}).get("slide_identity")
+    for row in sorted(rows, key=lambda row: Path(row.source.label).name != name):
+        source = replace(entry.source, path=row.source.path)
+        with suppress(WsiError):  # it cannot be read, so it is not the one
+            if source.identity() == identity:
+                log.info("%s: its slide is %s now", entry.name, source.label)
+                return replace(entry, source=source)
+    log.warning("%s: its slide is not among those of --slides; only its list is shown", entry.name)
     return entry
 
 

@@ -215,7 +215,7 @@ def _without_path(error: Exception, entry: Entry) -> str:
     if not isinstance(error, WsiError):
         return f"a result or the slide is broken ({type(error).__name__}); the terminal tells more"
     if not entry.source.is_url and not Path(entry.source.path).exists():
-        return "the slide's file was moved or removed; the terminal says where it was looked for"
+        return "the slide's file was moved or removed; start wsi view again with --slides and its folder"
     text = str(error)
     for path in (entry.source.place, entry.source.path, str(entry.folder)):
         text = text.replace(path, entry.name)

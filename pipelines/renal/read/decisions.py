@@ -37,16 +37,18 @@ class MachineReading:
         report: the report.
         content: bytes of its ``detections.geojson``.
         features: the features of that file, by id.
+        slide: path of the slide, if it was moved.
     """
 
     folder: Folder
     report: RenalReport
     content: bytes
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
+    slide: str | None = None
 
     @classmethod
-    def of(cls, folder: Folder) -> MachineReading:
-        """Read a report.
+    def of(cls, folder: Folder, slide: str | None = None) -> MachineReading:
+        """Read a report; ``slide`` is the path of its slide, if that was moved.
 
         Raises:
             WsiError: it is broken, or of another version.
@@ -59,7 +61,7 @@ class MachineReading:
             raise AnnotationError(
                 f"{folder.at(DETECTIONS)} is missing or broken ({error!r}); make it again"
             ) from error
-        return cls(folder, report, content, features)
+        return cls(folder, report, content, features, slide)
 
     def group(self, object_id: str) -> str:
         """The class that the machine gave an object; empty where it has none of this id."""
@@ -183,7 +185,7 @@ class MachineReading:
         """
         content = self.corrected(decisions)
         self.folder.write(CORRECTED, content, durable=True)
-        review_slide(self.folder, Path(CORRECTED), signature, content=content)
+        review_slide(self.folder, Path(CORRECTED), signature, slide=self.slide, content=content)
         refresh_summary(self.folder.parent)
 
 

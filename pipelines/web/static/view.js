@@ -143,6 +143,7 @@ function describe(slide) {
   const facts = [slide.result ? line.word : scoreText(line), slide.result ? gradeText(slide.result) : "", slide.mpp ? `${size}, ${slide.mpp.toFixed(4)} um/px` : `${size}, no spacing in the file: no scale bar, no 5x to 40x`, slide.model ? `model ${slide.model}` : "", slide.demonstration ? "trained on drawings: on real tissue this means nothing" : ""];
   by("note").textContent = line.note;
   by("legend").textContent = slide.capillaries ? "red: C4d-positive; blue: negative; green: evaluated field; grey: field left out" : slide.lesions ? "red: outline from the threshold on; blue: peaks" : "";
+  if (slide.truth) by("legend").textContent += "; turquoise, dashed: truth";
   by("facts").textContent = facts.filter(Boolean).join("; ");
   by("heat").hidden = !slide.heat;
   const found = findings();
@@ -271,7 +272,7 @@ function draw() {
   if (by("marks").checked) drawMarks(pen, image, pixel);
   drawDrawing(pen, pixel);
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-  const map = state.viewer.navigator?.element.getBoundingClientRect(); // it lies below this canvas
+  const map = state.picture ? null : state.viewer.navigator?.element.getBoundingClientRect(); // it lies below this canvas
   if (map) pen.clearRect(map.x - box.x - 2, map.y - box.y - 2, map.width + 4, map.height + 4);
   drawScaleBar(pen, box, pixel);
   if (state.ruler) drawRuler(pen, at);
@@ -318,7 +319,12 @@ function measure(event) {
 }
 
 function drawMarks(pen, image, pixel) {
-  const { lesions = [], fields = [], objects = [] } = state.slide;
+  const { lesions = [], fields = [], objects = [], truth = [] } = state.slide;
+  pen.lineWidth = 2.5 * pixel;
+  pen.strokeStyle = "#00a3a3";
+  pen.setLineDash([10 * pixel, 5 * pixel]);
+  for (const rings of truth) for (const ring of rings) outline(pen, ring);
+  pen.setLineDash([]);
   pen.strokeStyle = "#00307a";
   lesions.forEach(([x, y], i) => {
     pen.beginPath();
@@ -377,6 +383,36 @@ function drawScaleBar(pen, box, pixel) {
   pen.fillText(`${text}   ${magnification < 10 ? magnification.toPrecision(2) : Math.round(magnification)}x`, 18, box.height - 22);
 }
 
+// the view as a PNG: slide, heatmap, marks, scale bar
+async function takePicture() {
+  const over = by("over"), picture = document.createElement("canvas"), pen = picture.getContext("2d");
+  Object.assign(picture, { width: over.width, height: over.height });
+  pen.fillStyle = "#fff";
+  pen.fillRect(0, 0, picture.width, picture.height);
+  state.picture = true;
+  draw();
+  pen.drawImage(state.viewer.drawer.canvas, 0, 0, picture.width, picture.height);
+  pen.drawImage(over, 0, 0);
+  state.picture = false;
+  draw();
+  const words = `${state.slide?.id ?? ""}; for research use only`;
+  pen.font = `${12 * (window.devicePixelRatio || 1)}px system-ui, sans-serif`;
+  const width = pen.measureText(words).width;
+  pen.fillStyle = "#fffd";
+  pen.fillRect(picture.width - width - 24, picture.height - 38, width + 16, 30);
+  pen.fillStyle = "#000";
+  pen.fillText(words, picture.width - width - 16, picture.height - 18);
+  try {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await new Promise(done => picture.toBlob(done, "image/png")));
+    link.download = `${state.slide?.id ?? "slide"}.png`;
+    link.click();
+    state.lastPicture = link.href; // kept until the next one
+  } catch {
+    say("a page that was opened from a disk may not save pictures; take one with your system");
+  }
+}
+
 function drawBar() {
   const canvas = by("bar"), pen = canvas.getContext("2d");
   for (let x = 0; x < canvas.width; x += 1) {
@@ -407,6 +443,7 @@ function press(event) {
     say(state.ruler ? "distance: click two places; d ends it" : "");
     if (state.ruler) setTimeout(() => { if (by("say").textContent.startsWith("distance")) say(""); }, 2500);
   }
+  else if (key === "s") takePicture();
   else if (key === "f") document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen();
   else return;
   event.preventDefault();

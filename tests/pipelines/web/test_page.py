@@ -163,6 +163,26 @@ def test_the_threshold_hides_what_lies_below(page: tuple[Browser, str]) -> None:
     assert browser.value(script.format(0)) > over
 
 
+def test_a_picture_holds_slide_marks_and_scale_bar(page: tuple[Browser, str]) -> None:
+    """The saved PNG is what the page shows at the same places, without the page's own parts."""
+    browser, _ = page
+    browser.value("by('marks').checked = true; by('opacity').value = 0; goTo(1700, 1300, 0.4); draw()")
+    shown = settled(browser)[:, 230:1010]
+    browser.press("s")
+    browser.wait("Boolean(state.lastPicture)")
+    script = """new Promise(done => { const image = new Image(); image.onload = () => {
+        const canvas = new OffscreenCanvas(image.width, image.height), pen = canvas.getContext("2d");
+        pen.drawImage(image, 0, 0);
+        done([image.width, image.height, [...pen.getImageData(0, 0, image.width, image.height).data]]);
+    }; image.src = state.lastPicture; })"""
+    width, height, data = browser.value(script)
+    picture = np.array(data, np.uint8).reshape(height, width, 4)[..., :3].astype(int)
+    assert picture.shape == shown.shape
+    inside = picture[170:740], shown[170:740]  # below the map, above the words
+    assert np.abs(inside[0] - inside[1]).max() <= 3
+    assert (np.abs(picture[-60:, :200].sum(axis=2)) < 30).any()  # the scale bar is black
+
+
 def test_nothing_was_complained_of(page: tuple[Browser, str]) -> None:
     """It comes last: no script failed, and nothing was against the page's own policy."""
     browser, _ = page

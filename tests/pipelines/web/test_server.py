@@ -21,6 +21,7 @@ from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from pipelines.renal.read.run import report_slide
 from pipelines.web import collection as module
 from pipelines.web.collection import Collection, Entry, entries_of
+from pipelines.web.review import ReviewRequest
 from pipelines.web.server import GREY, TILE_PX, application, cookie_of, levels_of
 from tests.pipelines.renal.test_report import LOOSE
 from tests.renal_slides import readers, scattered, slide_of
@@ -335,6 +336,71 @@ class TestReport:
         assert {f[4] for f in details["fields"]} == {f.id for f in result.report.fields}
         assert any(f[3] for f in details["fields"])
         assert client.get("/api/slides/k/heat").status_code == 404
+
+
+class TestWhatIsToldByOptions:
+    def test_a_slide_that_was_moved_is_found_by_its_content(
+        self, red_square: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Another file has its name, and it has another name: the hash decides."""
+        slide = tmp_path / "a.tif"
+        shutil.copy(red_square, slide)
+        score_slide(
+            SlideRow(SlideSource(str(slide))), "a", RednessEngine(), tmp_path / "out" / "a", ScoreConfig()
+        )
+        (tmp_path / "new").mkdir()
+        slide.rename(tmp_path / "new" / "z.tif")
+        write_pyramid(tmp_path / "new" / "a.tif", coordinates(600, 400), levels=1)
+        entries = entries_of(LocalFolder(tmp_path / "out"))
+        response = of(entries).get("/api/slides/a")
+        assert response.status_code == 409
+        assert "--slides" in response.json()["error"]
+        rows = [SlideRow(SlideSource(str(p))) for p in sorted((tmp_path / "new").iterdir())]
+        assert of(module.found_again(entries, rows)).get("/api/slides/a").json()["width"] == 4608
+        assert module.found_again(entries, rows[:1]) == entries
+        assert "not among those of --slides" in caplog.text
+
+    def test_the_option_finds_it_and_its_review_can_be_signed(self, tmp_path: Path, wsi: Run) -> None:
+        slide = slide_of(tmp_path / "s.tif", scattered(30, 0.4, 3))
+        report_slide(SlideRow(SlideSource(str(slide))), "s", readers(), tmp_path / "out" / "s", LOOSE)
+        (tmp_path / "new").mkdir()
+        slide.rename(tmp_path / "new" / "s.tif")
+        entries = module.found_again(
+            entries_of(LocalFolder(tmp_path / "out")),
+            [SlideRow(SlideSource(str(tmp_path / "new" / "s.tif")))],
+        )
+        review = Collection(entries, "A").review("s")
+        assert review is not None
+        review.do(ReviewRequest(what="sign", by="A", after=review.state()["last"]))
+        assert (tmp_path / "out" / "s" / "reviewed" / "report.json").exists()
+        assert (
+            wsi("view", tmp_path / "out", "--slides", tmp_path / "new", "--export", tmp_path / "site")[0] == 0
+        )
+
+    def test_truth_lies_over_the_slide(self, red_square: Path, tmp_path: Path, wsi: Run) -> None:
+        score_slide(
+            SlideRow(SlideSource(str(red_square))),
+            "r",
+            RednessEngine(),
+            tmp_path / "out" / "r",
+            ScoreConfig(),
+        )
+        ring = [[100, 200], [900, 220], [500, 700], [100, 200]]
+        (tmp_path / "truth").mkdir()
+        feature = {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {"classification": {"name": "Tumor"}},
+        }
+        (tmp_path / "truth" / "r.geojson").write_text(json.dumps({"features": [feature]}))
+        (entry,) = module.with_truth(entries_of(LocalFolder(tmp_path / "out")), tmp_path / "truth")
+        assert of([entry]).get("/api/slides/r").json()["truth"] == [[ring]]
+        site = tmp_path / "site"
+        assert wsi("view", tmp_path / "out", "--truth", tmp_path / "truth", "--export", site)[0] == 0
+        assert '"truth": [[[[100.0, 200.0]' in (site / "slides" / "1" / "data.js").read_text()
+        code, _, noted = wsi("view", tmp_path / "out", "--truth", tmp_path, "--export", site)
+        assert code == 2
+        assert "no truth of these slides" in noted
 
 
 class TestCollection:
