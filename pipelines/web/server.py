@@ -47,6 +47,7 @@ FILES = {
     "openseadragon.min.js": "text/javascript",
     "view.js": "text/javascript",
     "review.js": "text/javascript",
+    "grid.js": "text/javascript",
     "view.css": "text/css",
     "openseadragon.LICENSE.txt": "text/plain",
 }

@@ -58,6 +58,8 @@ function apply() {
     rows.push([Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys), Number(group === yes), null, id, "drawn by a person", group, [ring]]);
   }
   state.slide.objects = rows;
+  state.grid = new Grid(rows, state.slide.width, state.slide.height);
+  state.rowOf = new Map(rows.map(row => [row[6], row]));
   for (const field of state.slide.fields ?? []) {
     field[5] ??= field[3]; // what the machine said
     const decided = decisions[field[4]]?.[0];
@@ -77,7 +79,7 @@ function order() {
 }
 
 function rowOf(id) {
-  return (state.slide?.objects ?? []).find(row => row[6] === id);
+  return state.slide ? state.rowOf?.get(id) : undefined;
 }
 
 function seen(id) {
@@ -148,7 +150,7 @@ function step(by_, unseenOnly) {
 }
 
 function pick(point) {
-  const inside = (state.slide?.objects ?? []).filter(([x0, y0, x1, y1]) => point.x >= x0 && point.x < x1 && point.y >= y0 && point.y < y1);
+  const inside = (state.grid?.inside(point.x, point.y, point.x, point.y) ?? []).map(i => state.grid.objects[i]);
   inside.sort((a, b) => (a[2] - a[0]) * (a[3] - a[1]) - (b[2] - b[0]) * (b[3] - b[1]));
   if (inside.length) return select(inside[0][6]);
   state.selected = null;

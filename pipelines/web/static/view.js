@@ -5,7 +5,7 @@ const by = id => document.getElementById(id);
 const COLOURS = [[255, 242, 102, 0], [255, 191, 26, 0.4], [230, 64, 13, 0.62], [158, 0, 26, 0.75]]; // as in preview.png
 const DRAWN = 500; // objects in view up to which each is drawn; above, their density over all of them
 const MAGNIFICATION = { q: 5, w: 10, e: 20, r: 40 };
-const state = { list: [], slide: null, heat: null, density: null, at: -1, viewer: null, loading: 0, wanted: null, ruler: null, selected: null };
+const state = { list: [], slide: null, heat: null, density: null, at: -1, viewer: null, loading: 0, wanted: null, ruler: null, selected: null, grid: null };
 
 function colour(score) {
   const place = Math.min(0.99999, Math.max(0, score)) * (COLOURS.length - 1);
@@ -112,7 +112,7 @@ async function open(id, place = null) {
     await openReview(slide);
   } catch (error) {
     if (turn !== state.loading) return;
-    Object.assign(state, { slide: null, scores: null, heat: null, ruler: null, selected: null }); // nothing of another slide stays
+    Object.assign(state, { slide: null, scores: null, heat: null, ruler: null, selected: null, grid: null }); // nothing of another slide stays
     state.viewer.close();
     describeNothing(id);
     showList();
@@ -319,7 +319,7 @@ function measure(event) {
 }
 
 function drawMarks(pen, image, pixel) {
-  const { lesions = [], fields = [], objects = [], truth = [] } = state.slide;
+  const { lesions = [], fields = [], truth = [] } = state.slide;
   pen.lineWidth = 2.5 * pixel;
   pen.strokeStyle = "#00a3a3";
   pen.setLineDash([10 * pixel, 5 * pixel]);
@@ -338,15 +338,16 @@ function drawMarks(pen, image, pixel) {
     pen.strokeRect(x, y, side, side);
   }
   const seen = image.viewportToImageRectangle(state.viewer.viewport.getBounds(true));
-  const inView = objects.filter(([x0, y0, x1, y1]) => x1 >= seen.x && y1 >= seen.y && x0 <= seen.x + seen.width && y0 <= seen.y + seen.height);
-  if (inView.length > DRAWN) {
+  const numbers = state.grid?.inside(seen.x, seen.y, seen.x + seen.width, seen.y + seen.height, DRAWN) ?? (state.grid ? null : []);
+  if (numbers === null) {
     const side = 2 ** Math.ceil(Math.log2(12 * pixel));
-    if (state.density?.side !== side) state.density = densityOf(objects, side);
+    if (state.density?.side !== side) state.density = densityOf(state.grid.objects, side);
     const { canvas } = state.density;
     pen.drawImage(canvas, 0, 0, canvas.width * side, canvas.height * side);
     return;
   }
-  for (const row of inView) {
+  for (const i of numbers) {
+    const row = state.grid.objects[i];
     const [x0, y0, x1, y1, positive, , id, , group, rings] = row;
     const isOut = group === groups().out;
     if (isOut && !review.on) continue;

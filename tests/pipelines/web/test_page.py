@@ -183,6 +183,34 @@ def test_a_picture_holds_slide_marks_and_scale_bar(page: tuple[Browser, str]) ->
     assert (np.abs(picture[-60:, :200].sum(axis=2)) < 30).any()  # the scale bar is black
 
 
+def test_the_grid_finds_what_looking_at_all_objects_finds(page: tuple[Browser, str]) -> None:
+    """Small and very large objects, on and off the slide's edges, and boxes of every size."""
+    browser, _ = page
+    script = """(() => {
+        let seed = 11;
+        const draw = () => (seed = (seed * 48271) % 2147483647) / 2147483647;
+        const boxes = Array.from({ length: 700 }, (_, i) => {
+            const x = draw() * 4600, y = draw() * 3000, side = i % 50 ? 30 : 3000;
+            return [x, y, x + side * draw(), y + 0.5 * side * draw()];
+        });
+        const grid = new Grid(boxes, 4608, 3072), wrong = [];
+        let most = 0;
+        for (let k = 0; k < 300; k += 1) {
+            const x = draw() * 5000 - 200, y = draw() * 3400 - 200, w = k % 3 ? draw() * 900 : 0, h = k % 3 ? draw() * 300 : 0;
+            const all = boxes.flatMap((b, i) => (b[2] >= x && b[3] >= y && b[0] <= x + w && b[1] <= y + h ? [i] : []));
+            const found = grid.inside(x, y, x + w, y + h);
+            if (JSON.stringify(found) !== JSON.stringify(all)) wrong.push([x, y, w, h, found, all]);
+            if ((grid.inside(x, y, x + w, y + h, 5) === null) !== all.length > 5) wrong.push(k);
+            most = Math.max(most, all.length);
+        }
+        return [wrong, most, new Grid([], 10, 10).inside(0, 0, 9, 9)];
+    })()"""
+    wrong, most, none = browser.value(script)
+    assert wrong == []
+    assert most > 10
+    assert none == []
+
+
 def test_nothing_was_complained_of(page: tuple[Browser, str]) -> None:
     """It comes last: no script failed, and nothing was against the page's own policy."""
     browser, _ = page

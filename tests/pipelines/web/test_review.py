@@ -6,8 +6,10 @@ import json
 import re
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
@@ -369,32 +371,46 @@ class TestWhoMay:
         assert str(reports) not in response.text
 
 
-@pytest.mark.slow
-def test_a_killed_server_has_kept_every_decision(reports: Path) -> None:
-    """SIGKILL right after each answer: the next server goes on from there."""
-    ids = [f["id"] for f in objects(reports, POSITIVE)[:3]]
-    for number, key in enumerate(ids):
-        process = subprocess.Popen(
-            [COMMAND, "view", reports, "--no-browser", "--by", "A. Smith"],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"PYTHONUNBUFFERED": "1", "PATH": "/usr/bin:/bin"},
-        )
+@contextmanager
+def served(reports: Path, *words: str) -> Iterator[tuple[urllib.request.OpenerDirector, str]]:
+    """A browser's part without a browser, and the address; the server is killed at the end."""
+    process = subprocess.Popen(
+        [COMMAND, "view", reports, "--no-browser", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONUNBUFFERED": "1", "PATH": "/usr/bin:/bin"},
+    )
+    try:
         assert process.stdout is not None
         found = re.search(r"open (http://\S+?)/\?(token=\S+)", process.stdout.readline())
         assert found is not None
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
         opener.open(f"{found[1]}/?{found[2]}").read()
-        state = json.load(opener.open(found[1] + URL))
-        assert (len(state["decisions"]), state["reviewer"]) == (number, "A. Smith")
-        body = {"what": "decide", "by": "A. Smith", "after": state["last"], "id": key, "group": NEGATIVE}
-        request = urllib.request.Request(
-            found[1] + URL, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        assert opener.open(request).status == 200
+        yield opener, found[1] + URL
+    finally:
         process.send_signal(signal.SIGKILL)
         process.wait(20)
-    assert len(Page(reports).state["decisions"]) == 3
+
+
+def posted(url: str, **body: str) -> urllib.request.Request:
+    return urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
+@pytest.mark.slow
+def test_a_killed_server_has_kept_every_decision(reports: Path) -> None:
+    """SIGKILL right after each answer: the next server goes on from there."""
+    ids = [f["id"] for f in objects(reports, POSITIVE)[:3]]
+    for number, key in enumerate(ids):
+        with served(reports, "--by", "A. Smith") as (opener, url):
+            state = json.load(opener.open(url))
+            assert (len(state["decisions"]), state["reviewer"]) == (number, "A. Smith")
+            body = {"what": "decide", "by": "A. Smith", "after": state["last"], "id": key, "group": NEGATIVE}
+            assert opener.open(posted(url, **body)).status == 200
+    with served(reports, "--read-only") as (opener, url):
+        state = json.load(opener.open(url))
+        assert len(state["decisions"]) == 3
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            opener.open(posted(url, what="undo", by="x", after=state["last"]))
 
 
 class TestLymphNodes:
