@@ -19,9 +19,10 @@ from models.card import (
     task_of,
 )
 from models.engines.contract import find_folder, shipped
+from pipelines.camelyon16.read.decisions import signed_truth
 from pipelines.cli.console import err, out, progress
-from pipelines.renal.read.run import REVIEWED
-from pipelines.runs.review_log import LOG, check_log
+from pipelines.renal.read.decisions import signed_report
+from pipelines.runs.review_log import check_log
 from pipelines.runs.run_folder import KEPT, RUNNING
 from wsi.errors import ModelError, StoreError, WsiError
 from wsi.files import read_record
@@ -59,6 +60,10 @@ def verify(
 
     wsi verify results --slides
     """
+    if not folder.exists():
+        raise StoreError(
+            f"{folder} is neither a folder nor a model that ships; give the --out of a run, or a model"
+        )
     model = _model_of(folder)
     if model is not None:
         raise typer.Exit(0 if _verify_model(model) else 1)
@@ -92,13 +97,8 @@ def verify(
 
 def _verify_log(folder: Folder) -> list[str]:
     """A sentence if the log of a slide's review was changed after it was written, or after the report was signed."""
-    if not folder.exists(LOG):
-        return []
-    try:
-        signed = str(folder.read_json(f"{REVIEWED}/report.json")["corrections"].get("log", ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        signed = ""  # it was not signed, or is broken: `verify_slide` says that
-    return check_log(folder, signed)
+    signed = signed_report(folder) if folder.exists("report.json") else signed_truth(folder)
+    return check_log(folder, *signed)
 
 
 def _model_of(folder: Folder) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from wsi.results.folder import Folder
 log = logging.getLogger(__name__)
 
 LOG = "review.jsonl"
+SMALLEST_UM = 2.0  # side of what is drawn; less is a click that slipped: a capillary is 10 to 15 um wide
 What = Literal["begin", "decide", "undo", "redo", "sign"]
 Ring = tuple[tuple[float, float], ...]
 
@@ -71,19 +72,23 @@ class Groups:
     out: str
 
 
-def shape_of(ring: Ring, size: tuple[int, int]) -> Polygon:
+def shape_of(ring: Ring, size: tuple[int, int], mpp: float) -> Polygon:
     """The outline that a person drew, in level-0 pixels.
 
     Args:
         ring: its corners; the last is joined to the first.
         size: width and height of the slide.
+        mpp: micrometres per pixel.
 
     Raises:
-        AnnotationError: it encloses nothing, crosses itself, or leaves the slide.
+        AnnotationError: it encloses next to nothing, crosses itself, or leaves the slide.
     """
     shape = Polygon(ring) if len(ring) > 2 else Polygon()
     if not shape.is_valid or shape.area == 0:
         raise AnnotationError("the outline crosses itself, or has no area; draw it again")
+    x0, y0, x1, y1 = shape.bounds
+    if min(x1 - x0, y1 - y0) * mpp < SMALLEST_UM:
+        raise AnnotationError(f"the outline is less than {SMALLEST_UM:g} um wide or high; draw it again")
     if not shape.within(box(0, 0, *size)):
         raise AnnotationError("the outline leaves the slide; draw it again")
     return shape
@@ -96,7 +101,7 @@ class ReviewLog:
     Attributes:
         folder: of the slide's result.
         subject: hash of what is reviewed.
-        lines: of the file, parsed.
+        lines: of the file, parsed; none of a log of another result.
         last: hash of the last line; empty before the first.
     """
 
@@ -106,7 +111,8 @@ class ReviewLog:
     last: str = ""
     _done: list[Decision] = field(default_factory=list)
     _undone: list[Decision] = field(default_factory=list)
-    _bytes: bytes = b""
+    _content: bytes | None = None  # of the file when it was read last
+    _length: int = 0  # of its whole lines
 
     def read(self) -> None:
         """Read the file if it changed; a last line that was cut short by a power cut is left out.
@@ -115,14 +121,15 @@ class ReviewLog:
             StoreError: a line was changed after it was written.
         """
         content = self.folder.read(LOG) if self.folder.exists(LOG) else b""
-        if content == self._bytes and (content or not self.lines):
+        if content == self._content:
             return
-        self.lines, self.last, self._done, self._undone = [], "", [], []
-        self._bytes = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(self._bytes.splitlines(), start=1):
-            self._take(_parsed(line, self.last, f"{self.folder.at(LOG)}, line {number}"), line)
-        if self.lines and self.lines[0].get("subject") != self.subject:
-            self._set_aside()
+        self._forget()
+        pairs = list(_parsed_lines(content, self.folder.at(LOG)))
+        self._content = content
+        if not self._is_foreign(pairs):
+            self._length = content.rfind(b"\n") + 1
+            for value, digest in pairs:
+                self._take(value, digest)
 
     def decisions(self) -> Mapping[str, Decision]:
         """The last decision on each object that was not undone, by the object's id."""
@@ -140,8 +147,8 @@ class ReviewLog:
 
     @property
     def signed(self) -> dict[str, Any] | None:
-        """The line of the last signature, if no decision came after it."""
-        return self.lines[-1] if self.lines and self.lines[-1]["what"] == "sign" else None
+        """The line of the last signature; None where nobody signed."""
+        return next((line for line in reversed(self.lines) if line["what"] == "sign"), None)
 
     def after(self, what: What, decision: Decision | None = None) -> Mapping[str, Decision]:
         """The decisions as they would be after one more line."""
@@ -159,7 +166,16 @@ class ReviewLog:
                 "this slide was changed in another page, or by another person; it is shown as it is now"
             )
 
-    def add(self, what: What, by: str, *, after: str, decision: Decision | None = None, **facts: Any) -> None:
+    def add(
+        self,
+        what: What,
+        by: str,
+        *,
+        after: str,
+        decision: Decision | None = None,
+        comment: str = "",
+        first: Callable[[str], None] = lambda last: None,
+    ) -> None:
         """Add a line, and return when no power cut can undo it.
 
         Args:
@@ -167,7 +183,8 @@ class ReviewLog:
             by: whom.
             after: hash of the last line that the caller knows.
             decision: with ``decide``.
-            facts: more that the line says.
+            comment: with ``sign``.
+            first: called with the hash of the line before, while nobody else can write; if it raises, no line is added.
 
         Raises:
             StaleReviewError: there are more lines; nothing was written.
@@ -177,34 +194,46 @@ class ReviewLog:
             self.read()
             self.check_last(after)
             if not self.lines:
-                self._write({"what": "begin", "subject": self.subject}, by)
-            said = {} if decision is None else _facts(decision)
-            self._write({"what": what} | said | facts, by)
+                self._begin(by)
+            first(self.last)
+            said = {"comment": comment} if what == "sign" else {}
+            self._write({"what": what} | (said if decision is None else _facts(decision)), by)
+
+    def _begin(self, by: str) -> None:
+        """Write the first line; keep the log of an earlier result under another name."""
+        if self._content:
+            number = 1
+            while self.folder.exists(aside := f"review-before-{number}.jsonl"):
+                number += 1
+            self.folder.move(LOG, aside)
+            log.warning(
+                "%s: it is of an earlier result of this slide, and is kept as %s", self.folder.at(LOG), aside
+            )
+            self._forget()
+        self._write({"what": "begin", "subject": self.subject}, by)
 
     def _write(self, facts: dict[str, Any], by: str) -> None:
         head = {"n": len(self.lines) + 1, "at": datetime.now(UTC).isoformat(timespec="seconds"), "by": by}
         value = head | facts | {"before": self.last}
         line = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-        self.folder.append(LOG, line + b"\n", after=len(self._bytes))
-        self._bytes += line + b"\n"
-        self._take(value, line)
+        kept = (self._content or b"")[: self._length]
+        self.folder.append(LOG, line + b"\n", after=self._length)
+        self._content = kept + line + b"\n"
+        self._length = len(self._content)
+        self._take(value, hashlib.sha256(line).hexdigest())
 
-    def _take(self, value: dict[str, Any], line: bytes) -> None:
+    def _take(self, value: dict[str, Any], digest: str) -> None:
         self.lines.append(value)
-        self.last = hashlib.sha256(line).hexdigest()
+        self.last = digest
         decision = _decision(value) if value["what"] == "decide" else None
         self._done, self._undone = _changed(self._done, self._undone, value["what"], decision)
 
-    def _set_aside(self) -> None:
-        """Keep the log of an earlier result under another name, and begin anew."""
-        number = 1
-        while self.folder.exists(aside := f"review-before-{number}.jsonl"):
-            number += 1
-        self.folder.move(LOG, aside)
-        log.warning(
-            "%s: it is of an earlier result of this slide, and is kept as %s", self.folder.at(LOG), aside
-        )
-        self.lines, self.last, self._done, self._undone, self._bytes = [], "", [], [], b""
+    def _forget(self) -> None:
+        self.lines, self.last, self._done, self._undone = [], "", [], []
+        self._content, self._length = None, 0
+
+    def _is_foreign(self, pairs: list[tuple[dict[str, Any], str]]) -> bool:
+        return bool(pairs) and pairs[0][0].get("subject") != self.subject
 
 
 def _changed(
@@ -230,6 +259,19 @@ def _decision(value: dict[str, Any]) -> Decision:
     return Decision(str(value["id"]), str(value["machine"]), str(value["group"]), ring)
 
 
+def _parsed_lines(content: bytes, where: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The value and the hash of every whole line.
+
+    Raises:
+        StoreError: a line does not follow from the one before it.
+    """
+    before = ""
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        value = _parsed(line, before, f"{where}, line {number}")
+        before = hashlib.sha256(line).hexdigest()
+        yield value, before
+
+
 def _parsed(line: bytes, before: str, where: str) -> dict[str, Any]:
     """The value of a line that follows from the one before it.
 
@@ -249,23 +291,26 @@ def _parsed(line: bytes, before: str, where: str) -> dict[str, Any]:
     return value
 
 
-def check_log(folder: Folder, signed: str) -> list[str]:
-    """A sentence if the review log in a slide's folder is not as it was written.
+def check_log(folder: Folder, signed: str, by: str) -> list[str]:
+    """A sentence if the review log in a slide's folder is not as it was written; none where nobody reviewed.
 
     Args:
-        folder: of a result, with a log.
-        signed: hash of the line that a signed report names; empty where there is none.
+        folder: of a result.
+        signed: hash of the line that a signed result names; empty where there is none.
+        by: who signed that result.
     """
-    before, hashes = "", {""}
+    where = folder.at(LOG)
     try:
-        for number, line in enumerate(folder.read(LOG).splitlines(), start=1):
-            _parsed(line, before, f"{folder.at(LOG)}, line {number}")
-            before = hashlib.sha256(line).hexdigest()
-            hashes.add(before)
+        pairs = list(_parsed_lines(folder.read(LOG), where))
+    except FileNotFoundError:
+        return [f"{where} is missing, and the signed result names a line of it"] if signed else []
     except (StoreError, OSError) as error:
         return [str(error)]
-    return (
-        []
-        if signed in hashes
-        else [f"{folder.at(LOG)}: it does not hold the line that the signed report names"]
-    )
+    if not signed:
+        return []
+    after = [value for value, _ in pairs if value["before"] == signed]
+    if not after or after[0]["what"] != "sign" or after[0]["by"] != by:
+        return [
+            f"{where}: it does not hold the line that the signed result names, with the signature of {by} after it"
+        ]
+    return []

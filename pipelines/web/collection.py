@@ -21,7 +21,7 @@ from pipelines.renal.read.decisions import MachineReading
 from pipelines.renal.read.report import RenalReport
 from pipelines.renal.read.run import REVIEWED, read_report
 from pipelines.renal.read.tables import capillary_rows
-from pipelines.web.review import Review
+from pipelines.web.review import Reading, Review
 from wsi.errors import ConfigError, StoreError, WsiError
 from wsi.marks.annotations import read_annotations
 from wsi.results.folder import Folder
@@ -68,19 +68,18 @@ class Entry:
         line: dict[str, Any] = {"id": self.name, "kind": self.kind, "score": None, "word": "", "note": ""}
         if self.kind == "scored":
             result = self._result()
-            assert self.folder is not None
-            signed = signed_record(self.folder)
-            by = f"reviewed by {signed['by']} on {signed['date']}: {signed['label']}" if signed else ""
-            note = "; ".join(text for text in (result.note, by) if text)
+            note = "; ".join(text for text in (result.note, self._signed_note()) if text)
             line |= {"score": result.score, "word": result.confidence or "", "note": note}
         elif self.kind == "report":
             reading = self._last_reading()
-            result_facts, c = reading.result, reading.corrections
+            shown = reading or self._report()
+            result_facts, c = shown.result, shown.corrections
             by = f"corrected by {c.by or 'a person'} on {c.date}" if c else ""
+            broken = "its review is broken: this is the machine's reading" if reading is None else ""
             line |= {
                 "score": result_facts.percent,
                 "word": result_facts.grade or "not assessable",
-                "note": "; ".join(text for text in (result_facts.not_assessable, by) if text),
+                "note": "; ".join(text for text in (result_facts.not_assessable, by, broken) if text),
             }
         return line
 
@@ -98,11 +97,27 @@ class Entry:
     def _result(self) -> SlideResult:
         return result_of(self.facts or {})
 
-    def _last_reading(self) -> RenalReport:
-        """The reading that counts: a person's, where there is one."""
+    def _last_reading(self) -> RenalReport | None:
+        """The reading that counts: a person's, where there is one; None where that is broken."""
         assert self.folder is not None
         reviewed = self.folder.inside(REVIEWED)
-        return read_report(reviewed) if reviewed.exists("report.json") else self._report()
+        if not reviewed.exists("report.json"):
+            return self._report()
+        try:
+            return read_report(reviewed)
+        except StoreError as error:
+            log.warning("%s", error)
+            return None
+
+    def _signed_note(self) -> str:
+        """Who reviewed a lymph node, when, and what they say; empty where nobody did."""
+        assert self.folder is not None
+        try:
+            signed = signed_record(self.folder)
+        except StoreError as error:
+            log.warning("%s", error)
+            return "its review is broken"
+        return f"reviewed by {signed['by']} on {signed['date']}: {signed['label']}" if signed else ""
 
     def _report(self) -> RenalReport:
         assert self.folder is not None
@@ -214,24 +229,43 @@ class Collection:
         return slide
 
     def review(self, name: str) -> Review | None:
-        """The review of a result; None of a slide as it is.
+        """The review of a result; None of a slide as it is, and of a report without any field.
 
         Raises:
             WsiError: the result or the log is broken.
         """
-        entry = self._entries[name]
+        entry = self.fresh(name)
         if entry.folder is None:
             return None
         with self._opening[name]:
             if name not in self._reviews:
-                is_report = entry.kind == "report"
-                reading = (
-                    MachineReading.of(entry.folder, entry.source.place)
-                    if is_report
-                    else ScoredReading.of(entry.folder)
-                )
+                reading = _reading(entry.folder, entry)
+                if reading is None:
+                    return None
                 self._reviews[name] = Review(entry.folder, reading)
             return self._reviews[name]
+
+    def fresh(self, name: str) -> Entry:
+        """A slide with its results as they are now: a command may have made them again.
+
+        Raises:
+            OSError, ValueError: they are being made, or broken.
+        """
+        entry = self._entries[name]
+        if entry.folder is None:
+            return entry
+        facts = entry.folder.read_json("slide.json")
+        if facts == entry.facts:
+            return entry
+        new = _entry(name, entry.folder, facts)
+        is_same = facts["path"] == (entry.facts or {}).get("path")
+        new = replace(new, truth=entry.truth, source=entry.source if is_same else new.source)
+        with self._lock:
+            self._entries[name] = new
+            self._reviews.pop(name, None)
+            self._open.pop(name, None)  # it closes once no thread reads from it any more
+        self.look_again(name)
+        return new
 
     def look_again(self, name: str) -> None:
         """Make a slide's line in the list anew, after its review was signed."""
@@ -246,12 +280,20 @@ class Collection:
             self._open.clear()
 
 
+def _reading(folder: Folder, entry: Entry) -> Reading | None:
+    if entry.kind == "scored":
+        return ScoredReading.of(folder)
+    report = MachineReading.of(folder, entry.source.place)
+    return report if report.features else None
+
+
 def entries_of(folder: Folder) -> list[Entry]:
     """The slides of a results folder, or of one slide's folder in it; broken ones are left out.
 
     Raises:
         StoreError: there is none.
     """
+    folder = folder.absolute()
     if folder.exists("slide.json"):
         pairs: Iterable[tuple[str, bytes]] = [(folder.name, folder.read("slide.json"))]
         places = {folder.name: folder}

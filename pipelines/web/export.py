@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -41,6 +42,10 @@ def export_site(
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file()):
         raise ConfigError(f"{out} holds something else; choose another folder for the export")
+    shutil.rmtree(
+        out / "slides", ignore_errors=True
+    )  # slides of an earlier export that are not asked for now
+    _write(out / MARKER, "")  # so that an export that is stopped can be made again
     page = (STATIC / "view.html").read_text(encoding="utf-8").replace("/static/", "static/")
     page = page.replace("<script", f'<script src="{MARKER}" defer></script>\n<script', 1)
     sizes = [_write(out / "index.html", page)]
@@ -54,7 +59,7 @@ def export_site(
     done = 0
     for name, place in places.items():
         slide, entry = collection.slide(name), collection[name]
-        details = facts_of(name, slide, entry) | {"levels": plans[name], "tiles": f"{place}/tiles"}
+        details = facts_of(name, entry, slide) | {"levels": plans[name], "tiles": f"{place}/tiles"}
         review = collection.review(name)
         details |= {} if review is None else {"review": review.state()}
         heat = base64.b64encode(float_bytes(entry.heatmap())).decode() if entry.kind == "scored" else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,10 +13,12 @@ from typing import Any, Literal, Protocol
 from pydantic import Field as Setting
 from pydantic import FiniteFloat
 
-from pipelines.runs.review_log import Decision, Groups, ReviewLog, Ring, Signature
+from pipelines.runs.review_log import Decision, Groups, ReviewLog, Ring, Signature, StaleReviewError
 from wsi.config import Config
-from wsi.errors import AnnotationError
+from wsi.errors import AnnotationError, StoreError
 from wsi.results.folder import Folder
+
+log = logging.getLogger(__name__)
 
 
 class ReviewRequest(Config):
@@ -24,6 +27,7 @@ class ReviewRequest(Config):
     Attributes:
         what: is to be done.
         by: the reviewer's name.
+        subject: hash of the result that the page shows.
         after: hash of the last line of the log that the page knows; empty before the first.
         id: of the object that is decided; empty for one that is drawn now.
         group: its class from now on.
@@ -33,6 +37,7 @@ class ReviewRequest(Config):
 
     what: Literal["decide", "undo", "redo", "sign"]
     by: str = Setting(min_length=1, max_length=100, pattern=r"\S")
+    subject: str = Setting(max_length=64)
     after: str = Setting(max_length=64)
     id: str = Setting(default="", max_length=100)
     group: str = Setting(default="", max_length=40)
@@ -67,6 +72,12 @@ class Reading(Protocol):
     def sign(self, decisions: Mapping[str, Decision], signature: Signature, /) -> None:
         """Write what comes of the review."""
 
+    def list_signed(self) -> None:
+        """Show what was signed in the tables of the run."""
+
+    def signed(self) -> tuple[str, str]:
+        """Hash of the log's line that the signed result names, and who signed; empty where nobody did."""
+
 
 class Review:
     """The review of one slide; what several pages ask for is done one after another."""
@@ -79,7 +90,8 @@ class Review:
             reading: what is reviewed.
         """
         self._reading = reading
-        self._log = ReviewLog(folder, hashlib.sha256(reading.content).hexdigest())
+        self.subject = hashlib.sha256(reading.content).hexdigest()
+        self._log = ReviewLog(folder, self.subject)
         self._lock = threading.Lock()
         self._figures: dict[str, dict[str, Any]] = {}  # the last ones, by the log's last hash
 
@@ -98,6 +110,9 @@ class Review:
         """
         with self._lock:
             self._log.read()
+            if request.subject != self.subject:
+                raise StaleReviewError("this slide was read anew by the machine; it is shown as it is now")
+            self._log.check_last(request.after)
             if request.what == "sign":
                 self._sign(request)
                 return self._state()
@@ -114,25 +129,26 @@ class Review:
 
     def _sign(self, request: ReviewRequest) -> None:
         """Write what comes of the review, then the line that says so; the first names the line before that one."""
-        self._log.check_last(request.after)
-        now = datetime.now(UTC)
-        signature = Signature(
-            by=request.by.strip(),
-            date=now.date().isoformat(),
-            comment=request.comment.strip(),
-            signed_at=now.isoformat(timespec="seconds"),
-            log=self._log.last,
-        )
-        self._reading.sign(self._log.decisions(), signature)
-        self._log.add("sign", signature.by, after=request.after, comment=signature.comment)
+        now, by, comment = datetime.now(UTC), request.by.strip(), request.comment.strip()
+
+        def write(last: str) -> None:
+            signed_at = now.isoformat(timespec="seconds")
+            signature = Signature(by, now.date().isoformat(), comment, signed_at, last)
+            self._reading.sign(self._log.decisions(), signature)
+
+        self._log.add("sign", by, after=request.after, comment=comment, first=write)
+        try:
+            self._reading.list_signed()
+        except StoreError as error:
+            log.warning("%s; the tables of the run do not show this review yet", error)
 
     def _state(self) -> dict[str, Any]:
         decisions = self._log.decisions()
         if self._log.last not in self._figures:
             self._figures = {self._log.last: self._reading.figures(decisions)}
         objects, groups = self._reading.objects(), self._reading.groups
-        signed = self._log.signed
         return {
+            "subject": self.subject,
             "last": self._log.last,
             "groups": asdict(groups),
             "decisions": {key: [d.group, d.ring] for key, d in decisions.items()},
@@ -141,6 +157,13 @@ class Review:
             "seen": sum(key in decisions for key in objects),
             "total": len(objects),
             "drawn": sum(bool(d.ring) and d.group != groups.out for d in decisions.values()),
-            "signed": {"by": signed["by"], "at": signed["at"]} if signed else None,
+            "signed": self._signed(),
             **self._figures[self._log.last],
         }
+
+    def _signed(self) -> dict[str, Any] | None:
+        """Who signed, when, and whether something changed since; None where what was signed is not there any more."""
+        line = self._log.signed
+        if line is None or self._reading.signed() != (line["before"], line["by"]):
+            return None
+        return {"by": line["by"], "at": line["at"], "changed": line is not self._log.lines[-1]}

@@ -39,7 +39,7 @@ TILE_PX = 512
 QUALITY = 85  # of JPEG: on tissue no difference can be seen
 LARGEST_PX = 8192  # side of what is read for one tile: of a slide without coarse levels no overview is made
 LARGEST_REQUEST = 200_000  # bytes of a drawn outline of 2,000 points, and more
-NO_REVIEW = "there is nothing to review: it is no report"
+NO_REVIEW = "there is nothing to review"
 GREY = 200  # of a tile that cannot be decoded
 THUMBNAIL_PX = 160
 STATIC = Path(__file__).with_name("static")
@@ -149,7 +149,7 @@ class _Answers:
         return answer
 
     def details(self, name: str, request: Request) -> Response:
-        return JSONResponse(facts_of(name, self._collection.slide(name), self._collection[name]))
+        return JSONResponse(facts_of(name, self._collection.fresh(name), self._collection.slide(name)))
 
     def tile(self, name: str, request: Request) -> Response:
         level, x, y = (request.path_params[key] for key in ("level", "x", "y"))
@@ -183,9 +183,10 @@ class _Answers:
         return JSONResponse(state)
 
     def heat(self, name: str, request: Request) -> Response:
-        if self._collection[name].kind != "scored":
+        entry = self._collection.fresh(name)
+        if entry.kind != "scored":
             return JSONResponse({"error": "the slide has no heatmap"}, 404)
-        return Response(float_bytes(self._collection[name].heatmap()), media_type="application/octet-stream")
+        return Response(float_bytes(entry.heatmap()), media_type="application/octet-stream")
 
 
 def _refusal(request: Request, token: str, hosts: frozenset[str] | None) -> Response | None:
@@ -218,12 +219,13 @@ def _without_path(error: Exception, entry: Entry) -> str:
     if not entry.source.is_url and not Path(entry.source.path).exists():
         return "the slide's file was moved or removed; start wsi view again with --slides and its folder"
     text = str(error)
-    for path in (entry.source.place, entry.source.path, str(entry.folder)):
+    folders = [] if entry.folder is None else [str(entry.folder), str(entry.folder.parent)]
+    for path in (entry.source.place, entry.source.path, *folders):
         text = text.replace(path, entry.name)
     return text
 
 
-def facts_of(name: str, slide: Slide, entry: Entry) -> dict[str, Any]:
+def facts_of(name: str, entry: Entry, slide: Slide) -> dict[str, Any]:
     """Everything that the page needs of a slide, but its pixels and scores.
 
     Raises:

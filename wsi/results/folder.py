@@ -297,6 +297,9 @@ class LocalFolder(Folder):
     def append(self, name: str, content: bytes, *, after: int) -> None:
         """Add bytes at the end of a file, see `Folder.append`."""
         path = self.path / name
+        if after == 0:  # the file's name must be safe, too
+            self.write(name, content, durable=True)
+            return
         try:
             with path.open("ab") as file:
                 file.truncate(after)

@@ -80,7 +80,7 @@ class ScoredReading:
         groups = self.groups
         if not object_id:
             width, height = self.facts["size"]
-            shape = shape_of(ring, (int(width), int(height)))
+            shape = shape_of(ring, (int(width), int(height)), float(self.facts["mpp"]))
             object_id = feature_id(f"{self.facts['name']} drawn {np.array(shape.bounds).round(2).tolist()}")
             if group != groups.yes or object_id in decided:
                 raise AnnotationError(f"what is drawn is {groups.yes}, and is drawn once")
@@ -107,7 +107,7 @@ class ScoredReading:
         return {"result": result, "machine": {"areas": len(machine)}, "counts": counts, "note": ""}
 
     def _size(self, shapes: list[Any]) -> str:
-        mm2 = sum(shape.area for shape in shapes) * float(self.facts["mpp"]) ** 2 / 1e6
+        mm2 = shapely.union_all(shapes).area * float(self.facts["mpp"]) ** 2 / 1e6  # drawn ones may overlap
         return f"{number_of(len(shapes), 'area')}, {mm2:.3f} mm2"
 
     def _features(self, decisions: Mapping[str, Decision]) -> list[Feature]:
@@ -127,7 +127,7 @@ class ScoredReading:
         ]
 
     def sign(self, decisions: Mapping[str, Decision], signature: Signature) -> None:
-        """Write ``reviewed/truth.geojson`` and who signed it, and the table of all signed slides of the run.
+        """Write ``reviewed/truth.geojson`` and who signed it.
 
         Raises:
             StoreError: they cannot be written.
@@ -145,13 +145,24 @@ class ScoredReading:
         }
         target.write_json(RECORD, record, durable=True)
         target.write_json("files.json", {"files": target.record([TRUTH, RECORD])}, durable=True)
+
+    def list_signed(self) -> None:
+        """Write the table of all signed slides of the run.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
         out = self.folder.parent
         with out.alone():
             out.write(TABLE, _table(out))
 
+    def signed(self) -> tuple[str, str]:
+        """Hash of the log's line that the signature names, and who signed; empty where nobody did."""
+        return signed_truth(self.folder)
+
 
 def signed_record(folder: Folder) -> dict[str, Any] | None:
-    """What a person signed of a scored slide; None where nobody did.
+    """What a person signed of a scored slide; None where nobody did, or of another slide that had this name before.
 
     Raises:
         StoreError: it is broken.
@@ -159,10 +170,21 @@ def signed_record(folder: Folder) -> dict[str, Any] | None:
     if not folder.exists(f"{REVIEWED}/{RECORD}"):
         return None
     try:
-        record = dict(folder.read_json(f"{REVIEWED}/{RECORD}"))
-        return record | {key: str(record[key]) for key in ("by", "date", "label")}
+        record, facts = dict(folder.read_json(f"{REVIEWED}/{RECORD}")), folder.read_json("slide.json")
+        if record["slide_identity"] != facts.get("slide_identity", ""):
+            return None
+        return record | {key: str(record[key]) for key in ("by", "date", "label", "log")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder.at(REVIEWED)} is broken ({error!r}); sign the slide again") from error
+
+
+def signed_truth(folder: Folder) -> tuple[str, str]:
+    """Hash of the log's line that a slide's signature names, and who signed it; empty where there is none."""
+    try:
+        record = signed_record(folder) or {}
+    except StoreError:
+        return "", ""
+    return record.get("log", ""), record.get("by", "")
 
 
 def _table(out: Folder) -> str:
@@ -170,7 +192,10 @@ def _table(out: Folder) -> str:
     rows = []
     for name in out.holding(f"{REVIEWED}/{RECORD}"):
         folder = out.inside(name)
-        facts, record = folder.read_json("slide.json"), signed_record(folder) or {}
+        record = signed_record(folder)
+        if record is None:
+            continue
+        facts = folder.read_json("slide.json")
         is_normal = record["label"] == NORMAL
         truth = "" if is_normal else folder.absolute().at(f"{REVIEWED}/{TRUTH}")
         row = {

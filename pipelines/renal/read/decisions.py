@@ -15,12 +15,13 @@ from pipelines.renal.read.marks import mark_key
 from pipelines.renal.read.report import RenalReport, grade_sentence, grading_of
 from pipelines.renal.read.review import DETECTIONS, corrected_report, review
 from pipelines.renal.read.review_run import review_slide
-from pipelines.renal.read.run import read_report
+from pipelines.renal.read.run import REVIEWED, read_report
 from pipelines.renal.read.summary import refresh_summary
 from pipelines.runs.review_log import Decision, Groups, Ring, Signature, shape_of
-from wsi.errors import AnnotationError
+from wsi.errors import AnnotationError, StoreError
 from wsi.results.export import Feature, feature_id, geojson
 from wsi.results.folder import Folder
+from wsi.text import number_of
 from wsi.vocabulary import COLOURS, FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
 
 CORRECTED = "corrected.geojson"
@@ -105,7 +106,7 @@ class MachineReading:
     def _drawn(self, group: str, ring: Ring, drawn: Mapping[str, Decision]) -> Decision:
         if group not in (POSITIVE, NEGATIVE):
             raise AnnotationError(f"what is drawn is {POSITIVE} or {NEGATIVE}, not {group[:40]!r}")
-        shape = shape_of(ring, self.report.slide.size_px)
+        shape = shape_of(ring, self.report.slide.size_px, self.report.slide.um_per_px)
         object_id = feature_id(mark_key(self.report.slide.name, np.array(shape.bounds)))
         if object_id in self.features or object_id in drawn:
             raise AnnotationError(
@@ -163,13 +164,17 @@ class MachineReading:
         """Counts and grade, by the machine and after these decisions; it raises as `counted` does."""
         report = self.counted(decisions)
         before, now, grading = self.report.result, report.result, grading_of(self.report)
-        outside = report.corrections.outside_fields if report.corrections else 0
-        notes = []
+        assert report.corrections is not None  # it is a corrected one
+        outside, not_searched = report.corrections.outside_fields, report.corrections.fields_not_searched
+        notes = [text for text in report.warnings if text not in self.report.warnings]
         if now.interval:
             low, high = now.interval
             notes.append(f"interval {low:.1f} to {high:.1f} %: it covers {now.interval_covers}")
         if outside:
             notes.append(f"{outside} marked outside evaluated fields: not counted")
+        if not_searched:
+            words = number_of(not_searched, "field")
+            notes.append(f"{words} taken in without a mark in them: not counted, as nobody looked there")
         return {
             "result": now.model_dump(mode="json"),
             "machine": before.model_dump(mode="json"),
@@ -186,7 +191,27 @@ class MachineReading:
         content = self.corrected(decisions)
         self.folder.write(CORRECTED, content, durable=True)
         review_slide(self.folder, Path(CORRECTED), signature, slide=self.slide, content=content)
+
+    def list_signed(self) -> None:
+        """Show the signed reading in the run's table and pages.
+
+        Raises:
+            StoreError: they cannot be written.
+        """
         refresh_summary(self.folder.parent)
+
+    def signed(self) -> tuple[str, str]:
+        """Hash of the log's line that the signed report names, and who signed; empty where nobody did."""
+        return signed_report(self.folder)
+
+
+def signed_report(folder: Folder) -> tuple[str, str]:
+    """Hash of the log's line that a slide's signed report names, and who signed it; empty where there is none."""
+    try:
+        corrections = read_report(folder.inside(REVIEWED)).corrections
+    except StoreError:
+        return "", ""
+    return (corrections.log, corrections.by) if corrections else ("", "")
 
 
 def _line(feature: dict[str, Any]) -> str:

@@ -2,14 +2,14 @@
 // Correcting what a machine found: each decision goes to the server at once, which keeps the log and counts anew.
 
 const FEASIBLE = "feasible", NOT_FEASIBLE = "not feasible";
-const review = { on: false, state: null, machine: [], order: [], may: false, drawing: null, ring: [], queue: Promise.resolve() };
+const review = { on: false, state: null, machine: [], order: [], may: false, busy: false, drawing: null, ring: [] };
 
 // --- what is reviewed
 
 async function openReview(slide) {
   Object.assign(review, { on: false, state: null, machine: slide.capillaries ?? slide.areas ?? [], drawing: null, ring: [] });
   by("review").hidden = true;
-  by("what").textContent = "";
+  by("what").textContent = by("comment").value = "";
   apply();
   if (slide.kind === "slide") return;
   try {
@@ -28,8 +28,9 @@ async function openReview(slide) {
     by("draw-as").replaceChildren(...[yes, no].filter(Boolean).map(group => new Option(group)));
     order();
     apply();
+    describe(slide);
   } catch (error) {
-    say(error.message);
+    if (!/^there is nothing to review/.test(error.message)) say(error.message);
   }
 }
 
@@ -104,7 +105,8 @@ function showReview() {
   by("outside").textContent = now.note;
   by("undo").disabled = !now.can_undo;
   by("redo").disabled = !now.can_redo;
-  by("signed").textContent = now.signed ? `signed by ${now.signed.by} at ${now.signed.at.replace("T", " ").replace("+00:00", " UTC")}` : now.can_undo ? "not signed yet" : "";
+  const when = now.signed ? `${now.signed.by} at ${now.signed.at.replace("T", " ").replace("+00:00", " UTC")}` : "";
+  by("signed").textContent = !when ? (now.can_undo ? "not signed yet" : "") : now.signed.changed ? `changed since it was signed by ${when}` : `signed by ${when}`;
   if (review.on) listForReview();
 }
 
@@ -165,9 +167,18 @@ function fieldAt(point) {
 
 // --- decisions
 
-function decide(what, facts = {}) {
-  review.queue = review.queue.then(() => send(what, facts)).catch(error => say(error.message));
-  return review.queue;
+// one at a time: a key that is pressed before the answer is not taken, as it was meant for what is shown now
+async function decide(what, facts = {}) {
+  if (review.busy) return null;
+  review.busy = true;
+  try {
+    return await send(what, facts);
+  } catch (error) {
+    say(error.message);
+    return null;
+  } finally {
+    review.busy = false;
+  }
 }
 
 async function send(what, facts) {
@@ -180,21 +191,27 @@ async function send(what, facts) {
   }
   localStorage.setItem("reviewer", name);
   say("");
-  const body = JSON.stringify({ what, by: name, after: review.state.last, ...facts });
+  const body = JSON.stringify({ what, by: name, subject: review.state.subject, after: review.state.last, ...facts });
   const response = await fetch(reviewUrl(slide.id), { method: "POST", body, headers: { "Content-Type": "application/json" } }).catch(() => null);
   if (!response) throw new Error("the server does not answer any more: this decision is not kept; start wsi view again");
-  const answer = await response.json();
-  if (state.slide !== slide) return null;
+  const answer = await response.json().catch(() => ({ error: "the server failed; its terminal tells more" }));
   if (!response.ok) {
-    if (answer.stale) {
-      review.state = await ask(reviewUrl(slide.id));
-      apply();
-    }
-    throw new Error(answer.error);
+    if (answer.stale && state.slide === slide) await showAgain(slide.id);
+    throw new Error(state.slide?.id === slide.id ? answer.error : `${slide.id}: ${answer.error}`);
   }
+  if (state.slide !== slide) return null;
   review.state = answer;
   apply();
   return answer;
+}
+
+// the slide as it is now, at the same place, with the review as on as it was
+async function showAgain(id) {
+  const { on } = review, { selected } = state, { x, y } = state.viewer.world.getItemAt(0).viewportToImageCoordinates(state.viewer.viewport.getCenter(true));
+  await open(id, { x, y, zoom: zoomNow() });
+  if (review.may) review.on = on;
+  showReview();
+  if (rowOf(selected)) select(selected);
 }
 
 async function judge(group) {
@@ -220,15 +237,18 @@ async function back(what) {
 async function sign() {
   const comment = by("comment").value;
   by("sign-dialog").close();
-  const answer = await decide("sign", { comment });
+  const answer = await decide("sign", { comment, after: review.shown }); // nothing else than what the dialog said
   if (!answer) return;
+  by("comment").value = "";
   state.list = await ask("/api/slides");
   showList();
   say("");
 }
 
 function askToSign() {
+  if (review.busy) return;
   const { state: now } = review;
+  review.shown = now.last;
   const unseen = now.total - now.seen;
   by("sign-text").textContent = `${by("reviewer").value.trim() || "Nobody yet"} signs ${now.counts.at(-1)}.${unseen ? ` ${unseen} of ${now.total} ${noun()} were not decided one by one; they stay as the machine has them.` : ""}`;
   by("sign-dialog").showModal();
@@ -307,6 +327,7 @@ function toggleReview() {
 function reviewKey(key, event) {
   if (key === "v") toggleReview();
   else if (!review.on) return false;
+  else if (event.repeat && !["n", "p", "u"].includes(key)) return true; // a key that is held decides once
   else if (key === "Escape" && review.drawing) beginDrawing(review.drawing);
   else if (key === "Enter" && review.drawing === "outline") endDrawing();
   else if (key === "1") judge(groups().yes);

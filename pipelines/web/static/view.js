@@ -140,7 +140,7 @@ function describe(slide) {
   const line = state.list.find(other => other.id === slide.id);
   by("name").textContent = slide.id;
   const size = `${slide.width} x ${slide.height} px`;
-  const facts = [slide.result ? line.word : scoreText(line), slide.result ? gradeText(slide.result) : "", slide.mpp ? `${size}, ${slide.mpp.toFixed(4)} um/px` : `${size}, no spacing in the file: no scale bar, no 5x to 40x`, slide.model ? `model ${slide.model}` : "", slide.demonstration ? "trained on drawings: on real tissue this means nothing" : ""];
+  const facts = [slide.result ? `machine: ${slide.result.grade ?? "not assessable"}` : scoreText(line), slide.result ? gradeText(slide.result) : "", slide.mpp ? `${size}, ${slide.mpp.toFixed(4)} um/px` : `${size}, no spacing in the file: no scale bar, no 5x to 40x`, slide.model ? `model ${slide.model}` : "", slide.demonstration ? "trained on drawings: on real tissue this means nothing" : ""];
   by("note").textContent = line.note;
   by("legend").textContent = slide.capillaries ? "red: C4d-positive; blue: negative; green: evaluated field; grey: field left out" : slide.lesions ? "red: outline from the threshold on; blue: peaks" : "";
   if (slide.truth) by("legend").textContent += "; turquoise, dashed: truth";
@@ -161,7 +161,7 @@ function describe(slide) {
 function findings() {
   const slide = state.slide;
   if (slide?.lesions) return slide.lesions.map(([x, y, score]) => ({ x, y, label: `score ${score.toFixed(3)}` }));
-  const positive = (slide?.capillaries ?? []).filter(box => box[4]);
+  const positive = (slide?.objects ?? slide?.capillaries ?? []).filter(box => box[4]);
   const score = box => box[5] ?? 1;
   positive.sort((a, b) => score(a) - score(b)); // the least certain first
   return positive.map(box => ({ x: (box[0] + box[2]) / 2, y: (box[1] + box[3]) / 2, label: `score ${score(box).toFixed(2)}` }));

@@ -69,16 +69,19 @@ def test_a_last_line_that_was_cut_short_is_left_out_and_replaced(tmp_path: Path,
     assert review.decisions() == {"a": A}
     decide(review, B)
     assert opened(tmp_path).decisions() == {"a": A, "b": B}
-    assert check_log(LocalFolder(tmp_path), "") == []
+    assert check_log(LocalFolder(tmp_path), "", "") == []
 
 
 def test_a_line_that_was_changed_is_refused_by_its_number(tmp_path: Path) -> None:
     decide(opened(tmp_path), A, B)
     path = tmp_path / LOG
     path.write_text(path.read_text().replace("C4d positive", "C4d negative"))
-    with pytest.raises(StoreError, match=r"review\.jsonl, line 3: it was changed"):
-        opened(tmp_path)
-    assert "line 3" in check_log(LocalFolder(tmp_path), "")[0]
+    review = ReviewLog(LocalFolder(tmp_path), "s")
+    for _ in range(2):  # it is not taken the second time either
+        with pytest.raises(StoreError, match=r"review\.jsonl, line 3: it was changed"):
+            review.read()
+    assert (review.lines, review.last) == ([], "")
+    assert "line 3" in check_log(LocalFolder(tmp_path), "", "")[0]
     before = path.read_bytes()
     with pytest.raises(StoreError):
         ReviewLog(LocalFolder(tmp_path), "s").add("decide", "x", after="", decision=A)
@@ -89,10 +92,18 @@ def test_a_last_line_that_was_changed_is_found_by_the_signed_report(tmp_path: Pa
     review = opened(tmp_path)
     decide(review, A, B)
     signed = review.last
-    assert check_log(LocalFolder(tmp_path), signed) == []
+    review.add("sign", "A. Smith", after=signed, comment="two folds")
+    assert check_log(LocalFolder(tmp_path), signed, "A. Smith") == []
+    assert "with the signature of B" in check_log(LocalFolder(tmp_path), signed, "B")[0]
     path = tmp_path / LOG
-    path.write_text(path.read_text().replace('"b"', '"c"'))
-    assert "does not hold the line" in check_log(LocalFolder(tmp_path), signed)[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"n": 5')  # cut short
+    assert check_log(LocalFolder(tmp_path), signed, "A. Smith") == []
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-2]))
+    assert "does not hold the line" in check_log(LocalFolder(tmp_path), signed, "A. Smith")[0]
+    path.unlink()
+    assert "is missing" in check_log(LocalFolder(tmp_path), signed, "A. Smith")[0]
+    assert check_log(LocalFolder(tmp_path), "", "") == []
 
 
 @pytest.mark.parametrize(
@@ -117,17 +128,38 @@ def test_the_second_of_two_pages_is_told(tmp_path: Path) -> None:
 
 def test_the_log_of_an_earlier_result_is_kept_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     decide(opened(tmp_path, "old"), A)
-    with caplog.at_level(logging.WARNING):
-        review = opened(tmp_path, "new")
-    assert "kept as review-before-1.jsonl" in caplog.text
+    before = (tmp_path / LOG).read_bytes()
+    review = opened(tmp_path, "new")
     assert (review.decisions(), review.last) == ({}, "")
-    decide(review, B)
+    assert (tmp_path / LOG).read_bytes() == before  # to look changes nothing
+    with caplog.at_level(logging.WARNING):
+        decide(review, B)
+    assert "kept as review-before-1.jsonl" in caplog.text
+    assert (tmp_path / "review-before-1.jsonl").read_bytes() == before
     assert opened(tmp_path, "new").decisions() == {"b": B}
-    assert opened(tmp_path, "other").lines == []
+    decide(opened(tmp_path, "other"), A)
     assert sorted(p.name for p in tmp_path.glob("review-before*")) == [
         "review-before-1.jsonl",
         "review-before-2.jsonl",
     ]
+
+
+def test_what_comes_first_fails_and_no_line_is_added(tmp_path: Path) -> None:
+    review = opened(tmp_path)
+    decide(review, A)
+    seen: list[str] = []
+
+    def fail(last: str) -> None:
+        seen.append(last)
+        raise StoreError("no space left")
+
+    with pytest.raises(StoreError, match="no space"):
+        review.add("sign", "x", after=review.last, first=fail)
+    assert seen == [review.last]
+    with pytest.raises(StaleReviewError):
+        review.add("sign", "x", after="", first=fail)
+    assert len(seen) == 1
+    assert len(opened(tmp_path).lines) == 2
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,11 @@ def test_an_export_is_replaced_but_nothing_else(results: Path, tmp_path: Path, w
     (site / "index.html").write_text("old")
     assert wsi("view", results, "--export", site)[0] == 0
     assert "slidewright" in (site / "index.html").read_text()
+    (site / "slides" / "2").mkdir()  # a slide of an earlier export, which was not meant to go out now
+    (site / "slides" / "2" / "thumbnail.jpg").touch()
+    (site / "data.js").write_text("")  # that export was stopped
+    assert wsi("view", results, "--export", site)[0] == 0
+    assert [p.name for p in (site / "slides").iterdir()] == ["1"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()
     code, _, noted = wsi("view", results, "--export", tmp_path / "mine")
@@ -96,7 +101,11 @@ def test_it_opens_from_a_disk_and_shows_what_a_person_decided(tmp_path: Path, ws
     deleted = collection["s"].details()["capillaries"][0]
     review = collection.review("s")
     assert review is not None
-    review.do(ReviewRequest(what="decide", by="A", after="", id=deleted[6], group=NOT_COUNTED))
+    review.do(
+        ReviewRequest(
+            what="decide", by="A", subject=review.subject, after="", id=deleted[6], group=NOT_COUNTED
+        )
+    )
     collection.close()
     assert wsi("view", tmp_path / "out", "--export", tmp_path / "site", "--export-mpp", 0.5)[0] == 0
     slide.unlink()

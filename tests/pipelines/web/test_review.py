@@ -14,19 +14,22 @@ from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import shapely
 from starlette.testclient import TestClient
 
 from pipelines.camelyon16.read.score import ScoreConfig, score_slide
+from pipelines.renal.read.decisions import MachineReading
 from pipelines.renal.read.review_run import review_slide
 from pipelines.renal.read.run import report_slide
 from pipelines.runs.review_log import LOG, Signature
 from pipelines.web.collection import Collection, entries_of
 from pipelines.web.server import application, cookie_of
 from tests.pipelines.renal.test_report import LOOSE
-from tests.renal_slides import readers, scattered, slide_of
-from tests.slides import COMMAND, RednessEngine
+from tests.renal_slides import TISSUE, readers, scattered, slide_of
+from tests.slides import COMMAND, RednessEngine, write_pyramid
+from wsi.errors import StoreError
 from wsi.files import csv_rows
 from wsi.marks.annotations import read_annotations
 from wsi.results.folder import LocalFolder
@@ -69,7 +72,8 @@ class Page:
         self.state: dict[str, Any] = self.client.get(self.url).json()
 
     def post(self, what: str = "decide", **facts: Any) -> tuple[int, dict[str, Any]]:
-        body = {"what": what, "by": "A. Smith", "after": self.state["last"]} | facts
+        known = {"subject": self.state["subject"], "after": self.state["last"]}
+        body = {"what": what, "by": "A. Smith"} | known | facts
         response = self.client.post(self.url, json=body)
         if response.status_code == 200:
             self.state = response.json()
@@ -286,7 +290,7 @@ class TestSigning:
         page.post(id=objects(reports, POSITIVE)[0]["id"], group=NEGATIVE)
         page.post("sign")
         page.post("undo")
-        assert page.state["signed"] is None
+        assert page.state["signed"]["changed"]
         page.post("sign")
         assert report_of(reports / "s")["corrections"]["reclassified"] == 0
         kept = json.loads((reports / "s" / "reviewed-before-1" / "report.json").read_text())
@@ -302,6 +306,106 @@ class TestSigning:
         assert status == 409
         assert str(tmp_path) not in answer["error"]
         assert len(page.client.get(URL).json()["decisions"]) == 1
+
+
+class TestTwoAtOnce:
+    def test_a_stale_signature_writes_nothing(self, page: Page, reports: Path) -> None:
+        other = Page(reports)
+        other.post(id=objects(reports, POSITIVE)[0]["id"], group=NEGATIVE)
+        status, answer = page.post("sign")
+        assert (status, answer["stale"]) == (409, True)
+        assert not (reports / "s" / "reviewed").exists()
+
+    def test_a_page_that_knows_less_is_told_so_before_anything_else(self, page: Page, reports: Path) -> None:
+        """Its undo would have nothing to undo: it must hear that it is behind, else it never looks again."""
+        page.post(id=objects(reports, POSITIVE)[0]["id"], group=NEGATIVE)
+        other = Page(reports)
+        page.post("undo")
+        status, answer = other.post("undo")
+        assert (status, answer["stale"]) == (409, True)
+
+    def test_a_report_that_was_made_again_is_shown_and_reviewed_anew(
+        self, page: Page, reports: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Nothing that was decided on the earlier one is signed onto it."""
+        page.post(id=objects(reports, POSITIVE)[0]["id"], group=NEGATIVE)
+        before = len(page.client.get("/api/slides/s").json()["capillaries"])
+        slide = slide_of(tmp_path_factory.mktemp("other") / "s.tif", scattered(17, 0.4, 8))
+        row = SlideRow(SlideSource(str(slide)))
+        report_slide(row, "s", readers(), reports / "s", LOOSE, overwrite=True)
+        for what in ("sign", "undo", "decide"):
+            status, answer = page.post(what, id=objects(reports, POSITIVE)[0]["id"], group=NEGATIVE)
+            assert (status, answer["stale"]) == (409, True)
+        assert not (reports / "s" / "reviewed").exists()
+        assert len(page.client.get("/api/slides/s").json()["capillaries"]) < before
+        page.state = page.client.get(URL).json()
+        assert (page.state["decisions"], page.state["total"]) == (
+            {},
+            len(page.client.get("/api/slides/s").json()["capillaries"]),
+        )
+        assert not list((reports / "s").glob("review-before*"))  # to look changes nothing
+        assert page.post(id=objects(reports, POSITIVE)[0]["id"], group=NEGATIVE)[0] == 200
+        assert (reports / "s" / "review-before-1.jsonl").exists()
+
+    def test_a_table_that_cannot_be_written_does_not_undo_a_signature(
+        self, page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reports: Path
+    ) -> None:
+        def fail(self: MachineReading) -> None:
+            raise StoreError("grades.csv cannot be written")
+
+        monkeypatch.setattr(MachineReading, "list_signed", fail)
+        assert page.post("sign")[0] == 200
+        assert page.state["signed"]["by"] == "A. Smith"
+        assert "do not show this review yet" in caplog.text
+        assert not list((reports / "s").glob("reviewed-before*"))
+
+    def test_what_was_signed_is_gone_or_changed_since(self, page: Page, reports: Path) -> None:
+        page.post("sign")
+        assert page.state["signed"]["changed"] is False
+        page.post(id=objects(reports, POSITIVE)[0]["id"], group=NEGATIVE)
+        assert page.state["signed"]["changed"] is True
+        (reports / "s" / "reviewed").rename(reports / "s" / "reviewed-before-1")
+        assert page.client.get(URL).json()["signed"] is None
+
+    def test_a_broken_review_leaves_the_slide_in_the_list(self, page: Page, reports: Path) -> None:
+        page.post("sign")
+        (reports / "s" / "reviewed" / "report.json").write_text("{}")
+        (line,) = page_of(reports).get("/api/slides").json()
+        assert "its review is broken" in line["note"]
+
+
+class TestNotes:
+    def test_a_field_that_was_taken_in_without_a_mark_is_said_not_to_count(
+        self, page: Page, reports: Path
+    ) -> None:
+        fields = page.counts()[2]
+        page.post(id=objects(reports, NOT_FEASIBLE)[0]["id"], group=FEASIBLE)
+        assert page.counts()[2] == fields
+        assert "1 field taken in without a mark in them: not counted" in page.state["note"]
+
+    def test_a_mark_as_large_as_a_field_is_asked_about(self, page: Page) -> None:
+        page.post(group=POSITIVE, ring=[[600, 600], [900, 600], [900, 900], [600, 900]])
+        assert "longer than 100 um" in page.state["note"]
+
+    def test_a_click_that_slipped_is_no_capillary(self, page: Page) -> None:
+        status, answer = page.post(group=POSITIVE, ring=[[700, 300], [703, 300], [703, 340], [700, 340]])
+        assert status == 409
+        assert "less than 2 um" in answer["error"]
+
+    @pytest.mark.parametrize("kind", ["glass", "crumb"])
+    def test_a_report_without_fields_is_shown_but_not_reviewed(
+        self, tmp_path: Path, wsi: Run, kind: str
+    ) -> None:
+        image = np.full((1024, 1536, 3), 245, np.uint8)
+        if kind == "crumb":
+            image[300:420, 500:650] = TISSUE
+        slide = write_pyramid(tmp_path / "e.tif", image, mpp=0.5, tile=256)
+        report_slide(SlideRow(SlideSource(str(slide))), "e", readers(), tmp_path / "out" / "e", LOOSE)
+        client = page_of(tmp_path / "out")
+        assert client.get("/api/slides/e").status_code == 200
+        response = client.get("/api/slides/e/review")
+        assert (response.status_code, response.json()) == (404, {"error": "there is nothing to review"})
+        assert wsi("view", tmp_path / "out", "--export", tmp_path / "site")[0] == 0
 
 
 class TestWhoMay:
@@ -346,11 +450,11 @@ class TestWhoMay:
             b"{",
             b"[]",
             b'{"what": "decide"}',
-            b'{"what": "sign", "by": " ", "after": ""}',
-            b'{"what": "decide", "by": "x", "after": "", "id": 5, "group": "feasible"}',
-            b'{"what": "decide", "by": "x", "after": "", "group": "C4d positive", "ring": [[NaN, 1], [2, 3], [4, 9]]}',
-            b'{"what": "remove", "by": "x", "after": ""}',
-            b'{"what": "undo", "by": "x", "after": "", "path": "/etc/passwd"}',
+            b'{"what": "sign", "by": " ", "subject": "", "after": ""}',
+            b'{"what": "decide", "by": "x", "subject": "", "after": "", "id": 5, "group": "feasible"}',
+            b'{"what": "decide", "by": "x", "subject": "", "after": "", "group": "C4d positive", "ring": [[NaN, 1], [2, 3], [4, 9]]}',
+            b'{"what": "remove", "by": "x", "subject": "", "after": ""}',
+            b'{"what": "undo", "by": "x", "subject": "", "after": "", "path": "/etc/passwd"}',
         ],
     )
     def test_what_is_no_request_is_refused(self, page: Page, reports: Path, body: bytes) -> None:
@@ -404,13 +508,14 @@ def test_a_killed_server_has_kept_every_decision(reports: Path) -> None:
         with served(reports, "--by", "A. Smith") as (opener, url):
             state = json.load(opener.open(url))
             assert (len(state["decisions"]), state["reviewer"]) == (number, "A. Smith")
-            body = {"what": "decide", "by": "A. Smith", "after": state["last"], "id": key, "group": NEGATIVE}
+            body = {"what": "decide", "by": "A. Smith", "id": key, "group": NEGATIVE}
+            body |= {"subject": state["subject"], "after": state["last"]}
             assert opener.open(posted(url, **body)).status == 200
     with served(reports, "--read-only") as (opener, url):
         state = json.load(opener.open(url))
         assert len(state["decisions"]) == 3
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            opener.open(posted(url, what="undo", by="x", after=state["last"]))
+            opener.open(posted(url, what="undo", by="x", subject=state["subject"], after=state["last"]))
 
 
 class TestLymphNodes:
@@ -481,6 +586,47 @@ class TestLymphNodes:
         places = [(float(r["x"]), float(r["y"])) for r in csv_rows(hard.read_bytes())]
         assert len(places) == 25  # the square's cells
         assert all(1280 - 128 <= x < 1920 and 1024 - 128 <= y < 1664 for x, y in places)
+
+    def test_areas_that_overlap_count_once(self, results: Path) -> None:
+        page = Page(results, "red square")
+        page.post(group="Tumor", ring=self.RING)
+        once = page.state["counts"][1].split(", ")[1]
+        assert (
+            page.post(group="Tumor", ring=((500, 500), (700, 510), (690, 700)))[0] == 200
+        )  # inside the first
+        assert page.state["counts"][1] == f"now: 3 areas, {once}"
+
+    def test_another_slide_of_the_same_name_has_no_review(self, results: Path, tmp_path: Path) -> None:
+        """Signed as normal; then a slide with tumour is scored under its name: it must not be learned as normal."""
+        page = Page(results, "red square")
+        (area,) = page.client.get("/api/slides/red square").json()["areas"]
+        page.post(id=area[6], group="normal")
+        page.post("sign")
+        image = np.full((2048, 2560, 3), 255, np.uint8)
+        image[256:1800, 256:2300] = (240, 200, 220)
+        image[600:1300, 600:1500] = (220, 100, 100)
+        slide = write_pyramid(tmp_path / "red square.tif", image, levels=2)
+        row = SlideRow(SlideSource(str(slide)))
+        folder = results / "red square"
+        score_slide(row, "red square", RednessEngine(), folder, ScoreConfig(), overwrite=True)
+        (line,) = page_of(results).get("/api/slides").json()
+        assert "reviewed" not in line["note"]
+        other = Page(results, "red square")
+        assert other.state["signed"] is None
+        assert page.post("sign")[1]["stale"] is True
+        score_slide(row, "again", RednessEngine(), results / "again", ScoreConfig())
+        third = Page(results, "again")
+        third.post("sign")
+        assert [r.source.path for r in read_manifest(results / "reviewed_slides.csv")] == [str(slide)]
+
+    def test_verify_looks_at_the_log_of_a_lymph_node_too(self, results: Path, wsi: Run) -> None:
+        page = Page(results, "red square")
+        page.post(group="Tumor", ring=self.RING)
+        page.post("sign")
+        assert wsi("verify", results / "red square")[0] == 0
+        (results / "red square" / LOG).unlink()
+        code, _, noted = wsi("verify", results / "red square")
+        assert (code, "is missing" in noted) == (1, True)
 
     def test_a_slide_without_any_area_left_is_normal(self, results: Path) -> None:
         page = Page(results, "red square")

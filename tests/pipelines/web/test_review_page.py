@@ -53,8 +53,7 @@ def lines(folder: Path) -> list[dict[str, object]]:
 def key(browser: Browser, name: str) -> None:
     """Press a key, and wait until its decision has been answered."""
     browser.press(name)
-    browser.value("review.queue")
-    browser.wait("!state.viewer.isAnimating()")
+    browser.wait("!review.busy && !state.viewer.isAnimating()")
 
 
 def test_a_slide_is_reviewed_by_keys_alone_and_signed(page: Page) -> None:
@@ -150,6 +149,47 @@ def test_the_field_under_the_mouse_is_left_out(page: Page) -> None:
     browser.wait("review.state.last !== ''")
     assert (lines(folder)[1]["id"], lines(folder)[1]["group"]) == (field_id, NOT_FEASIBLE)
     assert browser.value("by('what').textContent") == "field left out: left out by a person"
+
+
+def test_a_key_that_is_held_decides_once(page: Page) -> None:
+    browser, folder, _, _ = page
+    browser.press("v")
+    browser.wait("Boolean(state.selected)")
+    for _ in range(5):
+        browser._call("Input.dispatchKeyEvent", type="keyDown", key="x", text="x", autoRepeat=True)
+    key(browser, "1")
+    assert [line["group"] for line in lines(folder)[1:]] == [POSITIVE]
+
+
+def test_keys_before_the_answer_are_not_taken(page: Page) -> None:
+    """They were meant for what was shown: neither the next capillary nor another slide gets them."""
+    browser, folder, _, _ = page
+    browser.press("v")
+    browser.wait("Boolean(state.selected)")
+    first = browser.value("state.selected")
+    browser.value(
+        "window.slow = fetch; window.fetch = (...a) => new Promise(r => setTimeout(() => r(window.slow(...a)), 700))"
+    )
+    for name in "12xz":
+        browser.press(name)
+    browser.value("by('sign').click()")
+    assert not browser.value("by('sign-dialog').open")
+    key(browser, "u")
+    assert [(line["id"], line["group"]) for line in lines(folder)[1:]] == [(first, POSITIVE)]
+
+
+def test_only_what_the_dialog_showed_is_signed(page: Page) -> None:
+    browser, _, _, _ = page
+    browser.press("v")
+    key(browser, "x")
+    browser.value("by('sign').click()")
+    browser.value("review.state.last = ''")  # whatever changes behind the dialog
+    browser.value("by('sign-now').click()")
+    browser.wait("!review.busy && Boolean(review.state?.signed)")
+    assert browser.value("review.state.seen") == 1
+    browser.value("by('comment').value = 'of this slide only'")
+    browser.value("open('s')")
+    browser.wait("!review.on && by('comment').value === ''")
 
 
 def test_a_second_page_is_told_and_shows_what_the_first_decided(page: Page, tmp_path: Path) -> None:

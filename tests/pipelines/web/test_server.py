@@ -371,7 +371,7 @@ class TestWhatIsToldByOptions:
         )
         review = Collection(entries, "A").review("s")
         assert review is not None
-        review.do(ReviewRequest(what="sign", by="A", after=review.state()["last"]))
+        review.do(ReviewRequest(what="sign", by="A", subject=review.subject, after=review.state()["last"]))
         assert (tmp_path / "out" / "s" / "reviewed" / "report.json").exists()
         assert (
             wsi("view", tmp_path / "out", "--slides", tmp_path / "new", "--export", tmp_path / "site")[0] == 0
