@@ -50,6 +50,9 @@ def view(
         Path | None,
         typer.Option(help="A folder with outlines NAME.xml or NAME.geojson, drawn over the slides."),
     ] = None,
+    beside: Annotated[
+        str | None, typer.Option(help="The --out of another run of the same slides: both are shown, linked.")
+    ] = None,
     slides: Annotated[
         str | None,
         typer.Option(help="Where the slides are now, if they were moved: a folder or a table of slides."),
@@ -81,10 +84,14 @@ def view(
     wsi view results --export site
     """
     entries = _entries(things)
+    runs = [entries] if beside is None else [entries, entries_of(folder_at(beside))]
     if slides is not None:
-        entries = found_again(entries, gather([slides], mpp=None, allow_anisotropic=True))
+        rows = gather([slides], mpp=None, allow_anisotropic=True)
+        runs = [found_again(part, rows) for part in runs]
     if truth is not None:
-        entries = with_truth(entries, truth)
+        runs = [with_truth(part, truth) for part in runs]
+    entries = runs[0]
+    _refuse_strangers(runs, export)
     if export is not None:
         _export(Collection(entries), export, export_mpp)
         return
@@ -103,7 +110,17 @@ def view(
         out.print(f"{number_of(len(entries), 'slide')}; open {address}", markup=False)
         out.print("Ctrl-C ends it; for research use only")
         with _opened(address) if browser else nullcontext():
-            serve(listener, Collection(entries, None if read_only else by), token, host)
+            serve(listener, token, host, *(Collection(part, None if read_only else by) for part in runs))
+
+
+def _refuse_strangers(runs: list[list[Entry]], export: Path | None) -> None:
+    """Refuse two runs without a slide in common, and an export of two."""
+    if len(runs) == 1:
+        return
+    if export is not None:
+        raise ConfigError("--export takes one run; leave out --beside")
+    if not {e.name for e in runs[0]} & {e.name for e in runs[1]}:
+        raise ConfigError("the two runs have no slide in common; give two runs of the same slides")
 
 
 def _export(collection: Collection, folder: Path, mpp: float) -> None:
@@ -180,14 +197,17 @@ def _listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(listener: socket.socket, collection: Collection, token: str, host: str) -> None:
+def serve(
+    listener: socket.socket, token: str, host: str, collection: Collection, beside: Collection | None = None
+) -> None:
     """Answer until Ctrl-C.
 
     Args:
         listener: a bound socket.
-        collection: what is shown.
         token: whoever does not know it sees nothing.
         host: where it listens; on loopback only requests to loopback's names are answered.
+        collection: what is shown.
+        beside: another run of the same slides.
     """
     import uvicorn
 
@@ -197,7 +217,10 @@ def serve(listener: socket.socket, collection: Collection, token: str, host: str
     names = (LOOPBACK, "localhost")
     hosts = frozenset(f"{name}:{port}" for name in names) if host == LOOPBACK else None
     config = uvicorn.Config(
-        application(collection, token, hosts), log_level="error", access_log=False, server_header=False
+        application(collection, token, hosts, beside),
+        log_level="error",
+        access_log=False,
+        server_header=False,
     )
     try:
         uvicorn.Server(config).run(sockets=[listener])
@@ -205,3 +228,5 @@ def serve(listener: socket.socket, collection: Collection, token: str, host: str
         pass  # this is how it ends
     finally:
         collection.close()
+        if beside is not None:
+            beside.close()

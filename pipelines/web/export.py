@@ -46,7 +46,7 @@ def export_site(
         out / "slides", ignore_errors=True
     )  # slides of an earlier export that are not asked for now
     _write(out / MARKER, "")  # so that an export that is stopped can be made again
-    page = (STATIC / "view.html").read_text(encoding="utf-8").replace("/static/", "static/")
+    page = (STATIC / "view.html").read_text(encoding="utf-8")
     page = page.replace("<script", f'<script src="{MARKER}" defer></script>\n<script', 1)
     sizes = [_write(out / "index.html", page)]
     sizes += [_write(out / "static" / name, (STATIC / name).read_bytes()) for name in FILES]

@@ -23,7 +23,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 
 from pipelines.runs.review_log import StaleReviewError
 from pipelines.web.collection import Collection, Entry, float_bytes
@@ -48,6 +48,7 @@ FILES = {
     "view.js": "text/javascript",
     "review.js": "text/javascript",
     "grid.js": "text/javascript",
+    "beside.js": "text/javascript",
     "view.css": "text/css",
     "openseadragon.LICENSE.txt": "text/plain",
 }
@@ -62,43 +63,64 @@ HEADERS = {
     "Cache-Control": "private, no-cache",
 }
 
+IN_OWN_FRAMES = {
+    "Content-Security-Policy": HEADERS["Content-Security-Policy"].replace(
+        "frame-ancestors 'none'", "frame-ancestors 'self'"
+    ),
+    "X-Frame-Options": "SAMEORIGIN",
+}
 
-def application(collection: Collection, token: str, hosts: frozenset[str] | None) -> Starlette:
+
+def application(
+    collection: Collection, token: str, hosts: frozenset[str] | None, beside: Collection | None = None
+) -> Starlette:
     """The web application.
 
     Args:
         collection: what is shown.
         token: whoever does not know it sees nothing.
         hosts: values of the header Host that are answered; None: any, for servers that others may reach.
+        beside: another run, which is shown in a page of its own beside the first.
     """
+    headers = HEADERS if beside is None else HEADERS | IN_OWN_FRAMES
 
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         response = _refusal(request, token, hosts) or await call_next(request)
-        response.headers.update(HEADERS)
+        response.headers.update(headers)
         return response
 
-    answers = _Answers(collection, token)
-    return Starlette(
-        routes=[
-            Route("/", answers.page),
-            Route("/static/{name}", answers.static),
-            Route("/api/slides", answers.slides),
-            Route("/api/slides/{name}", answers.of_slide(answers.details)),
-            Route("/api/slides/{name}/heat", answers.of_slide(answers.heat)),
-            Route("/api/slides/{name}/review", answers.of_slide(answers.review)),
-            Route("/api/slides/{name}/review", answers.of_slide(answers.decide), methods=["POST"]),
-            Route("/api/slides/{name}/thumbnail.jpg", answers.of_slide(answers.thumbnail)),
-            Route("/api/slides/{name}/tiles/{level:int}/{x:int}_{y:int}.jpg", answers.of_slide(answers.tile)),
-        ],
-        middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
-    )
+    if beside is None:
+        routes: list[BaseRoute] = _routes(_Answers(collection, token, "view.html"))
+    else:
+        both = _Answers(collection, token, "beside.html")
+        routes = [
+            Route("/", both.page),
+            Route("/static/{name}", both.static),
+            Mount("/a", routes=_routes(_Answers(collection, token, "view.html"))),
+            Mount("/b", routes=_routes(_Answers(beside, token, "view.html"))),
+        ]
+    return Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)])
+
+
+def _routes(answers: _Answers) -> list[BaseRoute]:
+    return [
+        Route("/", answers.page),
+        Route("/static/{name}", answers.static),
+        Route("/api/slides", answers.slides),
+        Route("/api/slides/{name}", answers.of_slide(answers.details)),
+        Route("/api/slides/{name}/heat", answers.of_slide(answers.heat)),
+        Route("/api/slides/{name}/review", answers.of_slide(answers.review)),
+        Route("/api/slides/{name}/review", answers.of_slide(answers.decide), methods=["POST"]),
+        Route("/api/slides/{name}/thumbnail.jpg", answers.of_slide(answers.thumbnail)),
+        Route("/api/slides/{name}/tiles/{level:int}/{x:int}_{y:int}.jpg", answers.of_slide(answers.tile)),
+    ]
 
 
 class _Answers:
     """The answer to each kind of request."""
 
-    def __init__(self, collection: Collection, token: str) -> None:
-        self._collection, self._token = collection, token
+    def __init__(self, collection: Collection, token: str, page: str) -> None:
+        self._collection, self._token, self._page = collection, token, page
         self._told: set[str] = set()  # what the terminal has been told
 
     def page(self, request: Request) -> Response:
@@ -108,7 +130,7 @@ class _Answers:
                 cookie_of(self._token), self._token, httponly=True, samesite="strict", path="/"
             )
             return response
-        return FileResponse(STATIC / "view.html", media_type="text/html")
+        return FileResponse(STATIC / self._page, media_type="text/html")
 
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]

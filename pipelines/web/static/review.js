@@ -35,7 +35,7 @@ async function openReview(slide) {
 }
 
 function reviewUrl(id) {
-  return `/api/slides/${encodeURIComponent(id)}/review`;
+  return `${urlOf(id)}/review`;
 }
 
 function groups() {
@@ -240,7 +240,7 @@ async function sign() {
   const answer = await decide("sign", { comment, after: review.shown }); // nothing else than what the dialog said
   if (!answer) return;
   by("comment").value = "";
-  state.list = await ask("/api/slides");
+  state.list = await ask("api/slides");
   showList();
   say("");
 }

@@ -17,7 +17,7 @@ function colour(score) {
 const exported = typeof EXPORTED === "undefined" ? null : EXPORTED;
 
 function urlOf(id) {
-  return exported ? exported.list.find(line => line.id === id).place : `/api/slides/${encodeURIComponent(id)}`;
+  return exported ? exported.list.find(line => line.id === id).place : `api/slides/${encodeURIComponent(id)}`;
 }
 
 async function fromDisk(id) {
@@ -107,7 +107,7 @@ async function open(id, place = null) {
       Object.assign(source, { maxLevel: slide.levels - 1, getLevelScale: level => 2 ** (level - finest) });
     }
     state.viewer.viewport?.setRotation(0, true);
-    state.viewer.addOnceHandler("open", () => { if (place) goTo(place.x, place.y, place.zoom); else keepPlace(); });
+    state.viewer.addOnceHandler("open", () => { if (place) goTo(place.x, place.y, place.zoom); else keepPlace(); tellBeside(); });
     state.viewer.open(source);
     await openReview(slide);
   } catch (error) {
@@ -205,6 +205,37 @@ function placeInAddress() {
   const number = key => (given.has(key) ? Number(given.get(key)) : NaN);
   const place = { x: number("x"), y: number("y"), zoom: number("zoom") };
   return { slide: given.get("slide"), place: Number.isFinite(place.x + place.y) ? { ...place, zoom: place.zoom > 0 ? place.zoom : 0 } : null };
+}
+
+// --- the page beside, which shows another run of the same slides
+
+function here() {
+  const image = state.viewer.world.getItemAt(0);
+  if (!image || !state.slide) return null;
+  const { x, y } = image.viewportToImageCoordinates(state.viewer.viewport.getCenter(true));
+  return { slide: state.slide.id, x, y, zoom: zoomNow(), turn: state.viewer.viewport.getRotation(true) };
+}
+
+function isSame(a, b) {
+  return Boolean(a && b) && a.slide === b.slide && Math.hypot(a.x - b.x, a.y - b.y) * a.zoom < 0.5 && Math.abs(a.zoom / b.zoom - 1) < 0.001 && a.turn === b.turn;
+}
+
+function tellBeside() {
+  const place = here();
+  if (window.parent === window || !place || isSame(place, state.told)) return;
+  state.told = place;
+  window.parent.postMessage(place, location.origin);
+}
+
+async function follow(event) {
+  if (event.origin !== location.origin || event.source !== window.parent || window.parent === window) return;
+  const place = event.data;
+  state.told = place; // else it would be told back
+  if (place.slide !== state.wanted && state.list.some(line => line.id === place.slide)) await open(place.slide, place);
+  else if (place.slide === state.slide?.id && !isSame(place, here())) {
+    state.viewer.viewport.setRotation(place.turn, true);
+    goTo(place.x, place.y, place.zoom);
+  }
 }
 
 // --- what lies over the slide
@@ -452,6 +483,7 @@ function press(event) {
 }
 
 async function start() {
+  document.body.classList.toggle("framed", window.parent !== window);
   state.viewer = new OpenSeadragon.Viewer({
     element: by("view"), drawer: "canvas", showNavigationControl: false, showNavigator: true, navigatorPosition: "TOP_RIGHT", navigatorAutoFade: false,
     maxZoomPixelRatio: 4, visibilityRatio: 0.5, animationTime: 0.3, gestureSettingsMouse: { clickToZoom: false }, keyboardNavEnabled: true,
@@ -459,6 +491,8 @@ async function start() {
   state.viewer.innerTracker.keyHandler = null; // our keys; arrows would need focus twice
   for (const name of ["update-viewport", "resize", "rotate"]) state.viewer.addHandler(name, draw);
   state.viewer.addHandler("animation-finish", keepPlace);
+  state.viewer.addHandler("viewport-change", tellBeside);
+  window.addEventListener("message", follow);
   state.viewer.addHandler("canvas-click", measure);
   startReview();
   new ResizeObserver(draw).observe(by("over"));
@@ -470,7 +504,7 @@ async function start() {
   by("close").onclick = () => by("help").close();
   drawBar();
   try {
-    state.list = exported ? exported.list : await ask("/api/slides");
+    state.list = exported ? exported.list : await ask("api/slides");
   } catch (error) {
     return say(error.message);
   }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,22 @@ from tests.slides import COMMAND, RednessEngine
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
 
+Run = Callable[..., tuple[int, str, str]]
 pytestmark = [pytest.mark.slow, needs_browser]
 SQUARE = np.array([1280, 1024, 1920, 1664])  # red, on a slide of 4608 x 3072: no mirror image of anything
+
+
+@contextmanager
+def started(*words: object) -> Iterator[str]:
+    """A viewer, and its address."""
+    env = {"PYTHONUNBUFFERED": "1", "PATH": "/usr/bin:/bin"}
+    process = subprocess.Popen([COMMAND, *map(str, words)], stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split("open ")[1].strip()
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +40,13 @@ def page(red_square: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """The page of one scored slide, and its address."""
     out = tmp_path_factory.mktemp("view")
     score_slide(SlideRow(SlideSource(str(red_square))), "red", RednessEngine(), out / "red", ScoreConfig())
-    command = [COMMAND, "view", out / "red", "--no-browser"]
-    env = {"PYTHONUNBUFFERED": "1", "PATH": "/usr/bin:/bin"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-    assert process.stdout is not None
-    address = process.stdout.readline().split("open ")[1].strip()
-    try:
-        with Browser(tmp_path_factory.mktemp("profile")) as browser:
-            browser.open(address)
-            browser.wait("typeof state !== 'undefined' && state.slide !== null && zoomNow() > 0")
-            yield browser, address
-    finally:
-        process.terminate()
-        process.wait(20)
+    with (
+        started("view", out / "red", "--no-browser") as address,
+        Browser(tmp_path_factory.mktemp("profile")) as browser,
+    ):
+        browser.open(address)
+        browser.wait("typeof state !== 'undefined' && state.slide !== null && zoomNow() > 0")
+        yield browser, address
 
 
 def settled(browser: Browser) -> np.ndarray:
@@ -209,6 +218,44 @@ def test_the_grid_finds_what_looking_at_all_objects_finds(page: tuple[Browser, s
     assert wrong == []
     assert most > 10
     assert none == []
+
+
+def test_two_runs_beside_each_other_show_the_same_place(
+    page: tuple[Browser, str], red_square: Path, tmp_path: Path, wsi: Run
+) -> None:
+    """What is moved, zoomed or turned in one is in the other, in both directions, and so is another slide."""
+    browser, _ = page
+    row = SlideRow(SlideSource(str(red_square)))
+    for run, threshold in (("one", 0.5), ("two", 0.9)):
+        for name in ("red", "again"):
+            cfg = ScoreConfig.model_validate({"lesions": {"threshold": threshold}})
+            score_slide(row, name, RednessEngine(), tmp_path / run / name, cfg)
+    code, _, noted = wsi(
+        "view", tmp_path / "one", "--beside", tmp_path / "two", "--export", tmp_path / "site"
+    )
+    assert (code, "leave out --beside" in noted) == (2, True)
+    (tmp_path / "two" / "red").rename(tmp_path / "red elsewhere")
+    (tmp_path / "two" / "again").rename(tmp_path / "two" / "other")
+    code, _, noted = wsi("view", tmp_path / "one", "--beside", tmp_path / "two", "--no-browser")
+    assert (code, "no slide in common" in noted) == (2, True)
+    (tmp_path / "two" / "other").rename(tmp_path / "two" / "again")
+    (tmp_path / "red elsewhere").rename(tmp_path / "two" / "red")
+    with started("view", tmp_path / "one", "--beside", tmp_path / "two", "--no-browser") as address:
+        browser.open(address)
+        ready = "[...document.querySelectorAll('iframe')].every(f => f.contentWindow.here?.())"
+        browser.wait(f"document.querySelectorAll('iframe').length === 2 && {ready}")
+        frame = "document.querySelectorAll('iframe')[{}].contentWindow".format
+        assert browser.value(
+            "[0, 1].map(i => document.querySelectorAll('iframe')[i].contentWindow.location.pathname)"
+        ) == ["/a/", "/b/"]
+        for source, target, place in ((0, 1, (2000, 900, 0.5)), (1, 0, (1400, 1600, 0.3))):
+            browser.value(f"{frame(source)}.goTo({', '.join(map(str, place))})")
+            browser.wait(f"Math.abs({frame(target)}.here().zoom - {place[2]}) < 0.001")
+            there = browser.value(f"{frame(target)}.here()")
+            assert [there["x"], there["y"]] == pytest.approx(place[:2], abs=2)
+        other = next(name for name in ("red", "again") if name != browser.value(f"{frame(0)}.here().slide"))
+        browser.value(f"{frame(1)}.open('{other}')")
+        browser.wait(f"{frame(0)}.here()?.slide === '{other}'")
 
 
 def test_nothing_was_complained_of(page: tuple[Browser, str]) -> None:

@@ -72,6 +72,18 @@ def pixels(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
+def test_only_two_runs_may_be_framed_and_only_by_their_own_page() -> None:
+    entry = Entry("x", "slide", SlideSource("x.tif"))
+    for beside, ancestors, frame in ((None, "'none'", "DENY"), (Collection([entry]), "'self'", "SAMEORIGIN")):
+        client = TestClient(application(Collection([entry]), TOKEN, HOSTS, beside), base_url=ADDRESS)
+        assert client.get("/b/api/slides").status_code == 403  # no token
+        client.cookies.set(cookie_of(TOKEN), TOKEN)
+        headers = client.get("/").headers
+        assert f"frame-ancestors {ancestors};" in headers["content-security-policy"]
+        assert headers["x-frame-options"] == frame
+        assert client.get("/b/api/slides").status_code == (404 if beside is None else 200)
+
+
 class TestWhoIsLetIn:
     ROUTES = (
         "/",
