@@ -49,6 +49,7 @@ FILES = {
     "review.js": "text/javascript",
     "grid.js": "text/javascript",
     "beside.js": "text/javascript",
+    "openapi.json": "application/json",
     "view.css": "text/css",
     "openseadragon.LICENSE.txt": "text/plain",
 }
