@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tifffile
 from PIL import Image
+from starlette.testclient import TestClient
 
 from models.checkpoint import load_detector
 from models.engines import find_models
@@ -52,6 +53,8 @@ from pipelines.runs.config import load_config
 from pipelines.runs.finished import FOLDER as FINISHED
 from pipelines.runs.finished import FinishedList, FinishedSlide
 from pipelines.runs.run_folder import refuse_other_run
+from pipelines.web.collection import Collection, entries_of
+from pipelines.web.server import application, cookie_of
 from tests.renal_slides import scattered, slide_of
 from tests.slides import RednessEngine, painted, write_pyramid
 from wsi.errors import ConfigError, WsiError
@@ -134,6 +137,7 @@ class Workshop:
         self._models()
         self._tables()
         self._cohort()
+        self._viewer()
 
     def _own(self, name: str) -> Path:
         folder = self.folder / name
@@ -320,12 +324,79 @@ class Workshop:
         scheduler.write_text(json.dumps({"type": "Scheduler", "address": "tcp://127.0.0.1:1", "workers": {}}))
         self._add("scheduler", scheduler, True, ask_scheduler)
 
+    def _viewer(self) -> None:
+        """A report with a review, a scored slide, and what a page sends."""
+        from pipelines.renal.read.run import report_slide
+        from tests.pipelines.renal.test_report import LOOSE
+        from tests.renal_slides import readers
+
+        folder = self._own("viewer")
+        slide = slide_of(folder / "k.tif", scattered(12, 0.5, 1), cols=2, rows=1, scar=1)
+        report_slide(SlideRow(SlideSource(str(slide))), "k", readers(), folder / "out" / "k", LOOSE)
+        score_slide(
+            SlideRow(SlideSource(str(self.slide), mpp=0.25)),
+            "s",
+            RednessEngine(),
+            folder / "out" / "s",
+            ScoreConfig(),
+        )
+        with page_of(folder / "out") as page:
+            state = page.get("/api/slides/k/review").json()
+            box = page.get("/api/slides/k").json()["capillaries"][0]
+            body = {
+                "what": "decide",
+                "by": "A",
+                "id": box[6],
+                "group": "C4d negative",
+                "ring": [],
+                "comment": "c",
+            }
+            body |= {"subject": state["subject"], "after": state["last"]}
+            (folder / "body.json").write_text(json.dumps(body))
+            answer = page.post("/api/slides/k/review", json=body)
+            drawn = body | {"id": "", "after": answer.json()["last"], "ring": [[10, 10], [40, 12], [30, 44]]}
+            assert page.post("/api/slides/k/review", json=drawn).status_code == 200
+            (folder / "drawn.json").write_text(
+                json.dumps(drawn | {"after": page.get("/api/slides/k/review").json()["last"]})
+            )
+        for name in ("review.jsonl", "slide.json", "report.json", "detections.geojson", "capillaries.csv"):
+            self._add("viewer", folder / "out" / "k" / name, True, lambda p: look(p.parents[1]))
+        for name in ("slide.json", "lesions.geojson"):
+            self._add("viewer", folder / "out" / "s" / name, True, lambda p: look(p.parents[1]))
+        for name in ("body.json", "drawn.json"):
+            self._add("viewer", folder / name, True, lambda p: look(p.parent / "out", p.read_bytes()))
+
     def _score_remote(self, path: Path) -> object:
         """The slide at a URL, which is copied here first."""
         with fsspec.open("memory://fuzz/s.tif", "wb") as file:
             file.write(path.read_bytes())
         row = SlideRow(SlideSource("memory://fuzz/s.tif", mpp=0.25))
         return score_slide(row, "s", RednessEngine(), path.parent / "out", ScoreConfig())
+
+
+@contextmanager
+def page_of(out: Path) -> Iterator[TestClient]:
+    """What a page asks, without a page; an error in the server is raised here."""
+    collection = Collection(entries_of(LocalFolder(out)), "A")
+    hosts = frozenset({"127.0.0.1:8000"})
+    with TestClient(application(collection, "t", hosts), base_url="http://127.0.0.1:8000") as client:
+        client.cookies.set(cookie_of("t"), "t")
+        yield client
+    collection.close()
+
+
+def look(out: Path, body: bytes | None = None) -> object:
+    """Everything that a page asks for, and a decision; no answer may hold a path."""
+    with page_of(out) as page:
+        answers = [page.get("/api/slides")]
+        for name in [line["id"] for line in answers[0].json()]:
+            answers += [page.get(f"/api/slides/{name}{what}") for what in ("", "/heat", "/review")]
+        kind = {"content-type": "application/json"}
+        answers.append(page.post("/api/slides/k/review", content=body or b"{}", headers=kind))
+        for answer in answers:
+            assert answer.status_code < 500
+            assert str(out.parent).encode() not in answer.content
+    return len(answers)
 
 
 def wanted_again(path: Path) -> object:
