@@ -44,7 +44,7 @@ def view(
     ] = LOOPBACK,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Only look: nobody can correct or sign a report.")
+        bool, typer.Option("--read-only", help="Only look: nobody can correct or sign.")
     ] = False,
     truth: Annotated[
         Path | None,
@@ -70,7 +70,7 @@ def view(
         str, typer.Option(help="The reviewer's name, which the page proposes.", show_default="asked for")
     ] = "",
 ) -> None:
-    """Look at slides and results in a browser; correct and sign kidney reports there.
+    """Look at slides and results in a browser; correct and sign there what the machine found.
 
     Nothing leaves this machine, and nothing is changed but by a person's decisions. Ctrl-C ends it.
 

@@ -164,7 +164,7 @@ function findings() {
   const positive = (slide?.objects ?? slide?.capillaries ?? []).filter(box => box[4]);
   const score = box => box[5] ?? 1;
   positive.sort((a, b) => score(a) - score(b)); // the least certain first
-  return positive.map(box => ({ x: (box[0] + box[2]) / 2, y: (box[1] + box[3]) / 2, label: `score ${score(box).toFixed(2)}` }));
+  return positive.map(box => ({ x: (box[0] + box[2]) / 2, y: (box[1] + box[3]) / 2, label: box[5] === null ? "drawn by a person" : `score ${score(box).toFixed(2)}` }));
 }
 
 function show(i) {
