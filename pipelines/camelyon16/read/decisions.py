@@ -72,7 +72,13 @@ class ScoredReading:
         return list(self.areas)
 
     def decision(self, object_id: str, group: str, ring: Ring, decided: Mapping[str, Decision]) -> Decision:
-        """A decision that can be used, see `pipelines.renal.read.decisions.MachineReading.decision`.
+        """A decision that can be used.
+
+        Args:
+            object_id: empty for an area that was drawn just now.
+            group: its class from now on.
+            ring: the outline of such an area, in level-0 pixels; else empty.
+            decided: the decisions so far.
 
         Raises:
             AnnotationError: there is no such area, or it cannot be of this class.
