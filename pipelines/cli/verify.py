@@ -60,13 +60,13 @@ def verify(
 
     wsi verify results --slides
     """
+    model = _model_of(folder)
+    if model is not None:
+        raise typer.Exit(0 if _verify_model(model) else 1)
     if not folder.exists():
         raise StoreError(
             f"{folder} is neither a folder nor a model that ships; give the --out of a run, or a model"
         )
-    model = _model_of(folder)
-    if model is not None:
-        raise typer.Exit(0 if _verify_model(model) else 1)
     records = ["slide.json"] if folder.exists("slide.json") else _records(folder, "slide.json")
     records += [name for name in folder.files() if name.endswith("reviewed/files.json")]
     if not records and not folder.exists("run.json"):

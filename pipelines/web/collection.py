@@ -304,7 +304,7 @@ def entries_of(folder: Folder) -> list[Entry]:
     for name, content in pairs:
         try:
             entries.append(_entry(name, places[name], json.loads(content)))
-        except (ValueError, KeyError, TypeError, AttributeError, WsiError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WsiError):
             broken.append(name)
     begun = [n for n in folder.folders() if n not in places and _is_begun(folder.inside(n))]
     for names, what in ((broken, "broken (wsi verify tells more)"), (begun, "not done")):

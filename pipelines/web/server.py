@@ -153,7 +153,7 @@ class _Answers:
                 return make(name, request)
             except StaleReviewError as error:
                 return JSONResponse({"error": str(error), "stale": True}, 409)
-            except (WsiError, OSError, ValueError, KeyError, TypeError) as error:
+            except (WsiError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 sentence = f"{name}: {error}"  # with the path, for the terminal only
                 if sentence not in self._told:
                     self._told.add(sentence)

@@ -56,7 +56,7 @@ class ScoredReading:
                 f for f in json.loads(content)["features"] if f["properties"]["objectType"] == "annotation"
             ]
             objects = objects_of(Path(folder.at(LESIONS)), {"features": features})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise AnnotationError(
                 f"{folder.at(LESIONS)} is missing or broken ({error!r}); score the slide again"
             ) from error
@@ -180,7 +180,7 @@ def signed_record(folder: Folder) -> dict[str, Any] | None:
         if record["slide_identity"] != facts.get("slide_identity", ""):
             return None
         return record | {key: str(record[key]) for key in ("by", "date", "label", "log")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{folder.at(REVIEWED)} is broken ({error!r}); sign the slide again") from error
 
 

@@ -58,7 +58,7 @@ class MachineReading:
         try:
             content = folder.read(DETECTIONS)
             features = {str(f["id"]): f for f in json.loads(content)["features"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise AnnotationError(
                 f"{folder.at(DETECTIONS)} is missing or broken ({error!r}); make it again"
             ) from error

@@ -575,6 +575,10 @@ class TestProgress:
 
 
 class TestVerifyModel:
+    def test_a_name_of_nothing_is_said_to_be(self, wsi: Run) -> None:
+        code, _, err = wsi("verify", "nosuchmodel")
+        assert (code, "neither a folder nor a model that ships" in " ".join(err.split())) == (2, True)
+
     def test_a_model_s_weights_are_those_of_its_card(self, wsi: Run, tmp_path: Path) -> None:
         for name in ("lymph-node-demo", "renal-ptc-demo"):
             code, out, _ = wsi("verify", name)
