@@ -293,7 +293,7 @@ def connected(cfg: ClusterConfig) -> Iterator[Any]:
     with dask.config.set(SETTINGS):
         try:
             client = _local(cfg.workers) if cfg.workers else _remote(cfg, distributed)
-        except (OSError, ValueError, ImportError, TimeoutError) as error:
+        except (OSError, ValueError, ImportError, TimeoutError, MemoryError) as error:
             where = cfg.scheduler or cfg.scheduler_file or "this machine"
             raise ConfigError(
                 f"no scheduler answers at {where} ({first_line(error)}); start one with: dask scheduler"

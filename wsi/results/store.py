@@ -75,6 +75,9 @@ class HeatmapSpec:
         }
 
 
+MOST_SCORES = 1 << 30  # a slide of 10^6 x 10^6 px has 61 million cells
+
+
 class HeatmapStore:
     """An open ``heatmap.zarr``: float32 (classes, rows, cols)."""
 
@@ -152,6 +155,8 @@ class HeatmapStore:
             array = zarr.open_array(_ZarrStore(folder), mode="r+").with_config({"write_empty_chunks": True})
             if array.ndim != 3 or array.dtype != np.float32 or "stride_level0" not in array.attrs:
                 raise ValueError("it is an array of something else")
+            if array.size > MOST_SCORES:
+                raise ValueError(f"it states {array.size:,} scores, more than any slide has")
         except Exception as error:  # damaged metadata may raise anything in zarr
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # it may be good
                 raise StoreError(

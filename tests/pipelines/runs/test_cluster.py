@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -315,6 +317,23 @@ class TestRefusals:
         cfg = ClusterConfig(scheduler_file=tmp_path / "s.json", timeout_s=0.3)
         with pytest.raises(ConfigError, match=said), connected(cfg):
             pass
+
+    def test_a_server_that_is_no_scheduler(self) -> None:
+        """What it sends is taken for the length of a message: more than any memory holds."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+
+            def greet() -> None:
+                with suppress(OSError):
+                    while True:
+                        connection, _ = server.accept()
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4)
+
+            threading.Thread(target=greet, daemon=True).start()
+            cfg = ClusterConfig(scheduler=f"tcp://127.0.0.1:{port}", timeout_s=1)
+            with pytest.raises(ConfigError, match="no scheduler answers at"), connected(cfg):
+                pass
+            server.shutdown(socket.SHUT_RDWR)
 
     def test_another_version_on_a_worker(
         self, client: Any, rows: list[SlideRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -213,3 +214,14 @@ class TestPack:
         assert store.packed
         assert np.isnan(HeatmapStore.open(tmp_path / "n.zarr").read(1).scores).all()
         assert HeatmapStore.create(tmp_path / "n.zarr", SPEC).packed  # it is whole
+
+
+def test_more_scores_than_any_slide_has_are_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
+    """A damaged number in the metadata: 144 GiB would be asked for, or given where there is that much."""
+    HeatmapStore.create(tmp_path / "h.zarr", HeatmapSpec(("a", "b"), (9, 7), 2, 128, 128, 299, 0.25, "f"))
+    path = tmp_path / "h.zarr" / "zarr.json"
+    facts = json.loads(path.read_text())
+    facts["shape"][2] = 2147483648
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ForeignStoreError, match="more than any slide has"):
+        HeatmapStore.open(tmp_path / "h.zarr")
