@@ -47,12 +47,12 @@ def sections_of(text: str) -> list[Section]:
         heading = re.match(r"(#+) (.*)", line)
         if heading:
             sections.append(Section(heading[2], number, len(heading[1])))
-        own = sections[-1]
-        own.commands += [match[1] or match[2] for match in COMMAND.finditer(line)]
-        own.commits += COMMIT.findall(line)
+        section = sections[-1]
+        section.commands += [match[1] or match[2] for match in COMMAND.finditer(line)]
+        section.commits += COMMIT.findall(line)
         is_row = line.startswith("|") and bool(FIGURE.search(line))
         if is_row and not in_table:
-            own.tables.append(number)
+            section.tables.append(number)
         in_table = line.startswith("|") and (in_table or is_row)
     _inherit(sections)
     return sections

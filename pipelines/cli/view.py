@@ -155,7 +155,9 @@ def _entries(things: list[str]) -> list[Entry]:
     """The slides of one results folder, or slides as they are."""
     results = [thing for thing in things if _has_results(thing)]
     if results and len(things) > 1:
-        raise ConfigError(f"{results[0]} is a folder of results; wsi view shows one such folder at a time")
+        raise ConfigError(
+            f"{results[0]} is a folder of results; give one such folder, and a second one with --beside"
+        )
     if results:
         return entries_of(folder_at(results[0]))
     rows = gather(things, mpp=None, allow_anisotropic=True)

@@ -196,8 +196,8 @@ class ReviewLog:
             if not self.lines:
                 self._begin(by)
             first(self.last)
-            said = {"comment": comment} if what == "sign" else {}
-            self._write({"what": what} | (said if decision is None else _facts(decision)), by)
+            facts = {"comment": comment} if what == "sign" else {}
+            self._write({"what": what} | (facts if decision is None else _facts(decision)), by)
 
     def _begin(self, by: str) -> None:
         """Write the first line; keep the log of an earlier result under another name."""

@@ -339,14 +339,14 @@ def with_truth(entries: Iterable[Entry], folder: Path) -> list[Entry]:
     Raises:
         ConfigError: there is none for any slide.
     """
-    found = []
+    marked = []
     for entry in entries:
         names = {entry.name, Path(entry.source.label).stem}
         paths = (folder / f"{name}{suffix}" for name in sorted(names) for suffix in TRUTH_SUFFIXES)
-        found.append(replace(entry, truth=next((path for path in paths if path.is_file()), None)))
-    if not any(entry.truth for entry in found):
+        marked.append(replace(entry, truth=next((path for path in paths if path.is_file()), None)))
+    if not any(entry.truth for entry in marked):
         raise ConfigError(f"{folder} holds no truth of these slides; name the files NAME.xml or NAME.geojson")
-    return found
+    return marked
 
 
 def found_again(entries: Iterable[Entry], rows: Sequence[SlideRow]) -> list[Entry]:

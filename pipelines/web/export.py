@@ -18,7 +18,10 @@ from wsi.errors import ConfigError
 from wsi.files import write_bytes
 from wsi.slides.slide import Slide
 
-MARKER = "data.js"  # by which an export is known
+DATA, SIGN = (
+    "data.js",
+    "// made by wsi view --export\n",
+)  # the first line of this file, by which an export is known
 THREADS = 4
 DEFAULT_REDUCTION = 4.0  # of a slide whose micron size is not known
 
@@ -40,14 +43,13 @@ def export_site(
         ConfigError: the folder holds something else.
         WsiError: a slide cannot be opened.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file()):
+    if not _is_free(out):
         raise ConfigError(f"{out} holds something else; choose another folder for the export")
-    shutil.rmtree(
-        out / "slides", ignore_errors=True
-    )  # slides of an earlier export that are not asked for now
-    _write(out / MARKER, "")  # so that an export that is stopped can be made again
+    # an earlier export may hold slides that this one must not give away
+    shutil.rmtree(out / "slides", ignore_errors=True)
+    _write(out / DATA, SIGN)  # so that an export that is stopped can be made again
     page = (STATIC / "view.html").read_text(encoding="utf-8")
-    page = page.replace("<script", f'<script src="{MARKER}" defer></script>\n<script', 1)
+    page = page.replace("<script", f'<script src="{DATA}" defer></script>\n<script', 1)
     sizes = [_write(out / "index.html", page)]
     sizes += [_write(out / "static" / name, (STATIC / name).read_bytes()) for name in FILES]
     lines = collection.lines()
@@ -59,7 +61,7 @@ def export_site(
     done = 0
     for name, place in places.items():
         slide, entry = collection.slide(name), collection[name]
-        details = facts_of(name, entry, slide) | {"levels": plans[name], "tiles": f"{place}/tiles"}
+        details = facts_of(name, entry, slide) | {"levels": plans[name]}
         review = collection.review(name)
         details |= {} if review is None else {"review": review.state()}
         heat = base64.b64encode(float_bytes(entry.heatmap())).decode() if entry.kind == "scored" else ""
@@ -78,8 +80,17 @@ def export_site(
         "list": [line | {"place": places[line["id"]]} for line in lines],
         "slides": {},
     }
-    sizes.append(_write(out / MARKER, f"const EXPORTED = {json.dumps(exported, allow_nan=False)};\n"))
+    sizes.append(_write(out / DATA, f"{SIGN}const EXPORTED = {json.dumps(exported, allow_nan=False)};\n"))
     return len(sizes), sum(sizes)
+
+
+def _is_free(out: Path) -> bool:
+    """Whether an export may be written there: nothing is lost by it but an earlier export."""
+    if not out.is_dir():
+        return not out.exists()
+    data = out / DATA
+    is_export = data.is_file() and data.read_bytes().startswith(SIGN.encode())
+    return is_export or not any(out.iterdir())
 
 
 def _levels(slide: Slide, mpp: float) -> int:

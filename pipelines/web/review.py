@@ -49,10 +49,14 @@ class Reading(Protocol):
     """What a machine found on a slide, of which a person decides: `ScoredReading`, `MachineReading`.
 
     Attributes:
-        content: bytes of what is reviewed; a log belongs to them.
+        content: bytes of what is reviewed; a log belongs to them, and to the slide.
     """
 
     content: bytes
+
+    @property
+    def identity(self) -> str:
+        """Hash of the slide's file: two slides on which nothing was found have the same bytes of results."""
 
     @property
     def groups(self) -> Groups:
@@ -90,7 +94,7 @@ class Review:
             reading: what is reviewed.
         """
         self._reading = reading
-        self.subject = hashlib.sha256(reading.content).hexdigest()
+        self.subject = hashlib.sha256(reading.content + reading.identity.encode()).hexdigest()
         self._log = ReviewLog(folder, self.subject)
         self._lock = threading.Lock()
         self._figures: dict[str, dict[str, Any]] = {}  # the last ones, by the log's last hash

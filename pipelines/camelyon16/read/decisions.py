@@ -63,6 +63,11 @@ class ScoredReading:
         return cls(folder, facts, content, {o.id: o for o in objects})
 
     @property
+    def identity(self) -> str:
+        """Hash of the slide's file."""
+        return str(self.facts.get("slide_identity", ""))
+
+    @property
     def groups(self) -> Groups:
         """The classes that a person gives."""
         return Groups(yes=group_of(str(self.facts["positive"])), no="", out=NORMAL)
@@ -144,7 +149,7 @@ class ScoredReading:
             "program": f"slidewright {version()}",
             "intended_use": "for research use only; not for diagnosis",
             "slide": self.facts["name"],
-            "slide_identity": self.facts.get("slide_identity", ""),
+            "slide_identity": self.identity,
             **asdict(signature),
             **self.figures(decisions)["result"],
             "label": self.groups.yes.lower() if features else NORMAL,

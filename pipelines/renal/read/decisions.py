@@ -70,6 +70,11 @@ class MachineReading:
         return "" if feature is None else str(feature["properties"]["classification"]["name"])
 
     @property
+    def identity(self) -> str:
+        """Hash of the slide's file."""
+        return self.report.slide.identity
+
+    @property
     def groups(self) -> Groups:
         """The classes that a person gives."""
         return Groups(yes=POSITIVE, no=NEGATIVE, out=NOT_COUNTED)

@@ -16,6 +16,7 @@ from PIL import Image
 from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from pipelines.renal.read.run import report_slide
 from pipelines.web.collection import Collection, entries_of
+from pipelines.web.export import SIGN
 from pipelines.web.review import ReviewRequest
 from pipelines.web.server import levels_of, tile_jpeg
 from tests.browser import Browser, needs_browser
@@ -81,7 +82,7 @@ def test_an_export_is_replaced_but_nothing_else(results: Path, tmp_path: Path, w
     assert "slidewright" in (site / "index.html").read_text()
     (site / "slides" / "2").mkdir()  # a slide of an earlier export, which was not meant to go out now
     (site / "slides" / "2" / "thumbnail.jpg").touch()
-    (site / "data.js").write_text("")  # that export was stopped
+    (site / "data.js").write_text(SIGN)  # that export was stopped
     assert wsi("view", results, "--export", site)[0] == 0
     assert [p.name for p in (site / "slides").iterdir()] == ["1"]
     (tmp_path / "mine").mkdir()
@@ -90,6 +91,12 @@ def test_an_export_is_replaced_but_nothing_else(results: Path, tmp_path: Path, w
     assert code == 2
     assert "holds something else" in noted
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+    (tmp_path / "mine" / "slides").mkdir()  # somebody's own web site, with files of the same names
+    (tmp_path / "mine" / "slides" / "talk.html").touch()
+    (tmp_path / "mine" / "data.js").write_text("const EXPORTED = 3;")
+    code, _, noted = wsi("view", results, "--export", tmp_path / "mine")
+    assert (code, "holds something else" in noted) == (2, True)
+    assert (tmp_path / "mine" / "slides" / "talk.html").exists()
 
 
 @pytest.mark.slow

@@ -619,6 +619,21 @@ class TestLymphNodes:
         third.post("sign")
         assert [r.source.path for r in read_manifest(results / "reviewed_slides.csv")] == [str(slide)]
 
+    def test_what_was_drawn_on_one_slide_is_not_shown_on_another_of_its_name(self, tmp_path: Path) -> None:
+        """Nothing was found on either, so that their results are the same bytes."""
+        folder = tmp_path / "out" / "n"
+        for side, overwrite in ((2048, False), (2304, True)):
+            image = np.full((1536, side, 3), 255, np.uint8)
+            image[256:1300, 256:1800] = (240, 200, 220)
+            slide = write_pyramid(tmp_path / f"{side}.tif", image, levels=2)
+            row = SlideRow(SlideSource(str(slide)))
+            score_slide(row, "n", RednessEngine(), folder, ScoreConfig(), overwrite=overwrite)
+            page = Page(tmp_path / "out", "n")
+            assert page.state["decisions"] == {}
+            assert page.state["total"] == 0
+            assert page.post(group="Tumor", ring=self.RING)[0] == 200
+        assert (folder / "review-before-1.jsonl").exists()
+
     def test_verify_looks_at_the_log_of_a_lymph_node_too(self, results: Path, wsi: Run) -> None:
         page = Page(results, "red square")
         page.post(group="Tumor", ring=self.RING)

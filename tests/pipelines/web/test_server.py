@@ -503,7 +503,7 @@ class TestCommand:
         code, _, err = wsi("view", tmp_path / "not.svs", "--no-browser")
         assert (code, "not.svs is no TIFF inside" in err) == (2, True)
         code, _, err = wsi("view", results, tmp_path / "not.svs", "--no-browser")
-        assert (code, "wsi view shows one such folder at a time" in err) == (2, True)
+        assert (code, "a second one with --beside" in err) == (2, True)
         (tmp_path / "begun" / "s" / "heatmap.zarr").mkdir(parents=True)
         code, _, err = wsi("view", tmp_path / "begun", "--no-browser")
         assert (code, "these slides are not done, and left out: s" in err) == (2, True)
