@@ -18,6 +18,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from time import sleep
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from pipelines.runs.task import Each, Task, Tick
 from wsi.errors import ConfigError, StoreError
 from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
+from wsi.slides.staging import Ahead
 from wsi.text import first_line
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ SETTINGS = {
 }
 _ADDRESS = re.compile(r"(tcp|tls|ws|wss)://[^\s/@]+:\d{1,5}")  # what Dask's schedulers listen at
 _KEPT: dict[Any, object] = {}  # in a worker: its engines, by spec
+_AT_WORK = Lock()  # in a worker: held by the slide that is worked on
 _CLAIMS: dict[str, Claims] = {}  # in a worker: by OUT, so that it remembers what it saw
 
 
@@ -256,10 +259,25 @@ def _run_task(task: Task) -> None:
 
 
 def _run_slide(row: SlideRow, name: str, job: SlideJob[R], dead: bytes | None) -> R | Failure | None:
-    for spec in job.specs:
-        _keep(spec)
     claims = _CLAIMS.setdefault(str(job.out), Claims(job.out))
-    return attempt(row, name, job, claims, dead=dead)
+    with row.source.copied_ahead() as copy, _turn(copy):
+        for spec in job.specs:
+            _keep(spec)
+        return attempt(row, name, job, claims, dead=dead)
+
+
+@contextmanager
+def _turn(copy: Ahead | None) -> Iterator[None]:
+    """One slide at a time is worked on, while the one that the worker was handed next is copied to its disk."""
+    if copy is None:
+        yield
+        return
+    from distributed import secede
+
+    copy.wait()
+    with _AT_WORK:
+        secede()  # Dask begins the worker's next task, which waits for this one after its copy
+        yield
 
 
 def _keep(spec: Any) -> None:

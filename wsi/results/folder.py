@@ -271,6 +271,10 @@ class LocalFolder(Folder):
         """The last part of its path."""
         return self.path.resolve().name if self.path.name in ("", "..") else self.path.name
 
+    def __reduce__(self) -> tuple[type[LocalFolder], tuple[Path]]:
+        """Pickle the absolute path, which means the same in a process that works in another folder."""
+        return LocalFolder, (self.path.absolute(),)
+
     def absolute(self) -> LocalFolder:
         """The same folder by its absolute path."""
         return LocalFolder(self.path.absolute())

@@ -77,8 +77,11 @@ class SlideSource:
         log.debug("%s: %s, opened by %s", self.label, _size_text(slide), type(slide).__name__)
         return slide
 
-    def copied_ahead(self) -> AbstractContextManager[object]:
-        """Copy the slide to this machine, if `open` will want a copy, while the ``with`` block does something else."""
+    def copied_ahead(self) -> AbstractContextManager[Ahead | None]:
+        """Copy the slide to this machine, if `open` will want a copy, while the ``with`` block does something else.
+
+        It gives None where no copy is wanted.
+        """
         if not self.is_url or self.stream:
             return nullcontext()
         check_url(self.path)

@@ -110,12 +110,16 @@ class Ahead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:  # the command ends: nobody waits for the copy
+        if kind is not None and self._thread.is_alive():  # the command ends: nobody waits for the copy
             self._given_up = True
             return
-        self._thread.join()
+        self.wait()
         if self._copy is not None:
             self._copy.release()
+
+    def wait(self) -> None:
+        """Wait until the copy is there, or cannot be made."""
+        self._thread.join()
 
     def _fetch(self) -> None:
         with suppress(SlideError, ConfigError):  # whoever opens the slide meets the fault again, and says it

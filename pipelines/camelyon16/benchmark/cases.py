@@ -135,9 +135,9 @@ def _case(p: Prediction, table: TruthTable, rules: Dataset, selection: Selection
     if key in table.normal:
         normal_source = REFERENCE if table.by_name else table.origin
     unmarked = key in table.unmarked
-    return Case(
-        p, table.files.get(key), rules.is_partial(p.name), normal_source, selection.others_normal, unmarked
-    )
+    file = table.files.get(key)
+    truth = None if file is None else file.absolute()  # a worker may run in another folder
+    return Case(p, truth, rules.is_partial(p.name), normal_source, selection.others_normal, unmarked)
 
 
 def _left_out(

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from unittest.mock import patch
 
 import dask
 import distributed  # before any of its settings is set, else dask forgets all others with it
+import fsspec
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ from pipelines.renal.read.reading import RenalConfig
 from pipelines.renal.read.run import RenalResult, ReportJob
 from pipelines.runs.claims import FOLDER
 from pipelines.runs.cluster import Cluster, ClusterConfig, DaskExecutor, connected, each_on
-from pipelines.runs.cohort import ALONE, Crew, SlideJob, named, run_cohort
+from pipelines.runs.cohort import ALONE, Crew, Failure, SlideJob, named, run_cohort
 from pipelines.runs.task import Executor
 from tests.pipelines.camelyon16.test_evaluation import benchmark  # noqa: F401
 from tests.renal_slides import readers, scattered, slide_of
@@ -43,6 +45,7 @@ from wsi.results.folder import LocalFolder
 from wsi.slides.blocks import PatchBlock
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
+from wsi.slides.staging import staging_folder
 
 Run = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.slow
@@ -392,9 +395,56 @@ class TestRefusals:
             assert (code, f"--shard {text} is no shard; give I/N" in err) == (2, True)
 
 
+@dataclass(frozen=True)
+class LooksAhead:
+    """A job that waits, inside each slide but the last, until the copy of the next one is there."""
+
+    out: LocalFolder
+    specs: tuple[()] = ()
+
+    def run(self, row: SlideRow, name: str, executor: Executor, tick: Callable[[int, int, str], None]) -> Any:
+        number, end = int(name[1:]), time.monotonic() + 20
+        began = [p.name for p in self.out.path.glob("*.began")]
+        (self.out.path / f"{name}.began").touch()
+        while number < 3 and not list(staging_folder().glob(f"*/r{number + 1}.tif")):
+            if time.monotonic() > end:
+                return Failure(name, row.source.place, "the next slide was not copied")
+            time.sleep(0.01)
+        others = [p.name for p in self.out.path.glob("*.began")]
+        (self.out.path / name).mkdir()
+        (self.out.path / name / "slide.json").write_text("{}")
+        return Failure(name, row.source.place, f"alone: {set(others) - set(began) == {f'{name}.began'}}")
+
+
+def test_a_remote_slide_is_copied_to_the_worker_while_the_one_before_is_worked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for i in range(4):
+        with fsspec.open(f"memory://ahead/r{i}.tif", "wb") as file:
+            file.write(bytes([i]) * 100)
+    remote = [SlideRow(SlideSource(f"memory://ahead/r{i}.tif")) for i in range(4)]
+    (tmp_path / "out").mkdir()
+    job: Any = LooksAhead(LocalFolder(tmp_path / "out"))
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as one,
+    ):
+        outcome = done(remote, job, Cluster(one))
+    assert {f.name: f.reason for f in outcome.failures} == {f"r{i}": "alone: True" for i in range(4)}
+
+
 class TestEach:
-    def test_an_evaluation_on_workers_is_the_same(self, client: Any, benchmark: tuple[Path, Path]) -> None:  # noqa: F811
-        run, truth = benchmark
+    def test_an_evaluation_on_workers_is_the_same(
+        self,
+        client: Any,
+        benchmark: tuple[Path, Path],  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        run, truth = (path.relative_to(benchmark[0].parent) for path in benchmark)
+        monkeypatch.chdir(benchmark[0].parent)  # the workers stay where they were started
         cases = join(read_predictions(run), truth, Selection(read_dataset("camelyon16"))).cases
         counts: list[tuple[int, int]] = []
         cfg = EvaluationConfig(draws=20)
@@ -409,12 +459,13 @@ class TestEach:
         assert counts == [(i, 4) for i in range(5)]
 
     def test_the_features_of_slides_on_workers_are_the_same(
-        self, client: Any, rows: list[SlideRow], tmp_path: Path
+        self, client: Any, rows: list[SlideRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = ScoreJob(LocalFolder(tmp_path), RednessEngine().spec, ScoreConfig())
         run_cohort(named(rows[:3]), job, lambda *_: None, crew=ALONE, watch=Silent())
         results = [json.loads((tmp_path / f"s{i}" / "slide.json").read_bytes()) for i in range(3)]
         none = np.empty((0, 2))
+        monkeypatch.chdir(tmp_path)  # the workers stay where they were started
         slides = [
             Prediction(
                 r["name"],
@@ -422,7 +473,7 @@ class TestEach:
                 none,
                 none[:, 0],
                 mpp=r["mpp"],
-                folder=LocalFolder(tmp_path / r["name"]),
+                folder=LocalFolder(Path(r["name"])),
             )
             for r in results
         ]
