@@ -26,7 +26,27 @@ DEFAULT_MODEL = "lymph-node-10x"  # trained on real tissue; reads slides of 1 um
 ZOO = Path(__file__).resolve().parent / "zoo"
 # The side of a detector's tile is a multiple of this: then every level of its pyramid has whole pixels
 SIDE_STEP = 32
-Task = Literal["classify", "detect"]
+RUN_CORE_PX = 1024  # of a segmenter's tiles on slides: with more, a network's maps take gigabytes
+Task = Literal["classify", "detect", "segment"]
+SegmenterName = Literal[
+    "unet",
+    "unet_valid",
+    "fcn_32s",
+    "fcn_16s",
+    "fcn_8s",
+    "deeplab_v2",
+    "deeplab_v3",
+    "dilated_context",
+    "refinenet",
+    "two_path",
+    "input_cascade",
+]
+# Networks without padding: pixels that are lost on each side of a tile, and the step in which its side may grow
+VALID_MARGIN: dict[str, tuple[int, int]] = {
+    "unet_valid": (92, 16),  # 572 px give 388 (Ronneberger et al. 2015)
+    "two_path": (16, 1),  # 33 px give one (Havaei et al. 2017)
+    "input_cascade": (32, 1),  # 65 px give one, by way of 33
+}
 
 
 class Architecture(Config):
@@ -74,11 +94,63 @@ class DetectorConfig(Config):
         return self
 
 
+class SegmenterConfig(Config):
+    """The network's shape, and the tiles that it maps.
+
+    Attributes:
+        classes: names by their number on the map; the first is all that no outline marks. Where outlines overlap in
+            the truth, the later class lies on top.
+        network: one of `models.registry.SEGMENTERS`.
+        width: channels of the finest level, from which those of all others follow.
+        spacing_um: um per pixel that the network sees.
+        core_px: side of the part of a training tile that is mapped.
+        margin_px: around it, seen and not mapped; what a network pads there never reaches the map.
+        pool: pixels of the network along one cell of the map, whose class probabilities are averaged.
+    """
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    network: SegmenterName = "unet"
+    width: int = Field(default=16, ge=4, le=64)
+    spacing_um: float = Field(default=1.0, gt=0)
+    core_px: int = Field(default=256, gt=0)
+    margin_px: int = Field(default=32, ge=0)
+    pool: Literal[1, 2, 4, 8] = 2
+
+    @model_validator(mode="after")
+    def _fits(self) -> SegmenterConfig:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes {list(self.classes)} name one twice")
+        if self.network in VALID_MARGIN:
+            margin, step = VALID_MARGIN[self.network]
+            if self.margin_px != margin:
+                raise ValueError(f"{self.network} loses {margin} px on each side: set margin_px to that")
+            if self.network == "unet_valid" and self.core_px % step != 4:
+                raise ValueError(
+                    f"core_px {self.core_px} of unet_valid must be 4 more than a multiple of {step}"
+                )
+        elif self.tile_px % SIDE_STEP:
+            raise ValueError(f"core_px + 2 margin_px is {self.tile_px}, which is no multiple of {SIDE_STEP}")
+        if self.core_px % self.pool:
+            raise ValueError(f"core_px {self.core_px} is no multiple of pool {self.pool}")
+        return self
+
+    @property
+    def tile_px(self) -> int:
+        """Side of a training tile."""
+        return self.core_px + 2 * self.margin_px
+
+    @property
+    def run_core_px(self) -> int:
+        """Side of the core of the tiles that slides are mapped by: larger ones waste less on their margins."""
+        step = max(VALID_MARGIN.get(self.network, (0, SIDE_STEP))[1], self.pool)
+        return self.core_px + step * max(0, round((RUN_CORE_PX - self.core_px) / step))
+
+
 class Card(Config):
     """What the card of every model states, whatever its task.
 
     Attributes:
-        task: ``classify`` patches, or ``detect`` objects on tiles.
+        task: ``classify`` patches, ``detect`` objects on tiles, or ``segment``: name the class of every place.
         demonstration: trained without any real tissue of its kind; not for real tissue.
         sha256: hex sha256 of the weight file.
     """
@@ -226,15 +298,31 @@ class DetectorCard(Card):
     counting_errors: tuple[tuple[int, int, int, int, int, int], ...] = ()
 
 
-C = TypeVar("C", ModelCard, DetectorCard)
+class SegmenterCard(Card):
+    """The card of a segmenter.
+
+    Attributes:
+        segmenter: the network, its classes, and the tiles that it maps.
+    """
+
+    task: Literal["segment"] = "segment"
+    format: Literal[1] = 1
+    segmenter: SegmenterConfig
+
+
+C = TypeVar("C", ModelCard, DetectorCard, SegmenterCard)
 _OF_TASK: dict[str, tuple[type[Card], str]] = {
     "classify": (
         ModelCard,
-        "{} is not a detector but another kind of model; give one of wsi train capillaries",
+        "{} is a model of patches: wsi score takes it as --model, this needs a model of another kind",
     ),
     "detect": (
         DetectorCard,
-        "{} is a detector of capillaries: wsi renal takes it as --model, this needs a model of patches",
+        "{} is a detector of capillaries: wsi renal takes it as --model, this needs a model of another kind",
+    ),
+    "segment": (
+        SegmenterCard,
+        "{} is a segmenter: wsi segment takes it as --model, this needs a model of another kind",
     ),
 }
 
@@ -268,7 +356,7 @@ def read_card(folder: Path, kind: type[C]) -> C:
         if facts["task"] not in _OF_TASK:
             raise ModelError(
                 f"{path} is of the task {facts['task']!r}, which this version does not know; it knows "
-                f"{' and '.join(_OF_TASK)}"
+                f"{', '.join(_OF_TASK)}"
             )
         stated, wrong = _OF_TASK[facts["task"]]
         if stated is not kind:

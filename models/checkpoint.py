@@ -19,12 +19,14 @@ from models.card import (
     C,
     DetectorCard,
     ModelCard,
+    SegmenterCard,
     card_json,
     hash_file,
     read_card,
 )
 from models.networks.faster_rcnn import CapillaryDetector
-from models.registry import HEADS, imagenet_file, make_network
+from models.networks.segmentation import Segmenter
+from models.registry import HEADS, imagenet_file, make_network, make_segmenter
 from models.tensors import write_tensors
 from wsi.errors import ModelError
 from wsi.files import write_text
@@ -47,6 +49,11 @@ def save_checkpoint(folder: Path, network: nn.Module, **card: Any) -> ModelCard:
 def save_detector(folder: Path, network: CapillaryDetector, **card: Any) -> DetectorCard:
     """Write a detector's weights and card; see `save_checkpoint`."""
     return _save(folder, network, DetectorCard, card)
+
+
+def save_segmenter(folder: Path, network: Segmenter, **card: Any) -> SegmenterCard:
+    """Write a segmenter's weights and card; see `save_checkpoint`."""
+    return _save(folder, network, SegmenterCard, card)
 
 
 def _save(folder: Path, network: nn.Module, kind: type[C], card: dict[str, Any]) -> C:
@@ -77,6 +84,17 @@ def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
     card = read_card(folder, DetectorCard)
     network = CapillaryDetector(card.detector)
     return _loaded(network, folder, f"a Faster R-CNN of the backbone {card.detector.backbone}"), card
+
+
+def load_segmenter(folder: Path) -> tuple[Segmenter, SegmenterCard]:
+    """Read a segmenter in evaluation mode and float32.
+
+    Raises:
+        ModelError: it is another kind of model, a byte changed, or the weights are of another shape.
+    """
+    card = read_card(folder, SegmenterCard)
+    description = f"a {card.segmenter.network} of width {card.segmenter.width}"
+    return _loaded(make_segmenter(card.segmenter), folder, description), card
 
 
 N = TypeVar("N", bound=nn.Module)

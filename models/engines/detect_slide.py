@@ -97,7 +97,7 @@ def tissue_tiles(slide: Slide, mask: Mask, card: DetectorCard) -> TilePlan:
     side = round(card.detector.tile_px * card.detector.spacing_um / slide.mpp)
     overlap = min(round(OVERLAP_UM / slide.mpp), side // 2)
     tiles = plan_detection_tiles((0, 0, *slide.size), side, overlap)
-    return TilePlan(tuple(t for t in tiles if _has_tissue(mask, t.core)), card.detector.tile_px)
+    return TilePlan(tuple(t for t in tiles if mask.holds_tissue(t.core)), card.detector.tile_px)
 
 
 def tiles_around(corners: Sequence[tuple[int, int]], side: int, mpp: float, card: DetectorCard) -> TilePlan:
@@ -213,10 +213,3 @@ def check_spacing(slide: Slide, card: DetectorCard) -> None:
             f"{slide.path} has {slide.mpp:.3g} um/px, and the detector needs {coarsest:.3g} or finer; "
             f"scan it at a higher magnification, or pass --mpp if the file is wrong"
         )
-
-
-def _has_tissue(mask: Mask, core: tuple[int, int, int, int]) -> bool:
-    step_x, step_y = mask.placement.step_x, mask.placement.step_y
-    rows = np.s_[int(core[1] // step_y) : int(-(-core[3] // step_y))]
-    cols = np.s_[int(core[0] // step_x) : int(-(-core[2] // step_x))]
-    return bool(mask.pixels[rows, cols].any())

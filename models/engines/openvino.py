@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from models.card import INT8, ModelCard, read_card
+from models.card import INT8, ModelCard, SegmenterCard, read_card
 from models.engines.contract import EngineConfig, Models
 from models.engines.spec import ScoreSpec, keep
 from wsi.arrays import RgbImage, Scores
@@ -124,6 +124,32 @@ class OpenVinoConvolutions:
         run = self._compiled[shape]
         maps = [[torch.from_numpy(m.copy()) for m in run(tile[None].numpy()).values()] for tile in pixels]
         return tuple(torch.cat(level) for level in zip(*maps, strict=True))
+
+
+class OpenVinoMaps:
+    """A segmenter's map of one tile at a time; compiled once for every size of tile."""
+
+    def __init__(self, folder: Path, card: SegmenterCard, precision: str) -> None:
+        import torch
+
+        from models.checkpoint import load_segmenter
+
+        self._core = shared_core()
+        hint = _precision(precision, self._core)
+        self.precision = hint.replace("f32", "fp32")
+        self._settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+        side = card.segmenter.tile_px
+        example = torch.zeros((1, side, side, 3), dtype=torch.uint8)
+        self._model = _graph(load_segmenter(folder)[0], example, card.name)
+        self._compiled: dict[tuple[int, ...], ov.CompiledModel] = {}
+
+    def __call__(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Class probabilities (1, classes, cells, cells) of a tile (1, side, side, 3)."""
+        shape = tiles.shape
+        if shape not in self._compiled:
+            self._model.reshape(list(shape))
+            self._compiled[shape] = self._core.compile_model(self._model, "CPU", self._settings)
+        return np.asarray(self._compiled[shape](tiles)[0], np.float32)
 
 
 class OpenVinoFeatures:

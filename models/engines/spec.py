@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from models.card import CARD
+from models.card import CARD, Card
 from models.engines.choice import engine_for
 from models.engines.contract import Engine, EngineConfig, Models, find_models
 from wsi.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from models.card import DetectorCard
+    from models.card import DetectorCard, SegmenterCard
     from models.engines.boxes import BoxEngine
+    from models.engines.maps import MapEngine
 
 _ENGINES: WeakValueDictionary[object, object] = WeakValueDictionary()  # by spec: those that are in use
 
@@ -58,11 +59,31 @@ class BoxSpec:
         engine = _ENGINES.get(_key(self))
         if not isinstance(engine, BoxEngine):
             engine = BoxEngine(self.folder, self.cfg)
-            _same_weights([self.folder], [self.card.sha256], [engine.card.sha256])
-            if engine.card != self.card:
-                raise ModelError(
-                    f"{self.folder / CARD} is not the card that the run was begun with; copy the model there"
-                )
+            _same_card(self.folder, self.card, engine.card)
+        _same_engine(self.description, engine.description)
+        return engine
+
+    def __hash__(self) -> int:
+        return hash((self.folder, self.card.sha256))
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """An engine that gives maps: the segmenter's folder, its card, how it is run, and what the first one said."""
+
+    folder: Path
+    card: SegmenterCard
+    cfg: EngineConfig
+    description: str = ""
+
+    def make(self) -> MapEngine:
+        """The engine, see `EngineSpec.make`."""
+        from models.engines.maps import MapEngine
+
+        engine = _ENGINES.get(_key(self))
+        if not isinstance(engine, MapEngine):
+            engine = MapEngine(self.folder, self.cfg)
+            _same_card(self.folder, self.card, engine.card)
         _same_engine(self.description, engine.description)
         return engine
 
@@ -105,13 +126,24 @@ def _same_engine(begun: str, here: str) -> None:
         )
 
 
-def keep(spec: ScoreSpec | BoxSpec, engine: Engine | BoxEngine) -> None:
-    """Let `ScoreSpec.make` and `BoxSpec.make` give this engine, as long as somebody holds it."""
+def keep(spec: ScoreSpec | BoxSpec | MapSpec, engine: Engine | BoxEngine | MapEngine) -> None:
+    """Let the spec's ``make`` give this engine, as long as somebody holds it."""
     _ENGINES[_key(spec)] = engine
 
 
-def _key(spec: ScoreSpec | BoxSpec) -> ScoreSpec | BoxSpec:
+def _key(spec: ScoreSpec | BoxSpec | MapSpec) -> ScoreSpec | BoxSpec | MapSpec:
     return replace(spec, description="")
+
+
+def _same_card(folder: Path, wanted: Card, here: Card) -> None:
+    """Refuse another model than the one that a run was begun with.
+
+    Raises:
+        ModelError: names the folder.
+    """
+    _same_weights([folder], [wanted.sha256], [here.sha256])
+    if here != wanted:
+        raise ModelError(f"{folder / CARD} is not the card that the run was begun with; copy the model there")
 
 
 def _same_weights(folders: Iterable[Path], wanted: Iterable[str], here: Iterable[str]) -> None:

@@ -119,11 +119,11 @@ class Detect:
     def enter(self, phase: int, state: TrainingState, listeners: Listeners) -> None:
         """Nothing changes."""
 
-    def feed(self, state: TrainingState) -> AbstractContextManager[TileFeed]:
+    def feed(self, state: TrainingState) -> AbstractContextManager[TileFeed[Example]]:
         """Batches from the next tile on."""
         return nullcontext(TileFeed(self.sampler, self.cfg.batch, self.team, state.seen))
 
-    def loss(self, state: TrainingState, batch: TileBatch) -> Tensor:
+    def loss(self, state: TrainingState, batch: TileBatch[Example]) -> Tensor:
         """Sum of the network's losses on this process's share of a batch."""
         network = _detector(state)
         network.train()

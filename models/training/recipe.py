@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from models.card import Architecture, DetectorConfig
+from models.card import Architecture, DetectorConfig, SegmenterConfig
 from models.networks.inception import PATCH_PX
 from models.training.data.augment import AugmentConfig
 from wsi.config import Config
@@ -239,6 +239,49 @@ class DetectorTrainConfig(Recipe):
         if self.slides is None:
             return ()
         return (self.slides,) if isinstance(self.slides, Path) else self.slides
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate at the start."""
+        return self.learning_rate
+
+    def rate(self, seen: int) -> float:
+        """The learning rate after ``seen`` examples: a short rise, then a cosine down to 0."""
+        return self.learning_rate * cosine(seen, self.batch, self.examples)
+
+
+class SegmenterTrainConfig(Recipe):
+    """The recipe of a segmenter.
+
+    Attributes:
+        slides: a manifest with truth (GeoJSON or ASAP XML, whose groups are the segmenter's classes) and split.
+        examples: tiles, drawn around the edge of an outline of each class in turn.
+        validation_tiles: drawn once from the validation slides.
+        augment: its orientations and colours; tiles are drawn anywhere, so its jitter means nothing here.
+        elastic_px: standard deviation of the moves by which tiles are bent; Ronneberger et al. 2015 take 10 px. 0 does
+            not bend them.
+        separation: most that a pixel between two objects counts above others; Ronneberger et al. 2015 take 10. 0 makes
+            all count alike.
+        focal_gamma: focal loss instead of cross-entropy; Lin et al. 2017 use 2. 0 is cross-entropy.
+        init: a segmenter to start from, by name or folder; from random weights without it.
+    """
+
+    slides: Path | None = None
+    segmenter: SegmenterConfig
+    batch: int = Field(default=4, gt=0)
+    examples: int = Field(default=8000, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    validate_every: int = Field(default=2000, gt=0)
+    validation_tiles: int = Field(default=60, gt=0)
+    checkpoint_every: int = Field(default=1000, gt=0)
+    augment: AugmentConfig = AugmentConfig(
+        brightness=0.1, saturation=0.2, hue=0.03, contrast=0.25, stain=0.15
+    )
+    elastic_px: float = Field(default=0.0, ge=0, le=50)
+    separation: float = Field(default=0.0, ge=0, le=100)
+    focal_gamma: float = Field(default=0.0, ge=0, le=5)
+    init: str | None = None
 
     @property
     def first_rate(self) -> float:

@@ -34,6 +34,7 @@ SOURCES: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
         {
             "fields": ("pipelines.cli.train_renal", "fields"),
             "capillaries": ("pipelines.cli.train_renal", "capillaries"),
+            "segmenter": ("pipelines.cli.train_segmenter", "segmenter"),
         },
     ),
     "models": ("pipelines.cli.models", "app", {}),

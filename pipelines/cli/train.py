@@ -268,6 +268,33 @@ def _listeners(
     return Listeners(report=report, metrics=metrics, show=show, say=say, stop=stop)
 
 
+def tile_listeners(
+    name: str, folder: Path, tick: Tick, stop: Callable[[], bool], measure: str, label: str
+) -> Listeners:
+    """Who is told of the progress of a network that learns from tiles.
+
+    Args:
+        name: the model's.
+        folder: ``metrics.png`` goes here.
+        tick: moves the bar.
+        stop: whether the run is to end.
+        measure: the column of ``metrics.csv`` by which networks are compared.
+        label: what sentences and the picture call it.
+    """
+    from models.training.progress import Listeners
+
+    def report(p: Progress) -> None:
+        tick(p.examples, p.total, f"loss {p.loss:.3f}, {p.examples_per_s:.1f} tiles/s")
+        if p.quality is not None:
+            say(f"{p.examples} tiles: loss {p.loss:.4f}, validation {label} {p.quality:.4f}")
+
+    def metrics(rows: list[dict[str, Any]]) -> None:
+        picture = curves_png(rows, name, measure=measure, label=f"validation {label}")
+        write_bytes(folder / "metrics.png", picture)
+
+    return Listeners(report=report, metrics=metrics, say=say, stop=stop)
+
+
 def _cross_validate(
     found: PatchFolder, cfg: TrainConfig, folder: Path, code: str, resume: bool, stop: Callable[[], bool]
 ) -> None:

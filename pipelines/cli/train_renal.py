@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
 from rich.table import Table
 
-from pipelines.cli.console import Tick, interruptible, out, progress
-from pipelines.cli.train import has_checkpoint, leads, refuse_earlier, say, start, write_training_run
+from pipelines.cli.console import interruptible, out, progress
+from pipelines.cli.train import (
+    has_checkpoint,
+    leads,
+    refuse_earlier,
+    say,
+    start,
+    tile_listeners,
+    write_training_run,
+)
 from pipelines.runs.config import load_config
 from pipelines.runs.made_by import code_hash, version
-from pipelines.runs.training_pictures import curves_png
 from wsi.errors import ConfigError
-from wsi.files import csv_text, write_bytes, write_text
+from wsi.files import csv_text, write_text
 from wsi.slides.manifest import SlideRow, read_manifest
 
 if TYPE_CHECKING:
-    from models.training.progress import Listeners, Progress
     from models.training.recipe import DetectorTrainConfig
     from models.training.trials import Trial, TrialScore
 
@@ -166,7 +172,7 @@ def _train(
                 folder,
                 code_version=f"slidewright {version()}, code {code_hash()}",
                 resume=again,
-                listeners=_listeners(cfg.name, folder, tick, stop),
+                listeners=tile_listeners(cfg.name, folder, tick, stop, "ap50", "mean AP50"),
             )
     kept = "the last network" if np.isnan(best) else f"the best network (mean AP50 {best:.4f})"
     say(f"{kept} is in {folder / 'model'}; for research use only")
@@ -217,18 +223,3 @@ def _show_table(scores: Sequence[TrialScore]) -> None:
         values = [f"{v:.3f}" for v in (s.ap50_learned, s.ap50_capillary, a.f1)]
         table.add_row(s.trial, s.label, *values, f"{a.hits}/{a.false}/{a.missed}")
     out.print(table)
-
-
-def _listeners(name: str, folder: Path, tick: Tick, stop: Callable[[], bool]) -> Listeners:
-    from models.training.progress import Listeners
-
-    def report(p: Progress) -> None:
-        tick(p.examples, p.total, f"loss {p.loss:.3f}, {p.examples_per_s:.1f} tiles/s")
-        if p.quality is not None:
-            say(f"{p.examples} tiles: loss {p.loss:.4f}, validation AP50 {p.quality:.4f}")
-
-    def metrics(rows: list[dict[str, Any]]) -> None:
-        picture = curves_png(rows, name, measure="ap50", label="validation mean AP50")
-        write_bytes(folder / "metrics.png", picture)
-
-    return Listeners(report=report, metrics=metrics, say=say, stop=stop)

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from models.engines import EngineSpec
 from models.engines.detect_slide import DetectorSpec
+from models.engines.map_slide import MapperSpec
 from pipelines.runs.claims import Claims
 from pipelines.runs.task import HERE, Executor
 from wsi.errors import ConfigError, ForeignStoreError, ModelError, StoreError, WsiError
@@ -218,7 +219,7 @@ class SlideJob(Protocol[R_co]):
         ...
 
     @property
-    def specs(self) -> tuple[EngineSpec | DetectorSpec, ...]:
+    def specs(self) -> tuple[EngineSpec | DetectorSpec | MapperSpec, ...]:
         """Of the engines that it needs."""
         ...
 

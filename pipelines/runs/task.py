@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from models.engines import EngineSpec
 from models.engines.detect_slide import DetectorSpec, TilePlan, detected
+from models.engines.map_slide import MapperSpec, MapPlan, mapped
 from pipelines.runs.scoring import score_chunks
 from wsi.errors import ForeignStoreError
 from wsi.results.box_store import BoxStore
@@ -34,7 +35,7 @@ class Task(Protocol):
         ...
 
     @property
-    def spec(self) -> EngineSpec | DetectorSpec:
+    def spec(self) -> EngineSpec | DetectorSpec | MapperSpec:
         """Of the engine that it needs: whoever runs many tasks holds the engine, so that it is made once."""
         ...
 
@@ -161,6 +162,43 @@ class TileTask:
             )
             for number, _ in chunks:
                 done += len(self.plan.tiles_of(number))
+                tick(done, self.size)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MapTask:
+    """Chunks of a segmenter's map.
+
+    Attributes:
+        source: the slide.
+        plan: all chunks of the slide.
+        chunks: (row, col) of those of this task.
+        mapper: maps tiles.
+        heatmap: the folder of a map that was created.
+    """
+
+    source: SlideSource
+    plan: MapPlan
+    chunks: tuple[tuple[int, int], ...]
+    mapper: MapperSpec
+    heatmap: Folder
+
+    @property
+    def spec(self) -> MapperSpec:
+        """Of the engine that maps."""
+        return self.mapper
+
+    @property
+    def size(self) -> int:
+        """The number of chunks."""
+        return len(self.chunks)
+
+    def run(self, tick: Tick) -> None:
+        """Map the chunks that are not written yet, see `Task.run`."""
+        store = HeatmapStore.open(self.heatmap)
+        with self.source.open() as slide:
+            chunks = mapped(slide, self.plan, self.chunks, self.mapper.make(), store)
+            for done, _ in enumerate(chunks, start=1):
                 tick(done, self.size)
 
 

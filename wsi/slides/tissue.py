@@ -49,6 +49,13 @@ class Mask:
         """Area of tissue for a slide of ``mpp`` um per level-0 pixel."""
         return float(self.pixels.sum()) * self.placement.step_x * self.placement.step_y * mpp**2
 
+    def holds_tissue(self, box: tuple[int, int, int, int]) -> bool:
+        """Whether a level-0 box (x0, y0, x1, y1) touches a pixel of the mask that is tissue."""
+        step_x, step_y = self.placement.step_x, self.placement.step_y
+        rows = np.s_[int(box[1] // step_y) : int(-(-box[3] // step_y))]
+        cols = np.s_[int(box[0] // step_x) : int(-(-box[2] // step_x))]
+        return bool(self.pixels[rows, cols].any())
+
 
 def find_tissue(slide: Slide, cfg: TissueConfig | None = None) -> Mask:
     """Find tissue on an overview; pixels that cannot be decoded count as tissue, so that they are reported.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -28,8 +28,33 @@ from wsi.slides.slide import Slide
 TRIES = 100  # places drawn in turn that cannot be read before the run gives up
 
 
+class GeneratorState:
+    """What samplers of tiles share: one generator, and the places that could not be read."""
+
+    rng: np.random.Generator
+    unreadable: list[list[int]]
+
+    @property
+    def state(self) -> Any:
+        """The generator's."""
+        return self.rng.bit_generator.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.rng.bit_generator.state = value
+
+    @property
+    def excluded(self) -> list[list[int]]:
+        """Places (slide, x, y) that could not be read; they cost themselves."""
+        return self.unreadable
+
+    def exclude_all(self, places: Iterable[Sequence[int]]) -> None:
+        """Take over what an earlier run lost."""
+        self.unreadable = [list(place) for place in places]
+
+
 @dataclass(eq=False)
-class TileSampler:
+class TileSampler(GeneratorState):
     """Draws tiles of marked slides from one generator: a slide, a class in turn, an object, a place around it."""
 
     slides: Sequence[Slide]
@@ -48,28 +73,10 @@ class TileSampler:
         return digest(*parts)
 
     @property
-    def state(self) -> Any:
-        """The generator's."""
-        return self.rng.bit_generator.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self.rng.bit_generator.state = value
-
-    @property
     def kinds(self) -> tuple[int, ...]:
         """What tiles are drawn around, in turn."""
         traps = (TRAP,) if any(len(m.traps) for m in self.marked) else ()
         return (*range(len(self.cfg.detector.classes)), *traps)
-
-    @property
-    def excluded(self) -> list[list[int]]:
-        """Places (slide, x, y) that could not be read; they cost themselves."""
-        return self.unreadable
-
-    def exclude_all(self, places: Iterable[Sequence[int]]) -> None:
-        """Take over what an earlier run lost."""
-        self.unreadable = [list(place) for place in places]
 
     def draw(self, number: int) -> Example:
         """A tile, turned; its number says which of the kinds it is drawn around.
@@ -101,21 +108,38 @@ class TileSampler:
         )
 
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Draws(Protocol[T_co]):
+    """What draws one tile after another: `TileSampler`, or `models.training.data.areas.AreaSampler`."""
+
+    @property
+    def state(self) -> Any:
+        """The generator's."""
+        ...
+
+    def draw(self, number: int) -> T_co:
+        """A tile of the number of its draw."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, slots=True)
-class TileBatch:
+class TileBatch(Generic[T]):
     """This process's tiles of one step, and the state of the sampler after it."""
 
-    tiles: tuple[Example, ...]
+    tiles: tuple[T, ...]
     after: Any
 
 
-class TileFeed:
+class TileFeed(Generic[T]):
     """Batches in the order of the draws. Every process of a team reads the whole batch, and keeps its own share."""
 
-    def __init__(self, sampler: TileSampler, batch: int, team: Team, seen: int) -> None:
+    def __init__(self, sampler: Draws[T], batch: int, team: Team, seen: int) -> None:
         self._sampler, self._batch, self._team, self._drawn = sampler, batch, team, seen
 
-    def next(self) -> TileBatch:
+    def next(self) -> TileBatch[T]:
         """The next batch.
 
         Raises:

@@ -146,7 +146,7 @@ class TestImageNetFile:
         assert read_card(tmp_path / "d", DetectorCard).enlarge_um == (4.0, 4.0)
         with pytest.raises(ModelError, match="d is a detector of capillaries"):
             read_card(tmp_path / "d", ModelCard)
-        with pytest.raises(ModelError, match="m is not a detector but another kind of model"):
+        with pytest.raises(ModelError, match="m is a model of patches"):
             read_card(tmp_path / "m", DetectorCard)
 
     def test_a_task_of_a_later_version(self, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ class TestCheckpoint:
         assert read_card(tmp_path / "d", DetectorCard).enlarge_um == (4.0, 4.0)
         with pytest.raises(ModelError, match="d is a detector of capillaries"):
             read_card(tmp_path / "d", ModelCard)
-        with pytest.raises(ModelError, match="m is not a detector but another kind of model"):
+        with pytest.raises(ModelError, match="m is a model of patches"):
             read_card(tmp_path / "m", DetectorCard)
 
     def test_a_task_of_a_later_version(self, tmp_path: Path) -> None:

@@ -557,7 +557,7 @@ class TestTraining:
         (tmp_path / "model" / "model.safetensors").write_bytes(data[:-4] + b"0000")
         with pytest.raises(ModelError, match=r"has sha256 .*its card says"):
             load_detector(tmp_path / "model")
-        with pytest.raises(ModelError, match="is not a detector but another kind of model"):
+        with pytest.raises(ModelError, match="is a model of patches"):
             load_detector(DEMO)
         with pytest.raises(ModelError, match="card.json cannot be read"):
             load_detector(tmp_path)

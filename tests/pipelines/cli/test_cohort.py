@@ -123,6 +123,7 @@ def test_the_script_for_slurm_is_one_that_a_shell_reads(wsi: Run) -> None:
         "#SBATCH --nodes=8\n",
         "#SBATCH --ntasks-per-node=2\n",
         "#SBATCH --gpus-per-node=2\n",
+        "export DASK_DISTRIBUTED__DIAGNOSTICS__COMPUTATIONS__MAX_HISTORY=0\n",
     ):
         assert line in script
     assert "gpus" not in wsi("cluster", "slurm")[1]

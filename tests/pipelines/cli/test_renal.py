@@ -141,7 +141,7 @@ class TestReport:
     def test_models_of_the_wrong_kind(self, phantom: Path, tmp_path: Path, wsi: Run) -> None:
         words = ("renal", "report", phantom / "kidney_001.tif", "--out", tmp_path / "out")
         for options, reason in (
-            (("--model", "lymph-node-demo"), "is not a detector but another kind of model"),
+            (("--model", "lymph-node-demo"), "is a model of patches"),
             (("--model", "none-such"), "there is no model folder none-such"),
             (
                 ("--fields-model", "renal-ptc-demo"),

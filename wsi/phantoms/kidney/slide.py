@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import shapely
+from shapely import Polygon
+from shapely.geometry.base import BaseGeometry
 
 from wsi.files import csv_text, write_json, write_text
 from wsi.phantoms.kidney.fields import KidneyField, fields_of
@@ -15,7 +17,15 @@ from wsi.phantoms.kidney.layout import KidneyLayout, KidneyPlanner
 from wsi.phantoms.kidney.paint import KIDNEY_SCANNERS, KidneyPainter
 from wsi.phantoms.pyramid import write_pyramid
 from wsi.results.export import Feature, write_geojson
-from wsi.vocabulary import COLOURS, FEASIBLE, NEGATIVE, NOT_COUNTED, NOT_FEASIBLE, POSITIVE
+from wsi.vocabulary import (
+    COLOURS,
+    COMPARTMENT_COLOURS,
+    FEASIBLE,
+    NEGATIVE,
+    NOT_COUNTED,
+    NOT_FEASIBLE,
+    POSITIVE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,7 @@ def plan_kidneys(
 def write_kidney(
     slide: KidneyPhantom, out: Path, progress: Callable[[int, int], None] | None = None
 ) -> KidneyLayout:
-    """Write ``NAME.tif``, ``NAME.geojson`` (capillaries and traps), ``NAME_fields.geojson`` and ``NAME_truth.json``.
+    """Write ``NAME.tif``, its truth (capillaries and traps, fields, compartments) as GeoJSON, and ``NAME_truth.json``.
 
     The same bytes for the same seed.
     """
@@ -62,6 +72,8 @@ def write_kidney(
     features = capillary_features(slide.name, layout) + trap_features(slide.name, layout)
     write_geojson(out / f"{slide.name}.geojson", features, (0, 0))
     write_geojson(out / f"{slide.name}_fields.geojson", field_features(slide.name, fields), (0, 0))
+    parts = compartment_features(slide.name, layout)
+    write_geojson(out / f"{slide.name}_compartments.geojson", parts, (0, 0))
     positive = sum(c.positive for c in layout.capillaries)
     kinds = [c.kind for c in layout.capillaries]
     truth = {
@@ -120,6 +132,25 @@ def trap_features(name: str, layout: KidneyLayout) -> list[Feature]:
     ]
 
 
+def compartment_features(name: str, layout: KidneyLayout) -> list[Feature]:
+    """Every compartment's true outline, for training a segmenter; where two overlap, the later class lies on top."""
+    shapes: dict[str, list[BaseGeometry]] = {
+        "cortex": list(layout.pieces),
+        "medulla": [layout.medulla],
+        "tubule": [tubule.outline for tubule in layout.tubules],
+        "artery": [shapely.Point(a.x, a.y).buffer(a.radius) for a in layout.arteries],
+        "glomerulus": [shapely.Point(g.x, g.y).buffer(g.radius) for g in layout.glomeruli],
+    }
+    return [
+        Feature(
+            f"{name} {group} {i}", polygon, "annotation", f"{group} {i}", group, COMPARTMENT_COLOURS[group]
+        )
+        for group, ones in shapes.items()
+        for i, polygon in enumerate((p for one in ones for p in shapely.get_parts(one)), start=1)
+        if isinstance(polygon, Polygon) and not polygon.is_empty
+    ]
+
+
 def field_features(name: str, fields: Sequence[KidneyField]) -> list[Feature]:
     """Every field, feasible or not, with the reason why not."""
     features = []
@@ -145,8 +176,12 @@ def field_features(name: str, fields: Sequence[KidneyField]) -> list[Feature]:
 def write_kidney_manifest(
     out: Path, slides: Sequence[KidneyPhantom], splits: Sequence[str], *, fields: bool = True
 ) -> None:
-    """Write ``slides.csv`` and, for drawings, ``fields.csv`` with path, truth (capillaries; fields) and split."""
-    tables = [("slides.csv", ".geojson"), ("fields.csv", "_fields.geojson")]
+    """Write ``slides.csv`` and, for drawings, ``fields.csv`` and ``compartments.csv``: path, truth and split."""
+    tables = [
+        ("slides.csv", ".geojson"),
+        ("fields.csv", "_fields.geojson"),
+        ("compartments.csv", "_compartments.geojson"),
+    ]
     for table, ending in tables if fields else tables[:1]:
         rows = [(f"{s.name}.tif", s.name + ending, split) for s, split in zip(slides, splits, strict=True)]
         write_text(out / table, csv_text(("path", "truth", "split"), rows))

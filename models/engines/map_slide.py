@@ -1,0 +1,191 @@
+"""A segmenter over a slide: one tile for each chunk of the map, with a margin around it that is seen and not mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from models.card import SegmenterCard
+from wsi.arrays import RgbImage
+from wsi.errors import RegionError, SpacingError
+from wsi.results.store import HeatmapSpec, HeatmapStore
+from wsi.slides.slide import Slide
+from wsi.slides.tiles import read_square
+from wsi.slides.tissue import Mask
+
+FORMAT = 1  # of what a tile gives; raise it when the golden maps of the tests change
+COARSEST = 1.2  # times the segmenter's spacing: a slide coarser than this lacks what it has learned to see
+
+
+class Mapper(Protocol):
+    """What maps tiles: `models.engines.maps.MapEngine`, or a stand-in in tests."""
+
+    @property
+    def card(self) -> SegmenterCard:
+        """Its card."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """Libraries, precision and device."""
+        ...
+
+    @property
+    def spec(self) -> MapperSpec:
+        """What it was made of."""
+        ...
+
+    def map(self, tile: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Class probabilities (classes, cells, cells) of the core of a tile (side, side, 3)."""
+        ...
+
+
+class MapperSpec(Protocol):
+    """What a mapper is made of: `models.engines.spec.MapSpec`, or a stand-in in tests."""
+
+    def make(self) -> Mapper:
+        """The mapper, see `EngineSpec.make`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MapPlan:
+    """The chunks of a slide's map, and the tiles that give them.
+
+    Attributes:
+        spec: of the map; its cells are squares of whole level-0 pixels.
+        chunks: (row, col) of those that hold tissue, from top to bottom and left to right.
+        core_l0: side of a chunk, in level-0 pixels.
+        margin_l0: what is seen around it; a whole number of the network's pixels, not of level-0 pixels.
+        side_px: side of the tile that the network sees.
+        margin_px: the margin in the same pixels.
+    """
+
+    spec: HeatmapSpec
+    chunks: tuple[tuple[int, int], ...]
+    core_l0: int
+    margin_l0: float
+    side_px: int
+    margin_px: int
+
+
+def plan_map(slide: Slide, mask: Mask, card: SegmenterCard, fingerprint: str) -> MapPlan:
+    """The chunks of a map that hold tissue.
+
+    A cell is a whole number of level-0 pixels, so the network sees a spacing that differs by less than half of a
+    level-0 pixel a cell from the one that it was trained on.
+
+    Raises:
+        SpacingError: the slide is too coarse.
+        MissingMppError: it has no usable spacing.
+    """
+    cfg = card.segmenter
+    if slide.mpp > COARSEST * cfg.spacing_um:
+        raise SpacingError(
+            f"{slide.path} has {slide.mpp:.3g} um/px, and the segmenter needs {COARSEST * cfg.spacing_um:.3g} or "
+            f"finer; scan it at a higher magnification, or pass --mpp if the file is wrong"
+        )
+    stride = max(1, round(cfg.pool * cfg.spacing_um / slide.mpp))
+    cells = cfg.run_core_px // cfg.pool  # along a chunk
+    width, height = slide.size
+    shape = (-(-height // stride), -(-width // stride))
+    core, step = cells * stride, stride / cfg.pool
+    spec = HeatmapSpec(
+        cfg.classes,
+        shape,
+        cells,
+        stride,
+        cfg.pool,
+        round(core + 2 * cfg.margin_px * step),
+        slide.mpp,
+        fingerprint,
+    )
+    chunks = [
+        (row, col)
+        for row in range(-(-shape[0] // cells))
+        for col in range(-(-shape[1] // cells))
+        if mask.holds_tissue((col * core, row * core, (col + 1) * core, (row + 1) * core))
+    ]
+    side = cfg.run_core_px + 2 * cfg.margin_px
+    return MapPlan(spec, tuple(chunks), core, cfg.margin_px * step, side, cfg.margin_px)
+
+
+def mapped(
+    slide: Slide, plan: MapPlan, chunks: Sequence[tuple[int, int]], mapper: Mapper, store: HeatmapStore
+) -> Iterator[tuple[int, int]]:
+    """Map chunks that are not in the store yet, and write each; gives every chunk when it is there.
+
+    A chunk whose pixels cannot be decoded is written as NaN.
+
+    Raises:
+        WsiError: the slide or the store fails as a whole.
+    """
+    written = store.chunks_done()
+    left = [chunk for chunk in chunks if chunk not in written]
+    yield from (chunk for chunk in chunks if chunk in written)
+    for chunk, tile in _tiles(slide, plan, left):
+        rows, cols = (
+            np.arange(n * plan.spec.chunk, min((n + 1) * plan.spec.chunk, side))
+            for n, side in zip(chunk, plan.spec.shape, strict=True)
+        )
+        cells = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+        if tile is None:
+            scores = np.full((len(cells), len(plan.spec.classes)), np.nan, np.float32)
+        else:
+            probabilities = mapper.map(tile)[:, : len(rows), : len(cols)]
+            scores = probabilities.reshape(len(probabilities), -1).T.clip(0, 1)
+        store.write_chunk(chunk, cells, scores)
+        yield chunk
+
+
+def _tiles(
+    slide: Slide, plan: MapPlan, chunks: Iterable[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], RgbImage | None]]:
+    """Chunks with their tiles, the next of which is read while one is mapped; None where it cannot be decoded."""
+    with ThreadPoolExecutor(1, thread_name_prefix="tile") as reader:
+        waiting = None
+        for chunk in chunks:
+            following = (chunk, reader.submit(_tile, slide, plan, chunk))
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
+def _tile(slide: Slide, plan: MapPlan, chunk: tuple[int, int]) -> RgbImage | None:
+    """The tile of a chunk; what lies off the slide mirrors what lies on it (Ronneberger et al. 2015)."""
+    corner = tuple(round(n * plan.core_l0 - plan.margin_l0) for n in (chunk[1], chunk[0]))
+    side_l0 = plan.core_l0 + 2 * plan.margin_l0
+    try:
+        pixels = read_square(slide, (corner[0], corner[1]), side_l0, plan.side_px)
+    except RegionError:  # of this place; what ends the whole slide is told
+        return None
+    return mirrored(pixels, (corner[0], corner[1]), side_l0, slide.size)
+
+
+def mirrored(pixels: RgbImage, corner: tuple[int, int], side_l0: float, size: tuple[int, int]) -> RgbImage:
+    """A square of a slide with what lies off the slide replaced by the mirror image of what lies on it.
+
+    Args:
+        pixels: (side, side, 3).
+        corner: level-0 (x, y) of the square.
+        side_l0: its side.
+        size: (width, height) of the slide.
+    """
+    side = len(pixels)
+    per_px = side_l0 / side
+    before = [max(0, min(side - 1, round(-start / per_px))) for start in corner]
+    after = [
+        max(before[i] + 1, min(side, round((size[i] - corner[i]) / per_px))) for i in (0, 1)
+    ]  # at least one pixel
+    if before == [0, 0] and after == [side, side]:
+        return pixels
+    on_slide = pixels[before[1] : after[1], before[0] : after[0]]
+    widths = ((before[1], side - after[1]), (before[0], side - after[0]), (0, 0))
+    return np.pad(on_slide, widths, mode="symmetric")
