@@ -82,6 +82,34 @@ def cells_of(polygon: Polygon, step: tuple[float, float], shape: tuple[int, int]
     return PolygonCells(np.s_[top:bottom, left:right], np.logical_xor.accumulate(odd, axis=1))
 
 
+def areas_of(inside: BoolRaster, step: float) -> list[Polygon]:
+    """The connected areas of a raster as polygons along the cells' edges, with holes; cells that touch by a corner
+    only are apart.
+
+    Args:
+        inside: True for the cells of the areas.
+        step: level-0 pixels along a cell, whose cell (0, 0) has its corner at level-0 pixel (0, 0).
+
+    Returns:
+        Polygons in level-0 pixels, from top to bottom, then from left to right.
+    """
+    count, numbers, boxes, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=4)
+    areas: list[Polygon] = []
+    for number in range(1, count):
+        left, top, width, height, _ = boxes[number]
+        part = numbers[top : top + height, left : left + width] == number
+        edges = np.diff(np.pad(part, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+        row, start = np.nonzero(edges == 1)  # both in the order of rows, so that runs begin and end together
+        end = np.nonzero(edges == -1)[1]
+        runs = shapely.box(
+            (left + start) * step, (top + row) * step, (left + end) * step, (top + row + 1) * step
+        )
+        area = shapely.union_all(runs)
+        assert isinstance(area, Polygon)  # its cells are connected by their edges
+        areas.append(area)
+    return sorted(areas, key=lambda area: (area.bounds[1], area.bounds[0]))
+
+
 def _crossings(ring: PointsXY, height: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Crossings of a closed ring with the lines y = 0 ... height - 1: each row, and the first whole x from there on."""
     upward = ring[:-1, 1] <= ring[1:, 1]

@@ -26,6 +26,7 @@ from wsi.slides.grid import TileGrid
 log = logging.getLogger(__name__)
 
 PACK = "c.0.0.0"  # the file of all chunks, as zarr names it
+NOT_SCORED = 255  # on a map of classes, which are fewer
 PACK_FROM = 16  # chunks from which on they are packed: a slide of 100,000 px is 625 files without, 2 with
 
 
@@ -346,6 +347,30 @@ class HeatmapStore:
             except Exception as error:  # codecs raise their own classes
                 log.warning("%s was damaged (%s) and is made again", self.folder.at(name), error)
                 self.folder.delete(name)
+
+    def labels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The most probable class of every cell: (rows, cols); `NOT_SCORED` where a cell has no score.
+
+        It reads chunk by chunk, as all scores of a large map take gigabytes.
+
+        Raises:
+            ForeignStoreError: a chunk is damaged, or cannot be read.
+        """
+        _, rows, cols = self._array.shape
+        labels = np.full((rows, cols), NOT_SCORED, np.uint8)
+        side = self._array.chunks[1]
+        for chunk in sorted(self.chunks_done()):
+            row, col = chunk[0] * side, chunk[1] * side
+            try:
+                scores = np.asarray(self._array[:, row : row + side, col : col + side])
+            except Exception as error:  # codecs raise their own classes
+                raise ForeignStoreError(
+                    f"{self.folder} is broken ({error}); run the command that made it again: what is damaged is made "
+                    f"again"
+                ) from error
+            best = np.where(np.isnan(scores).any(axis=0), NOT_SCORED, scores.argmax(axis=0))
+            labels[row : row + side, col : col + side] = best
+        return labels
 
     def read(self, class_index: int) -> Heatmap:
         """One class of the whole heatmap."""

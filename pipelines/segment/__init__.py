@@ -1,0 +1,1 @@
+"""Segmentation of slides: the class of every place, outlines, areas."""
