@@ -13,12 +13,12 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from time import sleep
 from typing import Any, TypeVar
 
@@ -38,7 +38,8 @@ R = TypeVar("R", bound=Result)
 WINDOW = 2  # tasks per worker that the scheduler holds: one runs, one waits
 CHUNKS_PER_TASK = 4  # some 30 to 120 s on two cores, at 40 to 150 patches a second
 DEATHS = 5  # times that a slide's worker may end before the slide is given up
-WORKER_S = 300.0  # that the first worker of a scheduler has time to come
+WORKER_S = 300.0  # that the first worker of a scheduler has time to come, and another after the last has gone
+LOOK_S = 5.0  # until the workers are looked at again
 COUNT_S = 1.0  # until the scheduler is asked again how many workers it has
 WAIT_S = 2.0  # until a slide that another command works on is looked at again
 SETTINGS = {
@@ -198,7 +199,6 @@ def outcomes(
     """
     from distributed import as_completed
     from distributed.comm import CommClosedError
-    from distributed.scheduler import KilledWorker
 
     queue = iter(enumerate(calls))
     # results come by themselves: to fetch each would take as long as to hand over a task
@@ -222,20 +222,17 @@ def outcomes(
 
     try:
         fill()
-        for future, outcome in running:
-            index = indices.pop(future)
-            try:
-                if future.status != "finished":
-                    outcome = future.result()  # raises what happened
-            except KilledWorker as error:
-                if names is None:
+        with _watched(client, indices) as deserted:
+            for future, outcome in running:
+                index = indices.pop(future)
+                if deserted.is_set():
                     raise StoreError(
-                        f"workers ended {DEATHS} times while they worked on one slide ({first_line(error)}); run the "
-                        f"same command again, with fewer workers on a machine if memory was short"
-                    ) from error
-                outcome = _Ended()
-            fill()
-            yield index, outcome
+                        f"no worker is left since {WORKER_S:.0f} s; look at the machines, and run the same "
+                        f"command again"
+                    )
+                outcome = _checked_end(future, outcome, names)
+                fill()
+                yield index, outcome
     except (CommClosedError, TimeoutError, CancelledError) as error:
         raise StoreError(
             f"the scheduler does not answer any more ({first_line(error)}); run the same command again"
@@ -243,6 +240,45 @@ def outcomes(
     finally:
         with suppress(Exception):  # the scheduler may have gone
             client.cancel(list(indices))
+
+
+def _checked_end(future: Any, outcome: Any, named: object) -> Any:
+    """What a call gave; where its worker ended again and again `_Ended`, if calls are named, else an error."""
+    from distributed.scheduler import KilledWorker
+
+    try:
+        return outcome if future.status == "finished" else future.result()  # which raises what happened
+    except KilledWorker as error:
+        if named is None:
+            raise StoreError(
+                f"workers ended {DEATHS} times while they worked on one slide ({first_line(error)}); run the same "
+                f"command again, with fewer workers on a machine if memory was short"
+            ) from error
+        return _Ended()
+
+
+@contextmanager
+def _watched(client: Any, running: Mapping[Any, int]) -> Iterator[Event]:
+    """Give up where no worker is left, as Dask would wait for ever: cancel all that runs, and set what is given."""
+    deserted, ended = Event(), Event()
+
+    def look() -> None:
+        seen = time.monotonic()
+        while not ended.wait(LOOK_S):
+            with suppress(Exception):  # a scheduler that has gone is noticed elsewhere
+                if client.nthreads():
+                    seen = time.monotonic()
+                elif time.monotonic() - seen > WORKER_S:
+                    deserted.set()
+                    client.cancel(list(running))
+                    return
+
+    watch = Thread(target=look, name="workers left", daemon=True)
+    watch.start()
+    try:
+        yield deserted
+    finally:
+        ended.set()
 
 
 def _of_this_version(wanted: str, function: Any, *arguments: Any) -> Any:

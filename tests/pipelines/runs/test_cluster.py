@@ -216,12 +216,25 @@ class TestSlides:
     ) -> None:
         """It is stopped inside a slide past its time, and then goes on, if it is still there."""
         job = OnceOn(job_in(tmp_path / "out"), tmp_path / "mark", "s2", Freezes())
-        with dask.config.set({"distributed.scheduler.worker-ttl": "2s"}), connected(ClusterConfig(2)) as own:
+        with dask.config.set({"distributed.scheduler.worker-ttl": "6s"}), connected(ClusterConfig(2)) as own:
             outcome = done(rows, job, Cluster(own))
             with suppress(ProcessLookupError):
                 os.kill(int((tmp_path / "mark").read_text()), signal.SIGCONT)
         assert outcome == here[0]
         assert contents(tmp_path / "out") == here[1]
+
+    def test_all_workers_go_and_none_comes_back(
+        self, rows: list[SlideRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Dask would wait for ever."""
+        monkeypatch.setattr(module, "WORKER_S", 0.5)
+        monkeypatch.setattr(module, "LOOK_S", 0.1)
+        with connected(ClusterConfig(1)) as own:
+            own.cluster.scale(0)
+            while own.nthreads():
+                time.sleep(0.05)
+            with pytest.raises(StoreError, match=r"no worker is left since 0 s; look at the machines"):
+                list(module.outcomes(own, [(len, "abc")]))
 
     def test_a_worker_whose_disk_is_full(
         self, client: Any, rows: list[SlideRow], here: tuple[Any, dict[str, bytes]], tmp_path: Path
