@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from models.card import Architecture, ModelCard
+from models.card import Architecture, ModelCard, SegmenterCard, SegmenterConfig
 from models.engines import Models
 from wsi.arrays import RgbImage, Scores
 from wsi.slides.blocks import PatchBlock
@@ -112,6 +112,41 @@ class RednessEngine:
             scores[:, 0] = 1 - scores[:, 1]
             scored(len(block))
             yield scores
+
+
+class RednessMapper:
+    """Maps the class 'red' where a pixel's red exceeds its green, 'dark' where it is dark, and 'glass' elsewhere."""
+
+    description = "redness, fp32, CPU"
+
+    def __init__(self, fail_after: int | None = None, **shape: object) -> None:
+        values: dict[str, object] = {"classes": ("glass", "dark", "red"), "spacing_um": 0.5, "core_px": 64}
+        values |= {"margin_px": 16, "pool": 2}
+        segmenter = SegmenterConfig(**values | shape)  # type: ignore[arg-type]
+        self.card = SegmenterCard(name="redness", segmenter=segmenter, sha256="0" * 64)
+        self.fail_after = fail_after
+        self.seen: list[RgbImage] = []
+
+    @property
+    def spec(self) -> RednessMapper:
+        """It stands in for what it is made of, too."""
+        return self
+
+    def make(self) -> RednessMapper:
+        return self
+
+    def map(self, tile: RgbImage) -> np.ndarray:
+        if self.fail_after is not None and len(self.seen) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.seen.append(tile)
+        cfg = self.card.segmenter
+        core = tile[cfg.margin_px : len(tile) - cfg.margin_px, cfg.margin_px : len(tile) - cfg.margin_px]
+        pixels = core.astype(np.int64)
+        red = pixels[..., 0] - pixels[..., 1] > 60
+        dark = (pixels.max(axis=2) < 100) & ~red
+        maps = np.stack([~red & ~dark, dark, red]).astype(np.float32)
+        side = maps.shape[1] // cfg.pool
+        return maps.reshape(3, side, cfg.pool, side, cfg.pool).mean(axis=(2, 4))
 
 
 def real_data(*parts: str) -> Path:

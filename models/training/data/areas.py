@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from models.training.recipe import SegmenterTrainConfig
 from wsi.arrays import RgbImage
 from wsi.errors import AnnotationError, ConfigError, SlideError
 from wsi.marks.annotations import read_annotations
+from wsi.marks.geojson import read_objects
 from wsi.marks.raster import fill_polygon
 from wsi.metrics.segmentation import UNKNOWN
 from wsi.slides.manifest import SlideRow
@@ -66,15 +67,29 @@ def read_areas(path: Path, classes: Sequence[str]) -> MarkedAreas:
         AnnotationError: the file is broken, or holds another class.
     """
     known = {name: number for number, name in enumerate(classes) if number} | {UNKNOWN_AREA: UNKNOWN}
-    marks = read_annotations(path)
-    for mark in marks:
-        if mark.group not in known:
-            what = f"the class {mark.group!r}" if mark.group else "an outline without a class"
+    marks = list(_outlines(path))
+    for group, _ in marks:
+        if group not in known:
+            what = f"the class {group!r}" if group else "an outline without a class"
             raise AnnotationError(f"{path} holds {what}; known are {', '.join(known)}: rename or remove it")
-    marks.sort(key=lambda mark: known[mark.group])
-    outlines = tuple(mark.outline for mark in marks)
-    labels = np.array([known[mark.group] for mark in marks], np.int64)
+    marks.sort(key=lambda mark: known[mark[0]])
+    outlines = tuple(outline for _, outline in marks)
+    labels = np.array([known[group] for group, _ in marks], np.int64)
     return MarkedAreas(outlines, labels, STRtree(outlines))
+
+
+def _outlines(path: Path) -> Iterator[tuple[str, Polygon]]:
+    """Class and outline of every area that is marked; the class is empty where an object has none."""
+    if path.suffix.lower() == ".xml":
+        yield from ((mark.group, mark.outline) for mark in read_annotations(path))
+        return
+    for found in read_objects(path):
+        for part in shapely.get_parts(found.shape):
+            if not isinstance(part, Polygon):
+                raise AnnotationError(
+                    f"{path} holds a {part.geom_type} ({found.group!r}): mark each area by an outline"
+                )
+            yield found.group, part
 
 
 @dataclass(frozen=True, eq=False, slots=True)
