@@ -138,13 +138,21 @@ class EfficientNetLite0(nn.Module):
             x = block(x)
         return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Input of the class layer: (n, 1280)."""
+    @property
+    def class_layer(self) -> nn.Linear:
+        """What makes logits of the mean of `last_maps`."""
+        return self._fc
+
+    def last_maps(self, x: Tensor) -> Tensor:
+        """Maps whose mean over all places is the input of the class layer: (n, 1280, h, w)."""
         x = self._enter(x)
         for block in self._blocks:
             x = block(x)
-        x = F.relu6(self._bn1(self._conv_head(x)))
-        return x.mean(dim=(2, 3))
+        return F.relu6(self._bn1(self._conv_head(x)))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Input of the class layer: (n, 1280)."""
+        return self.last_maps(x).mean(dim=(2, 3))
 
     def forward_train(self, x: Tensor) -> tuple[Tensor, None]:
         """Logits, and None in place of an auxiliary head's, as there is none."""

@@ -223,9 +223,21 @@ class InceptionV3(nn.Module):
         x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
         return self.Mixed_6e(self.Mixed_6d(x))  # type: ignore[no-any-return]
 
+    @property
+    def class_layer(self) -> nn.Linear:
+        """What makes logits of the mean of `last_maps`."""
+        return self.fc
+
+    def last_maps(self, x: Tensor) -> Tensor:
+        """Maps whose mean over all places is the input of the class layer: (n, 2048 * width, 8, 8)."""
+        return self._last(self.features(x))
+
+    def _last(self, x: Tensor) -> Tensor:
+        return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # type: ignore[no-any-return]
+
     def head(self, x: Tensor) -> Tensor:
         """Mixed_6e features to logits (n, classes)."""
-        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
+        x = self._last(x)
         x = torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1)
         return self.fc(self.dropout(x))  # type: ignore[no-any-return]
 

@@ -20,6 +20,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 SOURCES: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "score": ("pipelines.cli.score", "score", {}),
     "score-patches": ("pipelines.cli.patches", "patches_command", {}),
+    "explain": ("pipelines.cli.explain", "explain", {}),
     "segment": ("pipelines.cli.segment", "segment", {}),
     "info": ("pipelines.cli.slides", "info", {}),
     "doctor": ("pipelines.cli.slides", "doctor", {}),

@@ -175,8 +175,8 @@ def preview_png(
     ]
     figure.legend(handles=patches, loc="lower left", ncols=min(len(patches), 5), fontsize=9, frameon=False)
     figure.suptitle(f"{result.name}  {result.note}", x=0.02, ha="left", fontsize=12, parse_math=False)
-    note = "trained on drawings: what it says of real tissue means nothing. " if card.demonstration else ""
-    text = f"model {card.name}, {note}For research use only."
+    note = ", trained on drawings: what it says of real tissue means nothing" if card.demonstration else ""
+    text = f"model {card.name}{note}. For research use only."
     figure.text(0.98, 0.012, text, fontsize=9, color="#8c0d18", ha="right", parse_math=False)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.55 / figure.get_figheight(), top=0.93, wspace=0.02)
     return png(figure)

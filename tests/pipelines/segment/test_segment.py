@@ -160,7 +160,9 @@ class TestCommand:
         save_segmenter(
             tmp_path / "model", make_segmenter(shape).eval(), name="mine", segmenter=shape, demonstration=True
         )
-        (tmp_path / "all.yaml").write_text("tissue: {min_speck_um2: 0}\n")  # the slide is a third of a mm wide
+        (tmp_path / "all.yaml").write_text(
+            "tissue: {min_speck_um2: 0}\n"
+        )  # the slide is a third of a mm wide
         return tmp_path / "model"
 
     def test_slides_to_a_page(self, row: SlideRow, model: Path, tmp_path: Path, wsi: Run) -> None:

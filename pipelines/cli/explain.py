@@ -1,0 +1,86 @@
+"""``wsi explain``: a picture of what in a patch speaks for its score."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.card import DEFAULT_MODEL
+from models.engines.contract import find_folder
+from pipelines.camelyon16.read.explain import explain_places, explained_png
+from pipelines.cli.console import out
+from pipelines.cli.options import Mpp
+from wsi.errors import ConfigError
+from wsi.files import write_bytes
+from wsi.slides.source import SlideSource
+
+SHOWN = 4  # peaks of a result
+
+
+def explain(
+    slide: Annotated[str, typer.Argument(metavar="SLIDE", help="The slide, or its URL.")],
+    file: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture to write, a PNG.")],
+    at: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,Y", help="A place in level-0 pixels; give it again for more of them."),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="The slide's folder of wsi score: its four strongest peaks are explained."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="MODEL", help="A model of patches: a name or a folder.")
+    ] = DEFAULT_MODEL,
+    mpp: Mpp = None,
+) -> None:
+    """Show what in a patch speaks for its score, and what against it: class activation maps.
+
+    The evidence is the model's, and no proof: it says where the network looked, not what is there.
+
+    Examples:
+    wsi explain my_slide.svs --at 52000,31400 -o why.png
+
+    wsi explain my_slide.svs --results results/my_slide -o why.png
+    """
+    from models.engines.explain import Explainer
+
+    if (at is None) == (results is None):
+        raise ConfigError("give places by --at, or a slide's results by --results")
+    if file.suffix.lower() != ".png":
+        raise ConfigError(f"--out {file} must end in .png")
+    places = _peaks(results) if results is not None else [_place(text) for text in at or []]
+    explainer = Explainer(find_folder(model))
+    source = SlideSource(slide, mpp)
+    with source.open() as opened:
+        explained = explain_places(opened, places, explainer)
+    write_bytes(file, explained_png(source.name, explained, explainer.card))
+    for place in explained:
+        out.print(f"x {place.x}, y {place.y}: score {place.explanation.score:.3f}", markup=False)
+    out.print(f"{file} shows why; for research use only", markup=False)
+
+
+def _place(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--at {text} is no place; give X,Y in level-0 pixels, such as 52000,31400"
+        ) from error
+    return x, y
+
+
+def _peaks(folder: Path) -> list[tuple[float, float]]:
+    """The strongest peaks of a slide's result."""
+    try:
+        with (folder / "lesions.csv").open(newline="") as file:
+            peaks = [(float(x), float(y)) for _, x, y in csv.reader(file)]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder} holds no lesions.csv that can be read ({error}); give a slide's folder in the --out of wsi score"
+        ) from error
+    if not peaks:
+        raise ConfigError(f"{folder} has no peak; give a place by --at")
+    return peaks[:SHOWN]
