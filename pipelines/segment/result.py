@@ -29,6 +29,7 @@ from wsi.vocabulary import COMPARTMENT_COLOURS
 RESULT_FORMAT = 1  # version of outlines and files; raise it when the golden areas of the tests change
 FILES = ("classes.zarr", "areas.geojson", "preview.png")
 PANEL_PX = 1000  # longer side of the overview on the picture
+HEAD_IN, FOOT_IN = 0.5, 0.75  # of the picture: title; legend and note
 OPACITY = 0.55  # of the classes over the tissue
 # of classes without a colour of their own, in their order (Okabe and Ito 2008: told apart by the colour-blind, too)
 PALETTE = (
@@ -152,7 +153,7 @@ def preview_png(
     classes, (width, height) = card.segmenter.classes, slide.size
     aspect = height / width
     panel = min(5.8, 7.2 / aspect)
-    figure = Figure(figsize=(max(2 * panel + 0.4, 6.5), panel * aspect + 1.1), dpi=130)
+    figure = Figure(figsize=(max(2 * panel + 0.4, 6.5), panel * aspect + HEAD_IN + FOOT_IN), dpi=130)
     rows, cols = overview.pixels.shape[:2]
     extent = (0, cols * overview.placement.step_x, rows * overview.placement.step_y, 0)
     for axes in figure.subplots(1, 2):
@@ -173,12 +174,20 @@ def preview_png(
         )
         for name, colour in zip(classes[1:], colours_of(classes)[1:], strict=True)
     ]
-    figure.legend(handles=patches, loc="lower left", ncols=min(len(patches), 5), fontsize=9, frameon=False)
+    inch = 1 / figure.get_figheight()
+    figure.legend(
+        handles=patches,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 0.25 * inch),
+        ncols=min(len(patches), 5),
+        fontsize=9,
+        frameon=False,
+    )
     figure.suptitle(f"{result.name}  {result.note}", x=0.02, ha="left", fontsize=12, parse_math=False)
     note = ", trained on drawings: what it says of real tissue means nothing" if card.demonstration else ""
     text = f"model {card.name}{note}. For research use only."
-    figure.text(0.98, 0.012, text, fontsize=9, color="#8c0d18", ha="right", parse_math=False)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.55 / figure.get_figheight(), top=0.93, wspace=0.02)
+    figure.text(0.98, 0.08 * inch, text, fontsize=9, color="#8c0d18", ha="right", parse_math=False)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=FOOT_IN * inch, top=1 - HEAD_IN * inch, wspace=0.02)
     return png(figure)
 
 

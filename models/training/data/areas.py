@@ -210,7 +210,10 @@ def bent(example: AreaExample, deviation_px: float, rng: np.random.Generator) ->
 
 @dataclass(eq=False)
 class AreaSampler(GeneratorState):
-    """Draws tiles of marked slides from one generator: a slide, a class in turn, an outline of it, a place on it."""
+    """Draws tiles of marked slides from one generator: a class in turn, a slide that has it, an outline, a place on it.
+
+    A class that no slide has leaves its turn to any outline.
+    """
 
     slides: Sequence[Slide]
     marked: Sequence[MarkedAreas]
@@ -234,8 +237,9 @@ class AreaSampler(GeneratorState):
             ConfigError: no place can be read.
         """
         label = 1 + number % (len(self.cfg.segmenter.classes) - 1)
+        holding = [i for i, marked in enumerate(self.marked) if (marked.labels == label).any()]
         for _ in range(TRIES):
-            i = int(self.rng.integers(len(self.slides)))
+            i = int(self.rng.choice(holding or len(self.slides)))
             corner = self._corner(i, label)
             orientation = int(self.rng.integers(self.cfg.augment.orientations))
             try:

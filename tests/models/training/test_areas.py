@@ -211,6 +211,15 @@ class TestSampler:
                 wanted = (1, 2)[number % 2]
                 assert {0, wanted} <= set(np.unique(core)), number
 
+    def test_a_class_is_looked_for_on_the_slides_that_have_it(self, tmp_path: Path) -> None:
+        path = truth(tmp_path / "c.geojson", outline("cortex", *square(100, 100, 300)))
+        rows = self.rows(tmp_path)
+        others = [SlideRow(rows[0].source, truth=path)] * 9
+        with ExitStack() as stack:
+            sampler = area_sampler([*others, *rows], config(), 0, stack)
+            assert sampler is not None
+            assert all((sampler.draw(2 * i + 1).classes == 2).any() for i in range(20))
+
     def test_the_same_state_draws_the_same(self, tmp_path: Path) -> None:
         with ExitStack() as stack:
             sampler = area_sampler(self.rows(tmp_path), config(elastic_px=3.0), 0, stack)
