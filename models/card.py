@@ -340,6 +340,16 @@ def task_of(folder: Path) -> str | None:
         return None
 
 
+def card_in(folder: Path) -> Card:
+    """The card of a model of this program's own form, whatever its task, checked as `read_card` does.
+
+    Raises:
+        ModelError: see `read_card`.
+    """
+    kind = _OF_TASK.get(task_of(folder) or "", _OF_TASK["classify"])[0]
+    return read_card(folder, kind)  # type: ignore[type-var]
+
+
 def read_card(folder: Path, kind: type[C]) -> C:
     """Read ``card.json`` and check the other files' hashes against it.
 

@@ -6,8 +6,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.table import Table
 
-from models.card import CARD, WEIGHTS, Card, DetectorCard, ModelCard, card_json, read_card, task_of
+from models.card import (
+    CARD,
+    WEIGHTS,
+    Card,
+    DetectorCard,
+    ModelCard,
+    SegmenterCard,
+    card_in,
+    card_json,
+    is_wsinfer,
+)
 from models.engines import find_models
 from models.engines.contract import find_folder, shipped
 from pipelines.cli.console import err, out, progress
@@ -23,22 +34,21 @@ app = typer.Typer(no_args_is_help=True, help="List, show, test, calibrate, quant
 def list_models() -> None:
     """List the models that ship with the program."""
     for name in shipped():
-        if task_of(find_folder(name)) == "detect":
-            detector = read_card(find_folder(name), DetectorCard)
-            d = detector.detector
-            out.print(
-                f"{name}  detector, {d.backbone}, {d.spacing_um:g} um/px; {_use(detector)}", markup=False
-            )
-            continue
-        card = find_models([name]).card
-        spacing = "any spacing" if card.spacing_um is None else f"{card.spacing_um:g} um/px"
-        out.print(f"{name}  {_kind(card)}, {spacing}; {_use(card)}", markup=False)
+        card = card_in(find_folder(name))
+        out.print(f"{name}  {_kind(card)}; {_use(card)}", markup=False)
 
 
-def _kind(card: ModelCard) -> str:
-    """The width of an Inception-v3 network; the name of any other one."""
+def _kind(card: Card) -> str:
+    """Task, network and spacing."""
+    if isinstance(card, DetectorCard):
+        return f"detector, {card.detector.backbone}, {card.detector.spacing_um:g} um/px"
+    if isinstance(card, SegmenterCard):
+        return f"segmenter, {card.segmenter.network}, {card.segmenter.spacing_um:g} um/px"
+    assert isinstance(card, ModelCard)
     architecture = card.architecture
-    return f"width {architecture.width:g}" if architecture.name == "inception_v3" else architecture.name
+    network = f"width {architecture.width:g}" if architecture.name == "inception_v3" else architecture.name
+    spacing = "any spacing" if card.spacing_um is None else f"{card.spacing_um:g} um/px"
+    return f"{network}, {spacing}"
 
 
 def _use(card: Card) -> str:
@@ -59,15 +69,33 @@ def show(
     Examples:
     wsi models show lymph-node-10x
     """
-    from pipelines.runs.model_figures import card_lines, detector_lines
+    from pipelines.runs.model_figures import card_lines, detector_lines, segmenter_lines
 
     folder = find_folder(model)
-    card = read_card(folder, DetectorCard) if task_of(folder) == "detect" else find_models([model]).card
-    if as_json:
-        out.print(card_json(card), end="", markup=False)
-        return
-    lines = card_lines(card) if isinstance(card, ModelCard) else detector_lines(card)
-    out.print("\n".join(lines), markup=False)
+    card = find_models([model]).card if is_wsinfer(folder) else card_in(folder)
+    if isinstance(card, DetectorCard):
+        lines = detector_lines(card)
+    elif isinstance(card, SegmenterCard):
+        lines = segmenter_lines(card)
+    else:
+        assert isinstance(card, ModelCard)
+        lines = card_lines(card)
+    out.print(card_json(card) if as_json else "\n".join(lines) + "\n", end="", markup=False)
+
+
+@app.command("architectures")
+def architectures() -> None:
+    """List the networks that can be trained: task, source, licence, and where they differ from the source.
+
+    Examples:
+    wsi models architectures
+    """
+    from models.architectures import ARCHITECTURES
+
+    table = Table("name", "task", "source", "licence", "as it is here")
+    for one in ARCHITECTURES:
+        table.add_row(one.name, one.task, one.source, one.licence, one.note)
+    out.print(table)
 
 
 @app.command("test")

@@ -7,17 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.card import (
-    CARD,
-    TORCHSCRIPT,
-    WEIGHTS,
-    Card,
-    DetectorCard,
-    ModelCard,
-    hash_file,
-    read_card,
-    task_of,
-)
+from models.card import CARD, TORCHSCRIPT, WEIGHTS, card_in, hash_file
 from models.engines.contract import find_folder, shipped
 from pipelines.camelyon16.read.decisions import signed_truth
 from pipelines.cli.console import err, out, progress
@@ -119,8 +109,7 @@ def _verify_model(folder: Path) -> bool:
             f"{hash_file(torchscript)} with what its maker states"
         )
     try:
-        is_detector = task_of(folder) == "detect"
-        card: Card = read_card(folder, DetectorCard) if is_detector else read_card(folder, ModelCard)
+        card = card_in(folder)
     except ModelError as error:
         err.print(str(error), markup=False)
         return False

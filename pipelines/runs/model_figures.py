@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.card import DetectorCard, Int8Facts, ModelCard
+from models.card import DetectorCard, Int8Facts, ModelCard, SegmenterCard
 from models.engines import EngineConfig, find_models, load_engine
 from pipelines.runs.patches import ScoredPatches, score_patches
 from wsi.datasets.patch_folder import POSITIVE_LABEL
@@ -188,6 +188,21 @@ def detector_lines(card: DetectorCard) -> list[str]:
     precision = card.metrics.get("AP50", {})
     figures = ", ".join(f"{name} {value:.3f}" for name, value in precision.items())
     return [*lines, f"Figures: AP50 on its validation slides: {figures or 'not measured'}."]
+
+
+def segmenter_lines(card: SegmenterCard) -> list[str]:
+    """A segmenter's card in words."""
+    s = card.segmenter
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in card.metrics.get("IoU", {}).items())
+    return [
+        f"{card.name}: names the class of every place: {', '.join(s.classes)}; {card.intended_use}",
+        f"Reads slides at {s.spacing_um:g} um per pixel; a cell of its map is {s.pool * s.spacing_um:g} um wide.",
+        f"Network: {s.network}, width {s.width}; weights sha256 {card.sha256[:16]}; made by {card.code_version}.",
+        f"Trained on: {card.training.get('data') or 'not stated'}.",
+        f"Examples seen: {card.training.get('examples', 'not stated')}.",
+        f"Limits: {card.limits or 'not stated'}",
+        f"Figures: intersection over union on its validation slides: {figures or 'not measured'}.",
+    ]
 
 
 def _split_text(card: ModelCard) -> str:
