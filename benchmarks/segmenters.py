@@ -39,30 +39,65 @@ def main() -> None:
     parser.add_argument("--kidneys", type=Path, help="drawn kidneys, with compartments.csv")
     parser.add_argument("--glomeruli", type=Path, help="real pictures, with polygons.csv")
     parser.add_argument("--only", nargs="*", default=list(SEGMENTERS), help="networks")
+    parser.add_argument(
+        "--options", action="store_true", help="the first network with each option of the recipe instead"
+    )
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("runs/segmenters"))
     args = parser.parse_args()
     if args.kidneys:
         header(f"Compartments of drawn kidneys, {args.examples} tiles each")
         recipe = load_config(Path("configs/kidney_compartments.yaml"), SegmenterTrainConfig)
-        compare(recipe, args.kidneys / "compartments.csv", args.out / "kidneys", args.only, args.examples)
+        _compare(args, recipe, args.kidneys / "compartments.csv", args.out / "kidneys")
     if args.glomeruli:
         header(f"Glomeruli in real pictures (PAS, PASM, Masson), {args.examples} tiles each")
         table = glomeruli(args.glomeruli, args.out / "glomeruli-truth")
-        compare(real_recipe(), table, args.out / "glomeruli", args.only, args.examples)
+        _compare(args, real_recipe(), table, args.out / "glomeruli")
+
+
+def _compare(args: argparse.Namespace, recipe: SegmenterTrainConfig, slides: Path, out: Path) -> None:
+    if args.options:
+        compare_options(recipe, slides, out, args.only[0], args.examples)
+    else:
+        compare(recipe, slides, out, args.only, args.examples)
+
+
+OPTIONS: dict[str, dict[str, float]] = {
+    "as it is": {},
+    "bent by 10 px": {"elastic_px": 10.0},
+    "gaps weighted by 10": {"separation": 10.0},
+    "focal loss, gamma 2": {"focal_gamma": 2.0},
+}
 
 
 def compare(recipe: SegmenterTrainConfig, slides: Path, out: Path, names: list[str], examples: int) -> None:
     """Train and measure; a row for each network."""
+    configs = {name: of_network(recipe, name, examples) for name in names}
+    measure(configs, recipe, slides, out)
+
+
+def compare_options(
+    recipe: SegmenterTrainConfig, slides: Path, out: Path, network: str, examples: int
+) -> None:
+    """The same of one network, with one option of the recipe at a time."""
+    base = of_network(recipe, network, examples)
+    configs = {f"{network}, {what}": base.model_copy(update=changes) for what, changes in OPTIONS.items()}
+    measure(configs, recipe, slides, out)
+
+
+def measure(
+    configs: dict[str, SegmenterTrainConfig], recipe: SegmenterTrainConfig, slides: Path, out: Path
+) -> None:
+    """Train what is not trained yet; print a row for each."""
     print(
         "| network | parameters | mean IU | "
         + " | ".join(recipe.segmenter.classes)
         + " | FW IU | pixel acc. | min | Mpx/s |"
     )
     print("|---|" + "---|" * (len(recipe.segmenter.classes) + 6))
-    for name in names:
-        cfg = of_network(recipe, name, examples)
-        folder, rows = out / f"{name}-{examples}", read_manifest(slides)
+    for name, cfg in configs.items():
+        label = name.removesuffix(", as it is").replace(", ", "-").replace(" ", "_")
+        folder, rows = out / f"{label}-{cfg.examples}", read_manifest(slides)
         if not (folder / "minutes.json").exists():
             start = time.perf_counter()
             train_segmenter(rows, cfg, folder, code_version="benchmark")

@@ -20,8 +20,9 @@ from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from pipelines.renal.read.reading import RenalConfig
 from pipelines.renal.read.run import report_slide
 from pipelines.runs.claims import Claims
+from pipelines.segment.read import SegmentConfig, segment_slide
 from tests.renal_slides import readers, scattered, slide_of
-from tests.slides import RednessEngine, write_pyramid
+from tests.slides import RednessEngine, RednessMapper, write_pyramid
 from wsi.errors import StoreError
 from wsi.results.folder import LocalFolder
 from wsi.slides.manifest import SlideRow
@@ -49,6 +50,12 @@ def report(slide: Path, out: Path) -> None:
     row = SlideRow(SlideSource(str(slide)))
     with Claims(LocalFolder(out)).take("s"):  # type: ignore[union-attr]
         report_slide(row, "s", readers(), out / "s", RenalConfig())
+
+
+def segment(slide: Path, out: Path) -> None:
+    row = SlideRow(SlideSource(str(slide)))
+    with Claims(LocalFolder(out)).take("s"):  # type: ignore[union-attr]
+        segment_slide(row, "s", RednessMapper(spacing_um=1.0, pool=4), out / "s", SegmentConfig())
 
 
 def child(
@@ -127,12 +134,13 @@ def kidney(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return slide_of(tmp_path_factory.mktemp("in") / "s.tif", scattered(20, 0.4, 2), cols=2, rows=2, scar=1)
 
 
-@pytest.mark.parametrize("what", ["score", "report"])
+@pytest.mark.parametrize("what", ["score", "report", "segment"])
 def test_every_write_may_fail(
     what: str, processes: Any, tissue: Path, kidney: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    work, slide = (score, tissue) if what == "score" else (report, kidney)
+    works = {"score": (score, tissue), "report": (report, kidney), "segment": (segment, tissue)}
+    work, slide = works[what]
 
     def run(out: Path, fault: Fault | None = None, number: int = 0) -> tuple[int, int]:
         count = processes.Value("i", 0)

@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 
 from models.card import ZOO
-from models.engines import EngineConfig, detect_slide, find_models, load_engine
+from models.engines import EngineConfig, detect_slide, find_models, load_engine, map_slide
 from models.engines.boxes import BoxEngine
 from pipelines.camelyon16.read import results
 from pipelines.camelyon16.read import score as scoring
 from pipelines.renal.read import fields, reading
 from pipelines.renal.read.run import report_slide
+from pipelines.segment import result as segment_result
+from pipelines.segment.read import SegmentConfig, segment_slide
 from tests.renal_slides import BLUE, BROWN, PALE_BROWN, Square, readers, scattered, slide_of
-from tests.slides import RednessEngine, write_pyramid
+from tests.slides import RednessEngine, RednessMapper, write_pyramid
 from wsi.results.box_store import BoxStore
 from wsi.results.folder import LocalFolder
 from wsi.results.store import HeatmapStore
@@ -39,6 +41,8 @@ GOLDEN = {
     "fields": (1, "f29930b6474c4b0b"),
     "boxes": (1, "68362a787ec8e0bc"),
     "report": (1, "fb58fa0cd3652803"),
+    "map": (1, ""),
+    "areas": (1, ""),
 }
 NOW = {
     "heatmap": scoring.HEATMAP_FORMAT,
@@ -46,6 +50,8 @@ NOW = {
     "fields": fields.FORMAT,
     "boxes": detect_slide.FORMAT,
     "report": reading.REPORT_FORMAT,
+    "map": map_slide.FORMAT,
+    "areas": segment_result.RESULT_FORMAT,
 }
 
 
@@ -61,7 +67,7 @@ def rounded(values: np.ndarray) -> bytes:
 @pytest.fixture(scope="module")
 def hashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("golden")
-    return _lymph_node(root) | _kidney(root)
+    return _lymph_node(root) | _kidney(root) | _segmented(root)
 
 
 def _lymph_node(root: Path) -> dict[str, str]:
@@ -86,6 +92,20 @@ def _lymph_node(root: Path) -> dict[str, str]:
     slide = json.loads((root / "out" / "slide.json").read_text())
     facts = [places, areas, slide["confidence"], slide["note"], slide["tissue_mm2"]]
     return {"heatmap": digest(rounded(heatmap.scores)), "lesions": digest(json.dumps(facts))}
+
+
+def _segmented(root: Path) -> dict[str, str]:
+    """The same uneven slide by a segmenter of 0.5 um/px, across the borders of two chunks."""
+    row = SlideRow(SlideSource(str(root / "golden.tif")))
+    mapper = RednessMapper(core_px=256, margin_px=32)
+    result = segment_slide(row, "golden", mapper, root / "areas", SegmentConfig())
+    store = HeatmapStore.open(root / "areas" / "classes.zarr")
+    assert len(store.chunks_done()) > 1
+    features = json.loads((root / "areas" / "areas.geojson").read_text())["features"]
+    areas = [(f["properties"]["classification"]["name"], f["geometry"]["coordinates"]) for f in features]
+    facts = [{name: (one.mm2, one.objects) for name, one in result.classes.items()}, areas]
+    assert result.classes["red"].objects > 1
+    return {"map": digest(rounded(store.read(2).scores)), "areas": digest(json.dumps(facts))}
 
 
 def _kidney(root: Path) -> dict[str, str]:
