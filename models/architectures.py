@@ -48,6 +48,16 @@ ARCHITECTURES: tuple[ArchitectureFacts, ...] = (
         "faster_rcnn, small", "detect", "Ren et al. 2015", TORCHVISION, "three stages at strides 4, 8 and 16"
     ),
     ArchitectureFacts("faster_rcnn, resnet50", "detect", "Ren et al. 2015; He et al. 2016", TORCHVISION),
+    ArchitectureFacts(
+        "retinanet, small", "detect", "Lin et al. 2017", TORCHVISION, "three levels at strides 4, 8 and 16"
+    ),
+    ArchitectureFacts(
+        "retinanet, resnet50",
+        "detect",
+        "Lin et al. 2017; He et al. 2016",
+        TORCHVISION,
+        "four levels, from stride 4",
+    ),
     ArchitectureFacts("unet", "segment", "Ronneberger et al. 2015", OWN, "padded, with batch normalisation"),
     ArchitectureFacts(
         "unet_valid", "segment", "Ronneberger et al. 2015", OWN, "as published: 572 px give 388"

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from wsi.config import Config, first_mistake
 from wsi.errors import ModelError
@@ -28,6 +34,7 @@ ZOO = Path(__file__).resolve().parent / "zoo"
 SIDE_STEP = 32
 RUN_CORE_PX = 1024  # of a segmenter's tiles on slides: with more, a network's maps take gigabytes
 Task = Literal["classify", "detect", "segment"]
+DetectorName = Literal["faster_rcnn", "retinanet"]
 SegmenterName = Literal[
     "unet",
     "unet_valid",
@@ -66,7 +73,8 @@ class DetectorConfig(Config):
     """The network's shape.
 
     Attributes:
-        classes: names, from 0 as they leave this module; inside torchvision 0 is the background.
+        classes: names, from 0 as they leave this module; inside Faster R-CNN 0 is the background.
+        network: ``faster_rcnn`` (Ren et al. 2015), or ``retinanet`` (Lin et al. 2017).
         backbone: ``resnet50`` (Kim et al. 2019 name Faster R-CNN only; this is torchvision's default), or ``small`` for
             CPUs: three stages at 1/4, 1/8 and 1/16.
         tile_px: side of the tiles that the network is trained on; it resizes nothing.
@@ -78,6 +86,7 @@ class DetectorConfig(Config):
     """
 
     classes: tuple[str, ...] = Field(default=(NEGATIVE, POSITIVE), min_length=1)
+    network: DetectorName = "faster_rcnn"
     backbone: Literal["small", "resnet50"] = "small"
     tile_px: int = Field(default=512, gt=0, multiple_of=SIDE_STEP)
     spacing_um: float = Field(default=0.5, gt=0)
@@ -92,6 +101,14 @@ class DetectorConfig(Config):
         if len(self.anchors_px) != levels:
             raise ValueError(f"{self.backbone} has {levels} levels, so it needs as many anchors_px")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the network where it is the first: what was made before there were others has the same hash."""
+        value: dict[str, Any] = dump(self)
+        if self.network == "faster_rcnn":
+            value.pop("network", None)
+        return value
 
 
 class SegmenterConfig(Config):

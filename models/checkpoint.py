@@ -24,7 +24,7 @@ from models.card import (
     hash_file,
     read_card,
 )
-from models.networks.faster_rcnn import CapillaryDetector
+from models.networks.detector import CapillaryDetector
 from models.networks.segmentation import Segmenter
 from models.registry import HEADS, imagenet_file, make_network, make_segmenter
 from models.tensors import write_tensors
@@ -83,7 +83,9 @@ def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
     """
     card = read_card(folder, DetectorCard)
     network = CapillaryDetector(card.detector)
-    return _loaded(network, folder, f"a Faster R-CNN of the backbone {card.detector.backbone}"), card
+    return _loaded(
+        network, folder, f"a {card.detector.network} of the backbone {card.detector.backbone}"
+    ), card
 
 
 def load_segmenter(folder: Path) -> tuple[Segmenter, SegmenterCard]:

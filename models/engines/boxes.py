@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.checkpoint import load_detector
 from models.engines.choice import engine_for
 from models.engines.contract import EngineConfig
 from models.engines.spec import BoxSpec, keep
-from models.networks.faster_rcnn import Convolutions, Convolve, Maps
+from models.networks.detector import Convolve
+from models.networks.faster_rcnn import Maps
 from wsi.errors import ConfigError, ModelError
 from wsi.marks.boxes import Boxes
 
@@ -92,7 +93,7 @@ class BoxEngine:
 class _Autocast:
     """The convolutions by torch, in a precision; the maps come out in fp32."""
 
-    def __init__(self, convolutions: Convolutions, device: torch.device, precision: str) -> None:
+    def __init__(self, convolutions: nn.Module, device: torch.device, precision: str) -> None:
         self._run, self._device = convolutions.to(memory_format=torch.channels_last), device.type
         self._dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
 

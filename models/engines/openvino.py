@@ -28,9 +28,9 @@ from wsi.files import cache_folder
 from wsi.slides.blocks import PatchBlock
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from models.networks.faster_rcnn import Convolutions, Maps
+    from models.networks.faster_rcnn import Maps
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class OpenVinoEngine:
 class OpenVinoConvolutions:
     """A detector's convolutions, tile by tile; compiled once for every size of tile."""
 
-    def __init__(self, convolutions: Convolutions, precision: str, name: str) -> None:
+    def __init__(self, convolutions: nn.Module, precision: str, name: str) -> None:
         import torch
 
         self._core = shared_core()
@@ -114,7 +114,7 @@ class OpenVinoConvolutions:
         self._compiled: dict[tuple[int, ...], ov.CompiledModel] = {}
 
     def __call__(self, pixels: Tensor) -> Maps:
-        """The maps of tiles; see `models.networks.faster_rcnn.Convolutions`."""
+        """The maps of tiles; see `models.networks.detector.CapillaryDetector`."""
         import torch
 
         shape = (1, *pixels.shape[1:])

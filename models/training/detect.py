@@ -17,7 +17,7 @@ from torch import Tensor
 from models.card import DetectorConfig
 from models.checkpoint import load_detector, save_detector
 from models.engines.contract import find_folder
-from models.networks.faster_rcnn import CapillaryDetector
+from models.networks.detector import CapillaryDetector
 from models.training.data.augment import AugmentConfig, draw_changes, recolour, restain
 from models.training.data.detection import Example
 from models.training.data.tiles import (

@@ -22,7 +22,7 @@ from models.engines.detect_slide import (
     tiles_around,
     tissue_tiles,
 )
-from models.networks.faster_rcnn import CapillaryDetector
+from models.networks.detector import CapillaryDetector
 from tests.slides import painted, write_pyramid
 from wsi.errors import SlideError, SpacingError
 from wsi.marks.annotations import read_annotations
