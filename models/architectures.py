@@ -58,6 +58,19 @@ ARCHITECTURES: tuple[ArchitectureFacts, ...] = (
         TORCHVISION,
         "four levels, from stride 4",
     ),
+    ArchitectureFacts(
+        "yolo_v3, small", "detect", "Redmon and Farhadi 2018", OWN, "three levels at strides 4, 8 and 16"
+    ),
+    ArchitectureFacts(
+        "yolo_v3, darknet53", "detect", "Redmon and Farhadi 2018", OWN, "strides 8, 16 and 32, as published"
+    ),
+    ArchitectureFacts(
+        "yolo_v3, resnet50",
+        "detect",
+        "Redmon and Farhadi 2018; He et al. 2016",
+        OWN,
+        "four levels, from stride 4",
+    ),
     ArchitectureFacts("unet", "segment", "Ronneberger et al. 2015", OWN, "padded, with batch normalisation"),
     ArchitectureFacts(
         "unet_valid", "segment", "Ronneberger et al. 2015", OWN, "as published: 572 px give 388"

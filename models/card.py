@@ -34,7 +34,7 @@ ZOO = Path(__file__).resolve().parent / "zoo"
 SIDE_STEP = 32
 RUN_CORE_PX = 1024  # of a segmenter's tiles on slides: with more, a network's maps take gigabytes
 Task = Literal["classify", "detect", "segment"]
-DetectorName = Literal["faster_rcnn", "retinanet"]
+DetectorName = Literal["faster_rcnn", "retinanet", "yolo_v3"]
 SegmenterName = Literal[
     "unet",
     "unet_valid",
@@ -74,12 +74,15 @@ class DetectorConfig(Config):
 
     Attributes:
         classes: names, from 0 as they leave this module; inside Faster R-CNN 0 is the background.
-        network: ``faster_rcnn`` (Ren et al. 2015), or ``retinanet`` (Lin et al. 2017).
+        network: ``faster_rcnn`` (Ren et al. 2015), ``retinanet`` (Lin et al. 2017), ``yolo_v3`` (Redmon and Farhadi
+            2018).
         backbone: ``resnet50`` (Kim et al. 2019 name Faster R-CNN only; this is torchvision's default), or ``small`` for
-            CPUs: three stages at 1/4, 1/8 and 1/16.
+            CPUs: three stages at 1/4, 1/8 and 1/16; ``darknet53``, of yolo_v3 alone: three at 1/8, 1/16 and 1/32.
         tile_px: side of the tiles that the network is trained on; it resizes nothing.
         spacing_um: um per pixel of the tiles.
         anchors_px: side of the anchors, one for each level of the pyramid, fine to coarse.
+        anchor_boxes: of yolo_v3: (width, height) of three anchors a level, fine to coarse. Empty: training takes them
+            from its boxes by k-means.
         iou: overlap above which a box suppresses another in its tile.
         lowest_score: boxes with a lower score are left out.
         separate: a whole network for each class, as in Kim et al. 2019, instead of one for all; takes twice the time.
@@ -87,27 +90,36 @@ class DetectorConfig(Config):
 
     classes: tuple[str, ...] = Field(default=(NEGATIVE, POSITIVE), min_length=1)
     network: DetectorName = "faster_rcnn"
-    backbone: Literal["small", "resnet50"] = "small"
+    backbone: Literal["small", "resnet50", "darknet53"] = "small"
     tile_px: int = Field(default=512, gt=0, multiple_of=SIDE_STEP)
     spacing_um: float = Field(default=0.5, gt=0)
     anchors_px: tuple[float, ...] = (32.0, 48.0, 80.0)
+    anchor_boxes: tuple[tuple[float, float], ...] = ()
     iou: float = Field(default=0.4, gt=0, lt=1)
     lowest_score: float = Field(default=0.05, ge=0, lt=1)
     separate: bool = False
 
     @model_validator(mode="after")
     def _one_anchor_a_level(self) -> DetectorConfig:
-        levels = 3 if self.backbone == "small" else 4
+        levels = 4 if self.backbone == "resnet50" else 3
         if len(self.anchors_px) != levels:
             raise ValueError(f"{self.backbone} has {levels} levels, so it needs as many anchors_px")
+        if self.backbone == "darknet53" and self.network != "yolo_v3":
+            raise ValueError(f"darknet53 is a backbone of yolo_v3; {self.network} takes small or resnet50")
+        if self.anchor_boxes and self.network != "yolo_v3":
+            raise ValueError(f"anchor_boxes are of yolo_v3; {self.network} takes anchors_px")
+        if self.anchor_boxes and len(self.anchor_boxes) != 3 * levels:
+            raise ValueError(f"{self.backbone} has {levels} levels, so it needs {3 * levels} anchor_boxes")
         return self
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the network where it is the first: what was made before there were others has the same hash."""
+        """Without what came later, where it is as it was before: what was made then has the same hash."""
         value: dict[str, Any] = dump(self)
         if self.network == "faster_rcnn":
             value.pop("network", None)
+        if not self.anchor_boxes:
+            value.pop("anchor_boxes", None)
         return value
 
 

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from models.card import SIDE_STEP, DetectorConfig, DetectorName
-from models.networks import faster_rcnn, retinanet
+from models.networks import faster_rcnn, retinanet, yolo
 from models.networks.faster_rcnn import Maps
 from wsi.arrays import BoxesXYXY
 from wsi.marks.boxes import Boxes, joined
 
 Convolve = Callable[[Tensor], Maps]
 # each has make(cfg, classes), Convolutions(network), boxes_of(network, maps, pixels), and its FIRST_LABEL
-FAMILIES: dict[DetectorName, ModuleType] = {"faster_rcnn": faster_rcnn, "retinanet": retinanet}
+FAMILIES: dict[DetectorName, ModuleType] = {
+    "faster_rcnn": faster_rcnn,
+    "retinanet": retinanet,
+    "yolo_v3": yolo,
+}
 
 
 class CapillaryDetector(nn.Module):

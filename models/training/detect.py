@@ -18,6 +18,7 @@ from models.card import DetectorConfig
 from models.checkpoint import load_detector, save_detector
 from models.engines.contract import find_folder
 from models.networks.detector import CapillaryDetector
+from models.networks.yolo import PER_LEVEL, anchors_by_kmeans
 from models.training.data.augment import AugmentConfig, draw_changes, recolour, restain
 from models.training.data.detection import Example
 from models.training.data.tiles import (
@@ -34,7 +35,7 @@ from models.training.recipe import DetectorTrainConfig
 from models.training.state import TrainingState, use_bf16
 from models.training.team import Team, choose_device, join_team, share_batch_norm
 from wsi.errors import ConfigError
-from wsi.marks.boxes import Boxes, joined, suppress
+from wsi.marks.boxes import Boxes, enlarged, joined, suppress
 from wsi.metrics.detection import average_precision
 from wsi.slides.manifest import SlideRow
 
@@ -69,14 +70,15 @@ def train_detector(
     """
     device = choose_device(cfg.device)
     team = join_team(cfg.batch, device)
-    torch.manual_seed(cfg.seed)
-    network = _start(cfg)
-    share_batch_norm(network, team)
-    network = network.to(device).to(memory_format=torch.channels_last)
     with ExitStack() as stack:
         sampler = tile_sampler(training_rows(rows), cfg, cfg.seed, stack)
         if sampler is None:
             raise ConfigError("no slide to train on: none of the split 'train' has anything marked on it")
+        cfg = _with_anchors(cfg, sampler)
+        torch.manual_seed(cfg.seed)
+        network = _start(cfg)
+        share_batch_norm(network, team)
+        network = network.to(device).to(memory_format=torch.channels_last)
         task = Detect(sampler, validation_tiles(rows, cfg, stack), cfg, out, code_version, team, device)
         optimiser = torch.optim.AdamW(network.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay)
         state = TrainingState(network, optimiser, sampler, torch.Generator().manual_seed(cfg.seed))
@@ -188,6 +190,28 @@ def _start(cfg: DetectorTrainConfig) -> CapillaryDetector:
             f"init: {cfg.init} has another shape than detector: in the recipe; make them the same"
         )
     return network
+
+
+def _with_anchors(cfg: DetectorTrainConfig, sampler: TileSampler) -> DetectorTrainConfig:
+    """The recipe with the anchors of YOLOv3 taken from the boxes of the training slides, unless it states some.
+
+    Raises:
+        ConfigError: there are too few boxes.
+    """
+    shape = cfg.detector
+    if shape.network != "yolo_v3" or shape.anchor_boxes:
+        return cfg
+    sizes = []
+    for slide, marked in zip(sampler.slides, sampler.marked, strict=True):
+        objects = enlarged(marked.objects, [um / slide.mpp for um in cfg.enlarge_um])
+        sizes.append((objects.boxes[:, 2:] - objects.boxes[:, :2]) * slide.mpp / shape.spacing_um)
+    try:
+        anchors = anchors_by_kmeans(np.concatenate(sizes), PER_LEVEL * len(shape.anchors_px))
+    except ValueError as error:
+        raise ConfigError(
+            f"{error}; mark more capillaries, or set detector.anchor_boxes in the recipe"
+        ) from error
+    return cfg.model_copy(update={"detector": shape.model_copy(update={"anchor_boxes": anchors})})
 
 
 def _recoloured(
