@@ -20,7 +20,7 @@ from wsi.config import Config, first_mistake
 from wsi.errors import ModelError
 from wsi.files import file_sha256
 from wsi.slides.stain import StainMethod
-from wsi.vocabulary import NEGATIVE, POSITIVE, in_words, means_tumour
+from wsi.vocabulary import NEGATIVE, POSITIVE, UNKNOWN_AREA, in_words, means_tumour
 
 WEIGHTS = "model.safetensors"
 TORCHSCRIPT, WSINFER_CONFIG = "torchscript_model.pt", "config.json"  # a model in WSInfer's form
@@ -137,7 +137,7 @@ class SegmenterConfig(Config):
         pool: pixels of the network along one cell of the map, whose class probabilities are averaged.
     """
 
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[str, ...] = Field(min_length=2, max_length=255)
     network: SegmenterName = "unet"
     width: int = Field(default=16, ge=4, le=64)
     spacing_um: float = Field(default=1.0, gt=0)
@@ -149,6 +149,8 @@ class SegmenterConfig(Config):
     def _fits(self) -> SegmenterConfig:
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes {list(self.classes)} name one twice")
+        if UNKNOWN_AREA in self.classes:
+            raise ValueError(f"{UNKNOWN_AREA!r} cannot be a class: outlines of this group are not trained on")
         if self.network in VALID_MARGIN:
             margin, step = VALID_MARGIN[self.network]
             if self.margin_px != margin:

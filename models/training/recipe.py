@@ -255,6 +255,7 @@ class SegmenterTrainConfig(Recipe):
 
     Attributes:
         slides: a manifest with truth (GeoJSON or ASAP XML, whose groups are the segmenter's classes) and split.
+        batch: 2 or more, as some networks normalise one value of each tile.
         examples: tiles, drawn around the edge of an outline of each class in turn.
         validation_tiles: drawn once from the validation slides.
         augment: its orientations and colours; tiles are drawn anywhere, so its jitter means nothing here.
@@ -268,7 +269,7 @@ class SegmenterTrainConfig(Recipe):
 
     slides: Path | None = None
     segmenter: SegmenterConfig
-    batch: int = Field(default=4, gt=0)
+    batch: int = Field(default=4, gt=1)
     examples: int = Field(default=8000, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)

@@ -292,8 +292,9 @@ def _of_this_version(wanted: str, function: Any, *arguments: Any) -> Any:
 
 
 def _run_task(task: Task) -> None:
-    _keep(task.spec)
-    task.run(lambda done, total: None)
+    with _AT_WORK:
+        _keep(task.spec)
+        task.run(lambda done, total: None)
 
 
 def _run_slide(row: SlideRow, name: str, job: SlideJob[R], dead: bytes | None) -> R | Failure | None:
@@ -307,14 +308,13 @@ def _run_slide(row: SlideRow, name: str, job: SlideJob[R], dead: bytes | None) -
 @contextmanager
 def _turn(copy: Ahead | None) -> Iterator[None]:
     """One slide at a time is worked on, while the one that the worker was handed next is copied to its disk."""
-    if copy is None:
-        yield
-        return
     from distributed import secede
 
-    copy.wait()
+    if copy is not None:
+        copy.wait()
     with _AT_WORK:
-        secede()  # Dask begins the worker's next task, which waits for this one after its copy
+        if copy is not None:
+            secede()  # Dask begins the worker's next task, which waits for this one after its copy
         yield
 
 

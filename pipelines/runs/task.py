@@ -106,10 +106,7 @@ class ChunkTask:
     def run(self, tick: Tick) -> None:
         """Score the chunks that are not written yet, see `Task.run`."""
         engine, store = self.engine.make(), HeatmapStore.open(self.heatmap)
-        if store.attributes.get("fingerprint") != self.made_by:
-            raise ForeignStoreError(
-                f"{self.heatmap} was replaced by another command; run one command at a time with --overwrite"
-            )
+        _refuse_replaced(store, self.made_by)
         engine.expect(self.cells)
         with self.source.open() as slide:
             score_chunks(
@@ -121,6 +118,18 @@ class ChunkTask:
                 threads=self.threads,
                 progress=tick,
             )
+
+
+def _refuse_replaced(store: HeatmapStore, made_by: str) -> None:
+    """Do not write into the store of another run.
+
+    Raises:
+        ForeignStoreError: another command made it in the meantime.
+    """
+    if store.attributes.get("fingerprint") != made_by:
+        raise ForeignStoreError(
+            f"{store.folder} was replaced by another command; run one command at a time with --overwrite"
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -196,6 +205,7 @@ class MapTask:
     def run(self, tick: Tick) -> None:
         """Map the chunks that are not written yet, see `Task.run`."""
         store = HeatmapStore.open(self.heatmap)
+        _refuse_replaced(store, self.plan.spec.fingerprint)
         with self.source.open() as slide:
             chunks = mapped(slide, self.plan, self.chunks, self.mapper.make(), store)
             for done, _ in enumerate(chunks, start=1):

@@ -67,35 +67,47 @@ class PolygonCells:
     inside: BoolRaster
 
 
-def cells_of(polygon: Polygon, step: tuple[float, float], shape: tuple[int, int]) -> PolygonCells:
-    """The cells inside one polygon (see `cells_inside`), in a window around it; empty if it lies off the raster."""
-    x0, y0, x1, y1 = polygon.bounds
+def cells_of(
+    polygon: Polygon,
+    step: tuple[float, float],
+    shape: tuple[int, int],
+    *,
+    corner: tuple[float, float] = (0.0, 0.0),
+) -> PolygonCells:
+    """The cells inside one polygon (see `cells_inside`), in a window around it; empty if it lies off the raster.
+
+    ``corner`` is the level-0 (x, y) of the raster's top-left corner.
+    """
+    x0, y0, x1, y1 = np.array(polygon.bounds) - [*corner, *corner]
     left, right = (min(max(0, n), shape[1]) for n in (math.floor(x0 / step[0]), math.ceil(x1 / step[0])))
     top, bottom = (min(max(0, n), shape[0]) for n in (math.floor(y0 / step[1]), math.ceil(y1 / step[1])))
     height, width = max(0, bottom - top), max(0, right - left)
     flips = np.zeros(height * (width + 1), np.int64)
     for ring in (polygon.exterior, *polygon.interiors) if flips.size else ():
-        points = shapely.get_coordinates(ring) / step - 0.5 - (left, top)  # whole numbers are centres
+        points = (
+            (shapely.get_coordinates(ring) - corner) / step - 0.5 - (left, top)
+        )  # whole numbers are centres
         rows, cols = _crossings(points, height)
         flips += np.bincount(rows * (width + 1) + np.clip(cols, 0, width), minlength=len(flips))
     odd = (flips.reshape(height, width + 1)[:, :width] & 1).astype(np.bool_)
     return PolygonCells(np.s_[top:bottom, left:right], np.logical_xor.accumulate(odd, axis=1))
 
 
-def areas_of(inside: BoolRaster, step: float) -> list[Polygon]:
+def areas_of(inside: BoolRaster, step: float, least: int = 1) -> list[Polygon]:
     """The connected areas of a raster as polygons along the cells' edges, with holes; cells that touch by a corner
     only are apart.
 
     Args:
         inside: True for the cells of the areas.
         step: level-0 pixels along a cell, whose cell (0, 0) has its corner at level-0 pixel (0, 0).
+        least: areas of fewer cells are left out.
 
     Returns:
         Polygons in level-0 pixels, from top to bottom, then from left to right.
     """
-    count, numbers, boxes, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=4)
+    _, numbers, boxes, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=4)
     areas: list[Polygon] = []
-    for number in range(1, count):
+    for number in 1 + np.flatnonzero(boxes[1:, cv2.CC_STAT_AREA] >= least):
         left, top, width, height, _ = boxes[number]
         part = numbers[top : top + height, left : left + width] == number
         edges = np.diff(np.pad(part, ((0, 0), (1, 1))).astype(np.int8), axis=1)

@@ -110,9 +110,10 @@ class Ahead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self._thread.is_alive():  # the command ends: nobody waits for the copy
+        if kind is not None:  # the command ends: nobody waits for the copy
             self._given_up = True
-            return
+            if self._thread.is_alive():
+                return
         self.wait()
         if self._copy is not None:
             self._copy.release()

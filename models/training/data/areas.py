@@ -21,7 +21,7 @@ from wsi.arrays import RgbImage
 from wsi.errors import AnnotationError, ConfigError, SlideError
 from wsi.marks.annotations import read_annotations
 from wsi.marks.geojson import read_objects
-from wsi.marks.raster import fill_polygon
+from wsi.marks.raster import cells_of
 from wsi.metrics.segmentation import UNKNOWN
 from wsi.slides.manifest import SlideRow
 from wsi.slides.slide import Slide
@@ -84,7 +84,11 @@ def _outlines(path: Path) -> Iterator[tuple[str, Polygon]]:
         yield from ((mark.group, mark.outline) for mark in read_annotations(path))
         return
     for found in read_objects(path):
-        for part in shapely.get_parts(found.shape):
+        for part in shapely.get_parts(shapely.force_2d(found.shape)):
+            if isinstance(part, Polygon) and not part.area > 0:
+                raise AnnotationError(
+                    f"{path} holds an outline of {found.group!r} without an area; remove it"
+                )
             if not isinstance(part, Polygon):
                 raise AnnotationError(
                     f"{path} holds a {part.geom_type} ({found.group!r}): mark each area by an outline"
@@ -134,7 +138,8 @@ def read_area_example(
     classes = np.zeros((size_px, size_px), np.uint8)
     near = marked.near(corner, size_px * step)
     for i in near:
-        fill_polygon(classes, marked.outlines[i], (step, step), int(marked.labels[i]), corner=corner)
+        part = cells_of(marked.outlines[i], (step, step), classes.shape, corner=corner)
+        classes[part.window][part.inside] = marked.labels[i]
     off = _off_slide(slide.size, corner, step, size_px)
     classes[off] = UNKNOWN
     weights = np.ones((size_px, size_px), np.float32)
@@ -165,11 +170,12 @@ def separation_weights(
     """
     nearest = np.full((2, size_px, size_px), np.inf)
     for shape in objects:
-        raster = np.zeros((size_px, size_px), np.uint8)
-        fill_polygon(raster, shape, (step, step), 1, corner=corner)
-        if not raster.any():
+        outside = np.ones((size_px, size_px), np.uint8)
+        part = cells_of(shape, (step, step), outside.shape, corner=corner)
+        outside[part.window][part.inside] = 0
+        if outside.all():
             continue
-        distance = cv2.distanceTransform(1 - raster, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         nearest = np.sort(np.concatenate([nearest, distance[None]]), axis=0)[:2]
     weights: npt.NDArray[np.float64] = most * np.exp(-(nearest.sum(axis=0) ** 2) / (2 * SEPARATION_PX**2))
     return weights
@@ -281,8 +287,8 @@ def read_all_areas(rows: Sequence[SlideRow], cfg: SegmenterTrainConfig) -> list[
         if row.truth is None:
             raise ConfigError(f"{row.source.label} has no truth; fill in the column 'truth'")
         areas = read_areas(row.truth, cfg.segmenter.classes)
-        if not len(areas.labels):
-            raise ConfigError(f"{row.truth} marks nothing; leave out its slide")
+        if not (areas.labels != UNKNOWN).any():
+            raise ConfigError(f"{row.truth} marks nothing of a class; leave out its slide")
         with row.source.open() as slide:
             if slide.mpp > cfg.segmenter.spacing_um * COARSEST:
                 raise ConfigError(
