@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from models.card import SegmenterCard
 from wsi.arrays import RgbImage
 from wsi.errors import RegionError, SpacingError
-from wsi.results.store import HeatmapSpec, HeatmapStore
+from wsi.results.store import MOST_CELLS, HeatmapSpec, HeatmapStore
 from wsi.slides.slide import Slide
 from wsi.slides.tiles import read_square
 from wsi.slides.tissue import Mask
@@ -58,30 +59,39 @@ class MapPlan:
     """The chunks of a slide's map, and the tiles that give them.
 
     Attributes:
-        spec: of the map; its cells are squares of whole level-0 pixels.
+        spec: of the map.
         chunks: (row, col) of those that hold tissue, from top to bottom and left to right.
+        mask: cells whose middle it leaves out get no class.
         core_l0: side of a chunk, in level-0 pixels.
-        margin_l0: what is seen around it; a whole number of the network's pixels, not of level-0 pixels.
+        margin_l0: what is seen around it.
         side_px: side of the tile that the network sees.
-        margin_px: the margin in the same pixels.
     """
 
     spec: HeatmapSpec
     chunks: tuple[tuple[int, int], ...]
-    core_l0: int
+    mask: Mask
+    core_l0: float
     margin_l0: float
     side_px: int
-    margin_px: int
+
+    def wanted(self, chunk: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """The cells of a chunk, (rows, cols), whose middle is tissue; fewer rows and columns at the far ends."""
+        rows, cols = (
+            np.arange(n * self.spec.chunk, min((n + 1) * self.spec.chunk, side))
+            for n, side in zip(chunk, self.spec.shape, strict=True)
+        )
+        placement, pixels = self.mask.placement, self.mask.pixels
+        y, x = (rows + 0.5) * self.spec.stride_l0, (cols + 0.5) * self.spec.stride_l0
+        row = np.minimum((y // placement.step_y).astype(np.int64), pixels.shape[0] - 1)
+        col = np.minimum((x // placement.step_x).astype(np.int64), pixels.shape[1] - 1)
+        return np.asarray(pixels[np.ix_(row, col)])
 
 
 def plan_map(slide: Slide, mask: Mask, card: SegmenterCard, fingerprint: str) -> MapPlan:
-    """The chunks of a map that hold tissue.
-
-    A cell is a whole number of level-0 pixels, so the network sees a spacing that differs by less than half of a
-    level-0 pixel a cell from the one that it was trained on.
+    """The chunks of a map that hold tissue; tiles are resampled to exactly the spacing of the segmenter.
 
     Raises:
-        SpacingError: the slide is too coarse.
+        SpacingError: the slide is too coarse, or so large that its map would have more than `MOST_CELLS` cells.
         MissingMppError: it has no usable spacing.
     """
     cfg = card.segmenter
@@ -90,11 +100,17 @@ def plan_map(slide: Slide, mask: Mask, card: SegmenterCard, fingerprint: str) ->
             f"{slide.path} has {slide.mpp:.3g} um/px, and the segmenter needs {COARSEST * cfg.spacing_um:.3g} or "
             f"finer; scan it at a higher magnification, or pass --mpp if the file is wrong"
         )
-    stride = max(1, round(cfg.pool * cfg.spacing_um / slide.mpp))
+    step = cfg.spacing_um / slide.mpp  # level-0 pixels along a pixel of the network
+    stride = cfg.pool * step
     cells = cfg.run_core_px // cfg.pool  # along a chunk
     width, height = slide.size
-    shape = (-(-height // stride), -(-width // stride))
-    core, step = cells * stride, stride / cfg.pool
+    shape = (math.ceil(height / stride), math.ceil(width / stride))
+    if shape[0] * shape[1] > MOST_CELLS:
+        raise SpacingError(
+            f"{slide.path} would have {shape[0] * shape[1]:,} cells of {stride * slide.mpp:g} um, more than a map can "
+            f"hold; take a segmenter with larger cells (pool in its recipe)"
+        )
+    core = cells * stride
     spec = HeatmapSpec(
         cfg.classes,
         shape,
@@ -105,14 +121,10 @@ def plan_map(slide: Slide, mask: Mask, card: SegmenterCard, fingerprint: str) ->
         slide.mpp,
         fingerprint,
     )
-    chunks = [
-        (row, col)
-        for row in range(-(-shape[0] // cells))
-        for col in range(-(-shape[1] // cells))
-        if mask.holds_tissue((col * core, row * core, (col + 1) * core, (row + 1) * core))
-    ]
+    chunks = [(row, col) for row in range(-(-shape[0] // cells)) for col in range(-(-shape[1] // cells))]
     side = cfg.run_core_px + 2 * cfg.margin_px
-    return MapPlan(spec, tuple(chunks), core, cfg.margin_px * step, side, cfg.margin_px)
+    plan = MapPlan(spec, tuple(chunks), mask, core, cfg.margin_px * step, side)
+    return replace(plan, chunks=tuple(chunk for chunk in chunks if plan.wanted(chunk).any()))
 
 
 def mapped(
@@ -120,7 +132,7 @@ def mapped(
 ) -> Iterator[tuple[int, int]]:
     """Map chunks that are not in the store yet, and write each; gives every chunk when it is there.
 
-    A chunk whose pixels cannot be decoded is written as NaN.
+    Cells without tissue are NaN, and so is a chunk whose pixels cannot be decoded.
 
     Raises:
         WsiError: the slide or the store fails as a whole.
@@ -129,17 +141,12 @@ def mapped(
     left = [chunk for chunk in chunks if chunk not in written]
     yield from (chunk for chunk in chunks if chunk in written)
     for chunk, tile in _tiles(slide, plan, left):
-        rows, cols = (
-            np.arange(n * plan.spec.chunk, min((n + 1) * plan.spec.chunk, side))
-            for n, side in zip(chunk, plan.spec.shape, strict=True)
-        )
-        cells = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+        own = np.argwhere(plan.wanted(chunk))
         if tile is None:
-            scores = np.full((len(cells), len(plan.spec.classes)), np.nan, np.float32)
+            scores = np.full((len(own), len(plan.spec.classes)), np.nan, np.float32)
         else:
-            probabilities = mapper.map(tile)[:, : len(rows), : len(cols)]
-            scores = probabilities.reshape(len(probabilities), -1).T.clip(0, 1)
-        store.write_chunk(chunk, cells, scores)
+            scores = mapper.map(tile)[:, own[:, 0], own[:, 1]].T.clip(0, 1)
+        store.write_chunk(chunk, own + np.array(chunk) * plan.spec.chunk, scores)
         yield chunk
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -51,9 +52,13 @@ def explain(
         raise ConfigError("give places by --at, or a slide's results by --results")
     if file.suffix.lower() != ".png":
         raise ConfigError(f"--out {file} must end in .png")
-    places = _peaks(results) if results is not None else [_place(text) for text in at or []]
     explainer = Explainer(find_folder(model))
     source = SlideSource(slide, mpp)
+    if results is None:
+        places = [_place(text) for text in at or []]
+    else:
+        _check_results(results, explainer.card.name, source)
+        places = _peaks(results)
     with source.open() as opened:
         explained = explain_places(opened, places, explainer)
     write_bytes(file, explained_png(source.name, explained, explainer.card))
@@ -70,6 +75,26 @@ def _place(text: str) -> tuple[float, float]:
             f"--at {text} is no place; give X,Y in level-0 pixels, such as 52000,31400"
         ) from error
     return x, y
+
+
+def _check_results(folder: Path, model: str, source: SlideSource) -> None:
+    """Refuse results of another model or another slide: their peaks would be explained by who did not make them.
+
+    Raises:
+        ConfigError: they are, or are none of ``wsi score``.
+    """
+    try:
+        facts = json.loads((folder / "slide.json").read_bytes())
+        made_by, identity = str(facts["model"]), str(facts["slide_identity"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder} holds no finished result that can be read ({error}); give a slide's folder in the --out of "
+            f"wsi score"
+        ) from error
+    if made_by != model:
+        raise ConfigError(f"{folder} was made by the model {made_by}, not by {model}; pass --model")
+    if identity != source.identity():
+        raise ConfigError(f"{folder} was made of another slide than {source.label}; check both")
 
 
 def _peaks(folder: Path) -> list[tuple[float, float]]:

@@ -28,7 +28,7 @@ from pipelines.runs.config import load_config
 from pipelines.runs.made_by import run_record
 from pipelines.runs.run_folder import RunFolder, refuse_other_run
 from pipelines.segment.read import SegmentConfig, SegmentJob, run_fingerprint
-from pipelines.segment.result import SegmentResult, earlier_results, write_tables
+from pipelines.segment.result import SegmentResult, area_text, earlier_results, write_tables
 from wsi.stopwatch import in_words, running
 
 DEFAULT_SEGMENTER = "kidney-compartments-demo"
@@ -102,7 +102,8 @@ def _say(result: SegmentResult | Failure) -> None:
     if isinstance(result, Failure):
         err.print(f"{result.name}: failed: {result.reason}", markup=False)
         return
-    areas = ", ".join(f"{name} {one.mm2:.2f} mm2" for name, one in list(result.classes.items())[1:])
-    out.print(f"{result.name}: {areas}", markup=False)
+    areas = ", ".join(f"{name} {area_text(one.mm2)}" for name, one in list(result.classes.items())[1:])
+    if not result.empty:
+        out.print(f"{result.name}: {areas}", markup=False)
     if result.note:
         err.print(f"{result.name}: {result.note}", markup=False)

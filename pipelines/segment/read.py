@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -34,7 +35,7 @@ from wsi.results.folder import Folder, Place, folder_at
 from wsi.results.store import HeatmapStore
 from wsi.slides.manifest import SlideRow
 from wsi.slides.slide import Slide
-from wsi.slides.tissue import TissueConfig, find_tissue
+from wsi.slides.tissue import DENSITY, DensityTissue, find_tissue
 from wsi.stopwatch import during
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class SegmentConfig(Config):
         smallest_um2: connected areas below this get no outline; they count for the area of their class.
     """
 
-    tissue: TissueConfig = TissueConfig(method="density")
+    tissue: DensityTissue = DENSITY
     smallest_um2: float = Field(default=100.0, ge=0)
 
 
@@ -111,7 +112,7 @@ def segment_slide(
         out.discard_partials()
         heatmap = out.inside("classes.zarr")
         if overwrite:
-            out.delete("slide.json")  # it says that all files are there
+            _discard_others(out)
             HeatmapStore.discard(heatmap, unless=made_of)
         store = HeatmapStore.create(heatmap, plan.spec)
         tasks = [
@@ -139,7 +140,7 @@ def segment_slide(
         return result
 
 
-def outlines(labels: ClassMap, step: int, mpp: float, smallest_um2: float) -> list[tuple[int, Polygon]]:
+def outlines(labels: ClassMap, step: float, mpp: float, smallest_um2: float) -> list[tuple[int, Polygon]]:
     """The connected areas of every class but the first, in level-0 pixels, by class, then from top to bottom.
 
     Args:
@@ -148,14 +149,9 @@ def outlines(labels: ClassMap, step: int, mpp: float, smallest_um2: float) -> li
         mpp: um per level-0 pixel.
         smallest_um2: smaller areas are left out.
     """
-    least = smallest_um2 / mpp**2
+    least = max(1, math.ceil(smallest_um2 / (step * mpp) ** 2 - 1e-9))  # cells
     present = [int(label) for label in np.unique(labels) if label not in (0, UNKNOWN)]
-    return [
-        (label, shape)
-        for label in present
-        for shape in areas_of(labels == label, step)
-        if shape.area >= least
-    ]
+    return [(label, shape) for label in present for shape in areas_of(labels == label, step, least)]
 
 
 def _measure(
@@ -170,19 +166,34 @@ def _measure(
     """The areas of a map's classes, and its outlines."""
     step, side = plan.spec.stride_l0, plan.spec.chunk
     areas = outlines(labels, step, slide.mpp, cfg.smallest_um2)
-    counts = np.bincount(labels.ravel(), minlength=256)
+    # row by row: a count takes eight bytes for each cell
+    counts = sum((np.bincount(row, minlength=256) for row in labels), np.zeros(256, np.int64))
+    is_mapped = bool(counts[:UNKNOWN].any())
     objects = np.bincount([label for label, _ in areas], minlength=256)
     cell_mm2 = (step * slide.mpp) ** 2 / 1e6
     classes = {
-        group: ClassArea(round(float(counts[number]) * cell_mm2, 6), int(objects[number]))
+        group: ClassArea(
+            round(float(counts[number]) * cell_mm2, 6) if is_mapped else None, int(objects[number])
+        )
         for number, group in enumerate(card.segmenter.classes)
     }
     unreadable = sum(
-        int((labels[row * side : (row + 1) * side, col * side : (col + 1) * side] == UNKNOWN).sum())
+        int((plan.wanted((row, col)) & (labels[row * side :, col * side :][:side, :side] == UNKNOWN)).sum())
         for row, col in plan.chunks
     )
     note = f"{unreadable} cells could not be decoded" if unreadable else ""
     return SegmentResult(name, path, classes, unreadable, slide.mpp, slide.size, note), areas
+
+
+def _discard_others(out: Folder) -> None:
+    """Remove ``slide.json``, which says that all files are there, and what another command wrote by it."""
+    try:
+        names = {name.split("/")[0] for name in read_record(out.read_json("slide.json"))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        names = set()
+    out.delete("slide.json")
+    for name in names.difference(FILES):
+        out.delete(name)
 
 
 def _finished(out: Folder, made_of: str) -> SegmentResult | None:

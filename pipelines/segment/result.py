@@ -48,11 +48,11 @@ class ClassArea:
     """What was found of one class.
 
     Attributes:
-        mm2: area of all places of the class.
+        mm2: area of all places of the class; None where nothing was mapped.
         objects: number of its connected areas that are not smaller than the settings' least.
     """
 
-    mm2: float
+    mm2: float | None
     objects: int
 
 
@@ -78,7 +78,7 @@ class SegmentResult:
     @property
     def empty(self) -> bool:
         """Whether nothing was mapped."""
-        return not any(one.mm2 for one in self.classes.values())
+        return all(one.mm2 is None for one in self.classes.values())
 
     def summary(self) -> dict[str, Any]:
         """The slide's entry in ``run.json``, without its path, which only ``slide.json`` holds."""
@@ -138,7 +138,7 @@ def area_features(
 
 
 def preview_png(
-    slide: Slide, labels: ClassMap, step: int, result: SegmentResult, card: SegmenterCard
+    slide: Slide, labels: ClassMap, step: float, result: SegmentResult, card: SegmenterCard
 ) -> bytes:
     """Draw the slide, and beside it the slide with its classes, as PNG.
 
@@ -161,6 +161,8 @@ def preview_png(
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
         axes.set_axis_off()
+    every = max(1, max(labels.shape) // (2 * PANEL_PX))  # a large map takes gigabytes as colours
+    labels, step = labels[every // 2 :: every, every // 2 :: every], step * every
     cells_extent = (0, labels.shape[1] * step, labels.shape[0] * step, 0)
     axes.imshow(_painted(labels, classes), extent=cells_extent, interpolation="nearest")
     bar = bar_um(width * slide.mpp / 5)
@@ -170,7 +172,7 @@ def preview_png(
     patches = [
         Patch(
             color=to_hex((colour[0] / 255, colour[1] / 255, colour[2] / 255)),
-            label=f"{name}: {result.classes[name].mm2:.2f} mm²",
+            label=f"{name}: {area_text(result.classes[name].mm2)}",
         )
         for name, colour in zip(classes[1:], colours_of(classes)[1:], strict=True)
     ]
@@ -199,12 +201,17 @@ def _painted(labels: ClassMap, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
     return np.asarray(lut[np.where(labels == UNKNOWN, 0, labels)])
 
 
+def area_text(mm2: float | None) -> str:
+    """An area for a sentence or a legend."""
+    return "not mapped" if mm2 is None else f"{mm2:.2f} mm²"
+
+
 def write_tables(
     out: Folder, results: Sequence[SegmentResult], failures: Sequence[Failure], record: dict[str, Any]
 ) -> Sequence[str]:
     """Write ``areas.csv`` and the pages into a run's folder, and return their names."""
     rows = [
-        (r.name, name, f"{one.mm2:.6f}", one.objects, r.note)
+        (r.name, name, "" if one.mm2 is None else f"{one.mm2:.6f}", one.objects, r.note)
         for r in results
         for name, one in r.classes.items()
     ]

@@ -300,14 +300,22 @@ def entries_of(folder: Folder) -> list[Entry]:
     else:
         pairs = list(folder.each("slide.json"))
         places = {name: folder.inside(name) for name, _ in pairs}
-    entries, broken = [], []
+    entries, broken, segmented = [], [], []
     for name, content in pairs:
+        if places[name].exists("areas.geojson"):
+            segmented.append(name)
+            continue
         try:
             entries.append(_entry(name, places[name], json.loads(content)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WsiError):
             broken.append(name)
     begun = [n for n in folder.folders() if n not in places and _is_begun(folder.inside(n))]
-    for names, what in ((broken, "broken (wsi verify tells more)"), (begun, "not done")):
+    segments = "segmentations, which are not shown here (open areas.geojson in QuPath)"
+    for names, what in (
+        (broken, "broken (wsi verify tells more)"),
+        (begun, "not done"),
+        (segmented, segments),
+    ):
         if names:
             some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             log.warning("%s: these slides are %s, and left out: %s", folder, what, some)

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 PACK = "c.0.0.0"  # the file of all chunks, as zarr names it
 NOT_SCORED = 255  # on a map of classes, which are fewer
+MOST_CLASSES = 255
 PACK_FROM = 16  # chunks from which on they are packed: a slide of 100,000 px is 625 files without, 2 with
 
 
@@ -38,7 +39,8 @@ class HeatmapSpec:
         classes: names of the classes, in the order of the first axis.
         shape: (rows, cols).
         chunk: cells along a chunk's side.
-        stride_l0: level-0 pixels from cell to cell; the corner of cell (0, 0) is level-0 pixel (0, 0).
+        stride_l0: level-0 pixels from cell to cell; the corner of cell (0, 0) is level-0 pixel (0, 0). A segmenter's
+            need not be a whole number.
         stride_px: the same distance in the pixels that the model saw.
         patch_l0: side of the patch around each cell, in level-0 pixels.
         mpp: um per level-0 pixel.
@@ -48,7 +50,7 @@ class HeatmapSpec:
     classes: tuple[str, ...]
     shape: tuple[int, int]
     chunk: int
-    stride_l0: int
+    stride_l0: float
     stride_px: int
     patch_l0: int
     mpp: float
@@ -76,7 +78,9 @@ class HeatmapSpec:
         }
 
 
-MOST_SCORES = 1 << 30  # a slide of 10^6 x 10^6 px has 61 million cells
+# A slide of 10^6 x 10^6 px has 61 million cells of 128 px; a map of one of 10^5 x 10^5 px, with cells of 4 px, has 625
+MOST_CELLS = 1 << 30
+MOST_SCORES = 1 << 30  # that are read at once, in 4 GB
 
 
 class HeatmapStore:
@@ -156,7 +160,7 @@ class HeatmapStore:
             array = zarr.open_array(_ZarrStore(folder), mode="r+").with_config({"write_empty_chunks": True})
             if array.ndim != 3 or array.dtype != np.float32 or "stride_level0" not in array.attrs:
                 raise ValueError("it is an array of something else")
-            if array.size > MOST_SCORES:
+            if array.size > MOST_CELLS * max(1, array.shape[0]) or array.shape[0] > MOST_CLASSES:
                 raise ValueError(f"it states {array.size:,} scores, more than any slide has")
         except Exception as error:  # damaged metadata may raise anything in zarr
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # it may be good
@@ -289,6 +293,11 @@ class HeatmapStore:
 
     def _values(self) -> np.ndarray[Any, Any]:
         """All scores: (classes, rows, cols)."""
+        if self._array.size > MOST_SCORES:
+            raise ForeignStoreError(
+                f"{self.folder} states {self._array.size:,} scores, more than are read at once; make it again with "
+                f"larger cells"
+            )
         try:
             values = np.asarray(self._array[:], dtype=np.float32)
             if not self.packed and self._packed_meanwhile():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
+from pydantic import BeforeValidator
 from skimage.filters import threshold_otsu
 
 from wsi.arrays import BoolRaster, RgbImage
@@ -34,6 +35,15 @@ class TissueConfig(Config):
     mpp: float = 8.0
     min_speck_um2: float = 20_000.0  # a 160 um disc; the smallest lymph-node fragments are larger
     max_hole_um2: float = 20_000.0
+
+
+def _by_density(value: Any) -> Any:
+    return {"method": "density"} | value if isinstance(value, dict) else value
+
+
+DENSITY = TissueConfig(method="density")
+DensityTissue = Annotated[TissueConfig, BeforeValidator(_by_density)]
+"""`TissueConfig` of a configuration whose default is `DENSITY`, also where a file sets other values of it only."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

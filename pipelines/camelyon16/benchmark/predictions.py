@@ -161,6 +161,10 @@ def unusable(folder: Folder, error: Exception) -> StoreError:
         return StoreError(
             f"{folder} is a report of wsi renal report; this command takes results of wsi score"
         )
+    if folder.exists("areas.geojson"):
+        return StoreError(
+            f"{folder} is a segmentation of wsi segment; this command takes results of wsi score"
+        )
     return StoreError(f"{folder.at('slide.json')} is broken ({error!r}); score the slide again")
 
 

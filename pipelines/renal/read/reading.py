@@ -39,7 +39,7 @@ from wsi.results.store import HeatmapStore
 from wsi.slides.slide import Slide
 from wsi.slides.source import SlideSource
 from wsi.slides.stain import MOST_EOSIN, eosin_share, tissue_pixels
-from wsi.slides.tissue import Mask, TissueConfig
+from wsi.slides.tissue import DENSITY, DensityTissue, Mask
 from wsi.stopwatch import during
 from wsi.vocabulary import NEGATIVE, POSITIVE
 
@@ -57,7 +57,7 @@ class RenalConfig(Config):
         stability: thresholds of both classes at which the grade is also given, for comparison.
     """
 
-    tissue: TissueConfig = TissueConfig(method="density")
+    tissue: DensityTissue = DENSITY
     fields: FieldsConfig = FieldsConfig()
     checks: ChecksConfig = ChecksConfig()
     thresholds: tuple[Share, Share] | None = None

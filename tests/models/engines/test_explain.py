@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ class TestRefusals:
             (("--at", "1,2", "--results", "x"), "give places by --at"),
             (("--at", "1;2"), "--at 1;2 is no place; give X,Y"),
             (("--at", "9000,2"), "lies off"),
-            (("--results", "nowhere"), "holds no lesions.csv that can be read"),
+            (("--results", "nowhere"), "holds no finished result that can be read"),
             (("--at", "1,2", "-o", "why.jpg"), "must end in .png"),
         ],
     )
@@ -150,8 +151,18 @@ class TestRefusals:
         assert (code, said in err) == (2, True), err
         assert not (tmp_path / "why.png").exists()
 
-    def test_a_result_without_a_peak(self, tmp_path: Path, wsi: Run) -> None:
+    def test_results_of_others_and_one_without_a_peak(self, tmp_path: Path, wsi: Run) -> None:
         slide = write_pyramid(tmp_path / "s.tif", coordinates())
+        facts = {"model": "lymph-node-10x", "slide_identity": SlideSource(str(slide)).identity()}
+        words = ("explain", slide, "-o", tmp_path / "why.png", "--results", tmp_path)
+        for changes, said in (
+            ({"model": "another"}, "was made by the model another, not by lymph-node-10x; pass --model"),
+            ({"slide_identity": "0"}, "was made of another slide than"),
+            ({}, "holds no lesions.csv that can be read"),
+        ):
+            (tmp_path / "slide.json").write_text(json.dumps(facts | changes))
+            code, _, err = wsi(*words)
+            assert (code, said in err) == (2, True), err
         (tmp_path / "lesions.csv").write_text("")
-        code, _, err = wsi("explain", slide, "-o", tmp_path / "why.png", "--results", tmp_path)
+        code, _, err = wsi(*words)
         assert (code, "has no peak; give a place by --at" in err) == (2, True)

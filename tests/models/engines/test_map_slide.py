@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import models.card as card_module
+import models.engines.map_slide as module
 from models.engines.map_slide import mapped, mirrored, plan_map
 from tests.slides import RednessMapper, coordinates, painted, write_pyramid
 from wsi.errors import RegionError, SpacingError
@@ -87,7 +88,7 @@ def test_only_chunks_with_tissue_are_looked_at(tmp_path: Path) -> None:
         labels = labels_of(slide, mapper, tmp_path / "m.zarr", Mask(tissue, Placement(10.0, 10.0)))
     assert len(mapper.seen) == 1
     inside = np.zeros((125, 175), np.bool_)
-    inside[64:96, 96:128] = True
+    inside[75:77, 100:102] = True  # whose middles, 302 and 306, 402 and 406, lie on the mask's pixel
     assert (labels[inside] == 2).all()
     assert (labels[~inside] == NOT_SCORED).all()
 
@@ -98,11 +99,19 @@ def test_the_spacing_is_that_of_the_model(tmp_path: Path) -> None:
         plan = plan_map(slide, everywhere(slide), RednessMapper().card, "f")
         assert (plan.spec.stride_l0, plan.spec.shape, plan.core_l0, plan.side_px) == (5, (100, 140), 160, 96)
     with opened(tmp_path, coordinates(), mpp=0.55) as slide:
-        assert plan_map(slide, everywhere(slide), RednessMapper().card, "f").spec.stride_l0 == 2
+        plan = plan_map(slide, everywhere(slide), RednessMapper().card, "f")
+        assert plan.spec.stride_l0 == pytest.approx(1 / 0.55)  # as exactly as the training's tiles
+        assert plan.core_l0 * 0.55 == pytest.approx(32)
     with (
         opened(tmp_path, coordinates(), mpp=0.7) as slide,
         pytest.raises(SpacingError, match=r"0.7 um/px, and the segmenter needs 0.6 or finer"),
     ):
+        plan_map(slide, everywhere(slide), RednessMapper().card, "f")
+
+
+def test_a_map_that_would_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_CELLS", 10_000)
+    with opened(tmp_path, coordinates()) as slide, pytest.raises(SpacingError, match="21,875 cells of 1 um"):
         plan_map(slide, everywhere(slide), RednessMapper().card, "f")
 
 

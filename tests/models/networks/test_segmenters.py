@@ -302,6 +302,8 @@ class TestCards:
         ("changes", "said"),
         [
             ({"classes": ("a", "a")}, "name one twice"),
+            ({"classes": ("glass", "unknown")}, "'unknown' cannot be a class"),
+            ({"classes": tuple(map(str, range(256)))}, "at most 255 items"),
             ({"core_px": 33}, r"core_px \+ 2 margin_px is 65, which is no multiple of 32"),
             ({"network": "unet_valid", "margin_px": 16}, "loses 92 px on each side"),
             ({"network": "unet_valid", "core_px": 32}, "4 more than a multiple of 16"),

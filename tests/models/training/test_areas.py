@@ -117,6 +117,11 @@ class TestTruth:
         with pytest.raises(AnnotationError, match=said):
             read_areas(truth(tmp_path / "t.geojson", feature), CLASSES)
 
+    def test_a_third_coordinate_is_left_out(self, tmp_path: Path) -> None:
+        corners = [(x, y, 0.0) for x, y in square(0, 0, 9)]
+        marked = read_areas(truth(tmp_path / "t.geojson", outline("cortex", *corners)), CLASSES)  # type: ignore[arg-type]
+        assert marked.outlines[0].has_z is False
+
     def test_slides_that_cannot_teach(self, tmp_path: Path) -> None:
         slide = write_pyramid(tmp_path / "s.tif", coordinates())
         row = SlideRow(SlideSource(str(slide)))
@@ -125,6 +130,9 @@ class TestTruth:
         empty = SlideRow(SlideSource(str(slide)), truth=truth(tmp_path / "e.geojson"))
         with pytest.raises(ConfigError, match="marks nothing of a class"):
             read_all_areas([empty], config())
+        unknown = truth(tmp_path / "u.geojson", outline("unknown", *square(0, 0, 9)))
+        with pytest.raises(ConfigError, match="marks nothing of a class"):
+            read_all_areas([SlideRow(SlideSource(str(slide)), truth=unknown)], config())
         path = truth(tmp_path / "t.geojson", outline("cortex", *square(0, 0, 99)))
         coarse = SlideRow(SlideSource(str(slide), mpp=0.7), truth=path)
         with pytest.raises(ConfigError, match=r"has 0.7 um/px, and the recipe wants 0.5"):

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import shapely
+from PIL import Image
 
 import models.card as card_module
 from models.card import SegmenterConfig
 from models.checkpoint import save_segmenter
+from models.engines.map_slide import plan_map
 from models.registry import make_segmenter
+from pipelines.camelyon16.read.score import ScoreConfig, score_slide
+from pipelines.runs.config import load_config
+from pipelines.runs.task import MapTask
 from pipelines.segment.read import SegmentConfig, SegmentJob, outlines, segment_slide
 from pipelines.segment.result import PALETTE, colours_of
-from tests.slides import RednessMapper, painted, write_pyramid
+from tests.slides import RednessEngine, RednessMapper, painted, write_pyramid
 from wsi.errors import ForeignStoreError
 from wsi.marks.geojson import read_objects
 from wsi.marks.raster import areas_of
 from wsi.metrics.segmentation import UNKNOWN
 from wsi.results.folder import LocalFolder
+from wsi.results.store import HeatmapStore
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
-from wsi.slides.tissue import TissueConfig
+from wsi.slides.tissue import TissueConfig, find_tissue
 from wsi.vocabulary import COMPARTMENT_COLOURS
 
 Run = Callable[..., tuple[int, str, str]]
@@ -66,6 +73,11 @@ class TestAreas:
         covered = np.sum([shapely.contains_xy(area, x, y) for area in areas], axis=0)
         np.testing.assert_array_equal(covered, inside)
         assert sum(area.area for area in areas) == inside.sum()
+
+    def test_areas_of_fewer_cells_are_left_out(self) -> None:
+        inside = np.zeros((8, 12), np.bool_)
+        inside[1:3, 1:3], inside[5, 5] = True, True
+        assert [a.area for a in areas_of(inside, 2, 2)] == [16]
 
     def test_small_ones_get_no_outline_and_nothing_is_made_of_what_is_not_known(self) -> None:
         labels = np.zeros((10, 10), np.uint8)
@@ -133,7 +145,45 @@ class TestSlide:
         glass = write_pyramid(tmp_path / "glass.tif", np.full((400, 500, 3), 244, np.uint8))
         result = segment_slide(SlideRow(SlideSource(str(glass))), "g", RednessMapper(), tmp_path / "o", CFG)
         assert result.empty
+        assert {one.mm2 for one in result.classes.values()} == {None}  # which is not zero
         assert result.note.startswith("no tissue found")
+
+    def test_elsewhere_than_on_the_users_own_mask_nothing_is_mapped(
+        self, row: SlideRow, tmp_path: Path
+    ) -> None:
+        mask = np.zeros((100, 150), np.uint8)
+        mask[20:30, 60:70] = 255  # level-0 (480, 160) to (560, 240): on the ring alone
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        own = replace(row, mask=tmp_path / "mask.png")
+        result = segment_slide(own, "ring", RednessMapper(), tmp_path / "out", CFG)
+        total = sum(one.mm2 or 0 for one in result.classes.values())
+        assert total == pytest.approx(80 * 80 / 16 / 1e6)
+        assert result.classes["red"].mm2 == pytest.approx(total)
+
+    def test_a_task_does_not_write_into_the_map_of_another_run(self, row: SlideRow, tmp_path: Path) -> None:
+        with row.source.open() as slide:
+            mask = find_tissue(slide, CFG.tissue)
+            plan, other = (plan_map(slide, mask, RednessMapper().card, made) for made in ("old", "new"))
+        HeatmapStore.create(tmp_path / "classes.zarr", other.spec)
+        task = MapTask(row.source, plan, plan.chunks, RednessMapper(), LocalFolder(tmp_path / "classes.zarr"))
+        with pytest.raises(ForeignStoreError, match="was replaced by another command"):
+            task.run(lambda done, total: None)
+        assert HeatmapStore.open(tmp_path / "classes.zarr").chunks_done() == set()
+
+    def test_replacing_another_commands_result_leaves_nothing_of_it(
+        self, row: SlideRow, tmp_path: Path
+    ) -> None:
+        score_slide(row, "ring", RednessEngine(), tmp_path / "out", ScoreConfig(tissue=CFG.tissue))
+        assert (tmp_path / "out" / "lesions.csv").exists()
+        segment_slide(row, "ring", RednessMapper(), tmp_path / "out", CFG, overwrite=True)
+        names = {p.name for p in (tmp_path / "out").iterdir()}
+        assert names == {"classes.zarr", "areas.geojson", "preview.png", "slide.json"}
+
+    def test_a_file_that_sets_a_part_of_the_tissue_keeps_the_method(self) -> None:
+        given = SegmentConfig.model_validate({"tissue": {"min_speck_um2": 5.0}})
+        assert (given.tissue.method, given.tissue.min_speck_um2) == ("density", 5)
+        assert SegmentConfig.model_validate({"tissue": {"method": "ncrf"}}).tissue.method == "ncrf"
+        assert load_config(Path("configs/segment.yaml"), SegmentConfig) == SegmentConfig()
 
     def test_a_job_can_be_pickled_and_names_its_engine(self, tmp_path: Path) -> None:
         job = SegmentJob(LocalFolder(tmp_path), RednessMapper(), CFG)
@@ -199,7 +249,8 @@ class TestCommand:
     def test_a_bad_slide_costs_itself(self, row: SlideRow, model: Path, tmp_path: Path, wsi: Run) -> None:
         (tmp_path / "bad.tif").write_bytes(b"no slide")
         code, out, err = wsi(
-            "segment", tmp_path / "bad.tif", row.source.path, "-m", model, "-o", tmp_path / "out"
+            *("segment", tmp_path / "bad.tif", row.source.path, "-m", model, "-o", tmp_path / "out"),
+            *("-c", tmp_path / "all.yaml"),
         )
         assert code == 1
         assert "bad: failed" in err
@@ -214,6 +265,22 @@ class TestCommand:
             {n: LocalFolder(tmp_path / f).read(n) for n in LocalFolder(tmp_path / f).files()} for f in "ab"
         ]
         assert {n for n in files[0] if files[0][n] != files[1].get(n)} <= {"run.json"}
+
+    def test_other_commands_say_what_it_is(
+        self, row: SlideRow, model: Path, tmp_path: Path, wsi: Run
+    ) -> None:
+        out = tmp_path / "out"
+        assert wsi("segment", row.source.path, "-m", model, "-o", out, "-c", tmp_path / "all.yaml")[0] == 0
+        for words in (
+            ("export", "csv", out),
+            ("cohort", "export", out, tmp_path / "t.parquet"),
+            ("camelyon16", "evaluate", out, "--truth", tmp_path, "--others-normal"),
+        ):
+            code, _, err = wsi(*words)
+            assert (code, "is a segmentation of wsi segment" in err) == (2, True), err
+        code, _, err = wsi("view", out, "--no-browser")
+        assert (code, "segmentations, which are not shown here" in err) == (2, True), err
+        assert wsi("cohort", "status", out)[0] == 0
 
     @pytest.mark.parametrize(
         ("model_name", "said"),
