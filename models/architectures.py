@@ -71,6 +71,13 @@ ARCHITECTURES: tuple[ArchitectureFacts, ...] = (
         OWN,
         "four levels, from stride 4",
     ),
+    ArchitectureFacts(
+        "cornernet",
+        "detect",
+        "Law and Deng 2018",
+        OWN,
+        "one hourglass of 48 channels and three halvings instead of two of 256 and five",
+    ),
     ArchitectureFacts("unet", "segment", "Ronneberger et al. 2015", OWN, "padded, with batch normalisation"),
     ArchitectureFacts(
         "unet_valid", "segment", "Ronneberger et al. 2015", OWN, "as published: 572 px give 388"

@@ -34,7 +34,7 @@ ZOO = Path(__file__).resolve().parent / "zoo"
 SIDE_STEP = 32
 RUN_CORE_PX = 1024  # of a segmenter's tiles on slides: with more, a network's maps take gigabytes
 Task = Literal["classify", "detect", "segment"]
-DetectorName = Literal["faster_rcnn", "retinanet", "yolo_v3"]
+DetectorName = Literal["faster_rcnn", "retinanet", "yolo_v3", "cornernet"]
 SegmenterName = Literal[
     "unet",
     "unet_valid",
@@ -75,7 +75,7 @@ class DetectorConfig(Config):
     Attributes:
         classes: names, from 0 as they leave this module; inside Faster R-CNN 0 is the background.
         network: ``faster_rcnn`` (Ren et al. 2015), ``retinanet`` (Lin et al. 2017), ``yolo_v3`` (Redmon and Farhadi
-            2018).
+            2018) or ``cornernet`` (Law and Deng 2018), which has an hourglass of its own and no anchors.
         backbone: ``resnet50`` (Kim et al. 2019 name Faster R-CNN only; this is torchvision's default), or ``small`` for
             CPUs: three stages at 1/4, 1/8 and 1/16; ``darknet53``, of yolo_v3 alone: three at 1/8, 1/16 and 1/32.
         tile_px: side of the tiles that the network is trained on; it resizes nothing.
@@ -106,6 +106,8 @@ class DetectorConfig(Config):
             raise ValueError(f"{self.backbone} has {levels} levels, so it needs as many anchors_px")
         if self.backbone == "darknet53" and self.network != "yolo_v3":
             raise ValueError(f"darknet53 is a backbone of yolo_v3; {self.network} takes small or resnet50")
+        if self.network == "cornernet" and self.backbone != "small":
+            raise ValueError("cornernet has an hourglass of its own; leave backbone at small")
         if self.anchor_boxes and self.network != "yolo_v3":
             raise ValueError(f"anchor_boxes are of yolo_v3; {self.network} takes anchors_px")
         if self.anchor_boxes and len(self.anchor_boxes) != 3 * levels:

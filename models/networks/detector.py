@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.card import SIDE_STEP, DetectorConfig, DetectorName
-from models.networks import faster_rcnn, retinanet, yolo
+from models.networks import cornernet, faster_rcnn, retinanet, yolo
 from models.networks.faster_rcnn import Maps
 from wsi.arrays import BoxesXYXY
 from wsi.marks.boxes import Boxes, joined
@@ -21,6 +21,7 @@ FAMILIES: dict[DetectorName, ModuleType] = {
     "faster_rcnn": faster_rcnn,
     "retinanet": retinanet,
     "yolo_v3": yolo,
+    "cornernet": cornernet,
 }
 
 
