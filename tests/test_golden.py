@@ -41,8 +41,8 @@ GOLDEN = {
     "fields": (1, "f29930b6474c4b0b"),
     "boxes": (1, "68362a787ec8e0bc"),
     "report": (1, "fb58fa0cd3652803"),
-    "map": (1, ""),
-    "areas": (1, ""),
+    "map": (1, "8c840a7ead4202f2"),
+    "areas": (1, "ab962e92ce7e0a95"),
 }
 NOW = {
     "heatmap": scoring.HEATMAP_FORMAT,
