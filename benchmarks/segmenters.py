@@ -1,7 +1,6 @@
 """Segmenters side by side: the same tiles, the same number of examples; on drawn kidneys and on real glomeruli.
 
-Each network is trained by its own command of the recipe, so an interrupted run goes on: a network that is done is only
-measured again. Drawn: wsi phantom kidney --count 20 --seed 71 --size 8192x8192 --validation-share 0.2 --out KIDNEYS.
+A network that is trained already is only measured again; one that was interrupted begins anew. Drawn: wsi phantom kidney --count 20 --seed 71 --size 8192x8192 --validation-share 0.2 --out KIDNEYS.
 Real: a folder of pictures with their glomeruli in polygons.csv (file, ring, label, x,y_pairs_px), split by patient.
 """
 
@@ -126,7 +125,7 @@ def of_network(recipe: SegmenterTrainConfig, name: str, examples: int) -> Segmen
 def validation_score(
     network: object, recipe: SegmenterTrainConfig, cfg: SegmenterTrainConfig, slides: Path
 ) -> SegmentationScore:
-    """Agreement on the same places for every network: the cores of the recipe's own tiles."""
+    """Agreement on cores of 256 px around the same outlines for every network; of 260 px for unet_valid."""
     from contextlib import ExitStack
 
     shape = recipe.segmenter.model_copy(update={"margin_px": cfg.segmenter.margin_px})

@@ -95,7 +95,11 @@ ARCHITECTURES: tuple[ArchitectureFacts, ...] = (
     ),
     ArchitectureFacts("dilated_context", "segment", "Yu and Koltun 2016", OWN, _TRUNK),
     ArchitectureFacts(
-        "refinenet", "segment", "Lin et al. 2017", OWN, f"{_TRUNK}; 4 x width channels, 256 at width 64"
+        "refinenet",
+        "segment",
+        "Lin et al. 2017",
+        OWN,
+        f"{_TRUNK}; 256 channels at width 64; one convolution for the classes, without residual units before it",
     ),
     ArchitectureFacts(
         "two_path", "segment", "Havaei et al. 2017", OWN, "two phases of training are not done"

@@ -82,7 +82,7 @@ class DetectorConfig(Config):
         spacing_um: um per pixel of the tiles.
         anchors_px: side of the anchors, one for each level of the pyramid, fine to coarse.
         anchor_boxes: of yolo_v3: (width, height) of three anchors a level, fine to coarse. Empty: training takes them
-            from its boxes by k-means.
+            from its boxes by k-means; of anchors_px yolo_v3 takes the number alone.
         iou: overlap above which a box suppresses another in its tile.
         lowest_score: boxes with a lower score are left out.
         separate: a whole network for each class, as in Kim et al. 2019, instead of one for all; takes twice the time.
@@ -110,6 +110,8 @@ class DetectorConfig(Config):
             raise ValueError("cornernet has an hourglass of its own; leave backbone at small")
         if self.anchor_boxes and self.network != "yolo_v3":
             raise ValueError(f"anchor_boxes are of yolo_v3; {self.network} takes anchors_px")
+        if any(not min(sides) > 0 for sides in self.anchor_boxes):
+            raise ValueError(f"anchor_boxes {list(self.anchor_boxes)} must have sides above 0")
         if self.anchor_boxes and len(self.anchor_boxes) != 3 * levels:
             raise ValueError(f"{self.backbone} has {levels} levels, so it needs {3 * levels} anchor_boxes")
         return self

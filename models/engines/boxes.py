@@ -42,6 +42,8 @@ class BoxEngine:
         network, self.card = load_detector(folder)
         if cfg.orientations != 1:
             raise ConfigError("a detector looks at each tile once; leave orientations at 1")
+        if cfg.precision == "int8":
+            raise ConfigError("detectors have no int8 form; use --precision bf16 or fp32")
         gpu = engine_for(cfg.engine) == "torch" and torch.cuda.is_available()
         self._device = torch.device("cuda" if gpu else "cpu")
         self._network = network.to(self._device)

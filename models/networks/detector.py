@@ -57,7 +57,7 @@ class CapillaryDetector(nn.Module):
 
     @torch.inference_mode()
     def detect(self, tiles: Tensor, convolve: Sequence[Convolve] | None = None) -> list[Boxes]:
-        """Boxes of every tile in its own pixels, in evaluation mode, at most `MOST_BOXES` each, best first.
+        """Boxes of every tile in its own pixels, in evaluation mode, best first; each network gives at most 400.
 
         Args:
             tiles: (n, side, side, 3) RGB uint8, or float (n, 3, side, side) in 0..1; the side is any multiple of

@@ -44,16 +44,13 @@ class Yolo(nn.Module):
         above = 0
         for own in reversed(channels):  # coarse to fine
             width = own // 2
-            self.joins.append(
-                nn.Sequential(
-                    _convolution(own + above, width, 1),
-                    _convolution(width, own, 3),
-                    _convolution(own, width, 1),
-                )
-            )
+            more = (_convolution(width, own, 3), _convolution(own, width, 1))
+            again = (_convolution(width, own, 3), _convolution(own, width, 1))
+            self.joins.append(nn.Sequential(_convolution(own + above, width, 1), *more, *again))
             self.heads.append(nn.Sequential(_convolution(width, own, 3), nn.Conv2d(own, outputs, 1)))
             above = width // 2
-            self.bring.append(_convolution(width, above, 1))
+            if len(self.joins) < len(channels):  # nothing lies above the finest
+                self.bring.append(_convolution(width, above, 1))
 
     def forward(self, pixels: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses of a batch; see `losses`."""
@@ -65,15 +62,14 @@ class Yolo(nn.Module):
         features = list(self.body((pixels - 0.5) / 0.5).values())
         outputs: list[Tensor] = []
         above: Tensor | None = None
-        for join, head, bring, own in zip(
-            self.joins, self.heads, self.bring, reversed(features), strict=True
-        ):
+        for i, own in enumerate(reversed(features)):
             if above is not None:
                 above = F.interpolate(above, scale_factor=2.0, mode="nearest")
                 own = torch.cat([own, above], dim=1)
-            joined = join(own)
-            outputs.append(head(joined))
-            above = bring(joined)
+            joined = self.joins[i](own)
+            outputs.append(self.heads[i](joined))
+            if i < len(self.bring):
+                above = self.bring[i](joined)
         return tuple(reversed(outputs))
 
 
@@ -150,7 +146,7 @@ def anchors_by_kmeans(
 ) -> tuple[tuple[float, float], ...]:
     """Anchors for boxes, by k-means with the distance 1 - IoU of boxes with one middle; by rising area.
 
-    The first mean is that of all boxes; each further one begins at the box that is least like those before it.
+    The means begin at boxes whose areas divide all boxes evenly: a few of odd sizes get no anchors of their own.
 
     Args:
         sizes: (n, 2) width and height of each box.
@@ -163,9 +159,8 @@ def anchors_by_kmeans(
     different = np.unique(sizes, axis=0)
     if len(different) < count:
         raise ValueError(f"{len(different)} different boxes cannot give {count} anchors")
-    means = sizes.mean(axis=0)[None]
-    while len(means) < count:
-        means = np.concatenate([means, different[shape_iou(different, means).max(axis=1).argmin()][None]])
+    ordered = different[np.argsort(different.prod(axis=1), kind="stable")]
+    means = ordered[((np.arange(count) + 0.5) * len(ordered) / count).astype(np.int64)]
     for _ in range(rounds):
         nearest = shape_iou(sizes, means).argmax(axis=1)
         moved = np.stack(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.card import DetectorConfig
+from models.card import DetectorCard, DetectorConfig, read_card
 from models.checkpoint import load_detector, save_detector
 from models.engines.contract import find_folder
 from models.networks.detector import CapillaryDetector
@@ -135,6 +135,8 @@ class Detect:
         boxes = [torch.from_numpy(tile.objects.boxes).to(self.device) for tile in batch.tiles]
         labels = [torch.from_numpy(tile.objects.labels).to(self.device) for tile in batch.tiles]
         bf16 = use_bf16(self.cfg.precision, self.device)
+        # RetinaNet's loss has 1 - p, which bf16 rounds away; the other networks compute theirs in fp32
+        bf16 = bf16 and self.cfg.detector.network != "retinanet"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             losses = network.losses(tiles, boxes, labels)
         return torch.stack(list(losses.values())).sum()
@@ -193,7 +195,7 @@ def _start(cfg: DetectorTrainConfig) -> CapillaryDetector:
 
 
 def _with_anchors(cfg: DetectorTrainConfig, sampler: TileSampler) -> DetectorTrainConfig:
-    """The recipe with the anchors of YOLOv3 taken from the boxes of the training slides, unless it states some.
+    """The recipe with the anchors of YOLOv3, unless it states some: of the detector to start from, else of the boxes.
 
     Raises:
         ConfigError: there are too few boxes.
@@ -201,6 +203,9 @@ def _with_anchors(cfg: DetectorTrainConfig, sampler: TileSampler) -> DetectorTra
     shape = cfg.detector
     if shape.network != "yolo_v3" or shape.anchor_boxes:
         return cfg
+    if cfg.init is not None:
+        begun = read_card(find_folder(cfg.init), DetectorCard).detector.anchor_boxes
+        return cfg.model_copy(update={"detector": shape.model_copy(update={"anchor_boxes": begun})})
     sizes = []
     for slide, marked in zip(sampler.slides, sampler.marked, strict=True):
         objects = enlarged(marked.objects, [um / slide.mpp for um in cfg.enlarge_um])

@@ -78,7 +78,7 @@ def _place(text: str) -> tuple[float, float]:
 
 
 def _check_results(folder: Path, model: str, source: SlideSource) -> None:
-    """Refuse results of another model or another slide: their peaks would be explained by who did not make them.
+    """Refuse results of a model of another name, or of another slide: others made their peaks.
 
     Raises:
         ConfigError: they are, or are none of ``wsi score``.

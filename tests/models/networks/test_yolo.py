@@ -166,6 +166,15 @@ class TestAnchors:
         np.testing.assert_allclose(anchors_by_kmeans(sizes, 3), kinds, rtol=0.03)
         assert anchors_by_kmeans(sizes, 3) == anchors_by_kmeans(sizes, 3)
 
+    def test_a_few_odd_boxes_take_no_anchor_from_the_others(self) -> None:
+        rng = np.random.default_rng(0)
+        sizes = rng.uniform(20, 40, (300, 2))
+        odd = np.concatenate([sizes, rng.uniform(300, 900, (3, 2))])
+        plain, disturbed = (
+            shape_iou(sizes, np.array(anchors_by_kmeans(some, 9))).max(axis=1).mean() for some in (sizes, odd)
+        )
+        assert disturbed > plain - 0.03
+
     def test_too_few_boxes(self) -> None:
         with pytest.raises(ValueError, match="2 different boxes cannot give 9 anchors"):
             anchors_by_kmeans(np.array([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]), 9)
@@ -181,6 +190,7 @@ class TestAnchors:
     ("changes", "said"),
     [
         ({"anchor_boxes": ANCHORS[:8]}, "small has 3 levels, so it needs 9 anchor_boxes"),
+        ({"anchor_boxes": (*ANCHORS[:8], (0.0, 9.0))}, "must have sides above 0"),
         ({"network": "faster_rcnn"}, "anchor_boxes are of yolo_v3; faster_rcnn takes anchors_px"),
         (
             {"network": "retinanet", "backbone": "darknet53", "anchor_boxes": ()},

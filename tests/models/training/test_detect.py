@@ -286,6 +286,11 @@ class TestEngines:
         smaller = tissue_like[:, :96, :96]  # another side: compiled anew
         assert [len(d) for d in first.detect(smaller)] == [len(d) for d in second.detect(smaller)]
 
+    @pytest.mark.parametrize("engine", ["torch", "openvino"])
+    def test_no_int8(self, engine: Any) -> None:
+        with pytest.raises(ConfigError, match="detectors have no int8 form"):
+            BoxEngine(DEMO_DETECTOR, EngineConfig(engine=engine, precision="int8"))
+
     def test_a_batch_gives_what_single_tiles_give(self, tissue_like: np.ndarray) -> None:
         both, single = (
             BoxEngine(DEMO_DETECTOR, EngineConfig(engine="torch", batch=count)) for count in (2, 1)
@@ -702,7 +707,7 @@ class TestTraining:
         ):
             train_detector(rows, small_recipe(init="renal-ptc-demo"), tmp_path / "c", code_version="t")
 
-    def test_yolo_takes_its_anchors_from_the_training_boxes(self) -> None:
+    def test_yolo_takes_its_anchors_from_the_training_boxes(self, tmp_path: Path) -> None:
         """In the tile's pixels, with what boxes are enlarged by: 0.25 um/px to 0.5, and 2 um on each side."""
         rng = np.random.default_rng(0)
         sizes = rng.uniform(20, 120, (60, 2))
@@ -715,11 +720,17 @@ class TestTraining:
         stated = _with_anchors(cfg, sampler)
         assert _with_anchors(stated, sampler) == stated
         assert _with_anchors(small_recipe(), sampler) == small_recipe()
+        begun = tmp_path / "begun"
+        shape = TINY.model_copy(update={"network": "yolo_v3", "anchor_boxes": anchors})
+        card = {"name": "b", "enlarge_um": (2.0, 2.0), "thresholds": (0.5, 0.5)}
+        save_detector(begun, CapillaryDetector(shape), detector=shape, **card)
+        from_it = cfg.model_copy(update={"init": str(begun)})
         few: Any = SimpleNamespace(slides=sampler.slides, marked=[MarkedSlide(marked.objects[:5])])
         with pytest.raises(
             ConfigError, match="5 different boxes cannot give 9 anchors; mark more capillaries"
         ):
             _with_anchors(cfg, few)
+        assert _with_anchors(from_it, few).detector.anchor_boxes == anchors  # of the one that it starts from
 
     @pytest.mark.slow
     def test_yolo_is_trained_by_the_same_loop_and_its_card_keeps_the_anchors(
