@@ -152,9 +152,9 @@ class TestImageNetFile:
     def test_a_task_of_a_later_version(self, tmp_path: Path) -> None:
         tiny(tmp_path / "m")
         path = tmp_path / "m" / "card.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "segment"}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "convert"}))
         with pytest.raises(
-            ModelError, match=r"task 'segment', which this version .*knows classify and detect"
+            ModelError, match=r"task 'convert', which this version .*knows classify, detect, segment"
         ):
             read_card(tmp_path / "m", ModelCard)
 
@@ -215,9 +215,9 @@ class TestCheckpoint:
     def test_a_task_of_a_later_version(self, tmp_path: Path) -> None:
         tiny(tmp_path / "m")
         path = tmp_path / "m" / "card.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "segment"}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "convert"}))
         with pytest.raises(
-            ModelError, match=r"task 'segment', which this version .*knows classify and detect"
+            ModelError, match=r"task 'convert', which this version .*knows classify, detect, segment"
         ):
             read_card(tmp_path / "m", ModelCard)
 

@@ -320,7 +320,7 @@ class TestModels:
         code, _, err = wsi("score", coordinate_slide, "--model", "nowhere", "--out", tmp_path / "o")
         assert code == 2
         assert (
-            "there is no model folder nowhere; models that ship: lymph-node-10x, lymph-node-40x, lymph-node-demo, renal"
+            "there is no model folder nowhere; models that ship: kidney-compartments-demo, lymph-node-10x, lymph"
             in err
         )
 
