@@ -26,7 +26,7 @@ class Explanation:
         evidence: (rows, cols) float32, each a share of the patch's sides: above 0 speaks for the class, below against
             it. Its mean and the network's constant make the log-odds, before any calibration.
         constant: what the network adds, whatever it sees.
-        score: of the patch, 0..1, as the heatmap has it.
+        score: of the patch in this orientation and in fp32, 0..1.
     """
 
     evidence: npt.NDArray[np.float32]
@@ -64,10 +64,10 @@ class Explainer:
         pixels = torch.from_numpy(np.ascontiguousarray(patch[None]))
         layer = self._network.class_layer
         maps = torch.einsum("kc,chw->khw", layer.weight, self._network.last_maps(normalise(pixels))[0])
-        own = self.card.positive_index
-        others = [k for k in range(len(maps)) if k != own] or [own]
-        alone = len(maps) == 1
-        evidence = maps[own] if alone else maps[own] - maps[others].mean(dim=0)
-        constant = layer.bias[own] if alone else layer.bias[own] - layer.bias[others].mean()
-        score = float(self._scores(pixels)[0, own])
+        positive = self.card.positive_index
+        evidence, constant = maps[positive], layer.bias[positive]
+        others = [k for k in range(len(maps)) if k != positive]
+        if others:
+            evidence, constant = evidence - maps[others].mean(dim=0), constant - layer.bias[others].mean()
+        score = float(self._scores(pixels)[0, positive])
         return Explanation(evidence.numpy().astype(np.float32), float(constant), score)

@@ -141,12 +141,12 @@ def mapped(
     left = [chunk for chunk in chunks if chunk not in written]
     yield from (chunk for chunk in chunks if chunk in written)
     for chunk, tile in _tiles(slide, plan, left):
-        own = np.argwhere(plan.wanted(chunk))
+        cells = np.argwhere(plan.wanted(chunk))  # counted from the chunk's corner
         if tile is None:
-            scores = np.full((len(own), len(plan.spec.classes)), np.nan, np.float32)
+            scores = np.full((len(cells), len(plan.spec.classes)), np.nan, np.float32)
         else:
-            scores = mapper.map(tile)[:, own[:, 0], own[:, 1]].T.clip(0, 1)
-        store.write_chunk(chunk, own + np.array(chunk) * plan.spec.chunk, scores)
+            scores = mapper.map(tile)[:, cells[:, 0], cells[:, 1]].T.clip(0, 1)
+        store.write_chunk(chunk, cells + np.array(chunk) * plan.spec.chunk, scores)
         yield chunk
 
 

@@ -156,12 +156,12 @@ def heat_of(corners: Tensor, labels: Tensor, radii: Tensor, shape: tuple[int, in
     heat = torch.zeros(shape, device=corners.device)
     y = torch.arange(shape[1], device=corners.device)[:, None]
     x = torch.arange(shape[2], device=corners.device)
-    for (own_x, own_y), label, radius in zip(corners, labels, radii, strict=True):
+    for (corner_x, corner_y), label, radius in zip(corners, labels, radii, strict=True):
         sigma = (radius / 3).clamp_min(1 / 3)
-        bump = torch.exp(-((x - own_x) ** 2 + (y - own_y) ** 2) / (2 * sigma**2))
-        near = ((x - own_x).abs() <= radius) & ((y - own_y).abs() <= radius)
+        bump = torch.exp(-((x - corner_x) ** 2 + (y - corner_y) ** 2) / (2 * sigma**2))
+        near = ((x - corner_x).abs() <= radius) & ((y - corner_y).abs() <= radius)
         bump = torch.where(near, bump, torch.zeros_like(bump))
-        bump[own_y, own_x] = 1.0
+        bump[corner_y, corner_x] = 1.0
         heat[label] = torch.maximum(heat[label], bump)
     return heat
 

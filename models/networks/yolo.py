@@ -19,9 +19,8 @@ from models.networks.pyramids import pyramid_of
 FIRST_LABEL = 0  # each class has a sigmoid of its own
 PER_LEVEL = 3  # anchors
 IGNORED_FROM = 0.5  # overlap from which an anchor that is not responsible is not told that it is wrong
-LARGEST_GROWTH = math.log(
-    1000 / 16
-)  # of an anchor's side, as torchvision limits it, so that exp stays finite
+# Of an anchor's side, as torchvision limits it, so that exp stays finite
+LARGEST_GROWTH = math.log(1000 / 16)
 DARKNET = (1, 2, 8, 8, 4)  # residual blocks of the stages of Darknet-53
 
 
@@ -42,12 +41,11 @@ class Yolo(nn.Module):
         outputs = PER_LEVEL * (5 + classes)
         self.joins, self.bring, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         above = 0
-        for own in reversed(channels):  # coarse to fine
-            width = own // 2
-            more = (_convolution(width, own, 3), _convolution(own, width, 1))
-            again = (_convolution(width, own, 3), _convolution(own, width, 1))
-            self.joins.append(nn.Sequential(_convolution(own + above, width, 1), *more, *again))
-            self.heads.append(nn.Sequential(_convolution(width, own, 3), nn.Conv2d(own, outputs, 1)))
+        for level in reversed(channels):  # coarse to fine
+            width = level // 2
+            pairs = [(_convolution(width, level, 3), _convolution(level, width, 1)) for _ in range(2)]
+            self.joins.append(nn.Sequential(_convolution(level + above, width, 1), *pairs[0], *pairs[1]))
+            self.heads.append(nn.Sequential(_convolution(width, level, 3), nn.Conv2d(level, outputs, 1)))
             above = width // 2
             if len(self.joins) < len(channels):  # nothing lies above the finest
                 self.bring.append(_convolution(width, above, 1))
@@ -62,11 +60,11 @@ class Yolo(nn.Module):
         features = list(self.body((pixels - 0.5) / 0.5).values())
         outputs: list[Tensor] = []
         above: Tensor | None = None
-        for i, own in enumerate(reversed(features)):
+        for i, level in enumerate(reversed(features)):
             if above is not None:
-                above = F.interpolate(above, scale_factor=2.0, mode="nearest")
-                own = torch.cat([own, above], dim=1)
-            joined = self.joins[i](own)
+                enlarged = F.interpolate(above, scale_factor=2.0, mode="nearest")
+                level = torch.cat([level, enlarged], dim=1)
+            joined = self.joins[i](level)
             outputs.append(self.heads[i](joined))
             if i < len(self.bring):
                 above = self.bring[i](joined)
@@ -188,18 +186,18 @@ def decode(network: Yolo, maps: Maps, side: int) -> tuple[Tensor, Tensor, Tensor
     boxes, objects, classes = [], [], []
     for output, anchors in zip(maps, network.anchors, strict=True):
         count, _, height, width = output.shape
-        t = output.view(count, PER_LEVEL, 5 + network.classes, height, width).permute(0, 3, 4, 1, 2)
+        values = output.view(count, PER_LEVEL, 5 + network.classes, height, width).permute(0, 3, 4, 1, 2)
         stride = side / width
         y, x = torch.meshgrid(
             torch.arange(height, device=output.device),
             torch.arange(width, device=output.device),
             indexing="ij",
         )
-        middle = (t[..., :2].sigmoid() + torch.stack([x, y], dim=-1)[:, :, None]) * stride
-        sizes = torch.tensor(anchors, device=output.device) * t[..., 2:4].clamp(max=LARGEST_GROWTH).exp()
+        middle = (values[..., :2].sigmoid() + torch.stack([x, y], dim=-1)[:, :, None]) * stride
+        sizes = torch.tensor(anchors, device=output.device) * values[..., 2:4].clamp(max=LARGEST_GROWTH).exp()
         boxes.append(torch.cat([middle - sizes / 2, middle + sizes / 2], dim=-1).reshape(count, -1, 4))
-        objects.append(t[..., 4].reshape(count, -1))
-        classes.append(t[..., 5:].reshape(count, -1, network.classes))
+        objects.append(values[..., 4].reshape(count, -1))
+        classes.append(values[..., 5:].reshape(count, -1, network.classes))
     return torch.cat(boxes, dim=1), torch.cat(objects, dim=1), torch.cat(classes, dim=1)
 
 
@@ -209,17 +207,17 @@ def responsible(network: Yolo, maps: Maps, boxes: Tensor, side: int) -> tuple[Te
     One anchor is responsible for a box: that of the best shape, at the place of the box's middle. Of tx and ty the
     sigmoid is given.
     """
-    shapes = torch.tensor([anchor for level in network.anchors for anchor in level], device=boxes.device)
+    shapes = torch.tensor([shape for anchors in network.anchors for shape in anchors], device=boxes.device)
     sizes = (boxes[:, 2:] - boxes[:, :2]).clamp_min(1e-3)
     shared = torch.minimum(sizes[:, None], shapes).prod(dim=2)
     best = (shared / (sizes.prod(dim=1)[:, None] + shapes.prod(dim=1) - shared)).argmax(dim=1)
     widths = torch.tensor([output.shape[3] for output in maps], device=boxes.device)
     starts = torch.cat([widths.new_zeros(1), (widths**2 * PER_LEVEL).cumsum(0)[:-1]])  # tiles are squares
-    level, own = best // PER_LEVEL, best % PER_LEVEL
+    level, anchor = best // PER_LEVEL, best % PER_LEVEL
     strides = side / widths[level]
     at = (boxes[:, :2] + boxes[:, 2:]) / 2 / strides[:, None]
     place = torch.minimum(at.floor().clamp_min(0), (widths[level] - 1)[:, None]).long()
-    index = starts[level] + (place[:, 1] * widths[level] + place[:, 0]) * PER_LEVEL + own
+    index = starts[level] + (place[:, 1] * widths[level] + place[:, 0]) * PER_LEVEL + anchor
     wanted = torch.cat([at - place, (sizes / shapes[best]).log()], dim=1)
     return index, wanted
 
@@ -264,9 +262,9 @@ def boxes_of(network: Yolo, maps: Maps, pixels: Tensor) -> list[dict[str, Tensor
     boxes, objects, classes = decode(network, maps, side)
     scores = objects.sigmoid()[..., None] * classes.sigmoid()
     results = []
-    for own_boxes, own_scores in zip(boxes.clamp(0, side), scores, strict=True):
-        index, labels = (own_scores > cfg.lowest_score).nonzero(as_tuple=True)
-        kept_boxes, kept_scores = own_boxes[index], own_scores[index, labels]
+    for tile_boxes, tile_scores in zip(boxes.clamp(0, side), scores, strict=True):
+        index, labels = (tile_scores > cfg.lowest_score).nonzero(as_tuple=True)
+        kept_boxes, kept_scores = tile_boxes[index], tile_scores[index, labels]
         keep = batched_nms(kept_boxes, kept_scores, labels, cfg.iou)[:MOST_BOXES]
         results.append({"boxes": kept_boxes[keep], "scores": kept_scores[keep], "labels": labels[keep]})
     return results

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +18,10 @@ from models.checkpoint import load_detector, save_detector
 from models.engines.contract import find_folder
 from models.networks.detector import CapillaryDetector
 from models.networks.yolo import PER_LEVEL, anchors_by_kmeans
-from models.training.data.augment import AugmentConfig, draw_changes, recolour, restain
+from models.training.data.augment import AugmentConfig, draw_changes, recoloured
 from models.training.data.detection import Example
 from models.training.data.tiles import (
     TileBatch,
-    TileFeed,
     TileSampler,
     tile_sampler,
     training_rows,
@@ -33,13 +31,12 @@ from models.training.loop import Judgement, run
 from models.training.progress import NOBODY, Listeners
 from models.training.recipe import DetectorTrainConfig
 from models.training.state import TrainingState, use_bf16
-from models.training.team import Team, choose_device, join_team, share_batch_norm
+from models.training.team import choose_device, join_team, share_batch_norm
+from models.training.tile_learning import TileLearning
 from wsi.errors import ConfigError
 from wsi.marks.boxes import Boxes, enlarged, joined, suppress
 from wsi.metrics.detection import average_precision
 from wsi.slides.manifest import SlideRow
-
-CLIP = 5.0  # largest norm of a gradient: a tile with many false boxes must not undo what was learned
 
 
 def train_detector(
@@ -79,51 +76,19 @@ def train_detector(
         network = _start(cfg)
         share_batch_norm(network, team)
         network = network.to(device).to(memory_format=torch.channels_last)
-        task = Detect(sampler, validation_tiles(rows, cfg, stack), cfg, out, code_version, team, device)
+        held_out = validation_tiles(rows, cfg, stack)
+        task = Detect(sampler, held_out, out, code_version, team, device, cfg)
         optimiser = torch.optim.AdamW(network.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay)
         state = TrainingState(network, optimiser, sampler, torch.Generator().manual_seed(cfg.seed))
         return run(task, state, out, resume=resume, listeners=listeners)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Detect:
+class Detect(TileLearning[Example]):
     """Finding capillaries on tiles; see `models.training.loop.Task`."""
 
-    sampler: TileSampler
-    held_out: Sequence[Example]
     cfg: DetectorTrainConfig
-    out: Path
-    code_version: str
-    team: Team
-    device: torch.device
     measure: str = "ap50"
-    clip: float | None = CLIP
-
-    @property
-    def recipe(self) -> DetectorTrainConfig:
-        """The recipe."""
-        return self.cfg
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """There is one phase."""
-        return (self.cfg.examples,)
-
-    @property
-    def resumable(self) -> dict[str, Any]:
-        """What must be the same to go on with a run: all but paths, names and how fast it goes."""
-        free = {"name", "slides", "limits", "training_data", "checkpoint_every", "device"}
-        return self.cfg.model_dump(mode="json", exclude=free) | {"data": self.sampler.identity}
-
-    def show(self, listeners: Listeners) -> None:
-        """Nothing is shown: tiles with boxes need a picture of their own."""
-
-    def enter(self, phase: int, state: TrainingState, listeners: Listeners) -> None:
-        """Nothing changes."""
-
-    def feed(self, state: TrainingState) -> AbstractContextManager[TileFeed[Example]]:
-        """Batches from the next tile on."""
-        return nullcontext(TileFeed(self.sampler, self.cfg.batch, self.team, state.seen))
 
     def loss(self, state: TrainingState, batch: TileBatch[Example]) -> Tensor:
         """Sum of the network's losses on this process's share of a batch."""
@@ -166,7 +131,7 @@ class Detect:
             enlarge_um=cfg.enlarge_um,
             demonstration=cfg.demonstration,
             limits=cfg.limits,
-            training={"examples": state.seen, "seed": cfg.seed, "data": cfg.training_data},
+            training=self.seen(state),
             code_version=self.code_version,
             **judgement.card,
         )
@@ -223,11 +188,8 @@ def _recoloured(
     pixels: npt.NDArray[np.uint8], cfg: AugmentConfig, generator: torch.Generator, batch: int, share: range
 ) -> Tensor:
     """Float (n, 3, h, w) in 0..1 of a share of a batch; orientations were drawn with the boxes."""
-    draws = draw_changes(batch, cfg, generator).of(share).draws
-    tiles = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    if cfg.stain:
-        tiles = restain(tiles, 1 + cfg.stain * draws[:, 4:7], 0.1 * cfg.stain * draws[:, 7:10])
-    tiles = (recolour(tiles, cfg, draws[:, :4]) + 1) / 2
+    changes = draw_changes(batch, cfg, generator).of(share)
+    tiles = (recoloured(torch.from_numpy(pixels), cfg, changes) + 1) / 2
     return tiles.contiguous(memory_format=torch.channels_last)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,19 +18,18 @@ from models.engines.contract import find_folder
 from models.networks.contract import normalise
 from models.networks.segmentation import Segmenter
 from models.registry import make_segmenter
-from models.training.data.areas import AreaExample, AreaSampler, area_sampler, validation_areas
-from models.training.data.augment import draw_changes, recolour, restain
-from models.training.data.tiles import TileBatch, TileFeed, training_rows
+from models.training.data.areas import AreaExample, area_sampler, check_areas, validation_areas
+from models.training.data.augment import draw_changes, recoloured, wear
+from models.training.data.tiles import TileBatch, training_rows
 from models.training.loop import Judgement, run
 from models.training.progress import NOBODY, Listeners
 from models.training.recipe import SegmenterTrainConfig
 from models.training.state import TrainingState, use_bf16
-from models.training.team import Team, choose_device, join_team, share_batch_norm
+from models.training.team import choose_device, join_team, share_batch_norm
+from models.training.tile_learning import TileLearning
 from wsi.errors import ConfigError
 from wsi.metrics.segmentation import UNKNOWN, ClassMap, SegmentationScore, compare_maps
 from wsi.slides.manifest import SlideRow
-
-CLIP = 5.0  # largest norm of a gradient, as for the detector
 
 
 def train_segmenter(
@@ -57,9 +55,10 @@ def train_segmenter(
         The best mean intersection over union; NaN where nothing is held out.
 
     Raises:
-        ConfigError: no slide to train on, or none of its places can be read.
+        ConfigError: no slide to train on, none of its places can be read, or a class that no outline has.
         ModelError: the loss is not finite, or there is nothing to resume.
     """
+    check_areas(rows, cfg)
     device = choose_device(cfg.device)
     team = join_team(cfg.batch, device)
     torch.manual_seed(cfg.seed)
@@ -70,63 +69,28 @@ def train_segmenter(
         sampler = area_sampler(training_rows(rows), cfg, cfg.seed, stack)
         if sampler is None:
             raise ConfigError("no slide to train on: none is of the split 'train'")
-        task = Segment(sampler, validation_areas(rows, cfg, stack), cfg, out, code_version, team, device)
+        held_out = validation_areas(rows, cfg, stack)
+        task = Segment(sampler, held_out, out, code_version, team, device, cfg)
         optimiser = torch.optim.AdamW(network.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay)
         state = TrainingState(network, optimiser, sampler, torch.Generator().manual_seed(cfg.seed))
         return run(task, state, out, resume=resume, listeners=listeners)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Segment:
+class Segment(TileLearning[AreaExample]):
     """Naming the class of every pixel of tiles; see `models.training.loop.Task`."""
 
-    sampler: AreaSampler
-    held_out: Sequence[AreaExample]
     cfg: SegmenterTrainConfig
-    out: Path
-    code_version: str
-    team: Team
-    device: torch.device
     measure: str = "mean_iou"
-    clip: float | None = CLIP
-
-    @property
-    def recipe(self) -> SegmenterTrainConfig:
-        """The recipe."""
-        return self.cfg
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """There is one phase."""
-        return (self.cfg.examples,)
-
-    @property
-    def resumable(self) -> dict[str, Any]:
-        """What must be the same to go on with a run: all but paths, names and how fast it goes."""
-        free = {"name", "slides", "limits", "training_data", "checkpoint_every", "device"}
-        return self.cfg.model_dump(mode="json", exclude=free) | {"data": self.sampler.identity}
-
-    def show(self, listeners: Listeners) -> None:
-        """Nothing is shown: tiles with classes need a picture of their own."""
-
-    def enter(self, phase: int, state: TrainingState, listeners: Listeners) -> None:
-        """Nothing changes."""
-
-    def feed(self, state: TrainingState) -> AbstractContextManager[TileFeed[AreaExample]]:
-        """Batches from the next tile on."""
-        return nullcontext(TileFeed(self.sampler, self.cfg.batch, self.team, state.seen))
 
     def loss(self, state: TrainingState, batch: TileBatch[AreaExample]) -> Tensor:
         """Weighted mean loss of the known pixels of this process's share of a batch."""
         network = _segmenter(state)
         network.train()
         share = self.team.share(self.cfg.batch)
-        draws = draw_changes(self.cfg.batch, self.cfg.augment, state.generator).of(share).draws
-        pixels = normalise(torch.from_numpy(np.stack([tile.pixels for tile in batch.tiles])))
-        if self.cfg.augment.stain:
-            stain = self.cfg.augment.stain
-            pixels = restain(pixels, 1 + stain * draws[:, 4:7], 0.1 * stain * draws[:, 7:10])
-        pixels = recolour(pixels, self.cfg.augment, draws[:, :4]).to(self.device)
+        changes = draw_changes(self.cfg.batch, self.cfg.augment, state.generator).of(share)
+        tiles = wear(np.stack([tile.pixels for tile in batch.tiles]), self.cfg.augment, changes)
+        pixels = recoloured(torch.from_numpy(tiles), self.cfg.augment, changes).to(self.device)
         bf16 = use_bf16(self.cfg.precision, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits = network.logits(pixels.contiguous(memory_format=torch.channels_last))
@@ -158,7 +122,7 @@ class Segment:
             segmenter=cfg.segmenter,
             demonstration=cfg.demonstration,
             limits=cfg.limits,
-            training={"examples": state.seen, "seed": cfg.seed, "data": cfg.training_data},
+            training=self.seen(state),
             code_version=self.code_version,
             **judgement.card,
         )

@@ -21,7 +21,7 @@ SBATCH = """#!/bin/bash
 set -euo pipefail
 
 FILE="$PWD/scheduler-$SLURM_JOB_ID.json"  # on a disk that all nodes see
-# a scheduler keeps a history that grows by 700 bytes a slide
+# else the scheduler keeps a history that grows with every slide
 export DASK_DISTRIBUTED__DIAGNOSTICS__COMPUTATIONS__MAX_HISTORY=0
 dask scheduler --scheduler-file "$FILE" --port 0 --no-dashboard &
 SCHEDULER=$!

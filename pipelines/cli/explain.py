@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -54,16 +54,14 @@ def explain(
         raise ConfigError(f"--out {file} must end in .png")
     explainer = Explainer(find_folder(model))
     source = SlideSource(slide, mpp)
-    if results is None:
-        places = [_place(text) for text in at or []]
-    else:
-        _check_results(results, explainer.card.name, source)
-        places = _peaks(results)
+    peaks = [] if results is None else _peaks(results, explainer.card.name, source)
+    places = [(x, y) for _, x, y in peaks] or [_place(text) for text in at or []]
     with source.open() as opened:
         explained = explain_places(opened, places, explainer)
     write_bytes(file, explained_png(source.name, explained, explainer.card))
-    for place in explained:
-        out.print(f"x {place.x}, y {place.y}: score {place.explanation.score:.3f}", markup=False)
+    for i, place in enumerate(explained):
+        beside = f" ({peaks[i][0]:.3f} in the results)" if peaks else ""
+        out.print(f"x {place.x}, y {place.y}: score {place.explanation.score:.3f}{beside}", markup=False)
     out.print(f"{file} shows why; for research use only", markup=False)
 
 
@@ -77,15 +75,16 @@ def _place(text: str) -> tuple[float, float]:
     return x, y
 
 
-def _check_results(folder: Path, model: str, source: SlideSource) -> None:
-    """Refuse results of a model of another name, or of another slide: others made their peaks.
+def _peaks(folder: Path, model: str, source: SlideSource) -> list[tuple[float, float, float]]:
+    """Score, x and y of the strongest peaks of a slide's result.
 
     Raises:
-        ConfigError: they are, or are none of ``wsi score``.
+        ConfigError: it has none, or is of another model's name, another slide or another spacing.
     """
     try:
         facts = json.loads((folder / "slide.json").read_bytes())
-        made_by, identity = str(facts["model"]), str(facts["slide_identity"])
+        made_by, identity, mpp = str(facts["model"]), str(facts["slide_identity"]), float(facts["mpp"])
+        peaks = [(float(p["score"]), float(p["x"]), float(p["y"])) for p in facts["lesions"][:SHOWN]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder} holds no finished result that can be read ({error}); give a slide's folder in the --out of "
@@ -95,17 +94,11 @@ def _check_results(folder: Path, model: str, source: SlideSource) -> None:
         raise ConfigError(f"{folder} was made by the model {made_by}, not by {model}; pass --model")
     if identity != source.identity():
         raise ConfigError(f"{folder} was made of another slide than {source.label}; check both")
-
-
-def _peaks(folder: Path) -> list[tuple[float, float]]:
-    """The strongest peaks of a slide's result."""
-    try:
-        with (folder / "lesions.csv").open(newline="") as file:
-            peaks = [(float(x), float(y)) for _, x, y in csv.reader(file)]
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder} holds no lesions.csv that can be read ({error}); give a slide's folder in the --out of wsi score"
-        ) from error
+    with source.open() as slide:
+        if not math.isclose(slide.mpp, mpp):
+            raise ConfigError(
+                f"{folder} was made at {mpp:g} um/px, and {slide.mpp:g} is read now; pass --mpp {mpp:g}"
+            )
     if not peaks:
         raise ConfigError(f"{folder} has no peak; give a place by --at")
-    return peaks[:SHOWN]
+    return peaks

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from models.card import (
     CARD,
@@ -92,10 +91,9 @@ def architectures() -> None:
     """
     from models.architectures import ARCHITECTURES
 
-    table = Table("name", "task", "source", "licence", "as it is here")
     for one in ARCHITECTURES:
-        table.add_row(one.name, one.task, one.source, one.licence, one.note)
-    out.print(table)
+        note = f"; {one.note}" if one.note else ""
+        out.print(f"{one.name}  {one.task}; {one.source}; {one.licence}{note}", markup=False)
 
 
 @app.command("test")

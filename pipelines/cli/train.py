@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +28,7 @@ from wsi.text import number_of
 if TYPE_CHECKING:
     from models.training.cross_validation import OutOfFold
     from models.training.progress import Listeners, Progress
-    from models.training.recipe import TrainConfig
+    from models.training.recipe import DetectorTrainConfig, SegmenterTrainConfig, TrainConfig
 
 MISTAKES = 24  # on the picture of the worst
 
@@ -268,19 +268,51 @@ def _listeners(
     return Listeners(report=report, metrics=metrics, show=show, say=say, stop=stop)
 
 
-def tile_listeners(
-    name: str, folder: Path, tick: Tick, stop: Callable[[], bool], measure: str, label: str
-) -> Listeners:
-    """Who is told of the progress of a network that learns from tiles.
+def train_on_tiles(
+    train: Callable[..., float],
+    cfg: DetectorTrainConfig | SegmenterTrainConfig,
+    rows: Sequence[SlideRow],
+    folder: Path,
+    measure: str,
+    label: str,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Train a network that learns from tiles, after what is there already was looked at.
 
     Args:
-        name: the model's.
-        folder: ``metrics.png`` goes here.
-        tick: moves the bar.
-        stop: whether the run is to end.
+        train: `models.training.detect.train_detector` or `models.training.segment.train_segmenter`.
+        cfg: the recipe.
+        rows: slides with truth.
+        folder: of the run.
         measure: the column of ``metrics.csv`` by which networks are compared.
         label: what sentences and the picture call it.
+        resume: go on with the run that stopped there.
+        overwrite: replace the model that is there.
     """
+    if leads():
+        refuse_earlier(folder, resume=resume, overwrite=overwrite)
+    with interruptible("stopping; the same command with --resume goes on") as stop:
+        again = resume and has_checkpoint(folder)
+        if not again:
+            write_training_run(cfg, folder)
+        with progress("training") as tick:
+            best = train(
+                rows,
+                cfg,
+                folder,
+                code_version=f"slidewright {version()}, code {code_hash()}",
+                resume=again,
+                listeners=_tile_listeners(cfg.name, folder, tick, stop, measure, label),
+            )
+    kept = "the last network" if np.isnan(best) else f"the best network ({label} {best:.4f})"
+    say(f"{kept} is in {folder / 'model'}; for research use only")
+
+
+def _tile_listeners(
+    name: str, folder: Path, tick: Tick, stop: Callable[[], bool], measure: str, label: str
+) -> Listeners:
     from models.training.progress import Listeners
 
     def report(p: Progress) -> None:

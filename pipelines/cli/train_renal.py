@@ -7,22 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.table import Table
 
-from pipelines.cli.console import interruptible, out, progress
-from pipelines.cli.train import (
-    has_checkpoint,
-    leads,
-    refuse_earlier,
-    say,
-    start,
-    tile_listeners,
-    write_training_run,
-)
+from pipelines.cli.console import out
+from pipelines.cli.train import refuse_earlier, say, start, train_on_tiles
 from pipelines.runs.config import load_config
-from pipelines.runs.made_by import code_hash, version
 from wsi.errors import ConfigError
 from wsi.files import csv_text, write_text
 from wsi.slides.manifest import SlideRow, read_manifest
@@ -159,23 +149,7 @@ def _train(
 ) -> None:
     from models.training.detect import train_detector
 
-    if leads():
-        refuse_earlier(folder, resume=resume, overwrite=overwrite)
-    with interruptible("stopping; the same command with --resume goes on") as stop:
-        again = resume and has_checkpoint(folder)
-        if not again:
-            write_training_run(cfg, folder)
-        with progress("training") as tick:
-            best = train_detector(
-                rows,
-                cfg,
-                folder,
-                code_version=f"slidewright {version()}, code {code_hash()}",
-                resume=again,
-                listeners=tile_listeners(cfg.name, folder, tick, stop, "ap50", "mean AP50"),
-            )
-    kept = "the last network" if np.isnan(best) else f"the best network (mean AP50 {best:.4f})"
-    say(f"{kept} is in {folder / 'model'}; for research use only")
+    train_on_tiles(train_detector, cfg, rows, folder, "ap50", "mean AP50", resume=resume, overwrite=overwrite)
 
 
 def _compare(trials: Sequence[Trial], folder: Path, *, resume: bool, overwrite: bool) -> None:

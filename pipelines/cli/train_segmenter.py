@@ -5,21 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
-from pipelines.cli.console import interruptible, progress
-from pipelines.cli.train import (
-    has_checkpoint,
-    leads,
-    refuse_earlier,
-    say,
-    tile_listeners,
-    write_training_run,
-)
+from pipelines.cli.train import train_on_tiles
 from pipelines.cli.train_renal import Examples, Folder, Overwrite, Recipe, Resume, Seed
 from pipelines.runs.config import load_config
-from pipelines.runs.made_by import code_hash, version
 from wsi.errors import ConfigError
 from wsi.slides.manifest import read_manifest
 
@@ -45,8 +35,7 @@ def segmenter(
     Examples:
     wsi train segmenter configs/kidney_compartments.yaml --slides kidneys/compartments.csv -o runs/compartments
     """
-    from models.training.data.areas import read_all_areas
-    from models.training.data.tiles import used_rows
+    from models.training.data.areas import check_areas
     from models.training.recipe import SegmenterTrainConfig
     from models.training.segment import train_segmenter
 
@@ -54,21 +43,7 @@ def segmenter(
     if cfg.slides is None:
         raise ConfigError(f"{config} names no slides; pass --slides slides.csv")
     rows = read_manifest(cfg.slides)
-    read_all_areas(used_rows(rows), cfg)  # bad input must not cost what is there
-    if leads():
-        refuse_earlier(folder, resume=resume, overwrite=overwrite)
-    with interruptible("stopping; the same command with --resume goes on") as stop:
-        again = resume and has_checkpoint(folder)
-        if not again:
-            write_training_run(cfg, folder)
-        with progress("training") as tick:
-            best = train_segmenter(
-                rows,
-                cfg,
-                folder,
-                code_version=f"slidewright {version()}, code {code_hash()}",
-                resume=again,
-                listeners=tile_listeners(cfg.name, folder, tick, stop, "mean_iou", "mean IoU"),
-            )
-    kept = "the last network" if np.isnan(best) else f"the best network (mean IoU {best:.4f})"
-    say(f"{kept} is in {folder / 'model'}; for research use only")
+    check_areas(rows, cfg)  # bad input must not cost what is there
+    train_on_tiles(
+        train_segmenter, cfg, rows, folder, "mean_iou", "mean IoU", resume=resume, overwrite=overwrite
+    )

@@ -46,7 +46,7 @@ SETTINGS = {
     "distributed.scheduler.allowed-failures": DEATHS - 1,  # Dask counts those that it allows
     "distributed.admin.tick.limit": "1h",  # a network holds the interpreter for longer than a web server may
     "distributed.worker.profile.enabled": False,
-    # a scheduler that is never idle takes all tasks for one computation, whose history grows by 700 bytes a task
+    # a scheduler that is never idle takes all tasks for one computation, whose history grows with every task
     "distributed.diagnostics.computations.max-history": 0,
     # else a worker gives memory back after every array, and asks for it again: a tenth of the time; and has one thread
     "distributed.nanny.pre-spawn-environ": {},

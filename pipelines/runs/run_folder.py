@@ -15,7 +15,7 @@ from pipelines.runs.claims import FOLDER as CLAIMS
 from pipelines.runs.cohort import Failure, Result
 from pipelines.runs.finished import FOLDER as FINISHED_LIST
 from pipelines.runs.finished import MANY, FinishedList, FinishedSlide
-from wsi.errors import SlideError, StoreError
+from wsi.errors import ForeignStoreError, SlideError, StoreError
 from wsi.files import AtWork, read_record
 from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
@@ -224,6 +224,27 @@ def _line(value: Any) -> str:
 def _removed(path: str) -> bool:
     """Whether a slide was removed from its folder; False where its folder is gone, too (an unmounted disk)."""
     return "://" not in path and Path(path).parent.is_dir() and not Path(path).exists()
+
+
+def kind_of(facts: Any) -> str:
+    """The command that made a slide's result, by what its ``slide.json`` holds."""
+    if isinstance(facts, dict) and isinstance(facts.get("classes"), dict):
+        return "wsi segment"
+    return "wsi score" if isinstance(facts, dict) and "lesion_settings" in facts else "wsi renal report"
+
+
+def refuse_other_kind(folder: Folder, command: str) -> None:
+    """Refuse to replace the result of another command: parts of both would lie beside each other.
+
+    Raises:
+        ForeignStoreError: the slide's folder holds one.
+    """
+    try:
+        made_by = kind_of(folder.read_json("slide.json"))
+    except (OSError, ValueError, RecursionError):
+        return  # there is none, or it is broken: then nothing is lost
+    if made_by != command:
+        raise ForeignStoreError(f"{folder} holds a result of {made_by}; choose another --out")
 
 
 def refuse_other_run(out: Folder, settings_fingerprint: str) -> None:

@@ -14,6 +14,7 @@ from shapely import Polygon
 from models.card import SegmenterCard
 from models.engines.map_slide import FORMAT, Mapper, MapperSpec, MapPlan, plan_map
 from pipelines.runs.made_by import fingerprint
+from pipelines.runs.run_folder import refuse_other_kind
 from pipelines.runs.task import HERE, Executor, MapTask, in_parts
 from pipelines.segment.result import (
     FILES,
@@ -109,10 +110,11 @@ def segment_slide(
                 else read_user_mask(row.mask, slide, cfg.tissue.mpp)
             )
         plan = plan_map(slide, mask, mapper.card, made_of)
+        refuse_other_kind(out, "wsi segment")
         out.discard_partials()
         heatmap = out.inside("classes.zarr")
         if overwrite:
-            _discard_others(out)
+            out.delete("slide.json")  # it says that all files are there
             HeatmapStore.discard(heatmap, unless=made_of)
         store = HeatmapStore.create(heatmap, plan.spec)
         tasks = [
@@ -129,6 +131,8 @@ def segment_slide(
             result, areas = _measure(slide, name, row.source.place, labels, plan, mapper.card, cfg)
             if not plan.chunks:
                 result = result.noted(f"no tissue found ({mask.why_empty or 'the mask is empty'})")
+            if slide.spacing_doubt:
+                result = result.noted(slide.spacing_doubt)
             made_by = {"model": mapper.card.name, "fingerprint": made_of}
             features = area_features(name, mapper.card, areas, slide.mpp, made_by)
             out.write("areas.geojson", geojson(features, origin_offset(slide.bounds, "auto")))
@@ -183,17 +187,6 @@ def _measure(
     )
     note = f"{unreadable} cells could not be decoded" if unreadable else ""
     return SegmentResult(name, path, classes, unreadable, slide.mpp, slide.size, note), areas
-
-
-def _discard_others(out: Folder) -> None:
-    """Remove ``slide.json``, which says that all files are there, and what another command wrote by it."""
-    try:
-        names = {name.split("/")[0] for name in read_record(out.read_json("slide.json"))}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        names = set()
-    out.delete("slide.json")
-    for name in names.difference(FILES):
-        out.delete(name)
 
 
 def _finished(out: Folder, made_of: str) -> SegmentResult | None:

@@ -161,8 +161,8 @@ def preview_png(
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
         axes.set_axis_off()
-    every = max(1, max(labels.shape) // (2 * PANEL_PX))  # a large map takes gigabytes as colours
-    labels, step = labels[every // 2 :: every, every // 2 :: every], step * every
+    reduction = max(1, max(labels.shape) // (2 * PANEL_PX))  # a large map takes gigabytes as colours
+    labels, step = labels[reduction // 2 :: reduction, reduction // 2 :: reduction], step * reduction
     cells_extent = (0, labels.shape[1] * step, labels.shape[0] * step, 0)
     axes.imshow(_painted(labels, classes), extent=cells_extent, interpolation="nearest")
     bar = bar_um(width * slide.mpp / 5)

@@ -21,6 +21,7 @@ from pipelines.renal.read.decisions import MachineReading
 from pipelines.renal.read.report import RenalReport
 from pipelines.renal.read.run import REVIEWED, read_report
 from pipelines.renal.read.tables import capillary_rows
+from pipelines.runs.run_folder import kind_of
 from pipelines.web.review import Reading, Review
 from wsi.errors import ConfigError, StoreError, WsiError
 from wsi.marks.annotations import read_annotations
@@ -302,11 +303,12 @@ def entries_of(folder: Folder) -> list[Entry]:
         places = {name: folder.inside(name) for name, _ in pairs}
     entries, broken, segmented = [], [], []
     for name, content in pairs:
-        if places[name].exists("areas.geojson"):
-            segmented.append(name)
-            continue
         try:
-            entries.append(_entry(name, places[name], json.loads(content)))
+            facts = json.loads(content)
+            if kind_of(facts) == "wsi segment":
+                segmented.append(name)
+            else:
+                entries.append(_entry(name, places[name], facts))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WsiError):
             broken.append(name)
     begun = [n for n in folder.folders() if n not in places and _is_begun(folder.inside(n))]

@@ -16,7 +16,7 @@ from wsi.arrays import RgbImage
 from wsi.errors import MissingMppError, SpacingError
 
 SANE_MPP = (0.05, 20.0)  # um/px; a TIFF of 72 dpi reads as 25400 / 72 = 352.8
-MAX_MPP_DIFFERENCE = 0.05  # relative, between x and y
+MAX_MPP_DIFFERENCE = 0.05  # relative, between x and y, and between what is given and what the file states
 BAND_PX = 1024  # rows read at once
 LEVEL_TOLERANCE = 0.01  # stored downsamples read 4.00012 or 2.0034 where 4 and 2 are meant
 
@@ -106,6 +106,14 @@ class Slide(ABC):
                 f"which differ by over 5 %; pass --mpp, or --allow-anisotropic to use their mean"
             )
         return (self.spacing.x_um + self.spacing.y_um) / 2
+
+    @property
+    def spacing_doubt(self) -> str:
+        """A sentence where the spacing that was given differs from the one that the file states; else empty."""
+        stored = next((s for s in self.stored if s.sane), None)
+        if stored is None or abs(self.mpp / stored.x_um - 1) <= MAX_MPP_DIFFERENCE:
+            return ""
+        return f"{self.mpp:.4g} um/px was given, the slide itself says {stored.x_um:.4g}"
 
     def level_for(self, downsample: float) -> int:
         """Index of the coarsest level that needs no enlarging for this downsample (level-0 px per px); 0 for 1 or less.

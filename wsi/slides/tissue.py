@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -55,6 +56,11 @@ class Mask:
     why_empty: str = ""
     """Reason why no tissue was found; empty where some was found, or where the reason is not known."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it compressed: the tasks of a large slide carry it to other machines, each of them."""
+        packed = zlib.compress(np.packbits(self.pixels).tobytes())
+        return _unpacked, (packed, self.pixels.shape, self.placement, self.why_empty)
+
     def area_um2(self, mpp: float) -> float:
         """Area of tissue for a slide of ``mpp`` um per level-0 pixel."""
         return float(self.pixels.sum()) * self.placement.step_x * self.placement.step_y * mpp**2
@@ -65,6 +71,11 @@ class Mask:
         rows = np.s_[int(box[1] // step_y) : int(-(-box[3] // step_y))]
         cols = np.s_[int(box[0] // step_x) : int(-(-box[2] // step_x))]
         return bool(self.pixels[rows, cols].any())
+
+
+def _unpacked(packed: bytes, shape: tuple[int, int], placement: Placement, why_empty: str) -> Mask:
+    bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=shape[0] * shape[1])
+    return Mask(bits.reshape(shape).astype(np.bool_), placement, why_empty)
 
 
 def find_tissue(slide: Slide, cfg: TissueConfig | None = None) -> Mask:

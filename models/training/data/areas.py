@@ -15,7 +15,7 @@ import shapely
 from shapely import Polygon, STRtree
 
 from models.training.data.splits import digest
-from models.training.data.tiles import TRIES, GeneratorState
+from models.training.data.tiles import TRIES, GeneratorState, training_rows
 from models.training.recipe import SegmenterTrainConfig
 from wsi.arrays import RgbImage
 from wsi.errors import AnnotationError, ConfigError, SlideError
@@ -218,7 +218,7 @@ def bent(example: AreaExample, deviation_px: float, rng: np.random.Generator) ->
 class AreaSampler(GeneratorState):
     """Draws tiles of marked slides from one generator: a class in turn, a slide that has it, an outline, a place on it.
 
-    A class that no slide has leaves its turn to any outline.
+    A class that no held-out slide has leaves its turn to any outline.
     """
 
     slides: Sequence[Slide]
@@ -297,6 +297,22 @@ def read_all_areas(rows: Sequence[SlideRow], cfg: SegmenterTrainConfig) -> list[
                 )
         marked.append(areas)
     return marked
+
+
+def check_areas(rows: Sequence[SlideRow], cfg: SegmenterTrainConfig) -> None:
+    """Refuse slides that cannot teach or judge, before anything is replaced.
+
+    Raises:
+        ConfigError: see `read_all_areas`, or no training slide has an outline of a class.
+        WsiError: a truth file or slide that cannot be used.
+    """
+    read_all_areas([row for row in rows if row.split == "validation"], cfg)
+    marked = read_all_areas(training_rows(rows), cfg)
+    for label, name in enumerate(cfg.segmenter.classes):
+        if marked and label and not any((areas.labels == label).any() for areas in marked):
+            raise ConfigError(
+                f"no training slide has an outline of the class {name!r}; mark some, or leave it out of the recipe"
+            )
 
 
 def area_sampler(

@@ -115,6 +115,11 @@ def augment(patches: Tensor, cfg: AugmentConfig, changes: Changes) -> Tensor:
     """
     if cfg.orientations == ORIENTATIONS:
         patches = turn(patches, changes.orientation)
+    return recoloured(patches, cfg, changes)
+
+
+def recoloured(patches: Tensor, cfg: AugmentConfig, changes: Changes) -> Tensor:
+    """Recoloured patches, not turned: RGB uint8 (n, size, size, 3) to float (n, 3, size, size) in [-1, 1]."""
     pixels, draws = normalise(patches), changes.draws.to(patches.device)
     if cfg.stain:
         pixels = restain(pixels, 1 + cfg.stain * draws[:, 4:7], 0.1 * cfg.stain * draws[:, 7:10])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.runs.run_folder import kind_of
 from wsi.arrays import PointsXY
 from wsi.errors import ConfigError, StoreError, WsiError
 from wsi.results.folder import Folder, Place, folder_at
@@ -161,10 +162,11 @@ def unusable(folder: Folder, error: Exception) -> StoreError:
         return StoreError(
             f"{folder} is a report of wsi renal report; this command takes results of wsi score"
         )
-    if folder.exists("areas.geojson"):
-        return StoreError(
-            f"{folder} is a segmentation of wsi segment; this command takes results of wsi score"
-        )
+    with suppress(OSError, ValueError, RecursionError):
+        if kind_of(folder.read_json("slide.json")) == "wsi segment":
+            return StoreError(
+                f"{folder} is a segmentation of wsi segment; this command takes results of wsi score"
+            )
     return StoreError(f"{folder.at('slide.json')} is broken ({error!r}); score the slide again")
 
 

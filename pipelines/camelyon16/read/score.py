@@ -33,6 +33,7 @@ from pipelines.camelyon16.read.results import (
 )
 from pipelines.runs.likeness import UNLIKE_FROM, unlike_note, unlike_share
 from pipelines.runs.made_by import fingerprint
+from pipelines.runs.run_folder import refuse_other_kind
 from pipelines.runs.scoring import score_chunks
 from pipelines.runs.task import HERE, ChunkTask, Executor, in_parts
 from wsi.arrays import CellsRC
@@ -46,7 +47,7 @@ from wsi.results.store import HeatmapSpec, HeatmapStore
 from wsi.slides.blocks import Block, chunk_side, plan_blocks
 from wsi.slides.grid import MIN_TISSUE, TileGrid, make_grid
 from wsi.slides.manifest import SlideRow
-from wsi.slides.slide import MAX_MPP_DIFFERENCE, Slide, plan_read
+from wsi.slides.slide import Slide, plan_read
 from wsi.slides.source import SlideSource
 from wsi.slides.stain import StainTransform, fit_slide
 from wsi.slides.tissue import Mask, TissueConfig, find_tissue
@@ -194,6 +195,7 @@ def score_slide(
             return finished
         with during("finding tissue"):
             plan = plan_slide(slide, row, engine, cfg, made_of=made_of)
+        refuse_other_kind(out, "wsi score")
         out.discard_partials()
         heatmap = out.inside("heatmap.zarr")
         if overwrite:
@@ -379,10 +381,7 @@ def _spacing_note(slide: Slide, card: ModelCard, cfg: ScoreConfig) -> str:
             f"read at {slide.mpp:.4g} um/px by --native, but the model was trained at {card.spacing_um:.4g}: "
             f"it has not learned to read this slide"
         )
-    stored = next((s for s in slide.stored if s.sane), None)
-    if stored is not None and abs(slide.mpp / stored.x_um - 1) > MAX_MPP_DIFFERENCE:
-        return f"{slide.mpp:.4g} um/px was given, the slide itself says {stored.x_um:.4g}"
-    return ""
+    return slide.spacing_doubt
 
 
 def _note(plan: ScorePlan, missing: CellsRC, own_mask: Path | None) -> str:

@@ -17,6 +17,7 @@ from pipelines.renal.read.page import more_pages, write_report
 from pipelines.renal.read.reading import Readers, RenalConfig, Stores, read_slide, run_fingerprint
 from pipelines.renal.read.report import RenalReport, machine_report
 from pipelines.runs.made_by import fingerprint
+from pipelines.runs.run_folder import refuse_other_kind
 from pipelines.runs.task import HERE, Executor
 from wsi.config import first_mistake
 from wsi.errors import ForeignStoreError, SlideError, StoreError
@@ -189,6 +190,7 @@ def _make_way(folder: Folder, stores: Stores, identity: str, *, overwrite: bool)
     Raises:
         ForeignStoreError: the folder holds another report, which is not to be replaced.
     """
+    refuse_other_kind(folder, "wsi renal report")
     folder.discard_partials()
     if overwrite:
         folder.delete("slide.json")  # it says that all files are there

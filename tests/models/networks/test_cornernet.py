@@ -82,12 +82,12 @@ class TestTruth:
                 for dx1 in (-r, r)
                 for dy1 in (-r, r)
             ]
-            found = []
+            overlaps = []
             for dx0, dy0, dx1, dy1 in moves:
                 x0, y0, x1, y1 = dx0, dy0, w + dx1, h + dy1
                 shared = max(0, min(x1, w) - max(x0, 0)) * max(0, min(y1, h) - max(y0, 0))
-                found.append(shared / (w * h + max(0, x1 - x0) * max(0, y1 - y0) - shared))
-            return min(found)
+                overlaps.append(shared / (w * h + max(0, x1 - x0) * max(0, y1 - y0) - shared))
+            return min(overlaps)
 
         radius = radius_of(w, h)
         assert radius > 0
@@ -148,8 +148,8 @@ class TestLosses:
 class TestPairs:
     def detector(self, maps: tuple[torch.Tensor, ...]) -> tuple[list[list[float]], list[int], list[float]]:
         detector = CapillaryDetector(CFG)
-        found = detector.detect(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), [lambda pixels: maps])[0]
-        return found.boxes.tolist(), found.labels.tolist(), found.scores.tolist()
+        detections = detector.detect(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), [lambda pixels: maps])[0]
+        return detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist()
 
     def corner(
         self, maps: tuple[torch.Tensor, ...], kind: int, label: int, x: int, y: int, value: float, tag: float

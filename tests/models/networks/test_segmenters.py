@@ -13,10 +13,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.architectures import ARCHITECTURES
 from models.card import VALID_MARGIN, SegmenterCard, SegmenterConfig, SegmenterName, read_card
 from models.checkpoint import load_checkpoint, load_segmenter, save_segmenter
 from models.engines.contract import EngineConfig
 from models.engines.maps import MapEngine
+from models.networks.detector import FAMILIES
 from models.networks.dilated import CONTEXT, V2_RATES, DeepLabV2, DeepLabV3, context_module
 from models.networks.fcn import Fcn, bilinear
 from models.networks.refinenet import RefineBlock, RefineNet, ResidualUnit
@@ -24,7 +26,7 @@ from models.networks.segmentation import Segmenter
 from models.networks.trunk import Trunk
 from models.networks.two_path import InputCascade, Maxout, TwoPath
 from models.networks.unet import UNet
-from models.registry import SEGMENTERS, make_segmenter
+from models.registry import HEADS, SEGMENTERS, make_segmenter
 from models.training.segment import map_loss
 from wsi.errors import ConfigError, ModelError
 
@@ -297,6 +299,18 @@ class TestTwoPath:
 class TestCards:
     def test_every_name_has_a_network(self) -> None:
         assert set(SEGMENTERS) == set(get_args(SegmenterName))
+
+    def test_the_list_of_architectures_names_all_that_can_be_trained(self, wsi: Any) -> None:
+        listed = {(one.task, one.name.split(",")[0]) for one in ARCHITECTURES}
+        assert {name for task, name in listed if task == "segment"} == set(SEGMENTERS)
+        assert {name for task, name in listed if task == "detect"} == set(FAMILIES)
+        assert {name for task, name in listed if task == "classify"} == set(HEADS)
+        code, out, _ = wsi("models", "architectures")
+        assert code == 0
+        assert all(one.name.split(",")[0] in out for one in ARCHITECTURES)
+        code, out, _ = wsi("models", "show", "kidney-compartments-demo")
+        assert code == 0
+        assert "names the class of every place: glass, cortex, medulla, tubule, artery, glomerulus" in out
 
     @pytest.mark.parametrize(
         ("changes", "said"),

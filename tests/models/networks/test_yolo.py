@@ -89,14 +89,14 @@ class TestBoxes:
             level.view(3, 7, *level.shape[2:])[:, 4] = -20.0
         for col, (thing, first, second) in enumerate([(2.0, 3.0, -9.0), (1.0, 3.0, 2.0)]):
             maps[0][0, 4:7, 8, 6 + col] = torch.tensor([thing, first, second])  # 4 px apart, 10 px large
-        found = detector.detect(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), [lambda pixels: maps])[0]  # type: ignore[list-item]
+        detections = detector.detect(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), [lambda pixels: maps])[0]  # type: ignore[list-item]
         s = lambda v: 1 / (1 + math.exp(-v))  # noqa: E731
-        assert found.labels.tolist() == [0, 0, 1]
-        assert found.scores == pytest.approx([s(2) * s(3), s(1) * s(3), s(1) * s(2)], rel=1e-5)
+        assert detections.labels.tolist() == [0, 0, 1]
+        assert detections.scores == pytest.approx([s(2) * s(3), s(1) * s(3), s(1) * s(2)], rel=1e-5)
         network.cfg = config(lowest_score=0.3, iou=0.4)  # they overlap by 60 of 140
-        found_fewer = detector.detect(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), [lambda pixels: maps])[0]  # type: ignore[list-item]
-        assert found_fewer.labels.tolist() == [0, 1]
-        assert found.boxes[0].tolist() == pytest.approx([26 - 5, 34 - 5, 26 + 5, 34 + 5])
+        fewer = detector.detect(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), [lambda pixels: maps])[0]  # type: ignore[list-item]
+        assert fewer.labels.tolist() == [0, 1]
+        assert detections.boxes[0].tolist() == pytest.approx([26 - 5, 34 - 5, 26 + 5, 34 + 5])
 
 
 class TestResponsible:
@@ -120,8 +120,8 @@ class TestResponsible:
         (index,), (wanted,) = responsible(network, maps, box, 64)
         level = maps[1].view(3, 7, 8, 8)
         rest = int(index) - 16 * 16 * 3
-        own, cell = rest % 3, rest // 3
-        level[own, :4, cell // 8, cell % 8] = torch.cat([torch.logit(wanted[:2]), wanted[2:]])
+        anchor, cell = rest % 3, rest // 3
+        level[anchor, :4, cell // 8, cell % 8] = torch.cat([torch.logit(wanted[:2]), wanted[2:]])
         torch.testing.assert_close(decode(network, maps, 64)[0][0, index], box[0], atol=1e-3, rtol=0)
 
     def test_a_middle_on_the_edge_stays_on_the_map(self, network: Yolo) -> None:

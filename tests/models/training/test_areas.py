@@ -20,6 +20,7 @@ from models.training.data.areas import (
     MarkedAreas,
     area_sampler,
     bent,
+    check_areas,
     read_all_areas,
     read_area_example,
     read_areas,
@@ -137,6 +138,20 @@ class TestTruth:
         coarse = SlideRow(SlideSource(str(slide), mpp=0.7), truth=path)
         with pytest.raises(ConfigError, match=r"has 0.7 um/px, and the recipe wants 0.5"):
             read_all_areas([coarse], config())
+
+    def test_a_class_that_nobody_marked(self, tmp_path: Path) -> None:
+        slide = SlideSource(str(write_pyramid(tmp_path / "s.tif", coordinates())))
+        cortex = truth(tmp_path / "c.geojson", outline("cortex", *square(0, 0, 99)))
+        both = truth(
+            tmp_path / "b.geojson", outline("cortex", *square(0, 0, 99)), outline("tubule", *square(9, 9, 9))
+        )
+        check_areas(
+            [SlideRow(slide, truth=both), SlideRow(slide, truth=cortex, split="validation")], config()
+        )
+        with pytest.raises(
+            ConfigError, match="no training slide has an outline of the class 'tubule'; mark some"
+        ):
+            check_areas([SlideRow(slide, truth=cortex)], config())
 
 
 class TestWeights:

@@ -25,6 +25,7 @@ from models.card import ZOO, DetectorConfig
 from models.checkpoint import load_detector, save_detector
 from models.engines import EngineConfig, choice
 from models.engines.boxes import BoxEngine
+from models.engines.openvino import OpenVinoConvolutions
 from models.networks.contract import orient
 from models.networks.detector import FAMILIES, CapillaryDetector, _target
 from models.networks.faster_rcnn import MOST_BOXES
@@ -177,6 +178,21 @@ class TestNetwork:
         for rows, cols in ((100, 100), (64, 96)):
             with pytest.raises(ValueError, match="squares of a multiple of 32"):
                 network.detect(torch.zeros(1, rows, cols, 3, dtype=torch.uint8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_networks_graph_is_right_for_tiles_of_other_sizes(name: Any) -> None:
+    """A graph is converted once, with a small tile: nothing of its size may stay in it."""
+    torch.manual_seed(0)
+    convolutions = CapillaryDetector(TINY.model_copy(update={"network": name})).eval().convolutions[0].eval()
+    graph = OpenVinoConvolutions(convolutions, "fp32", name)
+    for side in (64, 224, 96):
+        pixels = torch.rand(1, 3, side, side)
+        with torch.inference_mode():
+            expected = convolutions(pixels)
+        for level, wanted in zip(graph(pixels), expected, strict=True):
+            torch.testing.assert_close(level, wanted, atol=2e-5, rtol=1e-4)
 
 
 class TestRetinaNet:

@@ -94,6 +94,14 @@ class TestTraining:
         assert lines[0].endswith("mean_iou")
         assert [line.split(",")[0] for line in lines[1:]] == ["120", "240"]
 
+    def test_blur_and_jpeg_of_the_recipe_wear_the_tiles(self, tmp_path: Path) -> None:
+        places, losses = rows(tmp_path), {}
+        for name, changes in (("plain", {}), ("worn", {"blur": 3.0, "jpeg": 1.0})):
+            cfg = config(examples=4, batch=4, validate_every=4, augment=PLAIN.model_copy(update=changes))
+            train_segmenter(places[:1], cfg, tmp_path / name, code_version="c")
+            losses[name] = (tmp_path / name / "metrics.csv").read_text().splitlines()[1].split(",")[2]
+        assert losses["plain"] != losses["worn"]
+
     def test_a_stopped_run_goes_on_to_the_same_bits(self, tmp_path: Path) -> None:
         cfg, places = (
             config(examples=60, validate_every=60, checkpoint_every=20, elastic_px=2.0),

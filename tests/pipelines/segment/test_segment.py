@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,12 @@ from wsi.errors import ForeignStoreError
 from wsi.marks.geojson import read_objects
 from wsi.marks.raster import areas_of
 from wsi.metrics.segmentation import UNKNOWN
+from wsi.placement import Placement
 from wsi.results.folder import LocalFolder
 from wsi.results.store import HeatmapStore
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
-from wsi.slides.tissue import TissueConfig, find_tissue
+from wsi.slides.tissue import Mask, TissueConfig, find_tissue
 from wsi.vocabulary import COMPARTMENT_COLOURS
 
 Run = Callable[..., tuple[int, str, str]]
@@ -170,14 +172,45 @@ class TestSlide:
             task.run(lambda done, total: None)
         assert HeatmapStore.open(tmp_path / "classes.zarr").chunks_done() == set()
 
-    def test_replacing_another_commands_result_leaves_nothing_of_it(
-        self, row: SlideRow, tmp_path: Path
-    ) -> None:
-        score_slide(row, "ring", RednessEngine(), tmp_path / "out", ScoreConfig(tissue=CFG.tissue))
-        assert (tmp_path / "out" / "lesions.csv").exists()
-        segment_slide(row, "ring", RednessMapper(), tmp_path / "out", CFG, overwrite=True)
-        names = {p.name for p in (tmp_path / "out").iterdir()}
-        assert names == {"classes.zarr", "areas.geojson", "preview.png", "slide.json"}
+    def test_the_result_of_another_command_is_not_replaced(self, row: SlideRow, tmp_path: Path) -> None:
+        """Not even with --overwrite: files of both would lie beside each other, and one be taken for the other."""
+        cfg = ScoreConfig(tissue=CFG.tissue)
+        score_slide(row, "ring", RednessEngine(), tmp_path / "scored", cfg)
+        segment_slide(row, "ring", RednessMapper(), tmp_path / "mapped", CFG)
+        for name, said, replace_it in (
+            (
+                "scored",
+                "holds a result of wsi score; choose another --out",
+                lambda out: segment_slide(row, "ring", RednessMapper(), out, CFG, overwrite=True),
+            ),
+            (
+                "mapped",
+                "holds a result of wsi segment; choose another --out",
+                lambda out: score_slide(row, "ring", RednessEngine(), out, cfg, overwrite=True),
+            ),
+        ):
+            before = {n: LocalFolder(tmp_path / name).read(n) for n in LocalFolder(tmp_path / name).files()}
+            with pytest.raises(ForeignStoreError, match=said):
+                replace_it(tmp_path / name)
+            assert {n: LocalFolder(tmp_path / name).read(n) for n in before} == before
+
+    def test_a_spacing_that_the_file_contradicts_is_noted(self, row: SlideRow, tmp_path: Path) -> None:
+        other = replace(row, source=replace(row.source, mpp=0.5))
+        result = segment_slide(other, "ring", RednessMapper(), tmp_path / "out", CFG)
+        assert result.note == "0.5 um/px was given, the slide itself says 0.25"
+
+    def test_a_mask_is_pickled_small_and_whole(self) -> None:
+        pixels = np.zeros((1000, 901), np.bool_)
+        pixels[200:700, 100:333] = True
+        mask = Mask(pixels, Placement(32.0, 33.0), "why")
+        packed = pickle.dumps(mask)
+        again = pickle.loads(packed)
+        np.testing.assert_array_equal(again.pixels, pixels)
+        assert (again.placement, again.why_empty, len(packed) < pixels.size / 100) == (
+            mask.placement,
+            "why",
+            True,
+        )
 
     def test_a_file_that_sets_a_part_of_the_tissue_keeps_the_method(self) -> None:
         given = SegmentConfig.model_validate({"tissue": {"min_speck_um2": 5.0}})
