@@ -145,9 +145,9 @@ class TestTruth:
         both = truth(
             tmp_path / "b.geojson", outline("cortex", *square(0, 0, 99)), outline("tubule", *square(9, 9, 9))
         )
-        check_areas(
-            [SlideRow(slide, truth=both), SlideRow(slide, truth=cortex, split="validation")], config()
-        )
+        other = SlideSource(str(write_pyramid(tmp_path / "o.tif", coordinates())))
+        held_out = SlideRow(other, truth=cortex, split="validation")
+        check_areas([SlideRow(slide, truth=both), held_out], config())
         with pytest.raises(
             ConfigError, match="no training slide has an outline of the class 'tubule'; mark some"
         ):
