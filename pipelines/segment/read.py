@@ -175,10 +175,11 @@ def _measure(
     is_mapped = bool(counts[:UNKNOWN].any())
     objects = np.bincount([label for label, _ in areas], minlength=256)
     cell_mm2 = (step * slide.mpp) ** 2 / 1e6
+    nothing = ClassArea(None, None)
     classes = {
-        group: ClassArea(
-            round(float(counts[number]) * cell_mm2, 6) if is_mapped else None, int(objects[number])
-        )
+        group: ClassArea(round(float(counts[number]) * cell_mm2, 6), int(objects[number]))
+        if is_mapped
+        else nothing
         for number, group in enumerate(card.segmenter.classes)
     }
     unreadable = sum(

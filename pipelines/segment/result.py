@@ -49,11 +49,11 @@ class ClassArea:
 
     Attributes:
         mm2: area of all places of the class; None where nothing was mapped.
-        objects: number of its connected areas that are not smaller than the settings' least.
+        objects: number of its connected areas that are not smaller than the settings' least; None likewise.
     """
 
     mm2: float | None
-    objects: int
+    objects: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ def write_tables(
 ) -> Sequence[str]:
     """Write ``areas.csv`` and the pages into a run's folder, and return their names."""
     rows = [
-        (r.name, name, "" if one.mm2 is None else f"{one.mm2:.6f}", one.objects, r.note)
+        (r.name, name, *(("", "") if r.empty else (f"{one.mm2:.6f}", one.objects)), r.note)
         for r in results
         for name, one in r.classes.items()
     ]

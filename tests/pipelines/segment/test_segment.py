@@ -23,7 +23,7 @@ from pipelines.camelyon16.read.score import ScoreConfig, score_slide
 from pipelines.runs.config import load_config
 from pipelines.runs.task import MapTask
 from pipelines.segment.read import SegmentConfig, SegmentJob, outlines, segment_slide
-from pipelines.segment.result import PALETTE, colours_of
+from pipelines.segment.result import PALETTE, colours_of, write_tables
 from tests.slides import RednessEngine, RednessMapper, painted, write_pyramid
 from wsi.errors import ForeignStoreError
 from wsi.marks.geojson import read_objects
@@ -147,7 +147,14 @@ class TestSlide:
         glass = write_pyramid(tmp_path / "glass.tif", np.full((400, 500, 3), 244, np.uint8))
         result = segment_slide(SlideRow(SlideSource(str(glass))), "g", RednessMapper(), tmp_path / "o", CFG)
         assert result.empty
-        assert {one.mm2 for one in result.classes.values()} == {None}  # which is not zero
+        assert {(one.mm2, one.objects) for one in result.classes.values()} == {
+            (None, None)
+        }  # which is not zero
+        write_tables(LocalFolder(tmp_path), [result], [], {"models": []})
+        lines = (tmp_path / "areas.csv").read_text().splitlines()[1:]
+        assert [line.split(",")[:4] for line in lines] == [
+            ["g", name, "", ""] for name in ("glass", "dark", "red")
+        ]
         assert result.note.startswith("no tissue found")
 
     def test_elsewhere_than_on_the_users_own_mask_nothing_is_mapped(
