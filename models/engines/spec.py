@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
-from models.card import CARD, Card
+from models.card import CARD
 from models.engines.choice import engine_for
 from models.engines.contract import Engine, EngineConfig, Models, find_models
 from wsi.errors import ConfigError, ModelError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from models.engines.boxes import BoxEngine
     from models.engines.maps import MapEngine
 
+E = TypeVar("E", "BoxEngine", "MapEngine")
 _ENGINES: WeakValueDictionary[object, object] = WeakValueDictionary()  # by spec: those that are in use
 
 
@@ -56,12 +57,7 @@ class BoxSpec:
         """The engine, see `EngineSpec.make`."""
         from models.engines.boxes import BoxEngine
 
-        engine = _ENGINES.get(_key(self))
-        if not isinstance(engine, BoxEngine):
-            engine = BoxEngine(self.folder, self.cfg)
-            _same_card(self.folder, self.card, engine.card)
-        _same_engine(self.description, engine.description)
-        return engine
+        return _engine_of(self, BoxEngine)
 
     def __hash__(self) -> int:
         return hash((self.folder, self.card.sha256))
@@ -80,12 +76,7 @@ class MapSpec:
         """The engine, see `EngineSpec.make`."""
         from models.engines.maps import MapEngine
 
-        engine = _ENGINES.get(_key(self))
-        if not isinstance(engine, MapEngine):
-            engine = MapEngine(self.folder, self.cfg)
-            _same_card(self.folder, self.card, engine.card)
-        _same_engine(self.description, engine.description)
-        return engine
+        return _engine_of(self, MapEngine)
 
     def __hash__(self) -> int:
         return hash((self.folder, self.card.sha256))
@@ -135,15 +126,22 @@ def _key(spec: ScoreSpec | BoxSpec | MapSpec) -> ScoreSpec | BoxSpec | MapSpec:
     return replace(spec, description="")
 
 
-def _same_card(folder: Path, wanted: Card, here: Card) -> None:
-    """Refuse another model than the one that a run was begun with.
+def _engine_of(spec: BoxSpec | MapSpec, kind: type[E]) -> E:
+    """The engine of a model's folder that somebody holds, or a new one; of the very model that the spec names.
 
     Raises:
-        ModelError: names the folder.
+        ModelError: it is another.
     """
-    _same_weights([folder], [wanted.sha256], [here.sha256])
-    if here != wanted:
-        raise ModelError(f"{folder / CARD} is not the card that the run was begun with; copy the model there")
+    engine = _ENGINES.get(_key(spec))
+    if not isinstance(engine, kind):
+        engine = kind(spec.folder, spec.cfg)
+        _same_weights([spec.folder], [spec.card.sha256], [engine.card.sha256])
+        if engine.card != spec.card:
+            raise ModelError(
+                f"{spec.folder / CARD} is not the card that the run was begun with; copy the model there"
+            )
+    _same_engine(spec.description, engine.description)
+    return engine
 
 
 def _same_weights(folders: Iterable[Path], wanted: Iterable[str], here: Iterable[str]) -> None:
