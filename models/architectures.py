@@ -45,6 +45,21 @@ ARCHITECTURES: tuple[ArchitectureFacts, ...] = (
         "ReLU6, no squeeze and excitation",
     ),
     ArchitectureFacts(
+        "efficientnet_b0 to efficientnet_b7",
+        "classify",
+        "Tan and Le 2019",
+        TORCHVISION,
+        "at the sides of the paper with input_px 224, 240, 260, 300, 380, 456, 528, 600",
+    ),
+    ArchitectureFacts("resnet18, resnet34, resnet50, resnet101", "classify", "He et al. 2016", TORCHVISION),
+    ArchitectureFacts(
+        "timm",
+        "classify",
+        "any network of timm by its name, Vision Transformers included",
+        "Apache-2.0 (timm); weights: as their publisher says",
+        "needs slidewright[timm]",
+    ),
+    ArchitectureFacts(
         "faster_rcnn, small", "detect", "Ren et al. 2015", TORCHVISION, "three stages at strides 4, 8 and 16"
     ),
     ArchitectureFacts("faster_rcnn, resnet50", "detect", "Ren et al. 2015; He et al. 2016", TORCHVISION),

@@ -34,6 +34,23 @@ ZOO = Path(__file__).resolve().parent / "zoo"
 SIDE_STEP = 32
 RUN_CORE_PX = 1024  # of a segmenter's tiles on slides: with more, a network's maps take gigabytes
 Task = Literal["classify", "detect", "segment"]
+ClassifierName = Literal[
+    "inception_v3",
+    "efficientnet_lite0",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b4",
+    "efficientnet_b5",
+    "efficientnet_b6",
+    "efficientnet_b7",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "timm",
+]
 DetectorName = Literal["faster_rcnn", "retinanet", "yolo_v3", "cornernet"]
 SegmenterName = Literal[
     "unet",
@@ -56,17 +73,67 @@ VALID_MARGIN: dict[str, tuple[int, int]] = {
 }
 
 
+# arguments of timm's create_model by which it would load or fetch weights itself
+_TIMM_LOADS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+
+
+class TimmModel(Config):
+    """A network of timm, as its ``create_model`` takes it.
+
+    Attributes:
+        name: timm's, such as ``vit_small_patch16_224``.
+        args: further arguments, such as ``{init_values: 1.0e-5, dynamic_img_size: true}``; the ``model_args`` of a
+            published ``config.json``.
+        mean, std: of the pixels in 0..1, as the weights were trained with; those of ImageNet if not given.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
+    args: dict[str, Any] = {}
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _spread(self) -> TimmModel:
+        if min(self.std) <= 0:
+            raise ValueError(f"std {list(self.std)} must be above 0")
+        if not _TIMM_LOADS.isdisjoint(self.args):
+            raise ValueError(
+                f"args {sorted(_TIMM_LOADS & set(self.args))} of timm are not taken: they load files"
+            )
+        return self
+
+
 class Architecture(Config):
     """Kind and size of a network.
 
     Attributes:
         width: multiplier of the channels, for ``inception_v3``.
-        input_px: side to which ``efficientnet_lite0`` resizes patches; None leaves them as they are.
+        input_px: side to which networks other than ``inception_v3`` resize patches; None leaves them as they are.
+        timm: of the name ``timm``: which network.
     """
 
-    name: Literal["inception_v3", "efficientnet_lite0", "torchscript"] = "inception_v3"
+    name: ClassifierName | Literal["torchscript"] = "inception_v3"
     width: float = Field(default=1.0, gt=0, le=1)
     input_px: int | None = Field(default=None, gt=0)
+    timm: TimmModel | None = None
+
+    @model_validator(mode="after")
+    def _one_of_timm(self) -> Architecture:
+        if (self.name == "timm") != (self.timm is not None):
+            raise ValueError("architecture timm and the field timm, which names the network, go together")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later, where it is as it was before: what was made then has the same hash."""
+        value: dict[str, Any] = dump(self)
+        if self.timm is None:
+            value.pop("timm", None)
+        return value
+
+    def __repr_args__(self) -> Any:
+        """Likewise: the hash of a model's graph is made of it."""
+        return [(key, value) for key, value in super().__repr_args__() if key != "timm" or value is not None]
 
 
 class DetectorConfig(Config):

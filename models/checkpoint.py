@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import Inception_V3_Weights
+from torchvision.models import get_model_weights
 
 from models.card import (
     CARD,
@@ -24,6 +24,8 @@ from models.card import (
     hash_file,
     read_card,
 )
+from models.forms.timm_folder import timm_model, timm_weights
+from models.networks.backbone import Backbone
 from models.networks.detector import CapillaryDetector
 from models.networks.segmentation import Segmenter
 from models.registry import HEADS, imagenet_file, make_network, make_segmenter
@@ -73,6 +75,18 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, ModelCard]:
     card = read_card(folder, ModelCard)
     network = make_network(card.architecture, len(card.classes))
     return _loaded(network, folder, f"an {_kind(card)} with {len(card.classes)} classes"), card
+
+
+def load_timm(folder: Path) -> nn.Module:
+    """Read a published folder of timm, in evaluation mode and float32; its class layer has no meaning.
+
+    Raises:
+        ModelError: it is not such a folder, or the weights are of another network.
+    """
+    model = timm_model(folder)
+    network = make_network(Architecture(name="timm", timm=model), 1)
+    load_published(network, "timm", timm_weights(folder, model))
+    return network.eval()
 
 
 def load_detector(folder: Path) -> tuple[CapillaryDetector, DetectorCard]:
@@ -125,11 +139,11 @@ def _kind(card: ModelCard) -> str:
     """Description of a card's network, in words."""
     if card.architecture.name == "inception_v3":
         return f"Inception-v3 of width {card.architecture.width}"
-    return card.architecture.name
+    return card.architecture.name if card.architecture.timm is None else card.architecture.timm.name
 
 
 def load_start(network: nn.Module, architecture: Architecture, path: Path) -> None:
-    """Load weights to start a training from: a model's, without its output layers, or ImageNet's.
+    """Load weights to start a training from: a model's, without its output layers, or published ones.
 
     Raises:
         ModelError: the weights are broken or of another architecture.
@@ -137,55 +151,56 @@ def load_start(network: nn.Module, architecture: Architecture, path: Path) -> No
     if not path.exists() and (ZOO / path).is_dir():
         path = ZOO / path
     if not (path / CARD).is_file():
-        load_imagenet(network, architecture.name, path)
+        if path.is_dir():
+            path = timm_weights(path, architecture.timm)
+        load_published(network, architecture.name, path)
         return
     body, card = load_checkpoint(path)
-    if (card.architecture.name, card.architecture.width) != (architecture.name, architecture.width):
+    theirs = card.architecture
+    if (theirs.name, theirs.width, theirs.timm) != (architecture.name, architecture.width, architecture.timm):
         raise ModelError(
             f"{path} is an {_kind(card)}, the recipe's network is another; set architecture to "
-            f"{card.architecture.name} and width to {card.architecture.width:g}"
+            f"{theirs.name} and width to {theirs.width:g}"
+            + ("" if theirs.timm is None else f", and timm to {theirs.timm.model_dump_json()}")
         )
     state = {k: v for k, v in body.state_dict().items() if not k.startswith(HEADS[architecture.name])}
     network.load_state_dict(network.state_dict() | state)
 
 
-def _fetch_imagenet() -> dict[str, Tensor]:
-    """Torchvision's ImageNet weights of Inception-v3, the only file that is fetched without a URL from the user."""
+def _fetch_imagenet(name: str) -> dict[str, Tensor]:
+    """Torchvision's ImageNet weights of a network: fetched only where a recipe asks for ``imagenet``."""
+    weights = get_model_weights(name)["IMAGENET1K_V1"]
     try:
-        return dict(Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True))
+        return dict(weights.get_state_dict(check_hash=True))
     except OSError as error:
         raise ModelError(
-            f"{Inception_V3_Weights.IMAGENET1K_V1.url} cannot be fetched ({error}); fetch it on another machine, and "
-            f"pass the file with --init"
+            f"{weights.url} cannot be fetched ({error}); fetch it on another machine, and pass the file with --init"
         ) from error
 
 
-def load_imagenet(network: nn.Module, name: str, path: Path) -> None:
-    """Load ImageNet weights to start a training from, except the class layers.
+def load_published(network: nn.Module, name: str, path: Path) -> None:
+    """Load published weights to start from, except the class layers; their names are torchvision's or timm's.
 
     Args:
-        network: the network, changed in place; of width 1.
+        network: the network, changed in place; an Inception-v3 of width 1.
         name: name of the network's architecture.
-        path: a ``.pth`` or ``.safetensors`` file, or the word ``imagenet`` for torchvision's own download or the file
-            that a package brings.
+        path: a ``.pth``, ``.bin`` or ``.safetensors`` file, or the word ``imagenet`` for torchvision's own download or
+            the file that a package brings.
 
     Raises:
-        ModelError: the file is broken or cannot be fetched, or the network is not of width 1.
+        ModelError: the file is broken or cannot be fetched, or is of another network.
     """
     try:
-        state: dict[str, Tensor]
-        if str(path) == "imagenet":
-            path = imagenet_file(network) or path
-        if str(path) == "imagenet":
-            state = _fetch_imagenet()
-        elif path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, weights_only=True, map_location="cpu")
+        state = _published_state(network, name, path)
         heads = HEADS[name]
         own_state = network.state_dict()
         body = {k: v for k, v in state.items() if k in own_state and not k.startswith(heads)}
-        missing_keys = [k for k in own_state if k not in body and not k.startswith((*heads, _AUX))]
+        missing_keys = [
+            k
+            for k in own_state
+            # files of before 2018 do not count batches
+            if k not in body and not k.startswith((*heads, _AUX)) and not k.endswith("num_batches_tracked")
+        ]
         if missing_keys:
             raise ModelError(f"{path} lacks {len(missing_keys)} arrays of {name}, first {missing_keys[0]}")
         network.load_state_dict(own_state | body)
@@ -194,6 +209,24 @@ def load_imagenet(network: nn.Module, name: str, path: Path) -> None:
     except Exception as error:  # torch.load raises many classes of pickle and zip
         kind = "Inception-v3 of width 1" if name == "inception_v3" else name
         raise ModelError(f"{path} is not a weight file for {kind} ({first_line(error)[:160]})") from error
+
+
+def _published_state(network: nn.Module, name: str, path: Path) -> dict[str, Tensor]:
+    """The arrays of a published file, by their names in this network."""
+    state: dict[str, Tensor]
+    if str(path) == "imagenet":
+        if name == "timm":
+            raise ModelError(
+                "weights of timm are not fetched: download the model's folder, and pass it with --init"
+            )
+        path = imagenet_file(name) or path
+    if str(path) == "imagenet":
+        state = _fetch_imagenet(name)
+    elif path.suffix == ".safetensors":
+        state = load_file(path)
+    else:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    return {f"body.{key}": value for key, value in state.items()} if isinstance(network, Backbone) else state
 
 
 def parameters_of(network: nn.Module) -> int:

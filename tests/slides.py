@@ -79,6 +79,7 @@ class RednessEngine:
     """Scores the centre 128 px of a patch: (red - green) / 128. Red is 0.9375, pink 0.3125."""
 
     description = "redness, fp32, CPU"
+    width = 2
 
     def __init__(self, own: ModelCard | None = None, fail_after: int | None = None) -> None:
         self.models = Models((Path("redness"),), (own or card(),))

@@ -10,11 +10,14 @@ from typing import Literal, Protocol, runtime_checkable
 from pydantic import Field
 
 from models.card import ZOO, ModelCard, common_card, is_wsinfer, read_card
+from models.forms.timm_folder import is_timm_folder, timm_card
 from wsi.arrays import Scores
 from wsi.config import Config
 from wsi.errors import ModelError
 from wsi.slides.blocks import PatchBlock
 
+# Number of patches of a slide from which compiling for a GPU, which takes half a minute, saves time
+COMPILE_FROM = 60_000
 CELL_TOLERANCE = 0.05  # 32 px of 0.97 um and 128 px of 0.243 um differ by 0.2 %
 
 
@@ -26,6 +29,8 @@ class EngineConfig(Config):
         precision: ``auto`` is fp16 on a GPU; on a CPU int8 where the model has a checked int8 form and the CPU suits
             it, else bf16 where the CPU computes in it, else fp32; of a detector always fp32.
         orientations: 1, or the mean over the 8 flips and turns.
+        output: ``scores`` of the classes, or ``features``: the input of the class layer, in fp32 if precision is
+            ``auto``, as other programs' models are trained on it.
         batch: patches run at once; None is 8 on a CPU and 256 on a GPU, divided by the orientations; of a detector's
             tiles 1 and 16.
     """
@@ -33,6 +38,7 @@ class EngineConfig(Config):
     engine: Literal["auto", "openvino", "torch"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     orientations: Literal[1, 8] = 1
+    output: Literal["scores", "features"] = "scores"
     batch: int | None = Field(default=None, gt=0)
 
 
@@ -89,10 +95,12 @@ class Engine(Protocol):
     Attributes:
         models: what it runs.
         description: libraries, precision and device, for what is written about a result.
+        width: how many numbers it gives of a patch: classes, or features.
     """
 
     models: Models
     description: str
+    width: int
 
     @property
     def spec(self) -> EngineSpec:
@@ -106,7 +114,7 @@ class Engine(Protocol):
     def score(
         self, blocks: Iterable[PatchBlock], *, scored: Callable[[int], None] = lambda patches: None
     ) -> Iterator[Scores]:
-        """One (n, classes) array of 0..1 per block, in the order of the blocks.
+        """One (n, classes) array of 0..1 per block, in the order of the blocks; or (n, features) of any value.
 
         ``scored`` is called after every batch with its number of patches, perhaps from another thread.
         The engine takes a few blocks before it gives the first scores, so a generator can read meanwhile.
@@ -158,6 +166,8 @@ def _cell_text(card: ModelCard) -> str:
 
 
 def _card(folder: Path) -> ModelCard:
+    if is_timm_folder(folder):
+        return timm_card(folder)
     if not is_wsinfer(folder):
         return read_card(folder, ModelCard)
     from models.forms.wsinfer import read_wsinfer  # loads torch, which takes seconds

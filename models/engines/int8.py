@@ -15,8 +15,8 @@ import numpy as np
 import openvino as ov
 
 from models.card import INT8
-from models.engines.contract import Models
-from models.engines.openvino import scores_graph
+from models.engines.contract import EngineConfig, Models
+from models.engines.openvino import output_graph
 from wsi.arrays import RgbImage
 from wsi.errors import ConfigError
 from wsi.files import write_bytes
@@ -43,7 +43,7 @@ def int8_graph(models: Models, patches: Sequence[RgbImage]) -> ov.Model:
             "int8 needs NNCF, which is not installed: pip install 'slidewright[int8]'"
         ) from error
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    graph = scores_graph(models, 1)
+    graph = output_graph(models, EngineConfig())
     side = models.card.patch_px
     graph.reshape([1, side, side, 3])
     data = nncf.Dataset([np.ascontiguousarray(patch[None]) for patch in patches])

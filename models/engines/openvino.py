@@ -59,18 +59,21 @@ class OpenVinoEngine:
         core = shared_core()
         int8 = _int8_form(models, cfg)
         # what int8 leaves out, the first and last few operations, is exact
-        precision = "f32" if int8 else _precision(cfg.precision, core)
+        is_exact = cfg.output == "features" and cfg.precision == "auto"
+        precision = "f32" if int8 or is_exact else _precision(cfg.precision, core)
         size = models.card.patch_px
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
-        with nullcontext(int8) if int8 else _converted_scores(models, cfg.orientations) as path:
+        with nullcontext(int8) if int8 else _converted_output(models, cfg) as path:
             model = core.read_model(path)
             model.reshape([self._batch, size, size, 3])
             compiled = core.compile_model(model, "CPU", settings)
+        self.width = int(compiled.output(0).get_partial_shape()[1].get_length())
         self._queue = ov.AsyncInferQueue(compiled)
         self._queue.set_callback(_receive)
         orientation_text = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
         shown = "int8" if int8 else precision.replace("f32", "fp32")
-        self.description = f"{LIBRARY}, {shown}, batches of {self._batch}{orientation_text}, CPU"
+        output_text = ", features" if cfg.output == "features" else ""
+        self.description = f"{LIBRARY}{output_text}, {shown}, batches of {self._batch}{orientation_text}, CPU"
         self.spec = ScoreSpec(models, cfg, self.description)
         keep(self.spec, self)
 
@@ -91,7 +94,7 @@ class OpenVinoEngine:
 
     def _start(self, block: PatchBlock, scored: Callable[[int], None]) -> _Answer:
         starts = range(0, len(block), self._batch)
-        answer = _Answer(len(block), len(self.models.card.classes), len(starts), scored)
+        answer = _Answer(len(block), self.width, len(starts), scored)
         for start in starts:
             patches = block.patches(start, start + self._batch)
             if len(patches) < self._batch:
@@ -234,7 +237,9 @@ def _int8_form(models: Models, cfg: EngineConfig) -> Path | None:
     folder, card = models.folders[0], models.cards[0]
     facts = card.int8
     lacks = ""
-    if len(models.cards) > 1 or cfg.orientations > 1:
+    if cfg.output == "features":
+        lacks = "features are not computed in int8; leave out --precision"
+    elif len(models.cards) > 1 or cfg.orientations > 1:
         lacks = "int8 runs one model in one orientation; leave out --orientations and the second --model"
     elif facts is None:
         lacks = f"{card.name} has no int8 form; make one: wsi models quantise"
@@ -262,10 +267,10 @@ def has_vnni() -> bool:
     return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(flags)
 
 
-def _converted_scores(models: Models, orientations: int) -> AbstractContextManager[Path]:
-    key = ["scores", str(orientations), *(card.model_dump_json() for card in models.cards)]
+def _converted_output(models: Models, cfg: EngineConfig) -> AbstractContextManager[Path]:
+    key = [cfg.output, str(cfg.orientations), *(card.model_dump_json() for card in models.cards)]
     names = " and ".join(card.name for card in models.cards)
-    return _converted(names, key, lambda: scores_graph(models, orientations))
+    return _converted(names, key, lambda: output_graph(models, cfg))
 
 
 @contextmanager
@@ -278,8 +283,10 @@ def _converted(names: str, key: Sequence[str], convert: Callable[[], ov.Model]) 
             "networks/contract.py",
             "networks/inception.py",
             "networks/efficientnet.py",
+            "networks/backbone.py",
             "registry.py",
             "forms/wsinfer.py",
+            "forms/timm_folder.py",
             "forms/build.py",
         )
     ]
@@ -324,20 +331,22 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def scores_graph(models: Models, orientations: int) -> ov.Model:
+def output_graph(models: Models, cfg: EngineConfig) -> ov.Model:
     """The graph of these weights.
 
     Raises:
+        ConfigError: see `build_output`.
         ModelError: OpenVINO does not know a part of the network.
     """
     import torch
 
-    from models.forms.build import build_network
+    from models.forms.build import build_output
 
     size = models.card.patch_px
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     names = " and ".join(card.name for card in models.cards)
-    return _graph(build_network(models.folders, orientations), example, names)
+    network = build_output(models.folders, cfg.orientations, cfg.output)
+    return _graph(network, example, names)
 
 
 def _convert_middle(folder: Path, frame: ModelCard, name: str) -> ov.Model:

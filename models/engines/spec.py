@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from models.card import CARD
 from models.engines.choice import engine_for
 from models.engines.contract import Engine, EngineConfig, Models, find_models
+from models.forms.timm_folder import EMBEDDING
 from wsi.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ def load_engine(models: Models, cfg: EngineConfig) -> Engine:
         ConfigError: this machine cannot run the engine with these settings.
         ModelError: a model is broken.
     """
+    if cfg.output == "scores" and models.card.classes == (EMBEDDING,):
+        raise ModelError(
+            f"{models.folders[0]} gives features and names no class: wsi features takes it; for scores train a class "
+            f"layer on it (trained: head)"
+        )
     if engine_for(cfg.engine) == "openvino":
         if cfg.precision == "fp16":
             raise ConfigError("precision fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")

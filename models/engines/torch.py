@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.engines.contract import EngineConfig, Models
+from models.engines.contract import COMPILE_FROM, EngineConfig, Models
 from models.engines.spec import ScoreSpec, keep
-from models.forms.build import build_network
+from models.forms.build import build_output, output_width
 from models.networks.inception import BasicConv2d
 from wsi.arrays import Scores
 from wsi.errors import ConfigError, ModelError
@@ -21,8 +21,6 @@ from wsi.slides.blocks import PatchBlock
 log = logging.getLogger(__name__)
 
 BATCH_CPU, BATCH_GPU = 8, 256
-# Number of patches of a slide from which compiling, which takes half a minute, saves time
-COMPILE_FROM = 60_000
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,13 +31,15 @@ class TorchEngine:
         self.models = models
         self._gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if self._gpu else "cpu")
-        precision = ("fp16" if self._gpu else "fp32") if cfg.precision == "auto" else cfg.precision
+        automatic = "fp16" if self._gpu and cfg.output == "scores" else "fp32"
+        precision = automatic if cfg.precision == "auto" else cfg.precision
         if precision == "fp16" and not self._gpu:
             raise ConfigError(
                 "precision fp16 needs a GPU; use --precision fp32, or --engine openvino for bf16"
             )
         self._batch = cfg.batch or (BATCH_GPU if self._gpu else BATCH_CPU) // cfg.orientations
-        network = build_network(models.folders, cfg.orientations)
+        network = build_output(models.folders, cfg.orientations, cfg.output)
+        self.width = output_width(network, len(models.card.classes))
         if precision != "fp32":
             fold_batch_norm(network)
             network = network.to(_DTYPES[precision])
@@ -50,10 +50,10 @@ class TorchEngine:
         self._compiled: nn.Module | None = None
         self._run: nn.Module = self._network
         name = torch.cuda.get_device_name() if self._gpu else "CPU"
+        output_text = ", features" if cfg.output == "features" else ""
         orientation_text = f", mean of {cfg.orientations} orientations" if cfg.orientations > 1 else ""
-        self.description = (
-            f"torch {torch.__version__}, {precision}, batches of {self._batch}{orientation_text}, {name}"
-        )
+        how = f"{precision}, batches of {self._batch}{orientation_text}"
+        self.description = f"torch {torch.__version__}{output_text}, {how}, {name}"
         self.spec = ScoreSpec(models, cfg, self.description)
         keep(self.spec, self)
 
@@ -74,7 +74,7 @@ class TorchEngine:
     def _score_block(self, block: PatchBlock, scored: Callable[[int], None]) -> Scores:
         pixels = torch.from_numpy(np.ascontiguousarray(block.pixels)).to(self._device)
         offsets = torch.from_numpy(block.offsets_px).to(self._device)
-        block_scores = np.empty((len(block), len(self.models.card.classes)), np.float32)
+        block_scores = np.empty((len(block), self.width), np.float32)
         start = 0
         while start < len(block):
             try:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
 from models.card import ModelCard, common_card, is_wsinfer
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, load_timm
+from models.forms.timm_folder import is_timm_folder
 from models.forms.wsinfer import load_wsinfer
-from models.networks.contract import MeanOf, MiddleOf, Oriented, PatchNetwork, Window
+from models.networks.contract import FeaturesOf, MeanOf, MiddleOf, Oriented, PatchNetwork, Window
+from wsi.errors import ConfigError
 
 
 def build_network(folders: Sequence[Path], orientations: int = 1) -> nn.Module:
@@ -29,6 +32,39 @@ def build_network(folders: Sequence[Path], orientations: int = 1) -> nn.Module:
         networks.append(Oriented(network) if orientations > 1 else network)
     combined = networks[0] if len(networks) == 1 else MeanOf(networks)
     return combined.eval()
+
+
+def build_output(
+    folders: Sequence[Path], orientations: int, output: Literal["scores", "features"]
+) -> nn.Module:
+    """The network of scores or of features, see `EngineConfig`; fp32, on the CPU.
+
+    Raises:
+        ConfigError: features of several models or orientations, which have no mean.
+        ModelError: a folder is not a model.
+    """
+    if output == "scores":
+        return build_network(folders, orientations)
+    if len(folders) > 1 or orientations > 1:
+        raise ConfigError("features are those of one model in one orientation")
+    return build_features(folders[0])
+
+
+def output_width(network: nn.Module, classes: int) -> int:
+    """How many numbers the network of `build_output` gives of a patch."""
+    if isinstance(network, FeaturesOf):
+        return int(network.network.class_layer.in_features)  # type: ignore[arg-type,union-attr]
+    return classes
+
+
+def build_features(folder: Path) -> nn.Module:
+    """The features before a model's class layer; fp32, on the CPU.
+
+    Raises:
+        ModelError: the folder is neither a model of this program's own form nor a published one of timm.
+    """
+    network = load_timm(folder) if is_timm_folder(folder) else load_checkpoint(folder)[0]
+    return FeaturesOf(network).eval()
 
 
 def build_middle(folder: Path, frame: ModelCard) -> nn.Module:

@@ -111,6 +111,19 @@ class MiddleOf(nn.Module):
         return features
 
 
+class FeaturesOf(nn.Module):
+    """Features (n, d) before a network's class layer, of uint8 patches (n, side, side, 3)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Normalise the patches, and go as far as the class layer."""
+        features: Tensor = self.network.embed(cast_like(normalise(patches), self.network))  # type: ignore[operator]
+        return features
+
+
 def area_weights(before: int, after: int) -> Tensor:
     """(after, before) weights that average pixels into fewer ones, by the length of each that lies in the new pixel."""
     edges = torch.arange(after + 1, dtype=torch.float64) * before / after

@@ -150,7 +150,7 @@ class EfficientNetLite0(nn.Module):
             x = block(x)
         return F.relu6(self._bn1(self._conv_head(x)))
 
-    def features(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
         """Input of the class layer: (n, 1280)."""
         return self.last_maps(x).mean(dim=(2, 3))
 
@@ -160,5 +160,5 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, classes)."""
-        logits: Tensor = self._fc(self.dropout(self.features(x)))
+        logits: Tensor = self._fc(self.dropout(self.embed(x)))
         return logits

@@ -232,6 +232,10 @@ class InceptionV3(nn.Module):
         """Maps whose mean over all places is the input of the class layer: (n, 2048 * width, 8, 8)."""
         return self._last(self.features(x))
 
+    def embed(self, x: Tensor) -> Tensor:
+        """Input of the class layer: (n, 2048 * width)."""
+        return self.last_maps(x).mean(dim=(2, 3))
+
     def _last(self, x: Tensor) -> Tensor:
         return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # type: ignore[no-any-return]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.checkpoint import load_start, save_checkpoint
+from models.networks.backbone import Backbone
 from models.networks.contract import Oriented, PatchNetwork
 from models.networks.efficientnet import EfficientNetLite0
 from models.networks.inception import InceptionV3
@@ -106,12 +107,13 @@ class Classify:
 
     def enter(self, phase: int, state: TrainingState, listeners: Listeners) -> None:
         """Fix all but the output layer in the second phase, and draw at the true class frequencies."""
+        if phase == 2 or self.cfg.trained == "head":
+            for name, parameter in state.network.named_parameters():
+                parameter.requires_grad_(name.startswith(HEADS[self.cfg.architecture][0]))
         if phase == 1:
             return
         sampler = self.data.sampler
         share = sampler.positive_share = sampler.frequency
-        for name, parameter in state.network.named_parameters():
-            parameter.requires_grad_(name.startswith(HEADS[self.cfg.architecture][0]))
         if state.phase == 1:
             state.phase, state.best = 2, None
             state.optimiser.state.clear()
@@ -133,16 +135,18 @@ class Classify:
 
     def loss_of(self, state: TrainingState, pixels: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of augmented pixels (n, 3, side, side) and labels (n,)."""
-        network: InceptionV3 | EfficientNetLite0 = state.network  # type: ignore[assignment]
+        network: InceptionV3 | EfficientNetLite0 | Backbone = state.network  # type: ignore[assignment]
         network.train()
-        if state.phase == 2:  # what is fixed must not drift by its running means either
+        if (
+            state.phase == 2 or self.cfg.trained == "head"
+        ):  # what is fixed must not drift by its running means either
             network.eval()
             network.dropout.train()
         bf16 = use_bf16(self.cfg.precision, self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             main, aux = network.forward_train(pixels.contiguous(memory_format=torch.channels_last))
         loss = classification_loss(main.float(), labels, self.cfg.focal_gamma)
-        if state.phase == 1 and aux is not None:
+        if state.phase == 1 and aux is not None and self.cfg.trained == "all":
             loss = loss + self.cfg.aux_weight * classification_loss(aux.float(), labels, self.cfg.focal_gamma)
         return loss
 

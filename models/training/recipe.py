@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from models.card import Architecture, DetectorConfig, SegmenterConfig
+from models.card import Architecture, ClassifierName, DetectorConfig, SegmenterConfig, TimmModel
 from models.networks.inception import PATCH_PX
 from models.training.data.augment import AugmentConfig
 from wsi.config import Config
@@ -75,11 +75,13 @@ class TrainConfig(Recipe):
         truth_label: value of truth masks that means tumour; None detects 0/1, 0/255 and 0/1/2.
         validation: a further folder of labelled patches, by which the best network is chosen.
         architecture: the network; ``efficientnet_lite0`` is small and starts from ImageNet's weights.
+        timm: of the architecture ``timm``: which network of timm.
+        trained: ``all`` layers, or the ``head`` alone: the class layer, on the features of the weights in ``init``.
         width: multiplier of the channels; 1 is the full Inception-v3.
-        input_px: side that patches are brought to inside ``efficientnet_lite0``; None leaves them.
+        input_px: side that patches are brought to inside networks other than ``inception_v3``; None leaves them.
         patch_px, stride_px: side of the patch, and of its centre that the label speaks of, in the model's pixels.
-        init: weights to start from: a model's folder or shipped name, or ImageNet's file at width 1; ``imagenet``
-            downloads that.
+        init: weights to start from: a model's folder or shipped name, a published file of torchvision or folder of
+            timm; ``imagenet`` downloads torchvision's.
         stain_normalisation: recolour every slide first; Liu et al. found no gain.
         learning_rate: None is 0.05, or 0.002 when started from weights (Liu et al. 2017).
         schedule: ``halve`` after every ``halve_every`` examples, or ``cosine`` down to 0 after a short rise.
@@ -103,12 +105,14 @@ class TrainConfig(Recipe):
     folds: int = Field(default=0, ge=0)
     dataset: Dataset | str = Dataset()
     truth_label: int | None = Field(default=None, gt=0)
-    architecture: Literal["inception_v3", "efficientnet_lite0"] = "inception_v3"
+    architecture: ClassifierName = "inception_v3"
+    timm: TimmModel | None = None
     width: float = Field(default=1.0, gt=0, le=1)
     input_px: int | None = Field(default=None, gt=0)
     patch_px: int = Field(default=PATCH_PX, gt=0)
     stride_px: int = Field(default=STRIDE_PX, gt=0)
     init: Path | None = None
+    trained: Literal["all", "head"] = "all"
     spacing_um: float | None = Field(default=0.243, gt=0)
     spacing_tolerance: float = Field(default=0.1, ge=0, lt=1)
     stain_normalisation: StainMethod = "none"
@@ -145,6 +149,9 @@ class TrainConfig(Recipe):
             raise ValueError("validation goes with patches and without folds")
         if self.architecture == "inception_v3" and (self.patch_px < PATCH_PX or self.input_px is not None):
             raise ValueError(f"inception_v3 takes patches of {PATCH_PX} px or more, and no input_px")
+        if self.trained == "head" and self.init is None:
+            raise ValueError("trained: head needs weights to start from; name them as init")
+        _ = self.network  # timm and architecture are checked against each other
         if self.folds == 1 or (self.folds and self.patches is None):
             raise ValueError("folds must be 0, or 2 and more with patches")
         _ = self.rules  # an unknown name is refused here
@@ -168,7 +175,7 @@ class TrainConfig(Recipe):
     @property
     def network(self) -> Architecture:
         """The network, as its card will state it."""
-        return Architecture(name=self.architecture, width=self.width, input_px=self.input_px)
+        return Architecture(name=self.architecture, width=self.width, input_px=self.input_px, timm=self.timm)
 
     @property
     def rules(self) -> Dataset:

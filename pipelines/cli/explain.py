@@ -37,7 +37,7 @@ def explain(
     ] = DEFAULT_MODEL,
     mpp: Mpp = None,
 ) -> None:
-    """Show what in a patch speaks for its score, and what against it: class activation maps.
+    """Show what in a patch speaks for its score, and what against it: class activation maps; of timm's, Grad-CAM.
 
     The evidence is the model's, and no proof: it says where the network looked, not what is there.
 

@@ -21,6 +21,7 @@ SOURCES: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "score": ("pipelines.cli.score", "score", {}),
     "score-patches": ("pipelines.cli.patches", "patches_command", {}),
     "explain": ("pipelines.cli.explain", "explain", {}),
+    "features": ("pipelines.cli.features", "features", {}),
     "segment": ("pipelines.cli.segment", "segment", {}),
     "info": ("pipelines.cli.slides", "info", {}),
     "doctor": ("pipelines.cli.slides", "doctor", {}),

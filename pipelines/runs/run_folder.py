@@ -230,6 +230,8 @@ def kind_of(facts: Any) -> str:
     """The command that made a slide's result, by what its ``slide.json`` holds."""
     if isinstance(facts, dict) and isinstance(facts.get("classes"), dict):
         return "wsi segment"
+    if isinstance(facts, dict) and "width" in facts:
+        return "wsi features"
     return "wsi score" if isinstance(facts, dict) and "lesion_settings" in facts else "wsi renal report"
 
 

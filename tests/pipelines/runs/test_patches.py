@@ -304,7 +304,7 @@ class TestCalibration:
     @pytest.mark.slow
     def test_a_calibrated_model(self, tmp_path: Path, wsi: Run) -> None:
         """The network's last layer is moved by 1.5: calibration on labelled patches moves it back, in the graph too."""
-        from models.checkpoint import load_checkpoint, load_imagenet, save_checkpoint
+        from models.checkpoint import load_checkpoint, load_published, save_checkpoint
         from models.networks.efficientnet import EfficientNetLite0
         from models.registry import make_network
         from tests.models.networks.test_efficientnet import CARD, LITE0
@@ -312,7 +312,7 @@ class TestCalibration:
         torch.manual_seed(0)
         network = make_network(LITE0, 2)
         assert isinstance(network, EfficientNetLite0)
-        load_imagenet(network, "efficientnet_lite0", Path("imagenet"))
+        load_published(network, "efficientnet_lite0", Path("imagenet"))
         torch.nn.init.normal_(network._fc.weight, std=0.3)
         rng = np.random.default_rng(0)
         for i in range(120):
