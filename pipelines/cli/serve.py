@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import typer
-from rich.table import Table
 
 from models.card import DEFAULT_MODEL, ModelCard
 from models.engines import Engine, EngineConfig, find_models, load_engine
@@ -352,12 +351,12 @@ def queue(
         out.print(f"{job['name']}: {job['state']}", markup=False)
         return
     answer = _ask(address, "GET", "/api/jobs")
-    table = Table("id", "slide", "state", "cells", "deadline", "promised", "expected", "ended", box=None)
+    rows = [("id", "slide", "state", "cells", "deadline", "promised", "expected", "ended")]
     for job in answer["jobs"]:
         cells = f"{job['progress'][0]} of {job['progress'][1]}" if job["progress"] else str(job["cells"])
         times = [_clock(job[key]) for key in ("deadline", "promised", "expected", "ended")]
-        table.add_row(job["id"], job["name"], job["state"], cells, *times)
-    out.print(table)
+        rows.append((job["id"], job["name"], job["state"], cells, *times))
+    _print_table(rows)
     left = [job["expected"] - answer["now"] for job in answer["jobs"] if job["expected"] is not None]
     counts = number_of(sum(job["state"] in ("waiting", "running") for job in answer["jobs"]), "slide")
     ends = f"; the promised ones end in {duration(max(left))}" if left else ""
@@ -448,21 +447,43 @@ def _clock(seconds: float | None) -> str:
 
 def _simulate(trace: Path, pace: Pace) -> None:
     arrivals = read_trace(trace)
-    table = Table(
-        "policy", "taken", "late, of taken", "late or refused", "tardiness, median and 99 %", "slides/h", "busy",
-        "promises broken", box=None,
-    )  # fmt: skip
+    rows = [
+        (
+            "policy",
+            "taken",
+            "late",
+            "late or refused",
+            "late by, s",
+            "99 % below, s",
+            "slides/h",
+            "busy",
+            "broken",
+        )
+    ]
     for name, f in compared(arrivals, pace, batch=8, chunk=CHUNK_CELLS).items():
-        table.add_row(name, *_row(f))
-    out.print(table)
+        rows.append((name, *_row(f)))
+    _print_table(rows)
     out.print(
         f"{number_of(len(arrivals), 'slide')} in virtual time, {pace.cell_s:g} s a cell, {pace.slide_s:g} s a slide, "
         f"{number_of(pace.workers, 'worker')}; each policy adds one part to the one above",
         markup=False,
     )
+    out.print(
+        "late: of those with a deadline that were taken; late by: their median; broken: ended later than promised, by "
+        "a tenth of the promised time",
+        markup=False,
+    )
 
 
-def _row(f: Figures) -> tuple[str, ...]:
-    tardiness = f"{f.tardiness_s[0]:.1f} s and {f.tardiness_s[1]:.1f} s"
-    shares = [f"{share:.1%}" for share in (f.taken, f.late_taken, f.late_all)]
-    return (*shares, tardiness, f"{f.slides_h:.1f}", f"{f.busy:.1%}", f"{f.broken:.1%}")
+def _row(f: Figures) -> tuple[str, str, str, str, str, str, str, str]:
+    taken, late, missed = (f"{share:.1%}" for share in (f.taken, f.late_taken, f.late_all))
+    median, most = (f"{seconds:.1f}" for seconds in f.tardiness_s)
+    return taken, late, missed, median, most, f"{f.slides_h:.1f}", f"{f.busy:.1%}", f"{f.broken:.1%}"
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns; they are not cut where the terminal is narrow."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        out.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)

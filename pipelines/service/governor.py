@@ -21,7 +21,7 @@ from models.engines.contract import COMPILE_FROM
 from pipelines.runs.task import ChunkTask, Task
 from pipelines.service.schedule import Job, Policy, Ready
 from wsi.arrays import Scores
-from wsi.errors import ModelError, WsiError
+from wsi.errors import ModelError
 from wsi.results.store import HeatmapStore
 from wsi.slides.blocks import PatchBlock, ReadBlock, read_block
 from wsi.slides.slide import Slide
@@ -31,8 +31,8 @@ JOIN_BELOW = 64  # patches: blocks of fewer are joined, as their last batch woul
 IDLE_S = 0.2  # between two looks for work or for the end
 
 
-class CancelledError(WsiError):
-    """A slide that is not wanted any more; what was scored stays on the disk."""
+class CancelledError(BaseException):
+    """A slide that is not wanted any more; what was scored stays on the disk. No handler takes it for a fault."""
 
 
 @dataclass(eq=False)

@@ -61,8 +61,9 @@ class Pace:
 
     @property
     def latency_s(self) -> float:
-        """Seconds of a job besides its turn: the chunk that is under way when it comes, and its own ones beside."""
-        return self.chunk_s + (0.0 if self.serial else self.slide_s)
+        """Seconds of a job besides its turn: the chunk that is under way when it comes, one of a job without a
+        deadline whose turn it is, and its own ones beside."""
+        return 2 * self.chunk_s + (0.0 if self.serial else self.slide_s)
 
 
 class Ready:

@@ -71,12 +71,12 @@ class TestAdmission:
     PACE = Pace(1.0, 5.0, chunk_s=2.0)
 
     def test_by_hand(self) -> None:
-        promised = [Job("a", 0, 19, 60.0)]  # 20 s of work with its turns; ends at 27
-        assert finishes(promised, 0, self.PACE) == [(promised[0], pytest.approx(20 + 7))]
+        promised = [Job("a", 0, 19, 60.0)]  # 20 s of work with its turns; ends at 29
+        assert finishes(promised, 0, self.PACE) == [(promised[0], pytest.approx(20 + 9))]
         taken, end = admit(Job("b", 0, 38, 70.0), promised, 0, self.PACE)
-        assert (taken, end) == (True, pytest.approx(20 + 40 + 7))
-        taken, end = admit(Job("b", 0, 38, 66.0), promised, 0, self.PACE)
-        assert (taken, end) == (False, pytest.approx(67))
+        assert (taken, end) == (True, pytest.approx(20 + 40 + 9))
+        taken, end = admit(Job("b", 0, 38, 68.0), promised, 0, self.PACE)
+        assert (taken, end) == (False, pytest.approx(69))
 
     def test_a_more_urgent_one_is_refused_where_it_would_make_another_late(self) -> None:
         promised = [Job("a", 0, 19, 60.0)]
@@ -89,7 +89,7 @@ class TestAdmission:
         job = Job("a", 0, 38, 100.0)
         assert Pace(1.0, 5.0, serial=True).seconds([job]) == pytest.approx(43 * SHARE)
         assert Pace(1.0, 5.0, workers=4).seconds([job]) == pytest.approx(38 * SHARE / 4)
-        assert Pace(1.0, 5.0, serial=True, chunk_s=3).latency_s == 3
+        assert Pace(1.0, 5.0, serial=True, chunk_s=3).latency_s == 6
 
     @given(st.lists(st.tuples(st.integers(1, 50), st.floats(1, 500)), max_size=8), st.integers(1, 50))
     def test_what_is_offered_instead_is_taken(self, others: list[tuple[int, float]], cells: int) -> None:
