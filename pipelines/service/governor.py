@@ -117,7 +117,7 @@ class Governor:
             fuse: whether small blocks are joined, and slides follow each other without a pause.
             clock: seconds.
         """
-        self.engine, self._fuse, self._clock = engine, fuse, clock
+        self.engine, self.policy, self._fuse, self._clock = engine, policy, fuse, clock
         self.cells, self.busy_s = 0, 0.0
         self._ready = Ready(policy)
         self._parts: dict[Job, deque[Part]] = {}

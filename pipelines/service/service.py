@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -74,6 +75,8 @@ class Service:
         governor: Governor,
         pace: Pace,
         *,
+        at_once: int = AT_ONCE,
+        admission: bool = True,
         clock: Callable[[], float] | None = None,
     ) -> None:
         """Open the queue of a results folder; slides that a killed server left are worked on again after `start`.
@@ -83,6 +86,8 @@ class Service:
             work: what is done with slides.
             governor: runs their chunks.
             pace: measured before, on a few patches; corrected by every slide.
+            at_once: slides that are open at once; with 1 each is finished before the next one is opened.
+            admission: whether slides whose deadline cannot be kept are refused.
             clock: seconds since 1970.
 
         Raises:
@@ -91,6 +96,7 @@ class Service:
         self.store = JobStore(folder / ".service")
         self.clock = clock or Clock()
         self._work, self._governor, self._pace = work, governor, pace
+        self._at_once, self._admission = at_once, admission
         self._jobs: dict[str, Job] = {}  # those that are not done, by their id
         self._running: dict[str, threading.Thread] = {}
         self._cancelled: set[str] = set()
@@ -212,7 +218,7 @@ class Service:
     def _admit(self, job: Job, or_later: bool, *, but: Job | None = None) -> None:
         due = [other for other in self._jobs.values() if other.deadline is not None and other is not but]
         kept, end = admit(job, due, self.clock(), self.pace)
-        if kept:
+        if kept or not self._admission:
             job.promised = end
         elif or_later:
             job.deadline = None
@@ -288,16 +294,21 @@ class Service:
     def _next(self) -> list[str]:
         """Slides that get a thread: the most urgent ones, and any that is more urgent than all that have one."""
         waiting = [job for key, job in self._jobs.items() if key not in self._running]
-        waiting.sort(key=_urgency)
-        most_urgent = min((_urgency(self._jobs[k]) for k in self._running if k in self._jobs), default=None)
+        waiting.sort(key=self._urgency)
+        running = [self._urgency(self._jobs[key]) for key in self._running if key in self._jobs]
         chosen: list[str] = []
         for job in waiting:
-            has_room = len(self._running) + len(chosen) < AT_ONCE
-            if has_room or (
-                most_urgent is not None and _urgency(job) < most_urgent and job.deadline is not None
-            ):
+            has_room = len(self._running) + len(chosen) < self._at_once
+            overtakes = self._at_once > 1 and job.deadline is not None and self._urgency(job) < min(running)
+            if has_room or overtakes:
                 chosen.append(job.name)
+                running.append(self._urgency(job))
         return chosen
+
+    def _urgency(self, job: Job) -> tuple[float, float]:
+        if job.deadline is None or self._governor.policy == "fifo":
+            return (math.inf, job.arrived)
+        return (job.deadline, job.arrived)
 
     def _slide(self, key: str) -> None:
         """Work on one slide from its first byte to its last file."""
@@ -366,10 +377,6 @@ class Service:
 
 def _job_of(record: JobRecord) -> Job:
     return Job(record.id, record.submitted, record.cells, record.deadline, record.promised)
-
-
-def _urgency(job: Job) -> tuple[float, float]:
-    return (float("inf") if job.deadline is None else job.deadline, job.arrived)
 
 
 def _file_state(row: SlideRow) -> str:
