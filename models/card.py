@@ -201,7 +201,8 @@ class SegmenterConfig(Config):
         classes: names by their number on the map; the first is all that no outline marks. Where outlines overlap in
             the truth, the later class lies on top.
         network: one of `models.registry.SEGMENTERS`.
-        width: channels of the finest level, from which those of all others follow.
+        width: channels of the finest level, from which those of all others follow; with fewer than 8 training can hang:
+            oneDNN (torch 2.14, AVX2) never ends one of the gradients then.
         spacing_um: um per pixel that the network sees.
         core_px: side of the part of a training tile that is mapped.
         margin_px: around it, seen and not mapped; what a network pads there never reaches the map.
@@ -210,7 +211,7 @@ class SegmenterConfig(Config):
 
     classes: tuple[str, ...] = Field(min_length=2, max_length=255)
     network: SegmenterName = "unet"
-    width: int = Field(default=16, ge=4, le=64)
+    width: int = Field(default=16, ge=8, le=64)
     spacing_um: float = Field(default=1.0, gt=0)
     core_px: int = Field(default=256, gt=0)
     margin_px: int = Field(default=32, ge=0)

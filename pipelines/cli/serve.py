@@ -18,12 +18,13 @@ import typer
 
 from models.card import DEFAULT_MODEL, ModelCard
 from models.engines import Engine, EngineConfig, find_models, load_engine
-from pipelines.cli.console import duration, err, out
+from pipelines.cli.console import duration, err, out, progress
 from pipelines.cli.options import EngineName, ModelNames, Mpp, Out, Precision
 from pipelines.runs.cohort import Failure, gather
 from pipelines.runs.made_by import run_record
 from pipelines.runs.run_folder import FINISHED, RunFolder, refuse_other_run
 from pipelines.service.governor import Governor
+from pipelines.service.jobs import OPEN, JobRecord
 from pipelines.service.schedule import Pace
 from pipelines.service.server import API, application
 from pipelines.service.service import RefusedError, Service, Work
@@ -108,12 +109,21 @@ def serve(
     governor = Governor(runner, policy)
     cell_s = _warm_up(runner)
     start = Pace(cell_s, FIRST_SLIDE_S, chunk_s=cell_s * CHUNK_CELLS)
-    service = Service(folder.path, work, governor, start)
+    service = Service(folder.path, work, governor, start, ended=_tell)
     listed = len(service.expected())
     out.print(f"{runner.description}: {1 / cell_s:.0f} cells a second", markup=False)
     if listed:
         out.print(f"goes on with {number_of(listed, 'promised slide')}", markup=False)
     _answer(service, folder, host, port, None if watch is None else Watcher(watch, service))
+
+
+def _tell(record: JobRecord) -> None:
+    """Say what became of a slide."""
+    text = f"{record.name}: {record.state}{': ' if record.reason else ''}{record.reason}"
+    if record.state == "done" and record.deadline is not None and record.ended is not None:
+        spare_s = record.deadline - record.ended
+        text += f", {duration(abs(spare_s))} {'before' if spare_s >= 0 else 'AFTER'} its deadline"
+    (out if record.state == "done" else err).print(text, markup=False)
 
 
 def _refuse_second(folder: LocalFolder) -> None:
@@ -297,6 +307,8 @@ def submit(
     address = _address(folder)
     keys, refused = [], False
     for row in gather(slides, mpp=mpp, allow_anisotropic=False):
+        if row.source.is_url:
+            raise ConfigError(f"{row.source.label} is a URL; a service takes files of its own machine")
         body = {"slide": str(Path(row.source.path).absolute()), "or_later": or_later, "mpp": row.source.mpp}
         body |= {"within_s": within, "by": until}
         try:
@@ -312,7 +324,7 @@ def submit(
 
 
 def _promise(job: dict[str, Any]) -> str:
-    if job["state"] not in ("waiting", "running"):
+    if not _is_open(job):
         return f"submitted before: {job['state']}"
     if job["promised"] is None:
         return f"taken without a promise; {job['cells']} cells"
@@ -321,17 +333,28 @@ def _promise(job: dict[str, Any]) -> str:
 
 def _all_done(address: dict[str, str], keys: Sequence[str]) -> bool:
     """Wait until jobs have ended; whether all are done."""
-    left, good = list(keys), True
-    while left:
-        job = _ask(address, "GET", f"/api/jobs/{left[0]}")
-        if job["state"] in ("waiting", "running"):
+    jobs: dict[str, dict[str, Any]] = {}
+    with progress("cells") as tick:
+        while len(jobs) < len(keys) or any(_is_open(job) for job in jobs.values()):
+            for key in keys:
+                if key not in jobs or _is_open(jobs[key]):
+                    jobs[key] = _ask(address, "GET", f"/api/jobs/{key}")
+            tick(sum(map(_cells_done, jobs.values())), sum(job["cells"] for job in jobs.values()))
             time.sleep(0.5)
-            continue
-        left.pop(0)
-        good &= job["state"] == "done"
+    for job in jobs.values():
         text = f"{job['name']}: {job['state']}{': ' if job['reason'] else ''}{job['reason']}"
         (out if job["state"] == "done" else err).print(text, markup=False)
-    return good
+    return all(job["state"] == "done" for job in jobs.values())
+
+
+def _is_open(job: dict[str, Any]) -> bool:
+    return job["state"] in OPEN
+
+
+def _cells_done(job: dict[str, Any]) -> int:
+    if not _is_open(job):
+        return int(job["cells"])
+    return int(job["progress"][0]) if job["progress"] else 0
 
 
 def queue(
@@ -358,7 +381,7 @@ def queue(
         rows.append((job["id"], job["name"], job["state"], cells, *times))
     _print_table(rows)
     left = [job["expected"] - answer["now"] for job in answer["jobs"] if job["expected"] is not None]
-    counts = number_of(sum(job["state"] in ("waiting", "running") for job in answer["jobs"]), "slide")
+    counts = number_of(sum(map(_is_open, answer["jobs"])), "slide")
     ends = f"; the promised ones end in {duration(max(left))}" if left else ""
     out.print(f"{counts} not done{ends}", markup=False)
 

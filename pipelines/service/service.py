@@ -77,6 +77,7 @@ class Service:
         *,
         at_once: int = AT_ONCE,
         admission: bool = True,
+        ended: Callable[[JobRecord], None] = lambda record: None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         """Open the queue of a results folder; slides that a killed server left are worked on again after `start`.
@@ -88,6 +89,7 @@ class Service:
             pace: measured before, on a few patches; corrected by every slide.
             at_once: slides that are open at once; with 1 each is finished before the next one is opened.
             admission: whether slides whose deadline cannot be kept are refused.
+            ended: called with every slide that is done, or failed.
             clock: seconds since 1970.
 
         Raises:
@@ -96,7 +98,7 @@ class Service:
         self.store = JobStore(folder / ".service")
         self.clock = clock or Clock()
         self._work, self._governor, self._pace = work, governor, pace
-        self._at_once, self._admission = at_once, admission
+        self._at_once, self._admission, self._tell = at_once, admission, ended
         self._jobs: dict[str, Job] = {}  # those that are not done, by their id
         self._running: dict[str, threading.Thread] = {}
         self._cancelled: set[str] = set()
@@ -299,7 +301,11 @@ class Service:
         chosen: list[str] = []
         for job in waiting:
             has_room = len(self._running) + len(chosen) < self._at_once
-            overtakes = self._at_once > 1 and job.deadline is not None and self._urgency(job) < min(running)
+            overtakes = (
+                self._at_once > 1
+                and job.deadline is not None
+                and self._urgency(job) < min(running, default=(math.inf, 0.0))
+            )
             if has_room or overtakes:
                 chosen.append(job.name)
                 running.append(self._urgency(job))
@@ -315,12 +321,10 @@ class Service:
         try:
             record = self.store.change(key, state="running")
             outcome = self._attempted(record)
-            if isinstance(outcome, Failure):
-                self.store.change(key, state="failed", ended=self.clock(), reason=outcome.reason)
-            else:
-                self.store.change(
-                    key, state="done", ended=self.clock(), reason=str(getattr(outcome, "note", ""))
-                )
+            is_failure = isinstance(outcome, Failure)
+            reason = outcome.reason if isinstance(outcome, Failure) else str(getattr(outcome, "note", ""))
+            state = "failed" if is_failure else "done"
+            self._tell(self.store.change(key, state=state, ended=self.clock(), reason=reason))
         except CancelledError:
             if key not in self._cancelled:  # the service stops
                 with suppress(WsiError):

@@ -38,7 +38,7 @@ def config(network: str = "unet", **changes: Any) -> SegmenterConfig:
     sides: dict[str, int] = {"core_px": 32, "margin_px": 16}
     if network in VALID_MARGIN:
         sides = {"core_px": 4 if network == "unet_valid" else 8, "margin_px": VALID_MARGIN[network][0]}
-    values: dict[str, Any] = {"classes": CLASSES, "network": network, "width": 4, "pool": 2, **sides}
+    values: dict[str, Any] = {"classes": CLASSES, "network": network, "width": 8, "pool": 2, **sides}
     return SegmenterConfig(**values | changes)
 
 

@@ -56,7 +56,7 @@ def truth(path: Path, *features: dict[str, Any]) -> Path:
 
 
 def config(**changes: Any) -> SegmenterTrainConfig:
-    shape = SegmenterConfig(classes=CLASSES, width=4, spacing_um=0.5, core_px=32, margin_px=16)
+    shape = SegmenterConfig(classes=CLASSES, width=8, spacing_um=0.5, core_px=32, margin_px=16)
     return SegmenterTrainConfig.model_validate({"name": "t", "segmenter": shape} | changes)
 
 

@@ -245,7 +245,7 @@ class TestCommand:
         """A segmenter whose only weight says red where red exceeds green."""
         import torch
 
-        shape = SegmenterConfig(classes=("glass", "red"), network="fcn_8s", width=4, core_px=64, margin_px=16)
+        shape = SegmenterConfig(classes=("glass", "red"), network="fcn_8s", width=8, core_px=64, margin_px=16)
         torch.manual_seed(0)
         save_segmenter(
             tmp_path / "model", make_segmenter(shape).eval(), name="mine", segmenter=shape, demonstration=True
