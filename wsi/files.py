@@ -120,6 +120,44 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)  # releases the lock, too
 
 
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Hold a file's lock while this process works, however it ends; False where another process holds it.
+
+    Where the system has no such locks it is always True.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    is_free = True
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_free = False
+        yield is_free
+    finally:
+        os.close(handle)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 class AtWork:
     """A sign to other processes that this one works in a folder; it ends with the process, however that ends."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,8 +130,12 @@ def look_unlike(folder: Path, patches: Sequence[RgbImage], frame: ModelCard) -> 
         ModelError: the model has no record of its domain, or one of its files is damaged.
     """
     card_time = (folder / CARD).stat().st_mtime_ns
-    features, domain = _loaded(folder, card_time, frame.patch_px, frame.spacing_um)
+    with _LOADING:  # threads of a service must not load it twice
+        features, domain = _loaded(folder, card_time, frame.patch_px, frame.spacing_um)
     return domain.unlike(features(patches))
+
+
+_LOADING = Lock()
 
 
 @lru_cache(maxsize=1)

@@ -169,9 +169,14 @@ class OpenVinoFeatures:
             model.reshape([BATCH, side, side, 3])
             settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
             self._queue = ov.AsyncInferQueue(core.compile_model(model, "CPU", settings))
+        self._alone = threading.Lock()
 
     def __call__(self, patches: Sequence[RgbImage]) -> npt.NDArray[np.float32]:
-        """The features of uint8 patches: (n, d)."""
+        """The features of uint8 patches: (n, d); threads take turns."""
+        with self._alone:
+            return self._run(patches)
+
+    def _run(self, patches: Sequence[RgbImage]) -> npt.NDArray[np.float32]:
         parts: dict[int, npt.NDArray[np.float32]] = {}
 
         def receive(request: Any, start: int) -> None:

@@ -10,8 +10,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from urllib.parse import quote
 
 import numpy as np
 import typer
@@ -25,12 +27,13 @@ from pipelines.runs.made_by import run_record
 from pipelines.runs.run_folder import FINISHED, RunFolder, refuse_other_run
 from pipelines.service.governor import Governor
 from pipelines.service.jobs import OPEN, JobRecord
-from pipelines.service.schedule import Pace
+from pipelines.service.schedule import Pace, Policy
 from pipelines.service.server import API, application
 from pipelines.service.service import RefusedError, Service, Work
 from pipelines.service.simulate import Figures, compared, read_trace
 from pipelines.service.watch import Watcher
-from wsi.errors import ConfigError, StoreError, WsiError
+from wsi.errors import ConfigError, StoreError
+from wsi.files import held, write_private
 from wsi.results.folder import Folder, LocalFolder
 from wsi.slides.blocks import PatchBlock
 from wsi.slides.grid import make_grid
@@ -47,6 +50,7 @@ WARM_UP = 64  # patches by which the pace is measured before the first slide
 FIRST_SLIDE_S = 5.0  # of a slide besides its cells, before one was seen
 CHUNK_CELLS = 1024  # of a full chunk
 TIMEOUT_S = 180.0  # a submission waits until its tissue is found
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not learn the token
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -103,7 +107,22 @@ def serve(
         return
     if not isinstance(folder, LocalFolder):
         raise ConfigError(f"{folder} is no folder of this machine; a service keeps its queue in a local one")
-    _refuse_second(folder)
+    with held(folder.path / ".service" / "lock") as is_alone:
+        if not is_alone:
+            raise StoreError(f"{folder} is served already; submit slides there: wsi submit SLIDE -o {folder}")
+        _serve(folder, model, kidneys, (engine, precision), policy, (host, port), watch)
+
+
+def _serve(
+    folder: LocalFolder,
+    model: list[str] | None,
+    kidneys: bool,
+    engine_and_precision: tuple[str | None, str | None],
+    policy: Policy,
+    address: tuple[str, int],
+    watch: Path | None,
+) -> None:
+    engine, precision = engine_and_precision
     settings = EngineConfig.model_validate({"engine": engine or "auto", "precision": precision or "auto"})
     runner, work = _kidneys(folder, model, settings) if kidneys else _lymph_nodes(folder, model, settings)
     governor = Governor(runner, policy)
@@ -114,7 +133,7 @@ def serve(
     out.print(f"{runner.description}: {1 / cell_s:.0f} cells a second", markup=False)
     if listed:
         out.print(f"goes on with {number_of(listed, 'promised slide')}", markup=False)
-    _answer(service, folder, host, port, None if watch is None else Watcher(watch, service))
+    _answer(service, folder, *address, None if watch is None else Watcher(watch, service))
 
 
 def _tell(record: JobRecord) -> None:
@@ -124,20 +143,6 @@ def _tell(record: JobRecord) -> None:
         spare_s = record.deadline - record.ended
         text += f", {duration(abs(spare_s))} {'before' if spare_s >= 0 else 'AFTER'} its deadline"
     (out if record.state == "done" else err).print(text, markup=False)
-
-
-def _refuse_second(folder: LocalFolder) -> None:
-    """Refuse a second server of a folder.
-
-    Raises:
-        StoreError: one answers.
-    """
-    try:
-        address = _address(folder)
-        _ask(address, "GET", "/health", timeout=2.0)
-    except WsiError:
-        return
-    raise StoreError(f"{folder} is served already at {address['url']}; submit slides there")
 
 
 def _answer(service: Service, folder: LocalFolder, host: str, port: int, watcher: Watcher | None) -> None:
@@ -152,7 +157,7 @@ def _answer(service: Service, folder: LocalFolder, host: str, port: int, watcher
         hosts = frozenset(f"{name}:{port}" for name in (LOOPBACK, "localhost")) if host == LOOPBACK else None
         token = secrets.token_urlsafe(24)
         url = f"http://{LOOPBACK if host == '0.0.0.0' else host}:{port}"
-        _write_address(folder.path / ADDRESS, {"url": url, "token": token})
+        write_private(folder.path / ADDRESS, json.dumps({"url": url, "token": token}))
         if host != LOOPBACK:
             err.print(f"{host}: whoever reaches this machine can ask; there is no encryption", markup=False)
         config = uvicorn.Config(
@@ -180,16 +185,7 @@ def _answer(service: Service, folder: LocalFolder, host: str, port: int, watcher
                 watcher.stop()
             out.print("ends after the chunks that are under way")
             service.stop()
-            (folder.path / ADDRESS).unlink(missing_ok=True)
-
-
-def _write_address(path: Path, value: dict[str, str]) -> None:
-    """Write a file that only its owner can read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file)
+            folder.delete(ADDRESS)
 
 
 def _warm_up(engine: Engine) -> float:
@@ -263,12 +259,14 @@ def _kidneys(folder: LocalFolder, model: list[str] | None, settings: EngineConfi
     def sum_up(failures: Sequence[Failure]) -> None:
         _sum_up(RunFolder(folder, record, earlier_reports, write_results), failures)
 
-    return engine, Work(job, _cells(engine.models.card, DENSITY), sum_up)
+    return engine, Work(job, _cells(engine.models.card, DENSITY), sum_up, predictable=False)
 
 
 def _sum_up(run: RunFolder[Any], failures: Sequence[Failure]) -> None:
-    with run.work([failure.name for failure in failures]):
-        run.sum_up(FINISHED, [], failures)
+    """Write the tables: what failed now, and all results that are there."""
+    names = [failure.name for failure in failures]
+    with run.work(names):
+        run.sum_up(FINISHED, run.earlier(run.out, str(run.record["settings_fingerprint"]), names), failures)
 
 
 def submit(
@@ -309,6 +307,10 @@ def submit(
     for row in gather(slides, mpp=mpp, allow_anisotropic=False):
         if row.source.is_url:
             raise ConfigError(f"{row.source.label} is a URL; a service takes files of its own machine")
+        if row.mask is not None:
+            raise ConfigError(
+                f"{row.mask} is a mask of your own, which a service does not take; use wsi score"
+            )
         body = {"slide": str(Path(row.source.path).absolute()), "or_later": or_later, "mpp": row.source.mpp}
         body |= {"within_s": within, "by": until}
         try:
@@ -327,7 +329,8 @@ def _promise(job: dict[str, Any]) -> str:
     if not _is_open(job):
         return f"submitted before: {job['state']}"
     if job["promised"] is None:
-        return f"taken without a promise; {job['cells']} cells"
+        due = f" (deadline {_clock(job['deadline'])})" if job["deadline"] else ""
+        return f"taken without a promise{due}; {job['cells']} cells"
     return f"promised by {_clock(job['promised'])} (deadline {_clock(job['deadline'])}); {job['cells']} cells"
 
 
@@ -370,7 +373,7 @@ def queue(
     """
     address = _address(folder)
     if cancel is not None:
-        job = _ask(address, "DELETE", f"/api/jobs/{cancel}")
+        job = _ask(address, "DELETE", f"/api/jobs/{quote(cancel, safe='')}")
         out.print(f"{job['name']}: {job['state']}", markup=False)
         return
     answer = _ask(address, "GET", "/api/jobs")
@@ -395,6 +398,8 @@ def _address(folder: Folder) -> dict[str, str]:
     try:
         value = folder.read_json(ADDRESS)
         return {"url": str(value["url"]), "token": str(value["token"])}
+    except PermissionError as error:
+        raise ConfigError(f"{folder.at(ADDRESS)} is another user's, who alone can submit slides") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"no service runs for {folder}; start one: wsi serve -o {folder}") from error
 
@@ -421,7 +426,7 @@ def _ask(
         },
     )
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with _DIRECT.open(request, timeout=timeout) as response:
             return cast(dict[str, Any], json.load(response))
     except urllib.error.HTTPError as error:
         try:
@@ -432,7 +437,7 @@ def _ask(
         if facts.get("earliest"):
             sentence += f" (at {_clock(float(facts['earliest']))})"
         raise RefusedError(sentence, error.code, facts.get("earliest")) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise ConfigError(
             f"{address['url']} does not answer ({error}); is wsi serve still running?"
         ) from error

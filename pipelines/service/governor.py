@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -119,6 +119,7 @@ class Governor:
         """
         self.engine, self.policy, self._fuse, self._clock = engine, policy, fuse, clock
         self.cells, self.busy_s = 0, 0.0
+        self._since = 0.0  # second up to which the time at work is counted
         self._ready = Ready(policy)
         self._parts: dict[Job, deque[Part]] = {}
         self._given: dict[Served, int] = {}  # parts that are under way
@@ -219,6 +220,11 @@ class Governor:
             self._change.notify_all()
         part.served.done.put(outcome)
 
+    def _count(self, cells: int) -> None:
+        """Count cells, and the time at work since the last count."""
+        now = self._clock()
+        self.busy_s, self.cells, self._since = self.busy_s + now - self._since, self.cells + cells, now
+
     def _run(self) -> None:
         while True:
             with self._change:
@@ -228,22 +234,23 @@ class Governor:
                     return
             part = self._take()
             if part is not None:
-                began = self._clock()
+                self._since = self._clock()
                 self._stream(part)
-                self.busy_s += self._clock() - began
+                self._count(0)
 
     def _stream(self, part: Part) -> None:
         """Run a part, and all that follow it without a pause."""
         if not isinstance(part.task, ChunkTask) or part.task.engine != self.engine.spec:
             try:
                 part.task.run(lambda done, total: None)
+                self._count(part.cells)
                 self._end(part, part.task)
             except Exception as error:
                 self._end(part, error)
             return
-        self.engine.expect(part.task.cells)
         stream = _Stream(self, part, self._readers)
         try:
+            self.engine.expect(part.task.cells)
             for scores in self.engine.score(stream.blocks()):
                 stream.take(scores)
         except Exception as error:  # of the engine: nothing of this stream is scored
@@ -300,7 +307,7 @@ class _Stream:
             count = int(read.readable.sum())
             try:
                 _write(part, read, scores[start : start + count])
-                self._governor.cells += part.cells
+                self._governor._count(part.cells)
                 self._governor._end(part, part.task)
             except Exception as error:  # a full disk, a score that is no number: its slide fails
                 self._governor._end(part, error)
@@ -311,7 +318,8 @@ class _Stream:
         for part, _ in (pair for together in self._scoring for pair in together):
             self._governor._end(part, error)
         for part, future in self._reading:
-            future.cancel()
+            if not future.cancel():
+                wait([future])  # its slide must not be closed while it is read
             self._governor._end(part, error)
         self._scoring.clear()
         self._reading.clear()

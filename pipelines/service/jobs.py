@@ -79,15 +79,15 @@ class JobStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._db = _opened(path)
-        except sqlite3.DatabaseError as error:
-            aside = path.with_name(f"{FILE}.broken-{time.strftime('%Y%m%d-%H%M%S')}")
-            log.warning(
-                "%s is broken (%s); it is kept as %s, and a new one is begun", path, error, aside.name
-            )
+        except sqlite3.Error as error:
+            if not _is_broken(error):  # a full disk, or another program that holds it: the jobs may be good
+                raise StoreError(f"{path} cannot be opened ({error}); free space, and start again") from error
+            aside = f"{FILE}.broken-{time.strftime('%Y%m%d-%H%M%S')}"
+            log.warning("%s is broken (%s); it is kept as %s, and a new one is begun", path, error, aside)
             try:
-                path.rename(aside)
-                for suffix in ("-wal", "-shm"):
-                    Path(f"{path}{suffix}").unlink(missing_ok=True)
+                for suffix in ("", "-wal"):
+                    if Path(f"{path}{suffix}").exists():
+                        Path(f"{path}{suffix}").rename(path.with_name(aside + suffix))
                 self._db = _opened(path)
             except (OSError, sqlite3.Error) as second:
                 raise StoreError(f"{path} cannot be written ({second})") from second
@@ -100,19 +100,36 @@ class JobStore:
         Raises:
             StoreError: the disk fails.
         """
-        marks = ", ".join("?" * len(_COLUMNS))
-        self._do(f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({marks})", astuple(record))
+        with self._lock:
+            self._write(record)
 
-    def change(self, key: str, **changes: Any) -> JobRecord:
-        """Change some fields of a job.
+    def _write(self, record: JobRecord) -> None:
+        marks = ", ".join("?" * len(_COLUMNS))
+        statement = f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({marks})"
+        try:
+            with self._db:
+                self._db.execute(statement, astuple(record))
+        except sqlite3.Error as error:
+            raise StoreError(f"the queue cannot be written ({error}); free space, and try again") from error
+
+    def change(self, key: str, only_from: Sequence[State] = (), **changes: Any) -> JobRecord:
+        """Change some fields of a job, and return it as it is then.
+
+        Args:
+            key: its id.
+            only_from: states in which it is changed; in others it stays as it is. Empty: all.
+            changes: the fields.
 
         Raises:
             KeyError: there is no such job.
             StoreError: the disk fails.
         """
         with self._lock:
-            record = replace(self._get(key), **changes)
-        self.put(record)
+            record = self._get(key)
+            if only_from and record.state not in only_from:
+                return record
+            record = replace(record, **changes)
+            self._write(record)
         return record
 
     def get(self, key: str) -> JobRecord:
@@ -120,58 +137,69 @@ class JobStore:
 
         Raises:
             KeyError: there is none.
+            StoreError: the disk fails.
         """
         with self._lock:
             return self._get(key)
 
     def _get(self, key: str) -> JobRecord:
-        row = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE id = ?", (key,)).fetchone()
-        if row is None:
+        rows = self._rows("WHERE id = ?", (key,))
+        if not rows:
             raise KeyError(key)
-        return JobRecord(*row)
+        return rows[0]
 
     def all(self, states: Sequence[State] = (), *, most: int = 100_000) -> list[JobRecord]:
         """Jobs by their submission; of some states only, the newest ones where they are too many."""
         where = f"WHERE state IN ({', '.join('?' * len(states))})" if states else ""
-        order = "ORDER BY submitted DESC, id DESC LIMIT ?"
         with self._lock:
-            rows = self._db.execute(
-                f"SELECT {', '.join(_COLUMNS)} FROM jobs {where} {order}", (*states, most)
-            ).fetchall()
-        return [JobRecord(*row) for row in reversed(rows)]
+            rows = self._rows(f"{where} ORDER BY submitted DESC, id DESC LIMIT ?", (*states, most))
+        return rows[::-1]
 
-    def same(self, path: str, file_state: str) -> JobRecord | None:
-        """The job of the same file, if it was not cancelled and did not fail."""
+    def same(
+        self,
+        path: str,
+        file_state: str,
+        mpp: float | None = None,
+        states: Sequence[State] = ("waiting", "running", "done"),
+    ) -> JobRecord | None:
+        """The newest job of the same file and spacing that is in one of some states."""
+        marks = ", ".join("?" * len(states))
+        where = f"WHERE path = ? AND file_state = ? AND mpp IS ? AND state IN ({marks})"
         with self._lock:
-            row = self._db.execute(
-                f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE path = ? AND file_state = ? AND state IN "
-                "('waiting', 'running', 'done') ORDER BY submitted DESC LIMIT 1",
-                (path, file_state),
-            ).fetchone()
-        return None if row is None else JobRecord(*row)
+            rows = self._rows(f"{where} ORDER BY submitted DESC LIMIT 1", (path, file_state, mpp, *states))
+        return rows[0] if rows else None
 
     def named(self, name: str) -> str | None:
         """Path of the slide that has a name in outputs; None where it is free."""
         with self._lock:
-            row = self._db.execute("SELECT path FROM jobs WHERE name = ? LIMIT 1", (name,)).fetchone()
-        return None if row is None else str(row[0])
+            rows = self._rows("WHERE name = ? LIMIT 1", (name,))
+        return rows[0].path if rows else None
+
+    def _rows(self, where: str, values: Sequence[Any]) -> list[JobRecord]:
+        try:
+            rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs {where}", values).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"the queue cannot be read ({error}); start wsi serve again") from error
+        return [JobRecord(*row) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """Number of jobs in each state."""
         with self._lock:
-            return dict(self._db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+            try:
+                return dict(self._db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+            except sqlite3.Error as error:
+                raise StoreError(f"the queue cannot be read ({error}); start wsi serve again") from error
 
     def close(self) -> None:
         """Close the database."""
         with self._lock:
             self._db.close()
 
-    def _do(self, statement: str, values: Sequence[Any]) -> None:
-        try:
-            with self._lock, self._db:
-                self._db.execute(statement, values)
-        except sqlite3.Error as error:
-            raise StoreError(f"the queue cannot be written ({error}); free space, and try again") from error
+
+def _is_broken(error: sqlite3.Error) -> bool:
+    """Whether an error says that a database is none, or is damaged, or lacks a column of this version."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # our own check's error has none
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such column" in str(error)
 
 
 def _opened(path: Path) -> sqlite3.Connection:

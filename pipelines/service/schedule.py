@@ -46,6 +46,7 @@ class Pace:
         workers: how many work at once.
         chunk_s: seconds of a full chunk, which nothing interrupts.
         serial: whether a slide's own seconds are spent by the workers, too, and not beside them.
+        beside: number of slides whose own seconds are spent at once.
     """
 
     cell_s: float
@@ -53,6 +54,7 @@ class Pace:
     workers: int = 1
     chunk_s: float = 0.0
     serial: bool = False
+    beside: int = 1_000_000
 
     def seconds(self, jobs: Iterable[Job]) -> float:
         """Seconds that jobs take when all workers work on them, with the turns of jobs without a deadline."""
@@ -118,9 +120,10 @@ def finishes(jobs: Iterable[Job], now: float, pace: Pace) -> list[tuple[Job, flo
     """Jobs with a deadline, by their deadlines, and the second at which each is expected to end."""
     ordered = sorted(jobs, key=lambda job: (_deadline(job), job.arrived, job.name))
     ends, at = [], now
-    for job in ordered:
+    for place, job in enumerate(ordered):
         at += pace.seconds([job])
-        ends.append((job, at + pace.latency_s))
+        queued_s = 0.0 if pace.serial else place // pace.beside * pace.slide_s
+        ends.append((job, at + pace.latency_s + queued_s))
     return ends
 
 
@@ -138,11 +141,14 @@ def admit(job: Job, promised: Iterable[Job], now: float, pace: Pace) -> tuple[bo
         earliest second that could be promised: after all others.
     """
     others = list(promised)
+    before = {id(one): at for one, at in finishes(others, now, pace)}
     ends = finishes([*others, job], now, pace)
     end = next(at for one, at in ends if one is job)
-    if all(at <= _deadline(one) for one, at in ends):
+    # a job that is late in any case is no reason to refuse another
+    if all(at <= max(_deadline(one), before.get(id(one), 0.0)) for one, at in ends):
         return True, end
-    return False, now + pace.seconds([*others, job]) + pace.latency_s
+    queued_s = 0.0 if pace.serial else len(others) // pace.beside * pace.slide_s
+    return False, now + pace.seconds([*others, job]) + pace.latency_s + queued_s
 
 
 def _deadline(job: Job) -> float:

@@ -78,7 +78,7 @@ class _Answers:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def health(self, request: Request) -> Response:
+    async def health(self, request: Request) -> Response:  # it answers also while all threads plan slides
         return JSONResponse({"state": "ok", "api": API})
 
     def openapi(self, request: Request) -> Response:

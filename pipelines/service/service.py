@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipelines.runs.claims import Claims
 from pipelines.runs.cohort import Failure, Result, SlideJob, attempt
 from pipelines.service.governor import CancelledError, Governor, Served
-from pipelines.service.jobs import OPEN, JobRecord, JobStore, new_id
+from pipelines.service.jobs import OPEN, JobRecord, JobStore, State, new_id
 from pipelines.service.schedule import Job, Pace, admit, finishes
-from wsi.errors import SlideError, WsiError
+from wsi.errors import SlideError, StoreError, WsiError
 from wsi.slides.manifest import SlideRow
 from wsi.slides.source import SlideSource
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 4  # slides that are open: one is scored, the others are planned before it or written after it
 MOST_WAITING = 10_000
 PLANNED_AT_ONCE = 2  # slides whose tissue is looked for at once; more take memory, and are not faster
+PAUSE_S = 30.0  # after the disk failed
 CLAIMED_S = 2.0  # between two looks at a slide that another command works on
 SMOOTH = 0.2  # weight of the newest slide in the mean of what slides take besides their cells
 
@@ -47,11 +48,13 @@ class Work:
         job: as the command over many slides does it.
         cells: number of a slide's cells with tissue; raises `WsiError` where it cannot be read.
         sum_up: writes the tables and pages of the folder; given the failures.
+        predictable: whether a slide's cells tell its end; else deadlines order slides, and nothing is promised.
     """
 
     job: SlideJob[Any]
     cells: Callable[[SlideRow], int]
     sum_up: Callable[[Sequence[Failure]], None]
+    predictable: bool = True
 
 
 class Clock:
@@ -108,6 +111,7 @@ class Service:
         self._change = threading.Condition(self._lock)
         self._stopped = False
         self._changed_tables = False
+        self._paused_until = 0.0
         self._thread = threading.Thread(target=self._run, name="service", daemon=True)
         for record in self.store.all(OPEN):
             self.store.change(record.id, state="waiting")
@@ -134,7 +138,8 @@ class Service:
     def pace(self) -> Pace:
         """The pace by which slides are admitted."""
         cell_s = self._governor.cell_s or self._pace.cell_s
-        return Pace(cell_s, self._pace.slide_s, chunk_s=self._pace.chunk_s / self._pace.cell_s * cell_s)
+        chunk_s = self._pace.chunk_s / self._pace.cell_s * cell_s
+        return Pace(cell_s, self._pace.slide_s, chunk_s=chunk_s, beside=self._at_once)
 
     def submit(
         self,
@@ -164,14 +169,14 @@ class Service:
             raise RefusedError("the deadline lies in the past; give a later one", 422)
         row = SlideRow(SlideSource(str(Path(path).absolute()), mpp))
         state = _file_state(row)
-        earlier = self.store.same(row.source.path, state)
+        earlier = self._earlier(row, state)
         if earlier is not None:
-            return self._hastened(earlier, deadline), False
+            return self._hastened(earlier, deadline, or_later), False
         cells = self._planned(row)
         with self._change:  # from here to its entry nobody else is admitted
-            earlier = self.store.same(row.source.path, state)
+            earlier = self._earlier(row, state)
             if earlier is not None:
-                return self._hastened(earlier, deadline), False
+                return self._hastened(earlier, deadline, or_later), False
             job = Job(new_id(), self.clock(), cells, deadline)
             if deadline is not None:
                 self._admit(job, or_later)
@@ -191,21 +196,40 @@ class Service:
             self._change.notify_all()
         return record, True
 
-    def _hastened(self, record: JobRecord, deadline: float | None) -> JobRecord:
+    def knows(self, path: Path) -> bool:
+        """Whether a file, as it is now, was submitted before, whatever became of it."""
+        row = SlideRow(SlideSource(str(path.absolute())))
+        return self.store.same(row.source.path, _file_state(row), None, get_args(State)) is not None
+
+    def _earlier(self, row: SlideRow, state: str) -> JobRecord | None:
+        """The job of the same file, unless its result was removed since."""
+        record = self.store.same(row.source.path, state, row.source.mpp)
+        if record is None or record.state in OPEN:
+            return record
+        is_there = self._work.job.out.exists(f"{record.name}/slide.json")
+        return record if is_there else None
+
+    def _hastened(self, record: JobRecord, deadline: float | None, or_later: bool) -> JobRecord:
         """The job of a slide that is submitted once more: its earlier deadline holds, if the new one can be kept.
 
         Raises:
-            RefusedError: it cannot.
+            RefusedError: it cannot, and must be.
         """
         with self._change:
+            if record.state in OPEN and record.id not in self._jobs:  # the disk failed when it ended
+                self._jobs[record.id] = _job_of(record)
+                self._change.notify_all()
             job = self._jobs.get(record.id)
             if deadline is None or job is None or (job.deadline is not None and job.deadline <= deadline):
                 return record
             wanted = Job(job.name, job.arrived, job.cells, deadline)
-            self._admit(wanted, False, but=job)
+            self._admit(wanted, or_later, but=job)
+            if wanted.deadline is None:
+                return record
+            record = self.store.change(record.id, deadline=deadline, promised=wanted.promised)
             self._governor.hasten(job, deadline)
             job.promised = wanted.promised
-            return self.store.change(record.id, deadline=deadline, promised=job.promised)
+            return record
 
     def _planned(self, row: SlideRow) -> int:
         if not self._planning.acquire(timeout=60):
@@ -214,10 +238,17 @@ class Service:
             return self._work.cells(row)
         except WsiError as error:
             raise RefusedError(str(error), 422) from error
+        except Exception as error:  # a defect of ours on one slide must not stop whoever asks
+            log.exception("%s", row.source.label)
+            raise RefusedError(
+                f"{row.source.label}: {type(error).__name__}: {error} (a defect)", 422
+            ) from error
         finally:
             self._planning.release()
 
     def _admit(self, job: Job, or_later: bool, *, but: Job | None = None) -> None:
+        if not self._work.predictable:
+            return
         due = [other for other in self._jobs.values() if other.deadline is not None and other is not but]
         kept, end = admit(job, due, self.clock(), self.pace)
         if kept or not self._admission:
@@ -246,16 +277,17 @@ class Service:
             KeyError: there is no such job.
         """
         with self._change:
-            record = self.store.get(key)
-            if record.state not in OPEN:
+            record = self.store.change(key, OPEN, state="cancelled", ended=self.clock())
+            if record.state != "cancelled":
                 return record
             self._cancelled.add(key)
-            job = self._jobs[key]
+            job = self._jobs.get(key)
             if key not in self._running:
-                del self._jobs[key]
+                self._jobs.pop(key, None)
             self._change.notify_all()
-        self._governor.cancel(job)
-        return self.store.change(key, state="cancelled", ended=self.clock())
+        if job is not None:
+            self._governor.cancel(job)
+        return record
 
     @property
     def cells(self) -> int:
@@ -294,21 +326,19 @@ class Service:
             self._sum_up()
 
     def _next(self) -> list[str]:
-        """Slides that get a thread: the most urgent ones, and any that is more urgent than all that have one."""
-        waiting = [job for key, job in self._jobs.items() if key not in self._running]
-        waiting.sort(key=self._urgency)
+        """Slides that get a thread: the most urgent ones; urgent ones do not wait for the places of others."""
+        if self.clock() < self._paused_until:
+            return []
         running = [self._urgency(self._jobs[key]) for key in self._running if key in self._jobs]
+        most = self._at_once if self._at_once == 1 else 2 * self._at_once
         chosen: list[str] = []
-        for job in waiting:
-            has_room = len(self._running) + len(chosen) < self._at_once
-            overtakes = (
-                self._at_once > 1
-                and job.deadline is not None
-                and self._urgency(job) < min(running, default=(math.inf, 0.0))
-            )
-            if has_room or overtakes:
+        waiting = [job for key, job in self._jobs.items() if key not in self._running]
+        for job in sorted(waiting, key=self._urgency):
+            own = self._urgency(job)
+            ahead = sum(other <= own for other in running) if job.deadline is not None else len(running)
+            if ahead < self._at_once and len(running) < most:
                 chosen.append(job.name)
-                running.append(self._urgency(job))
+                running.append(own)
         return chosen
 
     def _urgency(self, job: Job) -> tuple[float, float]:
@@ -318,35 +348,58 @@ class Service:
 
     def _slide(self, key: str) -> None:
         """Work on one slide from its first byte to its last file."""
+        is_over = True
         try:
-            record = self.store.change(key, state="running")
-            outcome = self._attempted(record)
-            is_failure = isinstance(outcome, Failure)
-            reason = outcome.reason if isinstance(outcome, Failure) else str(getattr(outcome, "note", ""))
-            state = "failed" if is_failure else "done"
-            self._tell(self.store.change(key, state=state, ended=self.clock(), reason=reason))
-        except CancelledError:
-            if key not in self._cancelled:  # the service stops
-                with suppress(WsiError):
-                    self.store.change(key, state="waiting")
-        except WsiError as error:
-            log.error("%s", error)
+            record = self.store.change(key, OPEN, state="running")
+            if record.state != "running":  # cancelled before it began
+                return
+            is_over = self._ended(record)
+        except CancelledError:  # by its caller, or the service stops
+            is_over = key in self._cancelled
             with suppress(WsiError):
-                self.store.change(key, state="failed", ended=self.clock(), reason=str(error))
+                self.store.change(key, OPEN, state="waiting")
+        except StoreError as error:  # the disk fails: all slides would fail alike
+            log.error("%s; going on in %.0f s", error, PAUSE_S)
+            is_over = False
+            with suppress(WsiError):
+                self.store.change(key, OPEN, state="waiting")
+            self._paused_until = self.clock() + PAUSE_S
+        except Exception as error:  # a defect of ours must not leave a job open for ever
+            log.exception("%s", key)
+            self._fail(key, f"{type(error).__name__}: {error} (a defect)")
         finally:
             with self._change:
                 self._running.pop(key, None)
-                if not self._stopped:
+                if is_over and not self._stopped:
                     self._jobs.pop(key, None)
                 self._progress.pop(key, None)
                 self._changed_tables = True
                 self._change.notify_all()
 
+    def _ended(self, record: JobRecord) -> bool:
+        """Work on a slide, and note what became of it."""
+        try:
+            outcome = self._attempted(record)
+        except StoreError:
+            raise
+        except WsiError as error:  # a model that is broken
+            self._fail(record.id, str(error))
+            return True
+        if isinstance(outcome, Failure):
+            self._fail(record.id, outcome.reason)
+            return True
+        note = str(getattr(outcome, "note", ""))
+        self._tell(self.store.change(record.id, OPEN, state="done", ended=self.clock(), reason=note))
+        return True
+
+    def _fail(self, key: str, reason: str) -> None:
+        with suppress(WsiError):
+            self._tell(self.store.change(key, OPEN, state="failed", ended=self.clock(), reason=reason))
+
     def _attempted(self, record: JobRecord) -> Result | Failure:
         row = SlideRow(SlideSource(record.path, record.mpp))
         served = Served(self._governor, self._jobs[record.id])
         claims = Claims(self._work.job.out)
-        began = self.clock()
 
         def tick(done: int, total: int, what: str) -> None:
             if record.id in self._cancelled or self._stopped:
@@ -355,13 +408,15 @@ class Service:
                 self._progress[record.id] = (done, total)
 
         while True:
+            began = self.clock()
             outcome = attempt(row, record.name, self._work.job, claims, tick, executor=served)
             if outcome is not None:
                 break
             if record.id in self._cancelled or self._stopped:
                 raise CancelledError("cancelled")
             time.sleep(CLAIMED_S)  # another command works on it
-        self._learn(self.clock() - began - served.seconds)
+        if served.seconds and not isinstance(outcome, Failure):
+            self._learn(self.clock() - began - served.seconds)
         return outcome
 
     def _learn(self, slide_s: float) -> None:
@@ -370,13 +425,18 @@ class Service:
             self._pace = Pace(self._pace.cell_s, mean, chunk_s=self._pace.chunk_s)
 
     def _sum_up(self) -> None:
+        """Write the tables, with the slides whose newest job failed."""
         with self._lock:
             self._changed_tables = False
-        failures = [Failure(r.name, r.path, r.reason) for r in self.store.all(("failed",))]
         try:
-            self._work.sum_up(failures)
+            newest = {record.name: record for record in self.store.all()}
+            self._work.sum_up(
+                [Failure(r.name, r.path, r.reason) for r in newest.values() if r.state == "failed"]
+            )
         except WsiError as error:
             log.error("%s", error)
+        except Exception:  # the slides are written all the same
+            log.exception("the tables cannot be written")
 
 
 def _job_of(record: JobRecord) -> Job:
@@ -386,5 +446,5 @@ def _job_of(record: JobRecord) -> Job:
 def _file_state(row: SlideRow) -> str:
     try:
         return repr(row.source.state())
-    except SlideError as error:
+    except (SlideError, ValueError) as error:  # a path may hold what no path can
         raise RefusedError(str(error), 422) from error

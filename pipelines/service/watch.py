@@ -44,7 +44,10 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self.look()
+            try:
+                self.look()
+            except Exception:  # one file must not end the watch
+                log.exception("%s", self._folder)
             self._stop.wait(self._look_s)
 
     def look(self) -> None:
@@ -64,6 +67,9 @@ class Watcher:
             if not is_whole or self._told.get(file) == state:
                 continue
             try:
+                if self._service.knows(file):  # a cancelled one is not taken again
+                    self._told[file] = state
+                    continue
                 record, _ = self._service.submit(str(file))
                 log.info("%s: taken, %d cells", record.name, record.cells)
             except RefusedError as error:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -17,23 +20,25 @@ import pytest
 from starlette.testclient import TestClient
 
 from models.engines import EngineConfig, find_models, load_engine
+from models.engines.openvino import OpenVinoFeatures
 from pipelines.camelyon16.read.page import write_tables
 from pipelines.camelyon16.read.results import earlier_results
 from pipelines.camelyon16.read.score import ScoreConfig, ScoreJob, run_fingerprint, score_slide
 from pipelines.cli import serve as cli
 from pipelines.runs.cohort import Failure
-from pipelines.runs.run_folder import FINISHED, RunFolder
+from pipelines.runs.run_folder import RunFolder
 from pipelines.service import service as module
 from pipelines.service.governor import Governor, _joined
-from pipelines.service.jobs import FILE, JobStore
-from pipelines.service.schedule import Pace
+from pipelines.service.jobs import FILE, JobRecord, JobStore
+from pipelines.service.schedule import Job, Pace, admit
 from pipelines.service.server import LARGEST_REQUEST, application
 from pipelines.service.service import Clock, RefusedError, Service, Work
 from pipelines.service.watch import Watcher
 from tests.conftest import PINK, RED
 from tests.slides import COMMAND, RednessEngine, painted, write_pyramid
 from wsi.arrays import Scores
-from wsi.errors import ConfigError, ModelError
+from wsi.errors import ConfigError, ModelError, StoreError
+from wsi.files import held
 from wsi.results.folder import LocalFolder
 from wsi.slides.blocks import PatchBlock
 from wsi.slides.manifest import SlideRow
@@ -91,9 +96,7 @@ def work_of(engine: RednessEngine, out: Path) -> Work:
     }
 
     def sum_up(failures: Sequence[Failure]) -> None:
-        run = RunFolder(folder, record, earlier_results, write_tables)
-        with run.work([failure.name for failure in failures]):
-            run.sum_up(FINISHED, [], failures)
+        cli._sum_up(RunFolder(folder, record, earlier_results, write_tables), failures)
 
     return Work(ScoreJob(folder, engine, CFG), cli._cells(engine.models.card, CFG.tissue), sum_up)
 
@@ -230,6 +233,154 @@ class TestOrder:
         assert names[1].startswith("small-")
 
 
+class TestMended:
+    """What a review found."""
+
+    def test_a_full_disk_at_the_start_keeps_the_queue(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / ".service"
+        store = JobStore(folder)
+        store.put(JobRecord("a", "a", "/a", None, "", 0.0, None, None, 5))
+        before = (folder / FILE).read_bytes()
+        real = sqlite3.connect
+
+        def full(*args: object, **more: object) -> object:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL  # type: ignore[misc]
+            raise error
+
+        monkeypatch.setattr(sqlite3, "connect", full)
+        with pytest.raises(StoreError, match="cannot be opened .*full.*; free space, and start again"):
+            JobStore(folder)
+        monkeypatch.setattr(sqlite3, "connect", real)
+        assert (folder / FILE).read_bytes() == before
+        assert [r.id for r in JobStore(folder).all()] == ["a"]
+
+    def test_a_late_slide_is_no_reason_to_refuse_another(self) -> None:
+        pace = Pace(1.0, 5.0, chunk_s=2.0)
+        late = Job("late", 0, 100, 10.0)
+        assert admit(Job("new", 50, 10, 10_000.0), [late], 50.0, pace)[0]
+        assert not admit(Job("new", 50, 10, 60.0), [late, Job("due", 0, 10, 200.0)], 50.0, pace)[0]
+
+    def test_the_pace_is_counted_inside_a_stream(
+        self, slides: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wsi.slides.blocks.BLOCK_PX", 1024)
+        service = service_of(tmp_path, SlowEngine(0.2))
+        service.start()
+        key = service.submit(str(slides["large"]))[0].id
+        while service.cells == 0 or service.progress(key) is None:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        assert service.cells < service.store.get(key).cells
+        assert service.busy_s > 0.5
+        assert ended(service, key) == "done"
+        service.stop()
+
+    def test_urgent_slides_do_not_wait_for_places_of_routine_ones(self, tmp_path: Path) -> None:
+        service = service_of(tmp_path, RednessEngine())
+        for i in range(6):
+            service._jobs[f"r{i}"] = Job(f"r{i}", i, 9)
+        chosen = service._next()
+        assert chosen == ["r0", "r1", "r2", "r3"]
+        service._running = dict.fromkeys(chosen, threading.current_thread())
+        for i in range(6):
+            service._jobs[f"u{i}"] = Job(f"u{i}", 10 + i, 9, 100.0 + i)
+        assert service._next() == ["u0", "u1", "u2", "u3"]
+
+    def test_a_disk_that_fails_keeps_the_job(
+        self, slides: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "PAUSE_S", 0.3)
+        engine = RednessEngine()
+        service = service_of(tmp_path, engine)
+        real, faults = LocalFolder.write, [3]
+
+        def write(self: LocalFolder, name: str, content: bytes | str, **more: bool) -> None:
+            if name == "slide.json" and faults[0]:
+                faults[0] -= 1
+                raise StoreError("no space left")
+            real(self, name, content, **more)
+
+        monkeypatch.setattr(LocalFolder, "write", write)
+        service.start()
+        key = service.submit(str(slides["small"]))[0].id
+        assert ended(service, key) == "done"
+        assert faults == [0]
+        service.stop()
+
+    def test_failed_and_then_done_is_not_told_as_failed(
+        self, slides: dict[str, Path], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "small.tif"
+        path.write_bytes(slides["small"].read_bytes())
+        service = service_of(tmp_path / "out", RednessEngine())
+        key = service.submit(str(path))[0].id
+        path.unlink()
+        service.start()
+        assert ended(service, key) == "failed"
+        service.stop()
+        path.write_bytes(slides["small"].read_bytes())
+        again = service_of(tmp_path / "out", RednessEngine())
+        again.start()
+        assert ended(again, again.submit(str(path))[0].id) == "done"
+        again.stop()
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert record["failed"] == []
+        assert [s["note"] for s in record["slides"]] == [""]
+
+    def test_tables_that_cannot_be_written_do_not_end_the_service(
+        self, slides: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        engine = RednessEngine()
+        work = work_of(engine, tmp_path)
+
+        def broken(failures: object) -> None:
+            raise PermissionError("run.json")
+
+        service = Service(tmp_path, Work(work.job, work.cells, broken), Governor(engine), PACE)
+        service.start()
+        for name in ("small", "other"):
+            assert ended(service, service.submit(str(slides[name]))[0].id) == "done"
+            time.sleep(0.3)
+        service.stop()
+        assert "the tables cannot be written" in caplog.text
+
+    def test_another_spacing_is_another_job_and_a_removed_result_is_made_again(
+        self, slides: dict[str, Path], tmp_path: Path
+    ) -> None:
+        service = service_of(tmp_path, RednessEngine())
+        first, _ = service.submit(str(slides["small"]))
+        assert service.submit(str(slides["small"]), mpp=0.26)[1]
+        service.start()
+        assert ended(service, first.id) == "done"
+        shutil.rmtree(tmp_path / "small")
+        assert service.submit(str(slides["small"]))[1]
+        service.stop()
+
+    def test_one_server_of_a_folder(self, tmp_path: Path) -> None:
+        with held(tmp_path / "lock") as first, held(tmp_path / "lock") as second:
+            assert (first, second) == (True, False)
+        with held(tmp_path / "lock") as third:
+            assert third
+
+    def test_the_token_goes_to_no_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        with pytest.raises(ConfigError, match="127.0.0.1:1 does not answer"):
+            cli._ask({"url": "http://127.0.0.1:1", "token": "x"}, "GET", "/health", timeout=2)
+
+    def test_threads_share_the_comparison_of_tissue(self) -> None:
+        patches = [np.full((96, 96, 3), value, np.uint8) for value in range(60, 90)]
+        (folder,) = find_models(["lymph-node-10x"]).folders
+        frame = find_models(["lymph-node-10x"]).card
+        features = OpenVinoFeatures(folder, frame, frame)
+        alone = features(patches)
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(features, [patches] * 8):
+                np.testing.assert_array_equal(found, alone)
+
+
 class TestFaults:
     def test_what_is_no_slide_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "x.tif").write_text("no slide")
@@ -282,9 +433,8 @@ class TestFaults:
         self, slides: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("wsi.slides.blocks.BLOCK_PX", 1024)
-        monkeypatch.setattr(module, "AT_ONCE", 1)
         engine = SlowEngine(0.1)
-        service = service_of(tmp_path, engine)
+        service = service_of(tmp_path, engine, at_once=1)
         service.start()
         runs, _ = service.submit(str(slides["large"]))
         waits, _ = service.submit(str(slides["small"]))
@@ -533,7 +683,7 @@ class TestCommands:
         assert "promised by" in text
         code, _, err = wsi("serve", "-o", out, "-m", "lymph-node-demo")
         assert code == 2
-        assert "is served already at http://127.0.0.1:" in err
+        assert f"wsi submit SLIDE -o {out}" in err
         time.sleep(2)
         first.send_signal(signal.SIGKILL)
         first.communicate()
