@@ -44,14 +44,20 @@ ARCHITECTURES: tuple[ArchitectureFacts, ...] = (
         f"{OWN}; ImageNet weights: Apache-2.0",
         "ReLU6, no squeeze and excitation",
     ),
-    ArchitectureFacts(
-        "efficientnet_b0 to efficientnet_b7",
-        "classify",
-        "Tan and Le 2019",
-        TORCHVISION,
-        "at the sides of the paper with input_px 224, 240, 260, 300, 380, 456, 528, 600",
+    *(
+        ArchitectureFacts(
+            f"efficientnet_b{i}",
+            "classify",
+            "Tan and Le 2019",
+            TORCHVISION,
+            f"the paper's side: input_px {side}",
+        )
+        for i, side in enumerate((224, 240, 260, 300, 380, 456, 528, 600))
     ),
-    ArchitectureFacts("resnet18, resnet34, resnet50, resnet101", "classify", "He et al. 2016", TORCHVISION),
+    *(
+        ArchitectureFacts(f"resnet{layers}", "classify", "He et al. 2016", TORCHVISION)
+        for layers in (18, 34, 50, 101)
+    ),
     ArchitectureFacts(
         "timm",
         "classify",

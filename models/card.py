@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -76,6 +77,8 @@ VALID_MARGIN: dict[str, tuple[int, int]] = {
 # arguments of timm's create_model by which it would load or fetch weights itself
 _TIMM_LOADS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
+_TIMM_OTHER = {"in_chans", "features_only", "out_indices"}  # with these it takes or gives something else
+
 
 class TimmModel(Config):
     """A network of timm, as its ``create_model`` takes it.
@@ -94,8 +97,12 @@ class TimmModel(Config):
 
     @model_validator(mode="after")
     def _spread(self) -> TimmModel:
-        if min(self.std) <= 0:
-            raise ValueError(f"std {list(self.std)} must be above 0")
+        if not all(0 < value < math.inf for value in self.std) or not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean {list(self.mean)} and std {list(self.std)} must be numbers, std above 0")
+        if not _TIMM_OTHER.isdisjoint(self.args):
+            raise ValueError(
+                f"args {sorted(_TIMM_OTHER & set(self.args))} of timm are not taken: patches are RGB, features one row"
+            )
         if not _TIMM_LOADS.isdisjoint(self.args):
             raise ValueError(
                 f"args {sorted(_TIMM_LOADS & set(self.args))} of timm are not taken: they load files"
@@ -476,6 +483,10 @@ def read_card(folder: Path, kind: type[C]) -> C:
             raise ModelError(wrong.format(folder))
         card = kind.model_validate_json(json.dumps(facts))
     except OSError as error:
+        if (folder / WSINFER_CONFIG).is_file() and not is_wsinfer(folder):
+            raise ModelError(
+                f"{folder} has no {CARD}: as published it may give features (wsi features), but names no class"
+            ) from error
         raise ModelError(
             f"{folder} is not a model: {CARD} cannot be read ({error.strerror}); a model folder holds {WEIGHTS} "
             f"and {CARD}, or WSInfer's torchscript_model.pt and config.json"

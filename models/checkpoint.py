@@ -32,9 +32,14 @@ from models.registry import HEADS, imagenet_file, make_network, make_segmenter
 from models.tensors import write_tensors
 from wsi.errors import ModelError
 from wsi.files import write_text
-from wsi.text import first_line
 
 _AUX = "AuxLogits."
+_THEIR_HEADS = (
+    "body.fc.",
+    "body.classifier.",
+    "body.head.",
+    "body.head_dist.",
+)  # class layers of published files
 
 
 def save_checkpoint(folder: Path, network: nn.Module, **card: Any) -> ModelCard:
@@ -203,12 +208,21 @@ def load_published(network: nn.Module, name: str, path: Path) -> None:
         ]
         if missing_keys:
             raise ModelError(f"{path} lacks {len(missing_keys)} arrays of {name}, first {missing_keys[0]}")
+        if isinstance(network, Backbone):
+            surplus = [k for k in state if k not in own_state and not k.startswith(_THEIR_HEADS)]
+            if surplus:  # a network with fewer layers would load, and give other features
+                raise ModelError(
+                    f"{path} holds {len(surplus)} arrays that {name} has no place for, first "
+                    f"{surplus[0].removeprefix('body.')}; check the network's name and args"
+                )
         network.load_state_dict(own_state | body)
     except ModelError:
         raise
     except Exception as error:  # torch.load raises many classes of pickle and zip
         kind = "Inception-v3 of width 1" if name == "inception_v3" else name
-        raise ModelError(f"{path} is not a weight file for {kind} ({first_line(error)[:160]})") from error
+        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        why = lines[min(1, len(lines) - 1)]  # torch's first one is a title
+        raise ModelError(f"{path} is not a weight file for {kind} ({why[:160]})") from error
 
 
 def _published_state(network: nn.Module, name: str, path: Path) -> dict[str, Tensor]:

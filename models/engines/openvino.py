@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -281,7 +282,7 @@ def _converted_output(models: Models, cfg: EngineConfig) -> AbstractContextManag
 @contextmanager
 def _converted(names: str, key: Sequence[str], convert: Callable[[], ov.Model]) -> Iterator[Path]:
     """The cached graph of a key, converted if it is missing; for this run only if it cannot be kept."""
-    key = [ov.__version__, *key]
+    key = [ov.__version__, *key, *_library_versions()]
     key += [
         (_MODELS / source).read_text()
         for source in (
@@ -323,6 +324,17 @@ def _converted(names: str, key: Sequence[str], convert: Callable[[], ov.Model]) 
         except (OSError, RuntimeError) as error:
             raise _no_room(error) from error
         yield path
+
+
+def _library_versions() -> list[str]:
+    """Versions of the libraries whose networks are converted."""
+    versions = []
+    for library in ("torchvision", "timm"):
+        try:
+            versions.append(metadata.version(library))
+        except metadata.PackageNotFoundError:
+            versions.append("")
+    return versions
 
 
 def _no_room(error: Exception) -> ConfigError:

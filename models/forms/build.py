@@ -13,7 +13,7 @@ from models.checkpoint import load_checkpoint, load_timm
 from models.forms.timm_folder import is_timm_folder
 from models.forms.wsinfer import load_wsinfer
 from models.networks.contract import FeaturesOf, MeanOf, MiddleOf, Oriented, PatchNetwork, Window
-from wsi.errors import ConfigError
+from wsi.errors import ConfigError, ModelError
 
 
 def build_network(folders: Sequence[Path], orientations: int = 1) -> nn.Module:
@@ -63,6 +63,10 @@ def build_features(folder: Path) -> nn.Module:
     Raises:
         ModelError: the folder is neither a model of this program's own form nor a published one of timm.
     """
+    if is_wsinfer(folder):
+        raise ModelError(
+            f"{folder} is a TorchScript model, which gives scores and no features; choose another model"
+        )
     network = load_timm(folder) if is_timm_folder(folder) else load_checkpoint(folder)[0]
     return FeaturesOf(network).eval()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.card import CARD, WEIGHTS, Architecture, ModelCard, TimmModel, hash_file
+from models.card import CARD, WEIGHTS, Architecture, ModelCard, TimmModel, hash_file, is_wsinfer
 from wsi.config import first_mistake
 from wsi.errors import ModelError
 
@@ -22,6 +22,7 @@ def is_timm_folder(folder: Path) -> bool:
     """Whether a folder is a published model of timm, which has features and no classes."""
     return (
         not (folder / CARD).is_file()
+        and not is_wsinfer(folder)
         and (folder / CONFIG).is_file()
         and any((folder / name).is_file() for name in FILES)
     )
@@ -51,14 +52,16 @@ def timm_model(folder: Path) -> TimmModel:
     facts = _facts(folder)
     pixels = facts.get("pretrained_cfg", facts)
     try:
-        args = facts.get("model_args") or {}
-        args = {key: args[key] for key in args if key != "num_classes"}  # the class layer is made here
+        args = dict(facts.get("model_args") or {})
+        args.pop("num_classes", None)  # the class layer is made here
+        if pixels.get("fixed_input_size"):
+            args.setdefault("img_size", int(pixels["input_size"][-1]))
         value: dict[str, Any] = {"name": facts["architecture"], "args": args}
         value |= {key: tuple(map(float, pixels[key])) for key in ("mean", "std") if key in pixels}
         return TimmModel.model_validate(value)
     except ValidationError as error:
         raise ModelError(f"{folder / CONFIG} is not a description of timm: {first_mistake(error)}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ModelError(f"{folder / CONFIG} is not a description of timm ({error!r})") from error
 
 
@@ -74,9 +77,13 @@ def timm_card(folder: Path, spacing_um: float = TILE_UM_PX) -> ModelCard:
     """
     model, facts = timm_model(folder), _facts(folder)
     try:
-        side = int(facts.get("pretrained_cfg", facts)["input_size"][-1])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(f"{folder / CONFIG} does not state input_size ({error!r}); add it") from error
+        channels, height, side = map(int, facts.get("pretrained_cfg", facts)["input_size"])
+        if channels != 3 or height != side or side <= 0:
+            raise ValueError(f"it is {[channels, height, side]}, and not three channels of a square")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{folder / CONFIG} does not state an input_size to use ({error}); mend it"
+        ) from error
     return ModelCard(
         name=folder.name,
         architecture=Architecture(name="timm", timm=model),

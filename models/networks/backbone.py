@@ -6,6 +6,8 @@ backbone is given the pixels as its publishers normalise them, whatever the cont
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -153,13 +155,13 @@ class TimmBackbone(Backbone):
         except ImportError as error:
             raise ModelError(f"{model.name} is a network of timm: pip install 'slidewright[timm]'") from error
         try:
-            body = timm.create_model(model.name, pretrained=False, num_classes=0, **model.args)
+            body = timm.create_model(model.name, pretrained=False, num_classes=0, **_numbers(model.args))
+            width = int(getattr(body, "head_hidden_size", None) or body.num_features)  # type: ignore[arg-type]
         except Exception as error:  # it calls the network's own code with the arguments
             raise ModelError(
                 f"timm {timm.__version__} cannot make {model.name!r} with {model.args} ({first_line(error)[:160]}); "
                 f"check its name and args"
             ) from error
-        width = int(getattr(body, "head_hidden_size", None) or body.num_features)  # type: ignore[arg-type]
         super().__init__(
             body, width, classes, mean=model.mean, std=model.std, input_px=input_px, dropout=dropout
         )
@@ -179,7 +181,9 @@ class TimmBackbone(Backbone):
             features = body.forward_features(x)  # type: ignore[operator]
             return features, self.fc(body.forward_head(features))  # type: ignore[operator]
         kept: list[Tensor] = []
-        hook = body.blocks[-1].norm1.register_forward_hook(lambda *call: kept.append(call[2]))  # type: ignore[index,union-attr]
+        if not hasattr(body, "blocks"):
+            raise ModelError(f"the places of {type(body).__name__} are not known, and cannot be shown")
+        hook = body.blocks[-1].register_forward_pre_hook(lambda _, given: kept.append(given[0]))  # type: ignore[index,union-attr]
         try:
             logits = self.fc(body(x))
         finally:
@@ -195,6 +199,10 @@ class TimmBackbone(Backbone):
         if self._prefix is not None:
             tokens = inner[:, self._prefix :]  # (n, h * w, d)
             rows = round(tokens.shape[1] ** 0.5)  # patches are square
+            if tokens.shape[1] != rows**2:
+                raise ModelError(
+                    f"the last tokens of {type(self.body).__name__} are not those of places, and cannot be shown"
+                )
             return tokens.reshape(len(tokens), rows, -1, tokens.shape[-1])
         if inner.ndim != 4:
             raise ModelError(
@@ -202,3 +210,15 @@ class TimmBackbone(Backbone):
             )
         width = int(self.body.num_features)  # type: ignore[arg-type]
         return inner if inner.shape[-1] == width else inner.permute(0, 2, 3, 1)
+
+
+def _numbers(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with numbers in place of words like ``1e-5``, which YAML takes for text."""
+    return {key: _number(value) if isinstance(value, str) else value for key, value in args.items()}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

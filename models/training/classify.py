@@ -99,6 +99,9 @@ class Classify:
         recipe = self.cfg.model_dump(
             mode="json", exclude=HIDDEN | {"name", "threads", "device", "checkpoint_every"}
         )
+        for later, default in (("timm", None), ("trained", "all")):  # earlier checkpoints do not name them
+            if recipe[later] == default:
+                del recipe[later]
         return recipe | {"learning_rate": self.cfg.first_rate, "data": self.data.identity}
 
     def show(self, listeners: Listeners) -> None:

@@ -46,6 +46,8 @@ def _kind(card: Card) -> str:
     assert isinstance(card, ModelCard)
     architecture = card.architecture
     network = f"width {architecture.width:g}" if architecture.name == "inception_v3" else architecture.name
+    if architecture.timm is not None:
+        network = f"timm, {architecture.timm.name}"
     spacing = "any spacing" if card.spacing_um is None else f"{card.spacing_um:g} um/px"
     return f"{network}, {spacing}"
 

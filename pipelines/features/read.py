@@ -14,7 +14,7 @@ from pipelines.runs.made_by import fingerprint
 from pipelines.runs.run_folder import refuse_other_kind
 from pipelines.runs.task import HERE, ChunkTask, Executor, in_parts
 from wsi.config import Config
-from wsi.errors import ConfigError, SlideError
+from wsi.errors import ConfigError, SlideError, SpacingError
 from wsi.marks.own_mask import mask_identity, read_user_mask
 from wsi.results.folder import Folder, Place, folder_at
 from wsi.results.store import HeatmapSpec, HeatmapStore
@@ -157,7 +157,13 @@ def _cells(slide: Slide, mask: Mask, engine: Engine, cfg: FeaturesConfig) -> Til
         raise ConfigError(
             f"stride {stride} is larger than the model's patch of {card.patch_px} px; choose a smaller one"
         )
-    plan = plan_read(slide, card.patch_px, stride, card.spacing_um, tolerance=card.spacing_tolerance)
+    try:
+        plan = plan_read(slide, card.patch_px, stride, card.spacing_um, tolerance=card.spacing_tolerance)
+    except SpacingError as error:  # its own way out is one of wsi score
+        raise SpacingError(
+            f"{slide.path} has {slide.mpp:.4g} um/px, {card.name} is run at {card.spacing_um:.4g}; use a model of a "
+            f"coarser spacing, or for a published folder a larger --spacing"
+        ) from error
     return make_grid(slide.size, plan, mask, min_tissue=cfg.min_tissue)
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 RESULT_FORMAT = 1  # version of the files
 FILES = ("features.zarr", "features.h5", "preview.png")
 PANEL_PX = 1000  # longer side of the overview on the picture
-FITTED = 20_000  # cells that the colours of the picture are fitted on
+FITTED = 5_000  # cells that the colours of the picture are fitted on
 OBJECTIVE_UM = 10.0  # um per pixel times magnification, as CLAM and TRIDENT count it: 0.5 um/px is 20x
 
 
@@ -142,7 +142,6 @@ def features_h5(
                 "name": result.name,
                 "patch_size": plan.size_px,
                 "patch_size_level0": plan.size_l0,
-                "patch_level": 0,
                 "overlap": plan.size_px - plan.stride_px,
                 "level0_width": result.size[0],
                 "level0_height": result.size[1],
@@ -151,6 +150,8 @@ def features_h5(
                 "patch_spacing_um_px": result.mpp * scale,
             }
         )
+        if plan.size_px == plan.size_l0:  # else CLAM would read patch_size pixels of level 0
+            coords.attrs["patch_level"] = 0
     return file.getvalue()
 
 
@@ -159,12 +160,13 @@ def colours(values: Scores) -> npt.NDArray[np.float64]:
 
     Cells that the model takes for alike get colours that are alike; the colours of two slides do not compare.
     """
+    values = np.nan_to_num(values)  # a feature in fp16 may be infinite
     sample = np.asarray(values[:: max(1, len(values) // FITTED)], np.float64)
     mean = sample.mean(axis=0)
     _, vectors = np.linalg.eigh(np.cov(sample - mean, rowvar=False))
     top = vectors[:, ::-1][:, :3]  # (d, 3)
     top = top * np.sign(top[np.abs(top).argmax(axis=0), np.arange(top.shape[1])])
-    along = np.asarray((values - mean) @ top, np.float64)  # (n, 3)
+    along = np.asarray(values @ top.astype(np.float32) - mean @ top, np.float64)  # (n, 3)
     low, high = np.percentile(along, [2, 98], axis=0)
     return np.asarray(np.clip((along - low) / np.maximum(high - low, 1e-12), 0, 1))
 

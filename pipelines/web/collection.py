@@ -305,14 +305,16 @@ def entries_of(folder: Folder) -> list[Entry]:
     for name, content in pairs:
         try:
             facts = json.loads(content)
-            if kind_of(facts) == "wsi segment":
+            if kind_of(facts) in ("wsi segment", "wsi features"):
                 segmented.append(name)
             else:
                 entries.append(_entry(name, places[name], facts))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WsiError):
             broken.append(name)
     begun = [n for n in folder.folders() if n not in places and _is_begun(folder.inside(n))]
-    segments = "segmentations, which are not shown here (open areas.geojson in QuPath)"
+    segments = (
+        "segmentations or features, which are not shown here (open index.html, or areas.geojson in QuPath)"
+    )
     for names, what in (
         (broken, "broken (wsi verify tells more)"),
         (begun, "not done"),

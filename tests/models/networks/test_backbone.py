@@ -147,6 +147,9 @@ class TestTimm:
             ('{"architecture": "hf-hub:evil/model"}', "pattern"),
             ('{"architecture": "a", "model_args": {"checkpoint_path": "/etc/passwd"}}', "they load files"),
             ('{"architecture": "no_such_net"}', "cannot make 'no_such_net'"),
+            ('{"architecture": "resnet18", "model_args": [1]}', "is not a description of timm"),
+            ('{"architecture": "resnet18", "model_args": {"features_only": true}}', "features one row"),
+            ('{"architecture": "resnet18", "std": [NaN, 1, 1]}', "must be numbers"),
             ('{"architecture": "resnet18", "model_args": {"no_such": 1}}', "cannot make 'resnet18'"),
         ],
     )
@@ -155,6 +158,45 @@ class TestTimm:
         (tmp_path / "vit" / "config.json").write_text(content)
         with pytest.raises(ModelError, match=message):
             load_timm(tmp_path / "vit")
+
+    @pytest.mark.parametrize("size", ["[3, 0, 0]", "[1, 64, 64]", "[3, 64, 32]", "[64, 64]", "64"])
+    def test_a_patch_that_is_no_square_of_rgb_is_refused(self, size: str, tmp_path: Path) -> None:
+        published(tmp_path / "vit")
+        text = json.dumps({"architecture": "vit_tiny_patch16_224", "input_size": json.loads(size)})
+        (tmp_path / "vit" / "config.json").write_text(text)
+        with pytest.raises(ModelError, match="does not state an input_size to use"):
+            timm_card(tmp_path / "vit")
+
+    def test_weights_of_more_layers_are_refused(self, tmp_path: Path) -> None:
+        published(tmp_path / "vit", VIT.model_copy(update={"args": VIT.args | {"depth": 2}}))
+        config = json.loads((tmp_path / "vit" / "config.json").read_text())
+        config["model_args"]["depth"] = 1
+        (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match=r"arrays that timm has no place for, first blocks.1"):
+            load_timm(tmp_path / "vit")
+
+    def test_the_side_of_a_network_of_fixed_size_is_taken_from_the_description(self, tmp_path: Path) -> None:
+        published(tmp_path / "vit")
+        config = json.loads((tmp_path / "vit" / "config.json").read_text())
+        del config["model_args"]["img_size"]
+        config["pretrained_cfg"]["fixed_input_size"] = True
+        (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
+        load_timm(tmp_path / "vit")
+
+    def test_a_number_that_yaml_takes_for_text_is_one(self) -> None:
+        model = TimmModel(name="vit_tiny_patch16_224", args=VIT.args | {"init_values": "1e-5"})
+        network = make_network(Architecture(name="timm", timm=model), 2)
+        assert network.body.blocks[0].ls1.gamma[0].item() == pytest.approx(1e-5)
+
+    def test_a_folder_of_wsinfer_with_further_weights_stays_one(self, tmp_path: Path) -> None:
+        published(tmp_path / "vit")
+        (tmp_path / "vit" / "torchscript_model.pt").write_bytes(b"x")
+        assert not is_timm_folder(tmp_path / "vit")
+
+    def test_other_commands_say_that_it_names_no_class(self, tmp_path: Path) -> None:
+        published(tmp_path / "vit")
+        with pytest.raises(ModelError, match="may give features"):
+            load_checkpoint(tmp_path / "vit")
 
     def test_features_of_places_are_refused(self) -> None:
         model = TimmModel(name="vit_tiny_patch16_224", args=VIT.args | {"global_pool": ""})
@@ -202,6 +244,13 @@ class TestGradCam:
         assert explainer.method == "Grad-CAM"
         assert found.constant is None
         assert found.evidence.max() > 0
+
+    def test_a_network_without_places_says_so(self) -> None:
+        model = TimmModel(name="cait_xxs24_224", args={"img_size": 64, "depth": 1})
+        network = make_network(Architecture(name="timm", timm=model), 2).eval()
+        assert isinstance(network, TimmBackbone)
+        with pytest.raises(ModelError, match="cannot be shown"):
+            network.at_places(network.inner_and_logits(torch.zeros(1, 3, 64, 64))[0])
 
     def test_places_of_a_transformer_are_where_its_patches_are(self) -> None:
         network = make_network(Architecture(name="timm", timm=VIT), 2).eval()

@@ -334,9 +334,9 @@ class TestCards:
         with pytest.raises(ModelError, match="is a segmenter: wsi segment takes it"):
             load_checkpoint(tmp_path)
         value = json.loads((tmp_path / "card.json").read_text())
-        value["segmenter"]["width"] = 8
+        value["segmenter"]["width"] = 16
         (tmp_path / "card.json").write_text(json.dumps(value))
-        with pytest.raises(ModelError, match="does not hold the weights of a unet of width 8"):
+        with pytest.raises(ModelError, match="does not hold the weights of a unet of width 16"):
             load_segmenter(tmp_path)
 
     def test_what_an_engine_refuses(self, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -20,7 +21,7 @@ from pipelines.runs.run_folder import refuse_other_kind
 from tests.models.networks.test_backbone import published
 from tests.slides import RednessEngine, card, coordinates, painted, write_pyramid
 from wsi.arrays import Scores
-from wsi.errors import ConfigError, ForeignStoreError
+from wsi.errors import ConfigError, ForeignStoreError, SpacingError
 from wsi.results.folder import LocalFolder
 from wsi.results.store import HeatmapStore
 from wsi.slides.blocks import PatchBlock
@@ -110,6 +111,7 @@ class TestFeatures:
             facts, corners = dict(h5["coords"].attrs), h5["coords"][:]
         assert (facts["patch_size"], facts["patch_size_level0"]) == (64, 128)
         assert facts["target_magnification"] == pytest.approx(20)
+        assert "patch_level" not in facts  # CLAM would read 64 px of level 0
         assert facts["level0_magnification"] == pytest.approx(40)
         assert corners[0].tolist() == [128 - 32, 64 - 32]
 
@@ -225,6 +227,19 @@ class TestCommand:
         code, _, err = wsi("verify", tmp_path / "o")
         assert code == 0, err
 
+    def test_other_commands_say_what_such_a_folder_is(self, row: SlideRow, tmp_path: Path, wsi: Run) -> None:
+        read_features(row, "places", engine(), tmp_path / "o" / "places", CFG)
+        code, _, err = wsi("view", tmp_path / "o", "--no-browser")
+        assert code == 2
+        assert "features, which are not shown here" in err
+        code, _, err = wsi("cohort", "export", tmp_path / "o", tmp_path / "x.parquet")
+        assert code == 2
+        assert "holds results of wsi features" in err
+
+    def test_a_slide_that_is_too_coarse_is_told_another_spacing(self, row: SlideRow, tmp_path: Path) -> None:
+        with pytest.raises(SpacingError, match="a larger --spacing"):
+            read_features(row, "places", engine(spacing_um=0.1), tmp_path / "o", CFG)
+
     def test_a_card_states_its_spacing(self, tmp_path: Path, wsi: Run, red_square: Path) -> None:
         code, _, err = wsi(
             "features", red_square, "-m", "lymph-node-demo", "--spacing", "1", "-o", tmp_path / "o"
@@ -233,8 +248,19 @@ class TestCommand:
         assert "the card of lymph-node-demo states its spacing" in err
 
 
+def test_infinite_features_have_a_colour() -> None:
+    values = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    values[3, 2] = np.inf
+    assert np.isfinite(colours(values)).all()
+
+
 def test_scores_are_still_held_to_0_to_1(tmp_path: Path, row: SlideRow) -> None:
     """A store of features takes any value; on going on, one of scores must not."""
     read_features(row, "places", engine(), tmp_path / "out", CFG)
-    HeatmapStore.open(tmp_path / "out" / "features.zarr")._discard_damaged()
-    assert HeatmapStore.open(tmp_path / "out" / "features.zarr").chunks_done()
+    store = HeatmapStore.open(tmp_path / "out" / "features.zarr")
+    store._discard_damaged()
+    assert store.chunks_done()
+    scores = HeatmapStore.create(tmp_path / "scores", replace(store.spec, holds="scores"))
+    scores.write_chunk((0, 0), np.array([[2, 4]]), np.array([[0.5, 0.5, 0.5, 7.0]], np.float32))
+    scores._discard_damaged()
+    assert not scores.chunks_done()

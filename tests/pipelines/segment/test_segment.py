@@ -319,7 +319,7 @@ class TestCommand:
             code, _, err = wsi(*words)
             assert (code, "is a segmentation of wsi segment" in err) == (2, True), err
         code, _, err = wsi("view", out, "--no-browser")
-        assert (code, "segmentations, which are not shown here" in err) == (2, True), err
+        assert (code, "segmentations or features, which are not shown here" in err) == (2, True), err
         assert wsi("cohort", "status", out)[0] == 0
 
     @pytest.mark.parametrize(
