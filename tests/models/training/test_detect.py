@@ -195,6 +195,12 @@ def test_every_networks_graph_is_right_for_tiles_of_other_sizes(name: Any) -> No
             torch.testing.assert_close(level, wanted, atol=2e-5, rtol=1e-4)
 
 
+def farthest(boxes: np.ndarray, labels: np.ndarray, others: np.ndarray, their_labels: np.ndarray) -> float:
+    """The farthest that a box lies from the nearest of the others of its class: equal scores come in any order."""
+    apart = np.abs(boxes[:, None] - others[None]).max(axis=2)  # (n, m)
+    return float(np.where(labels[:, None] == their_labels[None], apart, np.inf).min(axis=1).max())
+
+
 class TestRetinaNet:
     """What makes it that network, and that it is torchvision's."""
 
@@ -244,8 +250,9 @@ class TestRetinaNet:
         assert sum(len(d) for d in ours) > 4
         for boxes, one in zip(ours, theirs, strict=True):
             assert len(boxes) == len(one["boxes"])
-            np.testing.assert_allclose(boxes.boxes, one["boxes"].numpy(), atol=1e-3)
-            assert (boxes.labels == one["labels"].numpy()).all()
+            np.testing.assert_allclose(boxes.scores, one["scores"].numpy(), atol=1e-5)
+            assert farthest(boxes.boxes, boxes.labels, one["boxes"].numpy(), one["labels"].numpy()) < 1e-3
+            assert farthest(one["boxes"].numpy(), one["labels"].numpy(), boxes.boxes, boxes.labels) < 1e-3
         card = {"name": "r", "enlarge_um": (4.0, 4.0), "thresholds": (0.5, 0.5)}
         assert save_detector(tmp_path, network, detector=cfg, **card).detector.network == "retinanet"
         engines = [
@@ -253,7 +260,7 @@ class TestRetinaNet:
         ]
         for a, b in zip(*(engine.detect(tissue_like) for engine in engines), strict=True):
             assert len(a) > 2
-            np.testing.assert_allclose(a.boxes[:50], b.boxes[:50], atol=1e-2)
+            assert farthest(a.boxes[:50], a.labels[:50], b.boxes, b.labels) < 1e-2
             np.testing.assert_allclose(a.scores[:50], b.scores[:50], atol=1e-4)
 
     def test_a_card_that_names_no_network_is_a_faster_rcnn_with_the_hash_it_had(self) -> None:
