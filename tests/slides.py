@@ -119,6 +119,7 @@ class RednessMapper:
     """Maps the class 'red' where a pixel's red exceeds its green, 'dark' where it is dark, and 'glass' elsewhere."""
 
     description = "redness, fp32, CPU"
+    at_once = 1
 
     def __init__(self, fail_after: int | None = None, **shape: object) -> None:
         values: dict[str, object] = {"classes": ("glass", "dark", "red"), "spacing_um": 0.5, "core_px": 64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -29,8 +29,6 @@ class EngineConfig(Config):
         precision: ``auto`` is fp16 on a GPU; on a CPU int8 where the model has a checked int8 form and the CPU suits
             it, else bf16 where the CPU computes in it, else fp32; of a detector always fp32.
         orientations: 1, or the mean over the 8 flips and turns.
-        output: ``scores`` of the classes, or ``features``: the input of the class layer, in fp32 if precision is
-            ``auto``, as other programs' models are trained on it.
         batch: patches run at once; None is 8 on a CPU and 256 on a GPU, divided by the orientations; of a detector's
             tiles 1 and 16.
     """
@@ -38,8 +36,17 @@ class EngineConfig(Config):
     engine: Literal["auto", "openvino", "torch"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     orientations: Literal[1, 8] = 1
-    output: Literal["scores", "features"] = "scores"
+    output: ClassVar[Literal["scores", "features"]] = "scores"
     batch: int | None = Field(default=None, gt=0)
+
+
+class FeatureEngineConfig(EngineConfig):
+    """Settings for running a network up to its class layer: features instead of scores.
+
+    They are computed in fp32 if precision is ``auto``, as other programs' models are trained on them.
+    """
+
+    output: ClassVar[Literal["scores", "features"]] = "features"
 
 
 @dataclass(frozen=True, slots=True)

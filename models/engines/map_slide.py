@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -39,6 +40,11 @@ class Mapper(Protocol):
     @property
     def spec(self) -> MapperSpec:
         """What it was made of."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """Number of threads that may call `map` at once."""
         ...
 
     def map(self, tile: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -140,14 +146,33 @@ def mapped(
     written = store.chunks_done()
     left = [chunk for chunk in chunks if chunk not in written]
     yield from (chunk for chunk in chunks if chunk in written)
-    for chunk, tile in _tiles(slide, plan, left):
+    for chunk, probabilities in _probabilities(_tiles(slide, plan, left), mapper):
         cells = np.argwhere(plan.wanted(chunk))  # counted from the chunk's corner
-        if tile is None:
+        if probabilities is None:
             scores = np.full((len(cells), len(plan.spec.classes)), np.nan, np.float32)
         else:
-            scores = mapper.map(tile)[:, cells[:, 0], cells[:, 1]].T.clip(0, 1)
+            scores = probabilities[:, cells[:, 0], cells[:, 1]].T.clip(0, 1)
         store.write_chunk(chunk, cells + np.array(chunk) * plan.spec.chunk, scores)
         yield chunk
+
+
+def _probabilities(
+    tiles: Iterator[tuple[tuple[int, int], RgbImage | None]], mapper: Mapper
+) -> Iterator[tuple[tuple[int, int], npt.NDArray[np.float32] | None]]:
+    """Chunks with the probabilities of their cells, in their order; as many tiles are mapped at once as can be."""
+    if mapper.at_once == 1:
+        for chunk, tile in tiles:
+            yield chunk, None if tile is None else mapper.map(tile)
+        return
+    waiting: deque[tuple[tuple[int, int], Future[npt.NDArray[np.float32]] | None]] = deque()
+    with ThreadPoolExecutor(mapper.at_once, thread_name_prefix="map") as pool:
+        for chunk, tile in tiles:
+            waiting.append((chunk, None if tile is None else pool.submit(mapper.map, tile)))
+            if len(waiting) > mapper.at_once:
+                first, future = waiting.popleft()
+                yield first, None if future is None else future.result()
+        for last, future in waiting:
+            yield last, None if future is None else future.result()
 
 
 def _tiles(

@@ -25,6 +25,7 @@ class MapEngine:
         card: of the segmenter.
         description: libraries, precision and device, for what is written about a result.
         spec: what it was made of.
+        at_once: number of threads that may call `map` at once.
     """
 
     def __init__(self, folder: Path, cfg: EngineConfig) -> None:
@@ -41,6 +42,7 @@ class MapEngine:
             raise ConfigError("segmenters have no int8 form; use --precision bf16 or fp32")
         make = _by_openvino if engine_for(cfg.engine) == "openvino" else _by_torch
         self._run, self.description = make(folder, self.card, cfg)
+        self.at_once = int(getattr(self._run, "at_once", 1))
         self.spec = MapSpec(folder, self.card, cfg, self.description)
         keep(self.spec, self)
 

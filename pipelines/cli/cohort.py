@@ -18,7 +18,6 @@ from pipelines.runs.claims import FOLDER
 from pipelines.runs.cohort import gather, unique_names
 from pipelines.runs.finished import FinishedList
 from pipelines.runs.parquet import ParquetTable
-from pipelines.runs.run_folder import kind_of
 from wsi.errors import ConfigError, StoreError
 from wsi.results.folder import Folder, folder_at
 from wsi.text import number_of
@@ -117,13 +116,7 @@ def export(
     names = folder.holding("slide.json")
     if not names:
         raise StoreError(f"{folder} holds no finished slide; give the --out of wsi score or wsi renal report")
-    is_renal, made_by = folder.exists(f"{names[0]}/report.json"), ""
-    with suppress(OSError, ValueError, RecursionError):  # what is broken is told below
-        made_by = kind_of(folder.read_json(f"{names[0]}/slide.json"))
-    if made_by in ("wsi segment", "wsi features"):
-        raise StoreError(
-            f"{folder} holds results of {made_by}; give the --out of wsi score or wsi renal report"
-        )
+    is_renal = folder.exists(f"{names[0]}/report.json")
     objects = file.with_name(f"{file.stem}-{'capillaries' if is_renal else 'lesions'}.parquet")
     application: Any = renal if is_renal else lymph_node
     columns = renal.CAPILLARY_COLUMNS if is_renal else lymph_node.LESION_COLUMNS

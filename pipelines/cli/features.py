@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from models.card import DEFAULT_MODEL
-from models.engines import EngineConfig, Models, find_models, load_engine
+from models.engines import Models, find_models, load_engine
+from models.engines.contract import FeatureEngineConfig
 from models.forms.timm_folder import EMBEDDING
 from pipelines.cli.console import cohort_progress, err, out
 from pipelines.cli.options import (
@@ -88,8 +89,8 @@ def features(
     cfg = FeaturesConfig() if config is None else load_config(config, FeaturesConfig)
     rows = gather(slides, mpp=mpp, allow_anisotropic=allow_anisotropic, stream=stream)
     slides_named = shard_of(named(rows), shard)
-    settings = {"engine": engine or "auto", "precision": precision or "auto", "output": "features"}
-    runner = load_engine(_models(model, spacing), EngineConfig.model_validate(settings))
+    settings = {"engine": engine or "auto", "precision": precision or "auto"}
+    runner = load_engine(_models(model, spacing), FeatureEngineConfig.model_validate(settings))
     card, fingerprint = runner.models.card, run_fingerprint(runner, cfg)
     if not overwrite:
         refuse_other_run(folder, fingerprint)

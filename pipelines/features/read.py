@@ -70,7 +70,7 @@ def read_features(
     Args:
         row: the slide, and the user's own tissue mask if there is one.
         name: what the slide is called in outputs.
-        engine: gives features, see `EngineConfig.output`.
+        engine: gives features, see `FeatureEngineConfig`.
         place: this slide's folder, or its path or URL.
         cfg: which cells.
         executor: who runs the chunks.

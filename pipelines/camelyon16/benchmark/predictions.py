@@ -163,10 +163,13 @@ def unusable(folder: Folder, error: Exception) -> StoreError:
             f"{folder} is a report of wsi renal report; this command takes results of wsi score"
         )
     with suppress(OSError, ValueError, RecursionError):
-        if kind_of(folder.read_json("slide.json")) == "wsi segment":
-            return StoreError(
-                f"{folder} is a segmentation of wsi segment; this command takes results of wsi score"
-            )
+        words = {
+            "wsi segment": "is a segmentation of wsi segment",
+            "wsi features": "holds features of wsi features",
+        }
+        made_by = kind_of(folder.read_json("slide.json"))
+        if made_by in words:
+            return StoreError(f"{folder} {words[made_by]}; this command takes results of wsi score")
     return StoreError(f"{folder.at('slide.json')} is broken ({error!r}); score the slide again")
 
 

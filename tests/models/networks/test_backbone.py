@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from models.card import Architecture, ModelCard, TimmModel, card_json
 from models.checkpoint import load_checkpoint, load_published, load_start, load_timm, save_checkpoint
 from models.engines import EngineConfig, find_models, load_engine
+from models.engines.contract import FeatureEngineConfig
 from models.engines.explain import Explainer
 from models.forms.timm_folder import is_timm_folder, timm_card
 from models.networks.backbone import TimmBackbone
@@ -271,7 +272,7 @@ class TestFeatureEngines:
         theirs = published(tmp_path / "vit")
         runner = load_engine(
             find_models([str(tmp_path / "vit")]),
-            EngineConfig(engine=engine, output="features", batch=2),  # type: ignore[arg-type]
+            FeatureEngineConfig(engine=engine, batch=2),  # type: ignore[arg-type]
         )
         patches = noise(3, 64)
         offsets = np.array([(0, 0), (0, 64), (0, 128)], np.int64)
@@ -289,10 +290,10 @@ class TestFeatureEngines:
         with pytest.raises(ModelError, match="gives features and names no class: wsi features takes it"):
             load_engine(models, EngineConfig())
         for cfg in (
-            EngineConfig(output="features", orientations=8),
-            EngineConfig(output="features", engine="torch", orientations=8),
+            FeatureEngineConfig(orientations=8),
+            FeatureEngineConfig(engine="torch", orientations=8),
         ):
             with pytest.raises(ConfigError, match="one model in one orientation"):
                 load_engine(models, cfg)
         with pytest.raises(ConfigError, match="features are not computed in int8"):
-            load_engine(models, EngineConfig(output="features", engine="openvino", precision="int8"))
+            load_engine(models, FeatureEngineConfig(engine="openvino", precision="int8"))

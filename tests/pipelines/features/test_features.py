@@ -234,7 +234,7 @@ class TestCommand:
         assert "features, which are not shown here" in err
         code, _, err = wsi("cohort", "export", tmp_path / "o", tmp_path / "x.parquet")
         assert code == 2
-        assert "holds results of wsi features" in err
+        assert "holds features of wsi features" in err
 
     def test_a_slide_that_is_too_coarse_is_told_another_spacing(self, row: SlideRow, tmp_path: Path) -> None:
         with pytest.raises(SpacingError, match="a larger --spacing"):
