@@ -134,7 +134,7 @@ class TestTraining:
         train_segmenter(places, again, tmp_path / "b", code_version="c")
         first, second = (load_segmenter(tmp_path / n / "model")[0] for n in "ab")
         torch.testing.assert_close(first.body.score.weight, second.body.score.weight, atol=1e-5, rtol=0)  # type: ignore[union-attr]
-        shape = cfg.segmenter.model_copy(update={"width": 8})
+        shape = cfg.segmenter.model_copy(update={"width": 16})
         with pytest.raises(ConfigError, match="has another shape than segmenter"):
             train_segmenter(
                 places, again.model_copy(update={"segmenter": shape}), tmp_path / "c", code_version="c"

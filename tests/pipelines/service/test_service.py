@@ -25,6 +25,7 @@ from pipelines.camelyon16.read.page import write_tables
 from pipelines.camelyon16.read.results import earlier_results
 from pipelines.camelyon16.read.score import ScoreConfig, ScoreJob, run_fingerprint, score_slide
 from pipelines.cli import serve as cli
+from pipelines.renal.read.run import ReportJob, report_slide
 from pipelines.runs.cohort import Failure
 from pipelines.runs.run_folder import RunFolder
 from pipelines.service import service as module
@@ -35,6 +36,8 @@ from pipelines.service.server import LARGEST_REQUEST, application
 from pipelines.service.service import Clock, RefusedError, Service, Work
 from pipelines.service.watch import Watcher
 from tests.conftest import PINK, RED
+from tests.pipelines.renal.test_report import LOOSE
+from tests.renal_slides import readers, scattered, slide_of
 from tests.slides import COMMAND, RednessEngine, painted, write_pyramid
 from wsi.arrays import Scores
 from wsi.errors import ConfigError, ModelError, StoreError
@@ -167,6 +170,30 @@ class TestResults:
         apart = np.concatenate(list(engine.score(blocks)))
         (together,) = engine.score([_joined(blocks)])
         np.testing.assert_array_equal(apart, together)
+
+
+class TestKidneys:
+    def test_a_report_is_that_of_wsi_renal_report_and_deadlines_only_order(self, tmp_path: Path) -> None:
+        slide = slide_of(tmp_path / "s.tif", scattered(30, 0.4, 3))
+        networks = readers()
+        job = ReportJob(LocalFolder(tmp_path / "served"), networks.fields.spec, networks.detector.spec, LOOSE)
+        work = Work(job, lambda row: 9, lambda failures: None, predictable=False)
+        service = Service(tmp_path / "served", work, Governor(networks.fields), PACE)
+        record, _ = service.submit(str(slide), deadline=service.clock() + 0.5)
+        assert record.deadline is not None
+        assert record.promised is None
+        service.start()
+        assert ended(service, record.id) == "done"
+        service.stop()
+        report_slide(SlideRow(SlideSource(str(slide))), "s", readers(), tmp_path / "alone" / "s", LOOSE)
+        served, alone = contents(tmp_path / "served" / "s"), contents(tmp_path / "alone" / "s")
+        assert set(served) == set(alone)
+        assert served["detections.geojson"] == alone["detections.geojson"]
+
+    def test_one_detector(self, tmp_path: Path, wsi: Run) -> None:
+        code, _, err = wsi("serve", "-o", tmp_path, "--kidneys", "-m", "a", "-m", "b")
+        assert code == 2
+        assert "kidneys are read by one detector" in err
 
 
 class TestOrder:
