@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -146,19 +147,24 @@ def mapped(
     written = store.chunks_done()
     left = [chunk for chunk in chunks if chunk not in written]
     yield from (chunk for chunk in chunks if chunk in written)
-    for chunk, probabilities in _probabilities(_tiles(slide, plan, left), mapper):
-        cells = np.argwhere(plan.wanted(chunk))  # counted from the chunk's corner
-        if probabilities is None:
-            scores = np.full((len(cells), len(plan.spec.classes)), np.nan, np.float32)
-        else:
-            scores = probabilities[:, cells[:, 0], cells[:, 1]].T.clip(0, 1)
-        store.write_chunk(chunk, cells + np.array(chunk) * plan.spec.chunk, scores)
-        yield chunk
+    # always closed here: a thread must not read from a slide that is closed already
+    with (
+        closing(_tiles(slide, plan, left)) as tiles,
+        closing(_probabilities(tiles, mapper)) as mapped_tiles,
+    ):
+        for chunk, probabilities in mapped_tiles:
+            cells = np.argwhere(plan.wanted(chunk))  # counted from the chunk's corner
+            if probabilities is None:
+                scores = np.full((len(cells), len(plan.spec.classes)), np.nan, np.float32)
+            else:
+                scores = probabilities[:, cells[:, 0], cells[:, 1]].T.clip(0, 1)
+            store.write_chunk(chunk, cells + np.array(chunk) * plan.spec.chunk, scores)
+            yield chunk
 
 
 def _probabilities(
     tiles: Iterator[tuple[tuple[int, int], RgbImage | None]], mapper: Mapper
-) -> Iterator[tuple[tuple[int, int], npt.NDArray[np.float32] | None]]:
+) -> Generator[tuple[tuple[int, int], npt.NDArray[np.float32] | None]]:
     """Chunks with the probabilities of their cells, in their order; as many tiles are mapped at once as can be."""
     if mapper.at_once == 1:
         for chunk, tile in tiles:
@@ -177,7 +183,7 @@ def _probabilities(
 
 def _tiles(
     slide: Slide, plan: MapPlan, chunks: Iterable[tuple[int, int]]
-) -> Iterator[tuple[tuple[int, int], RgbImage | None]]:
+) -> Generator[tuple[tuple[int, int], RgbImage | None]]:
     """Chunks with their tiles, the next of which is read while one is mapped; None where it cannot be decoded."""
     with ThreadPoolExecutor(1, thread_name_prefix="tile") as reader:
         waiting = None

@@ -130,7 +130,11 @@ def _serve(
     start = Pace(cell_s, FIRST_SLIDE_S, chunk_s=cell_s * CHUNK_CELLS)
     service = Service(folder.path, work, governor, start, ended=_tell)
     listed = len(service.expected())
-    out.print(f"{runner.description}: {1 / cell_s:.0f} cells a second", markup=False)
+    cards = runner.models.cards
+    names = " and ".join(card.name for card in cards)
+    out.print(f"model {names}; {runner.description}: {1 / cell_s:.0f} cells a second", markup=False)
+    if any(card.demonstration for card in cards):
+        out.print("a demonstration model, trained on phantoms: what it says of real tissue means nothing")
     if listed:
         out.print(f"goes on with {number_of(listed, 'promised slide')}", markup=False)
     _answer(service, folder, *address, None if watch is None else Watcher(watch, service))
@@ -149,10 +153,10 @@ def _answer(service: Service, folder: LocalFolder, host: str, port: int, watcher
     """Answer until Ctrl-C."""
     import uvicorn
 
-    from pipelines.cli.view import _listening
+    from pipelines.cli.view import listening
 
     host = LOOPBACK if host in ("localhost", "::1") else host
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         port = listener.getsockname()[1]
         hosts = frozenset(f"{name}:{port}" for name in (LOOPBACK, "localhost")) if host == LOOPBACK else None
         token = secrets.token_urlsafe(24)
@@ -444,10 +448,10 @@ def _ask(
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
-    if found is None or float(found[1]) <= 0:
+    number_and_unit = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    if number_and_unit is None or float(number_and_unit[1]) <= 0:
         raise ConfigError(f"--deadline {text} is no time; write 90s, 10m, 2h or 1d")
-    return float(found[1]) * UNITS[found[2]]
+    return float(number_and_unit[1]) * UNITS[number_and_unit[2]]
 
 
 def _moment(text: str, now: datetime) -> float:

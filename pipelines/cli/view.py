@@ -97,7 +97,7 @@ def view(
         return
     host = LOOPBACK if host in ("localhost", "::1") else host
     token = secrets.token_urlsafe(24)
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         port = listener.getsockname()[1]
         if host != LOOPBACK:
             err.print(
@@ -179,7 +179,7 @@ def _has_results(thing: str) -> bool:
     )
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
     Raises:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from models.engines import Engine, EngineSpec
 from pipelines.features.result import FILES, RESULT_FORMAT, FeatureResult, features_h5, finished, preview_png
+from pipelines.runs.likeness import unlike_note, unlike_share
 from pipelines.runs.made_by import fingerprint
 from pipelines.runs.run_folder import refuse_other_kind
 from pipelines.runs.task import HERE, ChunkTask, Executor, in_parts
@@ -121,6 +122,9 @@ def read_features(
             raise SlideError(f"{row.source.label} changed while it was read; run the same command again")
         with during("results and pictures"):
             cells, values = store.scored()
+            models = engine.models
+            share = unlike_share(slide, grid, models, recolour=recolour, threads=cfg.threads)
+            unlike = unlike_note(share, models).replace("the scores", "the features")
             result = FeatureResult(
                 name=name,
                 path=row.source.place,
@@ -129,7 +133,9 @@ def read_features(
                 width=engine.width,
                 mpp=slide.mpp,
                 size=slide.size,
-                note="; ".join(_notes(slide, mask, len(grid), len(cells))),
+                note="; ".join(
+                    note for note in (*_notes(slide, mask, len(grid), len(cells)), unlike) if note
+                ),
             )
             card = engine.models.card
             made_by = {"model": card.name, "weights": card.sha256, "fingerprint": made_of}

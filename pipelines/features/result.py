@@ -18,9 +18,9 @@ from models.card import ModelCard
 from pipelines.runs.cohort import Failure
 from pipelines.runs.pages import Page, in_pages, write_pages
 from pipelines.runs.pictures import TEMPLATES, png
+from pipelines.runs.run_folder import whole_facts
 from wsi.arrays import CellsRC, PointsXY, Scores
-from wsi.errors import StoreError
-from wsi.files import UNREADABLE, csv_text, read_record
+from wsi.files import csv_text
 from wsi.results.folder import Folder
 from wsi.slides.grid import TileGrid
 from wsi.slides.overview import read_overview
@@ -97,25 +97,9 @@ def finished(out: Folder, made_of: str) -> FeatureResult | None:
     Raises:
         StoreError: a file is there, and reading it failed.
     """
+    facts = whole_facts(out, made_of, "features.zarr")
     try:
-        value = out.read_json("slide.json")
-        if value["fingerprint"] != made_of:
-            return None
-        changes = out.changes(read_record(value))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    for name, change in changes.items():
-        if change.startswith(UNREADABLE):  # the file may be good: a disk or the network failed
-            raise StoreError(f"{out.at(name)} {change}; mend that and run the same command again")
-        log.warning("%s: %s; it is made again", out.at(name), change)
-        out.delete(name)
-    if "features.zarr/zarr.json" in changes:
-        out.inside("features.zarr").delete("")  # without it the chunks cannot be read
-    if changes:
-        out.delete("slide.json")
-        return None
-    try:
-        return result_of(value)
+        return None if facts is None else result_of(facts)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None  # damaged: it is written anew
 

@@ -16,7 +16,7 @@ from pipelines.runs.cohort import Failure, Result
 from pipelines.runs.finished import FOLDER as FINISHED_LIST
 from pipelines.runs.finished import MANY, FinishedList, FinishedSlide
 from wsi.errors import ForeignStoreError, SlideError, StoreError
-from wsi.files import AtWork, read_record
+from wsi.files import UNREADABLE, AtWork, read_record
 from wsi.results.folder import Folder
 from wsi.slides.manifest import SlideRow
 from wsi.stopwatch import during, seconds
@@ -233,6 +233,39 @@ def kind_of(facts: Any) -> str:
     if isinstance(facts, dict) and "width" in facts:
         return "wsi features"
     return "wsi score" if isinstance(facts, dict) and "lesion_settings" in facts else "wsi renal report"
+
+
+def whole_facts(out: Folder, made_of: str, array: str) -> dict[str, Any] | None:
+    """What a slide's ``slide.json`` holds, if it has this fingerprint and all its files are as they were written.
+
+    Files that changed are removed, and so is ``slide.json`` then: both are made again.
+
+    Args:
+        out: the slide's folder.
+        made_of: the fingerprint.
+        array: name of its zarr array.
+
+    Raises:
+        StoreError: a file is there, and reading it failed.
+    """
+    try:
+        facts = out.read_json("slide.json")
+        if facts["fingerprint"] != made_of:
+            return None
+        changes = out.changes(read_record(facts))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    for name, change in changes.items():
+        if change.startswith(UNREADABLE):  # the file may be good: a disk or the network failed
+            raise StoreError(f"{out.at(name)} {change}; mend that and run the same command again")
+        log.warning("%s: %s; it is made again", out.at(name), change)
+        out.delete(name)
+    if f"{array}/zarr.json" in changes:
+        out.inside(array).delete("")  # without it the chunks cannot be read
+    if changes:
+        out.delete("slide.json")
+        return None
+    return dict(facts)
 
 
 def refuse_other_kind(folder: Folder, command: str) -> None:

@@ -14,7 +14,7 @@ from shapely import Polygon
 from models.card import SegmenterCard
 from models.engines.map_slide import FORMAT, Mapper, MapperSpec, MapPlan, plan_map
 from pipelines.runs.made_by import fingerprint
-from pipelines.runs.run_folder import refuse_other_kind
+from pipelines.runs.run_folder import refuse_other_kind, whole_facts
 from pipelines.runs.task import HERE, Executor, MapTask, in_parts
 from pipelines.segment.result import (
     FILES,
@@ -26,8 +26,7 @@ from pipelines.segment.result import (
     result_of,
 )
 from wsi.config import Config
-from wsi.errors import SlideError, StoreError
-from wsi.files import UNREADABLE, read_record
+from wsi.errors import SlideError
 from wsi.marks.own_mask import mask_identity, read_user_mask
 from wsi.marks.raster import areas_of
 from wsi.metrics.segmentation import UNKNOWN, ClassMap
@@ -196,25 +195,9 @@ def _finished(out: Folder, made_of: str) -> SegmentResult | None:
     Raises:
         StoreError: a file is there, and reading it failed.
     """
+    facts = whole_facts(out, made_of, "classes.zarr")
     try:
-        value = out.read_json("slide.json")
-        if value["fingerprint"] != made_of:
-            return None
-        changes = out.changes(read_record(value))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    for name, change in changes.items():
-        if change.startswith(UNREADABLE):  # the file may be good: a disk or the network failed
-            raise StoreError(f"{out.at(name)} {change}; mend that and run the same command again")
-        log.warning("%s: %s; it is made again", out.at(name), change)
-        out.delete(name)
-    if "classes.zarr/zarr.json" in changes:
-        out.inside("classes.zarr").delete("")  # without it the chunks cannot be read
-    if changes:
-        out.delete("slide.json")
-        return None
-    try:
-        return result_of(value)
+        return None if facts is None else result_of(facts)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None  # damaged: it is written anew
 

@@ -334,11 +334,11 @@ class Service:
         chosen: list[str] = []
         waiting = [job for key, job in self._jobs.items() if key not in self._running]
         for job in sorted(waiting, key=self._urgency):
-            own = self._urgency(job)
-            ahead = sum(other <= own for other in running) if job.deadline is not None else len(running)
+            urgency = self._urgency(job)
+            ahead = sum(other <= urgency for other in running) if job.deadline is not None else len(running)
             if ahead < self._at_once and len(running) < most:
                 chosen.append(job.name)
-                running.append(own)
+                running.append(urgency)
         return chosen
 
     def _urgency(self, job: Job) -> tuple[float, float]:

@@ -71,8 +71,8 @@ class TestTorchvision:
         head = theirs.classifier[1] if name.startswith("eff") else theirs.fc
         with torch.inference_mode():
             wanted = theirs(pixels_of(patches, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-            found = head(ours.embed(normalise(torch.from_numpy(patches))))
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+            features = head(ours.embed(normalise(torch.from_numpy(patches))))
+        torch.testing.assert_close(features, wanted, atol=1e-4, rtol=1e-4)
 
     def test_files_of_before_counts_of_batches_load_and_another_network_s_do_not(
         self, tmp_path: Path
@@ -121,8 +121,8 @@ class TestTimm:
         patches = noise(3, 64)
         with torch.inference_mode():
             wanted = theirs(pixels_of(patches, VIT.mean, VIT.std))
-            found = load_timm(tmp_path / "vit").embed(normalise(torch.from_numpy(patches)))
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+            features = load_timm(tmp_path / "vit").embed(normalise(torch.from_numpy(patches)))
+        torch.testing.assert_close(features, wanted, atol=1e-5, rtol=1e-5)
         facts = timm_card(tmp_path / "vit", 0.7)
         assert (facts.patch_px, facts.stride_px, facts.spacing_um) == (64, 64, 0.7)
         assert facts.architecture.timm == VIT
@@ -236,15 +236,15 @@ class TestGradCam:
         save_checkpoint(tmp_path / "m", network, **fields, architecture=architecture)
         explainer = Explainer(tmp_path / "m")
         patch = noise(1, 96)[0]
-        found = explainer.explain(patch)
+        explanation = explainer.explain(patch)
         with torch.inference_mode():
             maps = network.body.forward_features(pixels_of(patch[None], model.mean, model.std))[0]
             cam = torch.einsum("c,chw->hw", network.fc.weight[1] - network.fc.weight[0], maps)
         wanted = torch.relu(cam / cam.numel())
-        torch.testing.assert_close(torch.from_numpy(found.evidence), wanted, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(torch.from_numpy(explanation.evidence), wanted, atol=1e-5, rtol=1e-3)
         assert explainer.method == "Grad-CAM"
-        assert found.constant is None
-        assert found.evidence.max() > 0
+        assert explanation.constant is None
+        assert explanation.evidence.max() > 0
 
     def test_a_network_without_places_says_so(self) -> None:
         model = TimmModel(name="cait_xxs24_224", args={"img_size": 64, "depth": 1})

@@ -248,6 +248,16 @@ class TestCommand:
         assert "the card of lymph-node-demo states its spacing" in err
 
 
+def test_tissue_that_the_model_does_not_know_is_noted(
+    row: SlideRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another stain gives features that look like any others."""
+    monkeypatch.setattr("pipelines.features.read.unlike_share", lambda *what, **more: 0.9)
+    runner = engine(domain="0" * 64)
+    result = read_features(row, "places", runner, tmp_path / "out", CFG)
+    assert result.note.startswith("90 % of its tissue looks unlike what redness was trained on")
+
+
 def test_infinite_features_have_a_colour() -> None:
     values = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     values[3, 2] = np.inf

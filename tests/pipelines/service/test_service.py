@@ -736,6 +736,7 @@ class TestCommands:
             os.kill(second.pid, signal.SIGINT)
             text, _ = second.communicate(timeout=60)
         assert "goes on with 1 promised slide" in text
+        assert "a demonstration model, trained on phantoms" in text
         assert not (out / ".service" / "address.json").exists()
         code, text, err = wsi("score", slides["large"], "-m", "lymph-node-demo", "-o", tmp_path / "alone")
         assert code == 0, err
