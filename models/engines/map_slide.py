@@ -136,7 +136,7 @@ def plan_map(slide: Slide, mask: Mask, card: SegmenterCard, fingerprint: str) ->
 
 def mapped(
     slide: Slide, plan: MapPlan, chunks: Sequence[tuple[int, int]], mapper: Mapper, store: HeatmapStore
-) -> Iterator[tuple[int, int]]:
+) -> Generator[tuple[int, int]]:
     """Map chunks that are not in the store yet, and write each; gives every chunk when it is there.
 
     Cells without tissue are NaN, and so is a chunk whose pixels cannot be decoded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -206,8 +207,11 @@ class MapTask:
         """Map the chunks that are not written yet, see `Task.run`."""
         store = HeatmapStore.open(self.heatmap)
         _refuse_replaced(store, self.plan.spec.fingerprint)
-        with self.source.open() as slide:
-            chunks = mapped(slide, self.plan, self.chunks, self.mapper.make(), store)
+        # the chunks are closed before the slide, also where ``tick`` raises: their thread reads from it
+        with (
+            self.source.open() as slide,
+            closing(mapped(slide, self.plan, self.chunks, self.mapper.make(), store)) as chunks,
+        ):
             for done, _ in enumerate(chunks, start=1):
                 tick(done, self.size)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from wsi.placement import Placement
 from wsi.results.folder import LocalFolder
 from wsi.results.store import HeatmapStore
 from wsi.slides.manifest import SlideRow
+from wsi.slides.readers.openslide import OpenSlideReader
 from wsi.slides.source import SlideSource
 from wsi.slides.tissue import Mask, TissueConfig, find_tissue
 from wsi.vocabulary import COMPARTMENT_COLOURS
@@ -115,6 +117,37 @@ class TestSlide:
             {n: LocalFolder(tmp_path / f).read(n) for n in LocalFolder(tmp_path / f).files()} for f in "ab"
         ]
         assert files[0] == files[1]
+
+    def test_no_thread_reads_on_when_a_listener_has_stopped_the_run(
+        self, row: SlideRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A read of a closed slide ends the whole process."""
+        mapper = RednessMapper()
+        mapper.at_once = 3
+        late: list[bool] = []
+        real_read, real_close = OpenSlideReader._read, OpenSlideReader.close
+        closed: set[int] = set()
+
+        def read(self: OpenSlideReader, *place: Any) -> Any:
+            time.sleep(0.02)
+            late.append(id(self) in closed)
+            return real_read(self, *place)
+
+        def close(self: OpenSlideReader) -> None:
+            closed.add(id(self))
+            real_close(self)
+
+        def tick(done: int, total: int, what: str) -> None:
+            if what == "tiles" and done:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(OpenSlideReader, "_read", read)
+        monkeypatch.setattr(OpenSlideReader, "close", close)
+        with pytest.raises(KeyboardInterrupt):
+            segment_slide(row, "ring", mapper, tmp_path / "a", CFG, tick=tick)
+        time.sleep(0.2)
+        assert late
+        assert not any(late)
 
     def test_what_is_done_is_kept_and_what_changed_is_made_again(self, row: SlideRow, tmp_path: Path) -> None:
         out = tmp_path / "out"
